@@ -1,0 +1,7 @@
+"""`python -m bench`, which is what `make bench` runs."""
+
+import sys
+
+from bench.train import main
+
+sys.exit(main())

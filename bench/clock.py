@@ -1,0 +1,70 @@
+"""What a contestant measures of itself, in its own process."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Lap:
+    """One optimizer step: wall and CPU seconds (of all threads; `system` is the kernel's part) and its loss in nats."""
+
+    wall_seconds: float
+    cpu_seconds: float
+    system_seconds: float
+    page_faults: int
+    loss: float
+
+
+class StepClock:
+    """Measures from the end of one step to the end of the next, so whatever a tool does between steps counts."""
+
+    def __init__(self) -> None:
+        self.laps: list[Lap] = []
+        self.begin()
+
+    def begin(self) -> None:
+        """The first step begins now."""
+        self._wall = time.perf_counter()
+        self._usage = resource.getrusage(resource.RUSAGE_SELF)
+
+    def step_ended(self, loss: float) -> None:
+        """A step has ended, and the next one begins."""
+        before_wall, before = self._wall, self._usage
+        self.begin()
+        now = self._usage
+        system = now.ru_stime - before.ru_stime
+        self.laps.append(
+            Lap(
+                wall_seconds=self._wall - before_wall,
+                cpu_seconds=now.ru_utime - before.ru_utime + system,
+                system_seconds=system,
+                page_faults=now.ru_minflt - before.ru_minflt,
+                loss=loss,
+            )
+        )
+
+    def write(self, path: Path, **facts: Any) -> None:
+        """Write the laps, the process's peak memory and the facts as JSON."""
+        result = {"laps": [asdict(lap) for lap in self.laps], "peak_bytes": peak_bytes(), **facts}
+        path.write_text(json.dumps(result), "utf-8")
+
+
+def peak_bytes() -> int:
+    """The most resident memory that this process ever held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def thread_facts() -> dict[str, Any]:
+    """How many threads torch computes with, and on which cores."""
+    import torch
+
+    return {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "cores": os.cpu_count()}

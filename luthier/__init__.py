@@ -1,0 +1,49 @@
+"""Luthier fine-tunes language models that you own.
+
+    import luthier
+
+    run = luthier.train({"model": "smollm2-135m", "data": {"train": "tickets.jsonl"}})
+    model = luthier.load(run.folder)
+    print(model.generate("Where is my parcel?"))
+
+Importing it loads nothing heavy: torch comes with the first call.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from luthier.version import __version__
+
+if TYPE_CHECKING:
+    from luthier.api import Chat, TextModel, evaluate, load, train
+    from luthier.errors import LuthierError
+    from luthier.recipe import Recipe, load_recipe
+
+__all__ = ["Chat", "LuthierError", "Recipe", "TextModel", "__version__", "evaluate", "load", "load_recipe", "train"]
+
+_HOMES = {
+    "Chat": "luthier.api",
+    "LuthierError": "luthier.errors",
+    "Recipe": "luthier.recipe",
+    "TextModel": "luthier.api",
+    "evaluate": "luthier.api",
+    "load": "luthier.api",
+    "load_recipe": "luthier.recipe",
+    "train": "luthier.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The exported names, each imported from its home on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'luthier' has no attribute {name!r}")
+    import importlib
+
+    value = vars(importlib.import_module(_HOMES[name]))[name]
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

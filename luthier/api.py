@@ -1,0 +1,237 @@
+"""The Python door: train a recipe, load what it made, and ask it things. The command line stands on the same objects."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from luthier.data.dataset import load_dataset, load_examples
+from luthier.data.rendering import Renderer, build_renderer
+from luthier.data.template import read_template
+from luthier.errors import UsageError
+from luthier.evaluation.compare import Candidate, Progress, evaluate_records
+from luthier.evaluation.verdict import Evaluation
+from luthier.generation.engine import Completed, Request, generate, stream
+from luthier.generation.settings import Sampling
+from luthier.methods import ADAPTER, Full
+from luthier.models.language_model import LanguageModel, load_model
+from luthier.models.settings import ModelSettings
+from luthier.recipe import Recipe, load_recipe, make_recipe
+from luthier.run import RunResult, load_base, load_run, train_recipe
+from luthier.store.runs import RECIPE, RESOLVED, find_run, is_run, new_run_folder
+from luthier.training.workers import Workers
+from luthier.types import Completion, Example, Message, Record
+
+Announce = Callable[[str], None]
+Prompt = str | Sequence[Message | Mapping[str, str]]
+
+RUNS = Path("runs")
+"""Where runs go and are looked for, in the working folder."""
+
+_log = logging.getLogger("luthier")
+
+
+def train(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    out: str | Path | None = None,
+    *,
+    announce: Announce = _log.info,
+    on_step: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> RunResult:
+    """Carry out a recipe (typed, as plain values, or the path of its file) in a new run folder.
+
+    Args:
+        out: the run folder; unset, `runs/NAME-N` after the recipe's or the data's name.
+        announce: is told what is worth knowing, a sentence at a time.
+        on_step: is handed each step's numbers, as in metrics.jsonl, with `total_steps`.
+
+    Raises: the errors of `luthier.errors`.
+    """
+    if isinstance(recipe, str | Path):
+        name, typed = Path(recipe).stem, load_recipe(recipe)
+    else:
+        typed = recipe if isinstance(recipe, Recipe) else make_recipe(recipe)
+        first = typed.data.train if isinstance(typed.data.train, str) else typed.data.train[0]
+        name = Path(first).stem
+    folder = new_run_folder(RUNS, name) if out is None else Path(out)
+    return train_recipe(typed, folder, announce=announce, on_step=on_step)
+
+
+def load(run: str | Path, announce: Announce = _log.info) -> TextModel:
+    """The model of a run with what it learned; `run` is its folder, its name under `runs/`, or `latest`."""
+    folder = find_run(str(run), RUNS)
+    recipe = recipe_of_run(folder)
+    model = load_run(folder, announce)
+    adapter = None if isinstance(recipe.method, Full) else ADAPTER
+    return TextModel(model, build_renderer(recipe.data, model.tokenizer), adapter)
+
+
+def base_of(run: str | Path, tuned: TextModel, announce: Announce = _log.info) -> TextModel:
+    """The model that a run began from, asked in the same way; it shares the tuned model's weights where it can."""
+    if tuned.adapter is not None:
+        return replace(tuned, adapter=None)
+    return replace(tuned, language_model=load_base(find_run(str(run), RUNS), announce))
+
+
+def load_plain(name: str, announce: Announce = _log.info) -> TextModel:
+    """A model without a run: a built-in name, a folder, a hub id or a .gguf file."""
+    model = load_model(ModelSettings(name=name), announce)
+    return TextModel(model, Renderer(model.tokenizer, read_template(None, model.tokenizer)), None)
+
+
+def load_any(name: str, announce: Announce = _log.info) -> TextModel:
+    """The model of a run where `name` is one, else the plain model of that name."""
+    if name == "latest" or is_run(Path(name)) or is_run(RUNS / name):
+        return load(name, announce)
+    return load_plain(name, announce)
+
+
+def evaluate(
+    run: str | Path,
+    data: str | None = None,
+    *,
+    limit: int | None = None,
+    sampling: Sampling | None = None,
+    announce: Announce = _log.info,
+    progress: Progress = lambda task, done, total: None,
+) -> Evaluation:
+    """The base and the tuned model of a run on the same rows: those of `data`, or what the run held out.
+
+    Args:
+        limit: use only the first so many rows.
+        sampling: how answers are drawn; unset, greedily.
+        progress: called with what is being done, how much of it is done, and how much there is.
+
+    Raises: NotFound for a run or data that is not there; DataError for rows that cannot be used.
+    """
+    tuned = load(run, announce)
+    base = base_of(run, tuned, announce)
+    recipe = recipe_of_run(find_run(str(run), RUNS))
+    rows = _rows_to_evaluate(recipe, data, tuned, announce)
+    workers = recipe.training.workers
+    with Workers(workers if isinstance(workers, int) else 1) as threads:
+        return evaluate_records(
+            [
+                Candidate("base", base.language_model, base.adapter),
+                Candidate("tuned", tuned.language_model, tuned.adapter),
+            ],
+            [(record, example.origin) for record, example in rows],
+            [replace(example, document=index) for index, (_, example) in enumerate(rows)],
+            tuned.renderer,
+            sampling or Sampling(),
+            threads,
+            tokens_per_micro_batch=recipe.training.tokens_per_micro_batch,
+            limit=limit,
+            progress=progress,
+        )
+
+
+def _rows_to_evaluate(
+    recipe: Recipe, data: str | None, model: TextModel, announce: Announce
+) -> list[tuple[Record, Example]]:
+    make_example = recipe.objective.example
+    if data is not None:
+        # what was too long to train on can be measured all the same
+        settings = recipe.data.model_copy(update={"max_length": 2**31})
+        found = load_examples(data, settings, model.renderer, make_example, announce)
+        return list(zip(found.records, found.examples, strict=True))
+    dataset = load_dataset(recipe.data, model.language_model.tokenizer, make_example, announce)
+    if not dataset.validation:
+        raise UsageError("The run held out no rows.", "Give rows to evaluate on with --data FILE.")
+    return list(zip(dataset.validation_records, dataset.validation, strict=True))
+
+
+def recipe_of_run(folder: Path) -> Recipe:
+    """The recipe of a run, settled where the run got so far."""
+    return load_recipe(folder / (RESOLVED if (folder / RESOLVED).is_file() else RECIPE))
+
+
+def make_sampling(values: Mapping[str, Any]) -> Sampling:
+    """Sampling settings from plain values. Raises UsageError, naming the setting, for one that is wrong."""
+    try:
+        return Sampling(**values)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in fault["loc"])
+        known = ", ".join(Sampling.model_fields)
+        raise UsageError(f"{name}: {fault['msg']}.", f"Sampling takes {known}.", field=name) from error
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A model that answers: its weights, how prompts become tokens, and the adapter to use (None: the bare weights)."""
+
+    language_model: LanguageModel
+    renderer: Renderer
+    adapter: str | None
+
+    def generate(self, prompt: Prompt, **sampling: Any) -> str:
+        """The answer to a prompt, or to the messages of a chat. Greedy unless `sampling` says otherwise."""
+        return self.complete([prompt], make_sampling(sampling))[0].text
+
+    def stream(self, prompt: Prompt, **sampling: Any) -> Generator[str, None, Completed]:
+        """The same piece by piece."""
+        return stream(self.language_model, self._request(prompt, make_sampling(sampling)))
+
+    def complete(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completed]:
+        """The answers to several prompts, computed together."""
+        return generate(self.language_model, [self._request(prompt, sampling) for prompt in prompts])
+
+    def chat(self, system: str | None = None, **sampling: Any) -> Chat:
+        """A conversation that remembers what was said; `system` is an instruction that stands before it."""
+        opening = () if system is None else (Message("system", system),)
+        return Chat(self, make_sampling(sampling), opening, list(opening))
+
+    def _request(self, prompt: Prompt, sampling: Sampling) -> Request:
+        end_of_turn = self.renderer.end_of_turn_id
+        stop_ids = frozenset() if end_of_turn is None else frozenset([end_of_turn])
+        return Request(tuple(self._tokens(prompt)), sampling, self.adapter, stop_ids)
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        """A prompt as training wrote it: text as a question in a chat, or plainly where the rows were plain."""
+        if isinstance(prompt, str):
+            tokens = self.renderer.record_prompt(Completion(prompt, ""))
+            assert tokens is not None  # a completion has a prompt
+            return tokens
+        return self.renderer.prompt_tokens([_message(each) for each in prompt])
+
+
+def _message(value: Message | Mapping[str, str]) -> Message:
+    if isinstance(value, Message):
+        return value
+    try:
+        return Message(value["role"], value["content"])
+    except KeyError as error:
+        raise UsageError(f"A message has no {error}.", "Give each message a role and a content.") from error
+
+
+@dataclass
+class Chat:
+    """A conversation with a model: `messages` holds what was said so far, the opening included."""
+
+    model: TextModel
+    sampling: Sampling
+    opening: tuple[Message, ...] = ()
+    messages: list[Message] = field(default_factory=list)
+
+    def say(self, text: str) -> str:
+        """The model's answer to what the user says now."""
+        return "".join(self.stream(text))
+
+    def stream(self, text: str) -> Iterator[str]:
+        """The same piece by piece; an answer that is broken off is forgotten together with its question."""
+        messages = [*self.messages, Message("user", text)]
+        answer = ""
+        for piece in self.model.stream(messages, **self.sampling.model_dump()):
+            answer += piece
+            yield piece
+        self.messages = [*messages, Message("assistant", answer)]
+
+    def reset(self) -> None:
+        """Forget everything but the opening."""
+        self.messages = list(self.opening)

@@ -1,0 +1,142 @@
+"""Training as it goes on, on standard error: a live bar in a terminal, a line every few seconds anywhere else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from luthier.cli.output import readable_bytes
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+@dataclass
+class Smoothed:
+    """A running mean that forgets: each new value weighs one tenth, and the first ones are not drawn towards 0."""
+
+    keep: float = 0.9
+    _sum: float = 0.0
+    _weight: float = 0.0
+
+    def add(self, value: float) -> None:
+        """Take a value in."""
+        self._sum = self.keep * self._sum + (1 - self.keep) * value
+        self._weight = self.keep * self._weight + (1 - self.keep)
+
+    @property
+    def value(self) -> float:
+        """The mean so far; nan before the first value."""
+        return self._sum / self._weight if self._weight else float("nan")
+
+
+@dataclass
+class Course:
+    """What the steps so far add up to."""
+
+    step: int = 0
+    total_steps: int = 0
+    tokens_per_second: float = 0.0
+    lr: float = 0.0
+    memory_bytes: int = 0
+    validation_loss: float | None = None
+    loss: Smoothed = field(default_factory=Smoothed)
+    seconds: Smoothed = field(default_factory=Smoothed)
+
+    def take(self, record: Mapping[str, Any], wall_seconds: float) -> None:
+        """Take in a step's record, and the wall time since the one before, evaluation and saving included."""
+        self.step, self.total_steps = record["step"], record["total_steps"]
+        self.tokens_per_second, self.lr = record["tokens_per_second"], record["lr"]
+        self.memory_bytes = record["memory_bytes"]
+        self.validation_loss = record.get("validation_loss", self.validation_loss)
+        self.loss.add(record["loss"])
+        self.seconds.add(wall_seconds)
+
+    @property
+    def seconds_left(self) -> float:
+        """About how long the remaining steps take."""
+        return (self.total_steps - self.step) * self.seconds.value
+
+    def summary(self) -> str:
+        """The numbers as one line, the most telling first."""
+        parts = [f"loss {self.loss.value:.3f}"]
+        if self.validation_loss is not None:
+            parts.append(f"held-out {self.validation_loss:.3f}")
+        parts += [f"{self.tokens_per_second:.0f} tok/s", readable_bytes(self.memory_bytes), f"lr {self.lr:.1e}"]
+        return "  ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 3:07 or 1:02:09."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class TrainingDisplay:
+    """Shows what `on_step` and `announce` are told, while entered; `now` is a clock in seconds."""
+
+    def __init__(self, console: Console | None = None, now: Callable[[], float] = time.monotonic) -> None:
+        self._console = Console(stderr=True, highlight=False) if console is None else console
+        self._now = now
+        self._course = Course()
+        self._last_step_at = now()
+        self._last_line_at = float("-inf")
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def announce(self, text: str) -> None:
+        """Say something, above the bar where there is one."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def on_step(self, record: Mapping[str, Any]) -> None:
+        """Show a step: a record as in metrics.jsonl, with `total_steps`."""
+        now = self._now()
+        self._course.take(record, now - self._last_step_at if self._course.step else record["seconds"])
+        self._last_step_at = now
+        if self._console.is_terminal:
+            self._draw()
+        elif now - self._last_line_at >= SECONDS_BETWEEN_LINES or "validation_loss" in record or self._is_last:
+            self._last_line_at = now
+            course = self._course
+            left = "" if self._is_last else f"  {clock(course.seconds_left)} left"
+            self.announce(f"step {course.step}/{course.total_steps}  {course.summary()}{left}")
+
+    @property
+    def _is_last(self) -> bool:
+        return self._course.step == self._course.total_steps
+
+    def _draw(self) -> None:
+        course = self._course
+        if self._progress is None:
+            columns = (
+                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[left]} left"),
+                TextColumn("{task.fields[summary]}"),
+            )
+            self._progress = Progress(*columns, console=self._console)
+            self._task = self._progress.add_task("", total=course.total_steps, left="", summary="")
+            self._progress.start()
+        assert self._task is not None
+        self._progress.update(
+            self._task,
+            completed=course.step,
+            total=course.total_steps,
+            left=clock(course.seconds_left),
+            summary=course.summary(),
+        )

@@ -1,0 +1,57 @@
+"""`luthier evaluate`: base against tuned on the same rows."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from luthier.cli.options import Json, MaxNewTokens
+from luthier.cli.output import aligned, emit, say
+
+if TYPE_CHECKING:
+    from luthier.evaluation.verdict import Evaluation
+
+_SHOWN = 3
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def evaluate(
+    run: Annotated[str, typer.Argument(help="The run: its folder, its name under runs/, or latest.")],
+    data: Annotated[
+        str | None, typer.Option("--data", help="Rows to evaluate on; unset: what the run held out.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first so many rows.")] = None,
+    max_new_tokens: MaxNewTokens = None,
+    as_json: Json = False,
+) -> None:
+    """Compare base and tuned model: loss, perplexity, exact match, token F1 and ROUGE-L, with 95 % intervals."""
+    from luthier import api
+
+    sampling = api.make_sampling({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens})
+    progress = ProgressLines()
+    evaluation = api.evaluate(run, data, limit=limit, sampling=sampling, announce=say, progress=progress)
+    emit({"run": run, **evaluation.as_json()}, _text(evaluation), as_json)
+
+
+class ProgressLines:
+    """Says how far each task is, at most every few seconds; several threads may call it."""
+
+    def __init__(self) -> None:
+        self._said_at = time.monotonic()
+
+    def __call__(self, task: str, done: int, total: int) -> None:
+        """Take what is being done, how much of it is done, and how much there is."""
+        now = time.monotonic()
+        if now - self._said_at >= _SECONDS_BETWEEN_LINES:
+            self._said_at = now
+            say(f"{task}: {done} of {total}")
+
+
+def _text(evaluation: Evaluation) -> str:
+    lines = [*aligned(evaluation.as_table()), "", evaluation.summary, *evaluation.notes]
+    for answered in evaluation.answers[:_SHOWN]:
+        lines += ["", f"{answered.origin}: {answered.asked}", f"  reference: {answered.reference}"]
+        lines += [f"  {name}: {answer}" for name, answer in zip(evaluation.candidates, answered.answers, strict=True)]
+    return "\n".join(lines)

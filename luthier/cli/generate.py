@@ -1,0 +1,86 @@
+"""`luthier generate`: answers to prompts, from a run or a plain model."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from luthier.cli.options import Json, MaxNewTokens, MinP, Seed, Stop, System, Temperature, TopK, TopP, given
+from luthier.cli.output import emit, say
+from luthier.errors import UsageError
+
+if TYPE_CHECKING:
+    from luthier.api import Prompt, TextModel
+    from luthier.generation.settings import Sampling
+
+
+def generate(
+    model: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="A run, or a model by name, folder or file.")],
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="What to answer; repeatable. Unset: standard in.")
+    ] = None,
+    system: System = None,
+    base: Annotated[bool, typer.Option("--base", help="Ask the model that the run began from.")] = False,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    stop: Stop = None,
+    seed: Seed = None,
+    max_new_tokens: MaxNewTokens = None,
+    as_json: Json = False,
+) -> None:
+    """Print the answers to prompts; one prompt's answer appears as it is written."""
+    texts = list(prompt or [_standard_in()])
+    from luthier.api import base_of, load_any, make_sampling
+
+    sampling = make_sampling(
+        given(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            stop=stop,
+            seed=seed,
+            max_new_tokens=max_new_tokens,
+        )
+    )
+    loaded = load_any(model, say)
+    if base:
+        loaded = base_of(model, loaded, say)
+    prompts: list[Prompt] = [text if system is None else _chat(system, text) for text in texts]
+    if len(prompts) == 1 and not as_json:
+        _print_stream(loaded, prompts[0], sampling)
+        return
+    answers = loaded.complete(prompts, sampling)
+    document = {
+        "model": model,
+        "adapter": loaded.adapter,
+        "sampling": sampling.model_dump(mode="json"),
+        "answers": [
+            {"prompt": text, "text": answer.text, "finish_reason": answer.finish_reason, "tokens": len(answer.tokens)}
+            for text, answer in zip(texts, answers, strict=True)
+        ],
+    }
+    emit(document, "\n".join(answer.text for answer in answers), as_json)
+
+
+def _chat(system: str, text: str) -> Prompt:
+    return [{"role": "system", "content": system}, {"role": "user", "content": text}]
+
+
+def _standard_in() -> str:
+    if sys.stdin.isatty():
+        raise UsageError("There is no prompt.", "Give --prompt TEXT, or pipe a text in.")
+    text = sys.stdin.read().removesuffix("\n")
+    if not text:
+        raise UsageError("Standard in is empty, so there is no prompt.", "Give --prompt TEXT, or pipe a text in.")
+    return text
+
+
+def _print_stream(model: TextModel, prompt: Prompt, sampling: Sampling) -> None:
+    for piece in model.stream(prompt, **sampling.model_dump()):
+        print(piece, end="", flush=True)
+    print()

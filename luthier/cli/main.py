@@ -1,0 +1,110 @@
+"""The program `luthier`: its commands, and what becomes of their errors.
+
+Each command sits in its own file and imports what is heavy only when it runs, so that `--help` and completion are quick.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Sequence
+from typing import Annotated, cast
+
+import typer
+
+from luthier.cli.cache import cache
+from luthier.cli.chat import chat
+from luthier.cli.check import check
+from luthier.cli.doctor import doctor
+from luthier.cli.evaluate import evaluate
+from luthier.cli.generate import generate
+from luthier.cli.new import new
+from luthier.cli.output import print_error, say
+from luthier.cli.process import quiet_libraries
+from luthier.cli.quickstart import quickstart
+from luthier.cli.resume import resume
+from luthier.cli.runs import runs
+from luthier.cli.schema import schema
+from luthier.cli.train import train
+from luthier.errors import DiskFull, LuthierError, ResourceError, UsageError
+from luthier.version import __version__
+
+# The parser's own error, of whichever click typer brings: typer itself exports only this subclass.
+_UsageFault = cast("type[Exception]", typer.BadParameter.__base__)
+
+app = typer.Typer(
+    name="luthier",
+    help="Fine-tune language models that you own. Begin with: luthier quickstart",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_BEGIN, _TUNE, _USE, _LOOK = "Begin", "Tune", "Use", "Look around"
+
+app.command(rich_help_panel=_BEGIN)(quickstart)
+app.command(rich_help_panel=_BEGIN)(new)
+app.command(rich_help_panel=_BEGIN)(check)
+app.command(rich_help_panel=_TUNE)(train)
+app.command(rich_help_panel=_TUNE)(resume)
+app.command(rich_help_panel=_TUNE)(evaluate)
+app.command(rich_help_panel=_USE)(chat)
+app.command(rich_help_panel=_USE)(generate)
+app.command(rich_help_panel=_LOOK)(runs)
+app.command(rich_help_panel=_LOOK)(schema)
+app.command(rich_help_panel=_LOOK)(doctor)
+app.add_typer(cache, name="cache", rich_help_panel=_LOOK)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Fine-tune language models that you own. Begin with: luthier quickstart"""
+    quiet_libraries()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code. Errors are printed as their mend, or with `--json` as a document."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in words
+    try:
+        # Outside standalone mode usage errors come back as exceptions, which --json prints as documents.
+        code = app(words, prog_name="luthier", standalone_mode=not as_json)
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 0
+    except _UsageFault as fault:
+        error: LuthierError = UsageError(cast("typer.BadParameter", fault).format_message(), "See luthier --help.")
+    except LuthierError as raised:
+        error = raised
+    except (KeyboardInterrupt, typer.Abort):
+        say("Interrupted.")
+        return 130
+    except OSError as raised:
+        if raised.errno == errno.EPIPE:  # whoever read our output has left
+            sys.stdout = None  # nothing is left to flush at exit
+            return 1
+        error = _of_system(raised)
+    else:
+        return code if isinstance(code, int) else 0
+    print_error(error, as_json)
+    return error.exit_code
+
+
+def _of_system(error: OSError) -> LuthierError:
+    """What the operating system refused, as an error with a mend."""
+    file = None if error.filename is None else str(error.filename)
+    found = f"{error.strerror or error}."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(found, "Free some space, or choose another place with --out.", file=file)
+    if error.errno == errno.ENOMEM:
+        return ResourceError(found, "Lower training.tokens_per_micro_batch, or close other programs.", file=file)
+    return LuthierError(found, "Check the path and its permissions.", file=file)

@@ -1,0 +1,65 @@
+"""`luthier new`: a commented recipe for the user's own rows."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from luthier.cli.options import Json
+from luthier.cli.output import emit, say
+from luthier.errors import UsageError
+
+_OPENING = """{count} {form} rows from {data} ({reason}).
+
+Look at what is learned:  luthier check {recipe}
+Tune:                     luthier train {recipe}
+Every field:              luthier schema --markdown
+"""
+
+
+def new(
+    data: Annotated[str, typer.Argument(help="Your rows: a JSONL, JSON, CSV or Parquet file, or a hub name.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where the recipe goes; unset: the data's name with .yaml.")
+    ] = None,
+    model: Annotated[str, typer.Option("--model", help="The base model.")] = "smollm2-135m",
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a commented recipe for your own rows, after reading them through."""
+    from luthier.data.formats import to_records
+    from luthier.data.reading import read_rows
+    from luthier.recipe.reference import commented_recipe
+    from luthier.store.files import write_text
+
+    recipe = Path(Path(data).stem + ".yaml") if out is None else out
+    if recipe.exists() and not force:
+        raise UsageError(f"{recipe} is there already.", "Choose another name with --out, or replace it with --force.")
+    recognised = to_records(read_rows(data, say), "auto")
+    for note in recognised.notes:
+        say(note)
+    opening = _OPENING.format(
+        count=len(recognised.records), form=recognised.name, data=data, reason=recognised.reason, recipe=recipe
+    )
+    write_text(recipe, commented_recipe(model, _seen_from(recipe, data), opening))
+    found = f"{len(recognised.records)} rows of the form {recognised.name} ({recognised.reason})."
+    say(f"{found}\nNext: luthier check {recipe}")
+    document = {
+        "recipe": str(recipe),
+        "format": recognised.name,
+        "reason": recognised.reason,
+        "rows": len(recognised.records),
+    }
+    emit(document, str(recipe), as_json)
+
+
+def _seen_from(recipe: Path, data: str) -> str:
+    """The data's path as the recipe should have it: relative where it lies beside or below, else absolute."""
+    path = Path(data).expanduser()
+    if not path.exists():  # a hub name
+        return data
+    relative = os.path.relpath(path, recipe.parent)
+    return str(path.absolute()) if relative.startswith("..") else relative

@@ -1,0 +1,61 @@
+"""Settings of the whole process, which only a command may make: the allocator, and how much other libraries say."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable
+
+# mallopt's parameters, from glibc's malloc.h
+_M_TRIM_THRESHOLD = -1
+_M_TOP_PAD = -2
+_M_MMAP_MAX = -4
+
+_QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+def quiet_libraries() -> None:
+    """Keep the model libraries from printing and from telemetry, unless the user's environment says otherwise.
+
+    To be called before they are imported.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+def keep_freed_memory(announce: Callable[[str], None]) -> bool:
+    """Have glibc keep and reuse big blocks instead of mapping fresh pages for each; return whether this is glibc.
+
+    Training makes and frees the same large tensors over and over; fresh pages cost a fault each. Memory that was once
+    needed then stays with the process. To be called before torch allocates. Other C libraries are left as they are.
+    """
+    if not glibc_version():
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20)):
+        mallopt(parameter, value)
+    announce("Allocator: freed memory is kept for reuse (--plain-allocator leaves it as it is).")
+    return True
+
+
+def glibc_version() -> str:
+    """The version of glibc, such as 2.36; empty where the C library is another."""
+    if sys.platform != "linux":
+        return ""
+    try:
+        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+    except (OSError, ValueError):  # musl knows no such name
+        return ""
+    return version if name == "glibc" else ""
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -1,0 +1,62 @@
+"""`luthier train`: carry out a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from luthier.cli.options import Json, Overrides, PlainAllocator
+from luthier.cli.output import emit
+from luthier.cli.process import keep_freed_memory
+
+if TYPE_CHECKING:
+    from luthier.run import RunResult
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The run folder; unset: runs/NAME-N.")] = None,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after the gate; train nothing.")] = False,
+    plain_allocator: PlainAllocator = False,
+    as_json: Json = False,
+) -> None:
+    """Tune a model as a recipe says; prints the run folder."""
+    from luthier.cli.display import TrainingDisplay
+
+    with TrainingDisplay() as display:
+        if not plain_allocator:
+            keep_freed_memory(display.announce)
+        from luthier.recipe import load_recipe
+
+        settings = load_recipe(recipe, overrides or ())
+        if dry_run:
+            from luthier.cli.check import report_recipe
+
+            report_recipe(settings, as_json)
+            return
+        from luthier.api import RUNS
+        from luthier.run import train_recipe
+        from luthier.store.runs import new_run_folder
+
+        folder = new_run_folder(RUNS, recipe.stem) if out is None else out
+        display.announce(f"Run {folder}")
+        result = train_recipe(settings, folder, announce=display.announce, on_step=display.on_step)
+    report_result(result, display.announce, as_json)
+
+
+def report_result(result: RunResult, announce: Callable[[str], None], as_json: bool) -> None:
+    """Say what a run came to and what may follow; print its folder, or with `--json` the numbers."""
+    folder = result.folder
+    loss = "" if result.final_loss is None else f", loss {result.final_loss:.3f}"
+    best = ""
+    if result.best_validation_loss is not None:
+        best = f", best held-out loss {result.best_validation_loss:.3f} at step {result.best_step}"
+    early = ", stopped early" if result.stopped_early else ""
+    announce(f"Finished after {result.steps} steps{early}{loss}{best}.")
+    announce(f"Next:  luthier chat {folder} --compare\n       luthier evaluate {folder} --data FILE")
+    document = {**vars(result), "folder": str(folder)}
+    emit(document, str(folder), as_json)

@@ -1,0 +1,187 @@
+"""The rows of a run in the order and the steps that training takes them.
+
+The order of an epoch follows from the seed and the epoch alone. What has been taken is three numbers, so that a resumed
+run goes on exactly where it stood.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from luthier.data.packing import assign_workers, check_lengths, collate, plan_micro_batches
+from luthier.errors import DataError, RunMismatch
+from luthier.types import Batch, Example, Layout
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step computes.
+
+    number: counted from 1. worker_of: for each micro-batch, who computes it. learned_weight: the sum of all targets'
+    weights, which the loss is divided by. rows: indices into the examples, in the order of the epoch. epoch: passes over
+    the rows that are complete once this step is done.
+    """
+
+    number: int
+    micro_batches: tuple[Batch, ...]
+    worker_of: tuple[int, ...]
+    learned_weight: float
+    learned_tokens: int
+    real_tokens: int
+    rows: tuple[int, ...]
+    epoch: float
+
+
+def epoch_order(num_rows: int, seed: int, epoch: int) -> list[int]:
+    """The order in which an epoch takes the rows."""
+    # Sorting raw counter-based draws gives the same order in every version of numpy; its shuffles do not promise that.
+    draws = np.random.Philox(key=np.array([seed % 2**64, epoch], dtype=np.uint64)).random_raw(num_rows)
+    order: list[int] = np.argsort(draws, kind="stable").tolist()
+    return order
+
+
+class StepBatches(Iterator[Step]):
+    """The steps of a run, one after another; `num_steps` in all.
+
+    The last step of an epoch takes the rows that are left, so that every row comes exactly once an epoch. An epoch that
+    counts only in part (`epochs` is 2.5) ends after that part of its rows.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        *,
+        rows_per_step: int | None,
+        tokens_per_step: int | None,
+        budget: int,
+        workers: int,
+        layout: Layout,
+        pad_id: int,
+        seed: int,
+        epochs: float = 1.0,
+        steps: int | None = None,
+    ) -> None:
+        """Stand before the first step.
+
+        rows_per_step, tokens_per_step: one of them. A step takes so many rows, or rows until the next would pass so many
+        tokens, at least one.
+        budget: most tokens in a micro-batch, padding included.
+        steps: how long the run is; unset, `epochs`.
+
+        Raises: DataError without examples; RecipeError for an example longer than the budget.
+        """
+        if not examples:
+            raise DataError("There is no row to train on.", "Give at least one training row.")
+        assert (rows_per_step is None) != (tokens_per_step is None), "a step is counted in rows or in tokens"
+        self._examples = examples
+        self._lengths = [example.num_tokens for example in examples]
+        check_lengths(self._lengths, budget)  # now, not at the step that such a row would come in
+        self._rows_per_step = rows_per_step
+        self._tokens_per_step = tokens_per_step
+        self._budget = budget
+        self._workers = workers
+        self._layout = layout
+        self._pad_id = pad_id
+        self._seed = seed
+        self._whole_epochs: int | None = None  # None: as many as the steps need
+        self._last_rows = 0
+        if steps is None:
+            self._whole_epochs, self._last_rows = _in_rows(epochs, len(examples))
+        self._epoch = 0
+        self._position = 0  # rows of this epoch already taken
+        self._order = epoch_order(len(examples), seed, 0)
+        self._step = 0
+        self.num_steps = steps if steps is not None else self._count_steps()
+
+    def __next__(self) -> Step:
+        if self._step >= self.num_steps:
+            raise StopIteration
+        if self._position >= self._rows_of_epoch(self._epoch):
+            self._go_to(self._epoch + 1, 0)
+        end = self._step_end(self._order, self._position, self._rows_of_epoch(self._epoch))
+        rows = tuple(self._order[self._position : end])
+        self._position = end
+        self._step += 1
+        examples = [self._examples[row] for row in rows]
+        batches = _cut(examples, self._budget, self._workers, self._layout, self._pad_id)
+        return Step(
+            number=self._step,
+            micro_batches=tuple(batches),
+            worker_of=tuple(assign_workers([batch.tokens_BT.numel() for batch in batches], self._workers)),
+            learned_weight=float(sum(float(example.weight_N.sum(dtype=np.float64)) for example in examples)),
+            learned_tokens=sum(example.num_learned for example in examples),
+            real_tokens=sum(example.num_tokens for example in examples),
+            rows=rows,
+            epoch=self._epoch + end / len(self._examples),
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        """What has been taken, as small JSON."""
+        return {"epoch": self._epoch, "position": self._position, "step": self._step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`. Raises: RunMismatch for a place that this run does not have."""
+        epoch, position, step = int(state["epoch"]), int(state["position"]), int(state["step"])
+        if not (0 <= position <= len(self._examples) and 0 <= step <= self.num_steps and epoch >= 0):
+            raise RunMismatch(
+                f"The checkpoint stands at row {position} of epoch {epoch}, step {step}, but this run has "
+                f"{len(self._examples)} rows and {self.num_steps} steps.",
+                "Resume with the data and the recipe that the run began with.",
+            )
+        self._go_to(epoch, position)
+        self._step = step
+
+    def _go_to(self, epoch: int, position: int) -> None:
+        self._epoch, self._position = epoch, position
+        self._order = epoch_order(len(self._examples), self._seed, epoch)
+
+    def _rows_of_epoch(self, epoch: int) -> int:
+        return self._last_rows if epoch == self._whole_epochs else len(self._examples)
+
+    def _step_end(self, order: Sequence[int], position: int, num_rows: int) -> int:
+        """The position in the epoch after the step that begins at `position`."""
+        if self._rows_per_step is not None:
+            return min(position + self._rows_per_step, num_rows)
+        assert self._tokens_per_step is not None
+        end, tokens = position + 1, self._lengths[order[position]]
+        while end < num_rows and tokens + self._lengths[order[end]] <= self._tokens_per_step:
+            tokens += self._lengths[order[end]]
+            end += 1
+        return end
+
+    def _count_steps(self) -> int:
+        assert self._whole_epochs is not None
+        if self._rows_per_step is not None:  # every whole epoch has as many
+            per_epoch = -(-len(self._examples) // self._rows_per_step)
+            return self._whole_epochs * per_epoch + -(-self._last_rows // self._rows_per_step)
+        count = 0
+        for epoch in range(self._whole_epochs + (self._last_rows > 0)):
+            order = epoch_order(len(self._examples), self._seed, epoch)
+            position = 0
+            while position < self._rows_of_epoch(epoch):
+                position = self._step_end(order, position, self._rows_of_epoch(epoch))
+                count += 1
+        return count
+
+
+def evaluation_batches(examples: Sequence[Example], budget: int, workers: int, layout: Layout, pad_id: int) -> list[Batch]:
+    """All examples once as batches within the budget, in an order that never changes; none without examples."""
+    return _cut(examples, budget, workers, layout, pad_id)
+
+
+def _cut(examples: Sequence[Example], budget: int, workers: int, layout: Layout, pad_id: int) -> list[Batch]:
+    plan = plan_micro_batches([example.num_tokens for example in examples], budget, workers, layout)
+    return [collate([examples[i] for i in rows], layout, pad_id) for rows in plan]
+
+
+def _in_rows(epochs: float, num_rows: int) -> tuple[int, int]:
+    """Whole epochs, and the rows of the part of an epoch that comes after them."""
+    whole = math.floor(epochs)
+    part = math.ceil(round((epochs - whole) * num_rows, 6))  # 0.1 of 30 rows is 3, not 4, whatever 0.1 is in binary
+    part = max(part, 1 if whole == 0 else 0)
+    return (whole, part) if part < num_rows else (whole + 1, 0)

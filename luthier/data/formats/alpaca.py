@@ -1,0 +1,75 @@
+"""Alpaca: an instruction, an input that may be empty, and the output to learn.
+
+    {"instruction": "Translate to French.", "input": "Good morning.", "output": "Bonjour."}
+
+From Stanford Alpaca, https://github.com/tatsu-lab/stanford_alpaca. LLaMA-Factory's additions are read too: `system`, and
+`history`, a list of earlier [question, answer] pairs. Instruction and input become one message of the user, with a
+blank line between them; the fixed sentences of the first Alpaca prompt are left to chat templates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from luthier.data.formats.table import (
+    Recognition,
+    Table,
+    as_filled_text,
+    as_list,
+    as_text,
+    fault,
+    required,
+)
+from luthier.data.formats.turns import tools_of, with_system
+from luthier.data.reading import Row
+from luthier.data.settings import FormatName
+from luthier.types import Conversation, Message
+
+NAME: FormatName = "alpaca"
+COLUMNS = "instruction, input (may be empty or missing) and output"
+
+
+def recognise(table: Table) -> Recognition | None:
+    """Rows with the columns instruction and output."""
+    instruction, output = table.column("instruction"), table.column("output")
+    if instruction is None or output is None:
+        return None
+    given = table.column("input")
+    columns = [instruction, given, output] if given is not None else [instruction, output]
+    reason = f"the columns {', '.join(columns[:-1])} and {output} are there"
+    reads = frozenset({*columns, "system", "history", "tools", "functions"})
+    return Recognition(
+        reason,
+        reads,
+        partial(to_record, instruction=instruction, given=given or "input", output=output),
+    )
+
+
+def to_record(row: Row, instruction: str = "instruction", given: str = "input", output: str = "output") -> Conversation:
+    """The row as a conversation: system and history if there are any, the instruction with its input, the output."""
+    asked = as_text(row, instruction, required(row, row.values, instruction, instruction))
+    value = row.values.get(given)
+    rest = "" if value is None else as_text(row, given, value)
+    question = "\n\n".join(text for text in (asked, rest) if text.strip())
+    if not question:
+        found = "the instruction is empty, and there is no input."
+        raise fault(row, instruction, found, "Fill it in, or leave this row out.")
+    answer = as_filled_text(row, output, required(row, row.values, output, output), "the answer")
+    messages = (*_history(row), Message("user", question), Message("assistant", answer))
+    return Conversation(with_system(row, "history", messages), tools_of(row))
+
+
+def _history(row: Row) -> Iterator[Message]:
+    """The earlier questions and answers."""
+    value = row.values.get("history")
+    if value is None or value == "":
+        return
+    for index, pair in enumerate(as_list(row, "history", value, "[question, answer] pairs")):
+        place = f"history[{index}]"
+        listed = as_list(row, place, pair, "two texts, question and answer")
+        if len(listed) != 2:
+            found = f"expected a question and its answer, found {len(listed)} elements."
+            raise fault(row, place, found, "Write each earlier turn as [question, answer].")
+        yield Message("user", as_filled_text(row, f"{place}[0]", listed[0], "the question"))
+        yield Message("assistant", as_filled_text(row, f"{place}[1]", listed[1], "the answer"))

@@ -1,0 +1,120 @@
+"""A look at rows as a table, and the checks that take typed values out of a row or say what is wrong with them."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.data.reading import Row, kind_of
+from luthier.errors import DataError
+from luthier.types import Record
+
+ROWS_TO_RECOGNISE = 200
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows, their columns with the kind of value that is most common in the first rows, and the columns most rows have."""
+
+    rows: Sequence[Row]
+    kinds: Mapping[str, str]
+    usual: Collection[str]
+
+    @property
+    def first(self) -> Sequence[Row]:
+        """The rows that a form is recognised by."""
+        return self.rows[:ROWS_TO_RECOGNISE]
+
+    def column(self, name: str) -> str | None:
+        """The usual column of this name: spelled so, or else with other capitals."""
+        if name in self.usual:
+            return name
+        return next((column for column in self.usual if column.lower() == name), None)
+
+    def columns(self, names: Collection[str]) -> list[str]:
+        """The usual columns among these names."""
+        return [column for name in names if (column := self.column(name)) is not None]
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """That rows have a certain form: why, which columns it reads, how a row becomes a record, and what a user should know."""
+
+    reason: str
+    reads: frozenset[str]
+    to_record: Callable[[Row], Record]
+    notes: tuple[str, ...] = ()
+
+
+def tabulate(rows: Sequence[Row]) -> Table:
+    """The rows with their columns. A column is usual if it is in at least half of the first rows and not always null."""
+    first = rows[:ROWS_TO_RECOGNISE]
+    present = Counter(column for row in first for column in row.values)
+    columns = dict.fromkeys(column for row in rows for column in row.values)
+    kinds = {column: _usual_kind(first, column) for column in columns}
+    usual = [column for column in columns if 2 * present[column] >= len(first) and kinds[column] != "null"]
+    return Table(rows, kinds, tuple(usual))
+
+
+def _usual_kind(rows: Sequence[Row], column: str) -> str:
+    kinds = Counter(kind_of(row.values[column]) for row in rows if row.values.get(column) is not None)
+    return kinds.most_common(1)[0][0] if kinds else "null"
+
+
+# ── faults and typed values ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def fault(row: Row, field: str, found: str, mend: str) -> DataError:
+    """What is wrong with one field of a row."""
+    return DataError(found, mend, file=row.origin.file, line=row.origin.line, field=field)
+
+
+def required(row: Row, within: Mapping[str, Any], key: str, field: str) -> Any:
+    """The value under a key of a row, or of an object inside it. `field` is the whole path to it."""
+    if key not in within:
+        keys = ", ".join(repr(other) for other in list(within)[:8]) or "no keys"
+        near = difflib.get_close_matches(key, [str(other) for other in within], n=1)
+        mend = f"Did you mean {key!r} where {near[0]!r} is written?" if near else f"Add {key!r}, or leave this row out."
+        raise fault(row, field, f"{key!r} is missing; there is {keys}.", mend)
+    return within[key]
+
+
+def as_text(row: Row, field: str, value: Any) -> str:
+    """The value, if it is text, with or without anything in it."""
+    if not isinstance(value, str):
+        raise fault(
+            row, field, f"expected text, found {kind_of(value)}.", "Write it as a string, or leave this row out."
+        )
+    return value
+
+
+def as_filled_text(row: Row, field: str, value: Any, what: str) -> str:
+    """The value, if it is text that is not blank. `what` names it, as in "the answer"."""
+    text = as_text(row, field, value)
+    if not text.strip():
+        raise fault(row, field, f"{what} is empty.", "Fill it in, or leave this row out.")
+    return text
+
+
+def as_list(row: Row, field: str, value: Any, of: str) -> list[Any]:
+    """The value, if it is a list, also one written as JSON in a string, as CSV cells hold it. `of` says of what."""
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            found = f"expected a list of {of}, found text that is not JSON: {error}."
+            raise fault(row, field, found, "Write the list itself, or as JSON in a string.") from error
+    if not isinstance(value, list):
+        raise fault(row, field, f"expected a list of {of}, found {kind_of(value)}.", f"Write a list of {of} there.")
+    return value
+
+
+def as_object(row: Row, field: str, value: Any, such_as: str) -> dict[str, Any]:
+    """The value, if it is an object."""
+    if not isinstance(value, dict):
+        raise fault(row, field, f"expected an object, found {kind_of(value)}.", f"Write an object such as {such_as}.")
+    return value

@@ -1,0 +1,253 @@
+"""The gate: what would train a broken model is refused before step 1, and some rows are shown as they will be learned.
+
+Refused are: no rows; rows in which nothing is learned; tokens that the model has no embedding for; a doubled BOS; chats
+whose end of turn, and plain rows whose end of text, is never learned; prompts that serving would feed otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from luthier.data.dataset import Dataset
+from luthier.data.template import FIELD
+from luthier.errors import DataError, GateRefusal
+from luthier.types import Example, Origin, Record
+
+NUM_SHOWN = 3
+NUM_PROMPTS_COMPARED = 64
+
+
+@dataclass(frozen=True)
+class MarkedRow:
+    """A row as text: its pieces in order, each with whether it is learned."""
+
+    origin: Origin
+    pieces: tuple[tuple[str, bool], ...]
+    num_tokens: int
+    num_learned: int
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """What passed the gate: numbers over the training rows, up to three of them marked, and what a user should know."""
+
+    rows: tuple[MarkedRow, ...]
+    num_rows: int
+    num_held_out: int
+    num_tokens: int
+    num_learned: int
+    longest_row: int
+    mean_row: float
+    notes: tuple[str, ...]
+
+
+def check_gate(dataset: Dataset, vocab_size: int | None = None) -> GateReport:
+    """The report on a data set that may be trained on.
+
+    vocab_size: rows of the model's embedding; None where no model is known.
+    Raises: GateRefusal, with the mend, and the file and line of the first row at fault.
+    """
+    examples, tokenizer = dataset.train, dataset.renderer.tokenizer
+    if not examples:
+        raise GateRefusal(
+            "There is no row to train on.",
+            "Give training rows; if data.too_long: drop left all of them out, raise data.max_length.",
+            field="data.train",
+        )
+    everything = [*zip(dataset.train_records, examples, strict=True), *zip(dataset.validation_records, dataset.validation, strict=True)]
+    _refuse_rows_without_learning(everything, dataset)
+    notes = _check_vocabulary([example for _, example in everything], tokenizer, vocab_size)
+    _refuse_doubled_bos([example for _, example in everything], tokenizer)
+    _refuse_endless_answers(dataset)
+    _refuse_other_prompts(dataset)
+    chat = dataset.renderer.chat
+    if any(_is_chat(record, dataset) for record in dataset.train_records) and chat is not None and chat.header_left_to_the_model:
+        notes.append(
+            f"The chat template ignores add_generation_prompt, so the model learns to write {chat.header_left_to_the_model!r} "
+            "before each answer, and will show it. A template that opens the answer mends it (data.chat_template)."
+        )
+    lengths = [example.num_tokens for example in examples]
+    return GateReport(
+        rows=tuple(marked_row(example, tokenizer) for example in examples[:NUM_SHOWN]),
+        num_rows=len(examples),
+        num_held_out=len(dataset.validation),
+        num_tokens=sum(lengths),
+        num_learned=sum(example.num_learned for example in examples),
+        longest_row=max(lengths),
+        mean_row=sum(lengths) / len(lengths),
+        notes=tuple(notes),
+    )
+
+
+# ── refusals ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _refuse_rows_without_learning(rows: Sequence[tuple[Record, Example]], dataset: Dataset) -> None:
+    empty = [(record, example) for record, example in rows if not (example.weight_N > 0).any()]
+    if not empty:
+        return
+    record, first = empty[0]
+    if not _is_chat(record, dataset):
+        why, mend = "It holds no text to learn.", "Fill the row or remove it."
+    else:
+        why = "No message of it has the role 'assistant' and a weight other than 0."
+        mend = "Give such rows an answer of the assistant, or remove them. If the answers bear another role, rename it."
+    found = f"Nothing in this row would be learned. {why}"
+    raise _refusal(found, mend, first.origin, len(empty), len(rows))
+
+
+def _check_vocabulary(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, vocab_size: int | None
+) -> list[str]:
+    if vocab_size is None:
+        return []
+    beyond = [example for example in examples if max(_tokens(example), default=0) >= vocab_size]
+    if beyond:
+        token_id = int(max(_tokens(beyond[0])))
+        raise _refusal(
+            f"The tokenizer writes {tokenizer.convert_ids_to_tokens(token_id)!r} as token {token_id}, but the model's "
+            f"vocabulary ends at {vocab_size - 1}: the tokenizer and the model do not belong together.",
+            "Use the model's own tokenizer, or a model whose embedding was enlarged for the added tokens.",
+            beyond[0].origin,
+            len(beyond),
+            len(examples),
+        )
+    if len(tokenizer) <= vocab_size:
+        return []
+    # Some published models are so (a text model with the tokenizer of its sibling for images), and train well.
+    return [
+        f"The tokenizer knows {len(tokenizer)} tokens, the model {vocab_size}; no row uses those beyond the model, "
+        "but such a token in a later prompt would fail."
+    ]
+
+
+def _refuse_doubled_bos(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> None:
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return
+    doubled = [example for example in examples if _tokens(example)[:2].tolist() == [bos, bos]]
+    if doubled:
+        raise _refusal(
+            f"The row begins with {tokenizer.bos_token!r} twice, which the model has never seen.",
+            f"Remove {tokenizer.bos_token!r} from the rows: the template or the tokenizer adds it.",
+            doubled[0].origin,
+            len(doubled),
+            len(examples),
+        )
+
+
+def _refuse_endless_answers(dataset: Dataset) -> None:
+    """Chats must teach their end of turn, and plain rows their end of text, in at least one row each."""
+    renderer, tokenizer = dataset.renderer, dataset.renderer.tokenizer
+    pairs = list(zip(dataset.train_records, dataset.train, strict=True))
+    chats = [example for record, example in pairs if _is_chat(record, dataset)]
+    plain = [example for record, example in pairs if not _is_chat(record, dataset)]
+    if chats and renderer.end_of_turn_id is None:
+        raise GateRefusal(
+            "The chat template ends answers with no token of its own, so the model would never learn to stop.",
+            f"Set data.chat_template to one that writes a special token after each answer, such as {tokenizer.eos_token!r}; "
+            "a token that the tokenizer does not know is only text to the model.",
+            field=FIELD,
+        )
+    ends = [(plain, renderer.end_of_text_id, "end-of-text")] if plain else []
+    if chats and renderer.end_of_turn_id is not None:
+        ends.append((chats, renderer.end_of_turn_id, "end-of-turn"))
+    for examples, end, name in ends:
+        if not any(end in example.token_N[example.weight_N > 0] for example in examples):
+            raise GateRefusal(
+                f"The {name} token {tokenizer.convert_ids_to_tokens(end)!r} is never learned, so the model would never stop.",
+                "Let at least some rows end within data.max_length (raise it, or set data.too_long: drop); for chats, let "
+                "the last learned message be an answer that the template closes.",
+                file=examples[0].origin.file,
+            )
+
+
+def _refuse_other_prompts(dataset: Dataset) -> None:
+    """Compare, on rows spread over the data, the tokens before the first learned answer with what serving feeds."""
+    rows = list(zip(dataset.train_records, dataset.train, strict=True))
+    for record, example in rows[:: max(1, len(rows) // NUM_PROMPTS_COMPARED)]:
+        try:
+            prompt = dataset.renderer.record_prompt(record)
+        except DataError as error:
+            raise GateRefusal(
+                f"Serving could not render this row's prompt. {error.found}",
+                error.mend,
+                file=example.origin.file,
+                line=example.origin.line,
+            ) from error
+        if not prompt:
+            continue
+        tokens = _tokens(example)
+        is_same = tokens[: len(prompt)].tolist() == prompt[: len(tokens)]
+        if is_same and (len(tokens) <= len(prompt) or bool(_is_learned(example)[len(prompt)])):
+            continue
+        raise GateRefusal(
+            "In training the answer follows other tokens than in serving: the model would be asked in a way that it was "
+            f"not taught. {_difference(tokens.tolist(), prompt, dataset.renderer.tokenizer)}",
+            "Set data.chat_template to one whose generation prompt (add_generation_prompt) is how it begins an answer.",
+            file=example.origin.file,
+            line=example.origin.line,
+        )
+
+
+def _difference(trained: list[int], served: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    same = next((i for i, (a, b) in enumerate(zip(trained, served, strict=False)) if a != b), min(len(trained), len(served)))
+    around = slice(max(0, same - 4), same + 6)
+    return f"Training: {tokenizer.decode(trained[around])!r}; serving: {tokenizer.decode(served[around])!r}."
+
+
+def _refusal(found: str, mend: str, first: Origin, number: int, of: int) -> GateRefusal:
+    return GateRefusal(f"{found} It is so for {number} of {of} rows.", mend, file=first.file, line=first.line)
+
+
+def _is_chat(record: Record, dataset: Dataset) -> bool:
+    return dataset.renderer.as_conversation(record) is not None
+
+
+# ── rows with what is learned marked ────────────────────────────────────────────────────────────────────────────────
+
+
+def marked_row(example: Example, tokenizer: PreTrainedTokenizerBase) -> MarkedRow:
+    """The row's text in pieces that are learned or not, in turn."""
+    tokens, learned = _tokens(example).tolist(), _is_learned(example).tolist()
+    pieces: list[tuple[str, bool]] = []
+    end, written = 0, ""
+    for is_learned, run in groupby(learned):
+        end += len(list(run))
+        # The growing text, not each run on its own: a tokenizer may drop the space before a first word.
+        text = str(tokenizer.decode(tokens[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        pieces.append((text[len(written) :], is_learned))
+        written = text
+    return MarkedRow(example.origin, tuple(pieces), example.num_tokens, example.num_learned)
+
+
+def marked_text(row: MarkedRow) -> str:
+    """The row as plain text, what is learned in ⟦…⟧."""
+    return "".join(f"⟦{text}⟧" if is_learned else text for text, is_learned in row.pieces)
+
+
+def _tokens(example: Example) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return np.concatenate([part.tokens_T for part in example.parts])
+
+
+def _is_learned(example: Example) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """For each token of the example's parts laid end to end, whether it is learned.
+
+    A target is the token after its source; after a part's last token that is the first token of each part that follows it.
+    """
+    starts = np.cumsum([0, *(len(part.tokens_T) for part in example.parts)])
+    tokens_P, learned_P = _tokens(example), np.zeros(starts[-1], dtype=np.bool_)
+    targets = set(zip(example.source_N.tolist(), example.token_N.tolist(), strict=True))
+    for source, token in targets:
+        part = int(np.searchsorted(starts, source, side="right")) - 1
+        after = [source + 1]
+        if source + 1 == starts[part + 1]:
+            after = [int(starts[i]) for i, other in enumerate(example.parts) if other.parent == part]
+        for place in after:
+            learned_P[place] |= tokens_P[place] == token
+    return learned_P

@@ -1,0 +1,190 @@
+"""Examples → micro-batches that fit a budget of tokens, and micro-batches → tensors.
+
+All of it is a pure function of lengths and order, so the plan of a step depends on the recipe and never on the machine's
+load. Shape suffixes: B rows, T tokens of a row, N learned targets.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from luthier.errors import RecipeError
+from luthier.types import Batch, Example, IntArray, Layout, Segment, Targets
+
+# ── which rows go together ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def plan_micro_batches(lengths: Sequence[int], budget: int, workers: int, layout: Layout) -> list[list[int]]:
+    """Which rows are computed together: lists of indices into `lengths`, each ascending, every index once.
+
+    No micro-batch costs more than `budget` tokens, padding included. There are as few as need be, rounded up to a
+    multiple of `workers` where there are rows enough, and near-equal in cost, so that all workers end together.
+    Raises: RecipeError, if one row alone is longer than the budget.
+    """
+    check_lengths(lengths, budget)
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    fewest = _best_fit(lengths, order, budget) if layout == "packed" else _cut_where_full(lengths, order, budget)
+    number = min(len(lengths), workers * -(-len(fewest) // workers))
+    spread = _spread if layout == "packed" else _spread_buckets
+    plan = spread(lengths, order, budget, number) or fewest
+    return sorted(sorted(rows) for rows in plan)
+
+
+def check_lengths(lengths: Sequence[int], budget: int) -> None:
+    """Raises: RecipeError, if one row alone is longer than the budget."""
+    longest = max(lengths, default=0)
+    if longest > budget:
+        raise RecipeError(
+            f"A row has {longest} tokens, but a micro-batch may hold only {budget}.",
+            f"Raise training.tokens_per_micro_batch to {longest} or more, or lower data.max_length.",
+            field="training.tokens_per_micro_batch",
+        )
+
+
+def assign_workers(costs: Sequence[int], workers: int) -> list[int]:
+    """Which worker computes each micro-batch: the dearest first, each to the worker with least to do."""
+    loads = [0] * workers
+    worker_of = [0] * len(costs)
+    for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        worker_of[index] = loads.index(min(loads))
+        loads[worker_of[index]] += costs[index]
+    return worker_of
+
+
+def _best_fit(lengths: Sequence[int], order: Sequence[int], budget: int) -> list[list[int]]:
+    """Best fit decreasing: each row into the fullest bin that still has room for it."""
+    bins: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (tokens still free, bin), ascending
+    for row in order:
+        place = bisect_left(room, (lengths[row], 0))
+        if place < len(room):
+            free, chosen = room.pop(place)
+        else:
+            free, chosen = budget, len(bins)
+            bins.append([])
+        bins[chosen].append(row)
+        insort(room, (free - lengths[row], chosen))
+    return bins
+
+
+def _spread(lengths: Sequence[int], order: Sequence[int], budget: int, number: int) -> list[list[int]] | None:
+    """The rows over `number` bins, longest first, each into the emptiest; None if one of them finds no room."""
+    room = [(-budget, chosen) for chosen in range(number)]  # (minus the tokens still free, bin), emptiest first
+    bins: list[list[int]] = [[] for _ in range(number)]
+    for row in order:
+        minus_free, chosen = room[0]
+        if lengths[row] > -minus_free:
+            return None
+        del room[0]
+        bins[chosen].append(row)
+        insort(room, (minus_free + lengths[row], chosen))
+    return [rows for rows in bins if rows]
+
+
+def _cut_where_full(lengths: Sequence[int], order: Sequence[int], budget: int) -> list[list[int]]:
+    """Rows of near-equal length together; a bin costs its number of rows times its longest row, padding included."""
+    bins: list[list[int]] = []
+    for row in order:  # the first row of a bin is its longest
+        if not bins or (len(bins[-1]) + 1) * lengths[bins[-1][0]] > budget:
+            bins.append([])
+        bins[-1].append(row)
+    return bins
+
+
+def _spread_buckets(lengths: Sequence[int], order: Sequence[int], budget: int, number: int) -> list[list[int]]:
+    """The rows over at most `number` bins, cut so that the dearest bin costs as little as it can."""
+    low, high = lengths[order[0]] if order else 0, budget
+    while low < high:
+        middle = (low + high) // 2
+        if len(_cut_where_full(lengths, order, middle)) <= number:
+            high = middle
+        else:
+            low = middle + 1
+    return _cut_where_full(lengths, order, low)
+
+
+# ── rows → tensors ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def collate(examples: Sequence[Example], layout: Layout, pad_id: int) -> Batch:
+    """The examples as one batch; both layouts hold the same targets in the same order.
+
+    pad_id fills the padding of the bucketed layout; masked, it is never seen.
+    Raises: RecipeError for an example of several parts in the bucketed layout.
+    """
+    if layout == "packed":
+        starts = [0, *np.cumsum([example.num_tokens for example in examples]).tolist()]
+        return _packed(examples, starts)
+    return _bucketed(examples, pad_id)
+
+
+def _packed(examples: Sequence[Example], starts: Sequence[int]) -> Batch:
+    tokens: list[IntArray] = []
+    positions: list[IntArray] = []
+    segments: list[Segment] = []
+    documents: list[int] = []
+    for example, start in zip(examples, starts, strict=False):
+        first_segment = len(segments)
+        ends: list[int] = []  # the position after each part's last token
+        for part in example.parts:
+            parent = None if part.parent is None else first_segment + part.parent
+            begins_at = 0 if part.parent is None else ends[part.parent]
+            length = len(part.tokens_T)
+            segments.append(Segment(start, start + length, parent, part.causal))
+            documents.append(example.document)
+            tokens.append(part.tokens_T)
+            positions.append(np.arange(begins_at, begins_at + length, dtype=np.int64))
+            ends.append(begins_at + length)
+            start += length
+    return Batch(
+        layout="packed",
+        tokens_BT=torch.from_numpy(np.concatenate(tokens))[None],
+        positions_BT=torch.from_numpy(np.concatenate(positions))[None],
+        mask_BT=None,
+        segments=tuple(segments),
+        documents=tuple(documents),
+        targets=_targets(examples, starts),
+    )
+
+
+def _bucketed(examples: Sequence[Example], pad_id: int) -> Batch:
+    if any(len(example.parts) != 1 for example in examples):
+        raise RecipeError(
+            "Rows of several parts (a prompt shared by several answers) need packed batches, which this model's family does not allow.",
+            "Choose an objective that learns one answer a row, or a model of another family.",
+            field="model",
+        )
+    lengths = [example.num_tokens for example in examples]
+    width = max(lengths)
+    tokens_BT = np.full((len(examples), width), pad_id, dtype=np.int64)
+    for row, example in enumerate(examples):
+        tokens_BT[row, : lengths[row]] = example.parts[0].tokens_T
+    positions_T = np.arange(width, dtype=np.int64)
+    starts = [row * width for row in range(len(examples))]
+    return Batch(
+        layout="bucketed",
+        tokens_BT=torch.from_numpy(tokens_BT),
+        positions_BT=torch.from_numpy(np.tile(positions_T, (len(examples), 1))),
+        mask_BT=torch.from_numpy(positions_T[None] < np.array(lengths)[:, None]),
+        segments=tuple(
+            Segment(start, start + length, None, example.parts[0].causal)
+            for start, length, example in zip(starts, lengths, examples, strict=True)
+        ),
+        documents=tuple(example.document for example in examples),
+        targets=_targets(examples, starts),
+    )
+
+
+def _targets(examples: Sequence[Example], starts: Sequence[int]) -> Targets:
+    """The targets of all examples in order, their sources counted from where each example begins in the batch."""
+    sources = [example.source_N + start for example, start in zip(examples, starts, strict=False)]
+    return Targets(
+        source_N=torch.from_numpy(np.concatenate(sources)),
+        token_N=torch.from_numpy(np.concatenate([example.token_N for example in examples])),
+        weight_N=torch.from_numpy(np.concatenate([example.weight_N for example in examples])),
+        sample_N=torch.from_numpy(np.concatenate([example.sample_N for example in examples])),
+    )

@@ -1,0 +1,270 @@
+"""Records → tokens, and how much each is learned; also the tokens that serving feeds for the same prompt.
+
+    conversation            the chat template's text; learned are the answers, each with its end-of-turn token
+    prompt and completion   a question and its answer through the template, or [BOS] prompt completion EOS
+    plain text              [BOS] text EOS, learned as a whole
+
+The text is tokenized in one go. Where that would give an answer's prompt other tokens than it has on its own, the text is
+tokenized in pieces that meet there: in training the model sees what serving will feed.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from luthier.data.settings import DataSettings
+from luthier.data.template import FIELD, ChatTemplate, Tools, read_template
+from luthier.errors import DataError, RecipeError
+from luthier.types import Completion, Conversation, Message, Origin, PlainText, Record, Rendered
+
+Learn = Literal["answers", "last_answer", "all"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Text as tokens; token t covers the characters starts[t]..ends[t]."""
+
+    ids: list[int]
+    starts: list[int]
+    ends: list[int]
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """Turns records into tokens for one tokenizer and one template.
+
+    chat: the chat template, or None where there is none. learn: what of a conversation is learned, unless a message says
+    otherwise. completions_as: how prompt/completion rows are written; "auto" uses the template where there is one.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    chat: ChatTemplate | None
+    learn: Learn = "answers"
+    completions_as: Literal["auto", "chat", "plain"] = "auto"
+
+    def render(self, record: Record, origin: Origin | None = None) -> Rendered:
+        """The record's tokens and weights. The first token of a row is never learned: nothing comes before it.
+
+        A conversation ends after its last learned message, since what follows that teaches nothing.
+        Raises: DataError, at `origin`, for a conversation that the template refuses or rewrites; RecipeError where the
+        tokenizer or the template lacks what the record needs.
+        """
+        with _located(origin):
+            conversation = self.as_conversation(record)
+            if conversation is not None:
+                return self._render_chat(conversation)
+        if isinstance(record, Completion):
+            return self._render_plain(record.prompt, record.completion)
+        assert isinstance(record, PlainText)
+        return self._render_plain("", record.text)
+
+    def as_conversation(self, record: Record) -> Conversation | None:
+        """The record as it goes through the chat template; None if it is written plainly."""
+        if isinstance(record, Conversation):
+            return record
+        is_chat = self.completions_as == "chat" or (self.completions_as == "auto" and self.chat is not None)
+        if isinstance(record, Completion) and is_chat:
+            return Conversation((Message("user", record.prompt), Message("assistant", record.completion)))
+        return None
+
+    # ── what serving feeds ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def prompt_tokens(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
+        """The tokens that serving feeds before the assistant's answer to these messages."""
+        return self._encode(self._template().text(messages, tools, opens_answer=True)).ids
+
+    def plain_prompt_tokens(self, prompt: str) -> list[int]:
+        """The tokens that serving feeds for a prompt without chat: as the tokenizer writes it, without a final EOS."""
+        return self._with_lead(self._encode(prompt).ids)
+
+    def record_prompt(self, record: Record) -> list[int] | None:
+        """What serving feeds before the record's first learned answer; None where nothing comes before it.
+
+        Raises: as render, without a place.
+        """
+        conversation = self.as_conversation(record)
+        if conversation is not None:
+            messages = conversation.messages
+            answers = (i for i in _learned_messages(messages, self.learn) if messages[i].role == "assistant")
+            first = next(answers, 0)
+            return self.prompt_tokens(messages[:first], conversation.tools) if first else None
+        return self.plain_prompt_tokens(record.prompt) if isinstance(record, Completion) else None
+
+    @property
+    def end_of_turn_id(self) -> int | None:
+        """The token that ends an answer in a chat; None without a template, or if no single token ends answers."""
+        end_of_turn = None if self.chat is None else self.chat.end_of_turn
+        return None if end_of_turn is None else end_of_turn.id
+
+    @property
+    def end_of_text_id(self) -> int:
+        """The token that ends plain text. Raises: RecipeError, if the tokenizer has none."""
+        eos = self.tokenizer.eos_token_id
+        if not isinstance(eos, int):
+            raise RecipeError(
+                "The tokenizer has no end-of-text token, so a model trained on plain text would never stop.",
+                "Set eos_token in the model's tokenizer_config.json, or train on chats with a template that ends answers.",
+                field="model",
+            )
+        return eos
+
+    # ── chats ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _template(self) -> ChatTemplate:
+        if self.chat is None:
+            raise RecipeError(
+                "The rows are chats, but the model has no chat template.",
+                "Set data.chat_template to a Jinja template or the path of one, or train on prompt/completion rows.",
+                field=FIELD,
+            )
+        return self.chat
+
+    def _render_chat(self, conversation: Conversation) -> Rendered:
+        template = self._template()
+        messages, tools = conversation.messages, conversation.tools
+        learned = _learned_messages(messages, self.learn)
+        refused = [i for i, message in enumerate(messages) if message.learn is False]
+        # With "all" the answers' places are not needed for the weights, only for their prompts' tokens.
+        placed = sorted({*learned, *refused}) if self.learn == "all" else learned
+        answers = {i: template.answer(messages, i, tools) for i in placed}
+        text = template.text(messages, tools) if self.learn == "all" or not placed else answers[placed[-1]].text
+        kept = [i for i in placed if text.startswith(answers[i].text[: answers[i].end])]
+        if len(kept) < len(placed) and not (self.learn == "all" and set(refused) <= set(kept)):
+            raise DataError(
+                "The chat template writes an earlier message otherwise once later ones follow (it drops old thinking, "
+                "perhaps), so not all answers of this row can be learned from one rendering.",
+                "Set data.learn: last_answer.",
+            )
+        ids, bounds = self._encode_with_bounds(text, [(answers[i].start, answers[i].end) for i in kept])
+        weight_T = np.full(len(ids), float(self.learn == "all"), dtype=np.float32)
+        for i, (first, last) in zip(kept, bounds, strict=True):
+            weight_T[first:last] = float(i in learned)
+        return _rendered(ids, weight_T)
+
+    # ── plain text ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _render_plain(self, prompt: str, text: str) -> Rendered:
+        before = self.plain_prompt_tokens(prompt) if prompt else []
+        after = self._encode(text, continues=bool(prompt)).ids
+        if not prompt:
+            after = self._with_lead(after)
+        if after[-1:] != [self.end_of_text_id]:
+            after = [*after, self.end_of_text_id]
+        weight_T = np.zeros(len(before) + len(after), dtype=np.float32)
+        weight_T[0 if self.learn == "all" else len(before) :] = 1.0
+        return _rendered(before + after, weight_T)
+
+    @cached_property
+    def _lead(self) -> list[int]:
+        """What the tokenizer puts before text of its own accord: BOS, or nothing."""
+        whole, inner = self.tokenizer("a", verbose=False)["input_ids"], self._encode("a").ids
+        starts = range(len(whole) - len(inner) + 1)
+        return list(whole[: next((s for s in starts if whole[s : s + len(inner)] == inner), 0)])
+
+    def _with_lead(self, ids: list[int]) -> list[int]:
+        return ids if ids[: len(self._lead)] == self._lead else [*self._lead, *ids]
+
+    # ── text → tokens ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    @cached_property
+    def _added_ids(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.get_added_vocab().values())
+
+    @cached_property
+    def _anchor(self) -> tuple[str, list[int]] | None:
+        """Text to put before a piece that continues other text, where the tokenizer would add a space to its beginning."""
+        anchor = "\n"
+        ids = self._encode(anchor).ids
+        return None if self._encode("a").ids == self._encode(anchor + "a").ids[len(ids) :] else (anchor, ids)
+
+    def _encode(self, text: str, continues: bool = False) -> Encoded:
+        """The text's tokens without special ones around; `continues`: other text comes right before it."""
+        if continues and text and self._anchor is not None:
+            anchor, ids = self._anchor
+            encoded = self._encode(anchor + text)
+            if encoded.ids[: len(ids)] == ids:
+                kept = slice(len(ids), None)
+                starts, ends = ([max(0, at - len(anchor)) for at in all_at[kept]] for all_at in (encoded.starts, encoded.ends))
+                return Encoded(encoded.ids[kept], starts, ends)
+        output = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        offsets = output["offset_mapping"]
+        return Encoded(list(output["input_ids"]), [start for start, _ in offsets], [end for _, end in offsets])
+
+    def _encode_with_bounds(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:
+        """The text's tokens, and for each span of characters (in order, apart) its first token and the one after it."""
+        done: list[int] = []
+        base, current = 0, self._encode(text)
+        bounds: list[int] = []
+        for cut in (at for span in spans for at in span):
+            num_before, left = self._tokens_before(text, cut, base, current)
+            if left is not None:
+                done += left
+                base, current = cut, self._encode(text[cut:], continues=True)
+                num_before = 0
+            bounds.append(len(done) + num_before)
+        return done + current.ids, list(zip(bounds[::2], bounds[1::2], strict=True))
+
+    def _tokens_before(self, text: str, cut: int, base: int, current: Encoded) -> tuple[int, list[int] | None]:
+        """How many tokens of `current` (which encodes text[base:]) come before `cut`.
+
+        Where text[base:cut] on its own has other tokens, these come second, and the text must be parted at the cut.
+        """
+        assert base <= cut <= len(text), "spans must come in order"
+        if cut == base or cut == len(text):
+            return (0, None) if cut == base else (len(current.ids), None)
+        # Text on both sides of an added token is tokenized apart, so only what follows the last one can differ.
+        near = bisect_left(current.starts, cut - base)
+        at = next((t for t in range(near - 1, -1, -1) if current.ids[t] in self._added_ids), 0)
+        piece_start = base + current.starts[at] if at else base
+        left = self._encode(text[piece_start:cut], continues=base > 0 and at == 0).ids
+        num_before = at + len(left)
+        agrees = current.ids[at:num_before] == left
+        if agrees and num_before > 0:
+            # An added token may swallow the blanks after it, also when they belong to the answer.
+            agrees = current.ends[num_before - 1] <= cut - base or current.ids[num_before - 1] in self._added_ids
+        return num_before, None if agrees else current.ids[:at] + left
+
+
+def build_renderer(settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> Renderer:
+    """The renderer that a recipe asks for.
+
+    Raises: RecipeError for a tokenizer or a template that cannot be used, NotFound for a template's path.
+    """
+    if not tokenizer.is_fast:
+        raise RecipeError(
+            f"The model's tokenizer ({type(tokenizer).__name__}) is a slow one, which cannot tell which characters a token covers.",
+            "Use a model that has a tokenizer.json.",
+            field="model",
+        )
+    return Renderer(tokenizer, read_template(settings.chat_template, tokenizer), settings.learn, settings.render)
+
+
+def _learned_messages(messages: Sequence[Message], learn: Learn) -> list[int]:
+    """Which messages are learned: those that say so, and of those that say nothing, the answers that the recipe chooses."""
+    answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
+    chosen = set(answers[-1:] if learn == "last_answer" else answers)
+    return [i for i, message in enumerate(messages) if (i in chosen if message.learn is None else message.learn)]
+
+
+def _rendered(ids: list[int], weight_T: np.ndarray[tuple[int], np.dtype[np.float32]]) -> Rendered:
+    weight_T[:1] = 0.0
+    return Rendered(np.array(ids, dtype=np.int64), weight_T)
+
+
+@contextmanager
+def _located(origin: Origin | None) -> Iterator[None]:
+    """Within: a DataError that does not know its place gets the row's."""
+    try:
+        yield
+    except DataError as error:
+        if origin is None or error.file is not None:
+            raise
+        raise DataError(error.found, error.mend, file=origin.file, line=origin.line, field=error.field) from error

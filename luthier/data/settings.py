@@ -1,0 +1,48 @@
+"""What a recipe says about data."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from luthier.types import Settings
+
+FormatName = Literal["auto", "chat", "completion", "alpaca", "sharegpt", "text"]
+
+
+class DataSettings(Settings):
+    """Where the rows are, how they are read, and what of them is learned."""
+
+    train: str | tuple[str, ...] = Field(
+        description="Training rows: a JSONL, JSON, CSV or Parquet file, a list of them, or a hub name such as owner/set.",
+    )
+    validation: str = Field(
+        "auto",
+        description="Held-out rows: 'auto' splits some off the training rows by a hash of the prompt, 'none' holds out nothing, anything else is a file.",
+    )
+    validation_fraction: float = Field(
+        0.05,
+        gt=0,
+        le=0.2,
+        description="Share of the training rows that 'auto' holds out; at least 16 and at most 500 rows, never more than a fifth.",
+    )
+    format: FormatName = Field("auto", description="Form of the rows; 'auto' recognises it by content and says why.")
+    max_length: int = Field(1024, ge=8, description="Longest row in tokens.")
+    too_long: Literal["refuse", "truncate", "drop"] = Field(
+        "refuse",
+        description="What happens to rows longer than max_length: refuse to train, cut their end off, or leave them out.",
+    )
+    learn: Literal["answers", "last_answer", "all"] = Field(
+        "answers",
+        description="Which tokens are learned: all answers, only the last one, or every token. A message's own weight 0 or 1 goes first.",
+    )
+    render: Literal["auto", "chat", "plain"] = Field(
+        "auto",
+        description="How prompt/completion rows become tokens: through the chat template, or as plain concatenation; 'auto' uses the template where the model has one.",
+    )
+    chat_template: str | None = Field(
+        None,
+        description="A Jinja chat template, or the path of a file that holds one; replaces the model's own.",
+    )
+    max_rows: int | None = Field(None, ge=1, description="Use only the first so many training rows.")

@@ -1,0 +1,312 @@
+"""Base against tuned on the same held-out rows: the loss, and how near the answers come to the references.
+
+Shapes: R rows, N learned targets of a batch, S segments of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from luthier.data.batches import evaluation_batches
+from luthier.data.rendering import Renderer
+from luthier.errors import DataError
+from luthier.evaluation.intervals import Estimate, bootstrap_difference, bootstrap_mean, sign_test, wilson
+from luthier.evaluation.metrics import exact_match, perplexity, rouge_l, token_f1
+from luthier.evaluation.verdict import Answered, Comparison, Evaluation, Measure
+from luthier.generation.engine import Request, generate
+from luthier.generation.settings import Sampling
+from luthier.models.language_model import LanguageModel
+from luthier.training.workers import Workers
+from luthier.types import Batch, Completion, Example, Origin, Record
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much of it there is."""
+
+SCORES: tuple[tuple[str, Callable[[str, str], float]], ...] = (
+    ("exact match", exact_match),
+    ("token F1", token_f1),
+    ("ROUGE-L", rouge_l),
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model under a name, and the adapter to use on it; None is the model as it is."""
+
+    name: str
+    model: LanguageModel
+    adapter: str | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row as generation sees it: the prompt's tokens, what was asked last, and the answer that it should come to."""
+
+    origin: Origin
+    prompt: tuple[int, ...]
+    asked: str
+    reference: str
+
+
+def evaluate_records(
+    candidates: Sequence[Candidate],
+    records: Sequence[tuple[Record, Origin]],
+    examples: Sequence[Example],
+    renderer: Renderer,
+    sampling: Sampling,
+    workers: Workers,
+    *,
+    tokens_per_micro_batch: int = 1024,
+    limit: int | None = None,
+    max_rows: int = 32,
+    progress: Progress = lambda task, done, total: None,
+) -> Evaluation:
+    """All candidates on the same rows: loss and perplexity, and by generation exact match, token F1 and ROUGE-L.
+
+    The first candidate is what the others are compared with. A conversation's question is all before its last answer;
+    plain text has none, so that it counts for loss and perplexity only.
+
+    Args:
+        examples: what the records teach; `document` is the index of the record.
+        sampling: how answers are drawn; each row has a seed of its own, `sampling.seed` plus the row's index.
+        limit: use only the first so many records.
+        max_rows: most answers generated together.
+
+    Raises: DataError, if there are no records, no learned token and no question in them, or a prompt is too long.
+    """
+    if not records:
+        raise DataError("There are no rows to evaluate on.", "Give a file that holds at least one row.")
+    chosen = records[:limit]
+    notes = [] if len(chosen) == len(records) else [f"The first {len(chosen)} of {len(records)} rows were used."]
+    questions = questions_of(chosen, renderer)
+    learned = [example for example in examples if example.document < len(chosen) and example.num_learned]
+    if not questions and not learned:
+        raise DataError(
+            "No row has an answer, so there is nothing to measure.",
+            "Give rows with answers, or plain text.",
+            file=chosen[0][1].file,
+        )
+    for candidate in candidates:
+        check_room(candidate.model, questions, learned)
+    notes += _left_out(len(chosen), len(questions), len(learned))
+    measures: list[Measure] = []
+    if learned:
+        losses = [_losses(c, learned, len(chosen), tokens_per_micro_batch, workers, progress) for c in candidates]
+        measures += loss_measures(losses)
+    answers = [_answers(candidate, questions, renderer, sampling, max_rows, progress) for candidate in candidates]
+    if questions:
+        measures += score_measures(answers, [question.reference for question in questions])
+    return Evaluation(
+        candidates=tuple(candidate.name for candidate in candidates),
+        num_rows=len(chosen),
+        measures=tuple(measures),
+        notes=tuple(notes),
+        answers=tuple(
+            Answered(question.origin, question.asked, question.reference, tuple(texts[i] for texts in answers))
+            for i, question in enumerate(questions)
+        ),
+    )
+
+
+# ── questions ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def questions_of(records: Sequence[tuple[Record, Origin]], renderer: Renderer) -> list[Question]:
+    """The rows that ask something and have an answer in text, ready for generation.
+
+    Raises: DataError, at the row, if the chat template cannot render its prompt.
+    """
+    questions = []
+    for record, origin in records:
+        try:
+            question = _question(record, origin, renderer)
+        except DataError as error:
+            raise DataError(error.found, error.mend, file=origin.file, line=origin.line, field=error.field) from error
+        if question is not None and question.reference.strip():
+            questions.append(question)
+    return questions
+
+
+def _question(record: Record, origin: Origin, renderer: Renderer) -> Question | None:
+    conversation = renderer.as_conversation(record)
+    if conversation is not None:
+        answers = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
+        if not answers or answers[-1] == 0:
+            return None
+        before, answer = conversation.messages[: answers[-1]], conversation.messages[answers[-1]]
+        prompt = renderer.prompt_tokens(before, conversation.tools)
+        return Question(origin, tuple(prompt), before[-1].content, answer.content)
+    if isinstance(record, Completion):
+        return Question(origin, tuple(renderer.plain_prompt_tokens(record.prompt)), record.prompt, record.completion)
+    return None
+
+
+def check_room(model: LanguageModel, questions: Sequence[Question], examples: Sequence[Example]) -> None:
+    """Raises DataError, with the row's place, for an empty prompt, and for one or a row beyond the model's context."""
+    context = model.context_length
+    for example in examples:
+        if context is not None and example.num_tokens > context:
+            raise DataError(
+                f"The row has {example.num_tokens} tokens, but the model holds {context}.",
+                "Shorten the row, or leave it out.",
+                file=example.origin.file,
+                line=example.origin.line,
+            )
+    for question in questions:
+        file, line = question.origin.file, question.origin.line
+        if not question.prompt:
+            raise DataError(
+                "The prompt is empty, so nothing can be asked.", "Give the row a prompt.", file=file, line=line
+            )
+        if context is not None and len(question.prompt) >= context:
+            raise DataError(
+                f"The prompt has {len(question.prompt)} tokens, but the model holds {context}, the answer included.",
+                "Shorten the row, or leave it out.",
+                file=file,
+                line=line,
+            )
+
+
+def _left_out(num_rows: int, num_questions: int, num_learned: int) -> list[str]:
+    """What is to be said of rows that some measures could not use."""
+    notes = []
+    if num_questions < num_rows:
+        notes.append(
+            f"{num_rows - num_questions} of {num_rows} rows are plain text or have no answer in text: "
+            "they count for loss and perplexity only."
+        )
+    if num_learned < num_rows:
+        notes.append(
+            f"{num_rows - num_learned} of {num_rows} rows have no learned tokens: they do not count for the loss."
+        )
+    return notes
+
+
+# ── the loss ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """Each row's loss summed over its learned tokens (nats, weighted), and the sum of their weights."""
+
+    nats_R: Tensor
+    weight_R: Tensor
+
+    def __add__(self, other: RowLosses) -> RowLosses:
+        return RowLosses(self.nats_R + other.nats_R, self.weight_R + other.weight_R)
+
+
+def _losses(
+    candidate: Candidate, examples: Sequence[Example], num_rows: int, budget: int, workers: Workers, progress: Progress
+) -> RowLosses:
+    """The candidate's losses, on all worker threads; only rows with learned tokens, in their order."""
+    model = candidate.model
+    budget = max(budget, *(example.num_tokens for example in examples))  # a row too long for training can be measured
+    batches = evaluation_batches(examples, budget, workers.count, model.layout, model.pad_id)
+    task = f"{candidate.name}: loss"
+    done: list[int] = []  # appending is atomic: workers share it
+
+    def share_of(worker: int) -> Callable[[], RowLosses]:
+        def compute() -> RowLosses:
+            total = RowLosses(*torch.zeros(2, num_rows, dtype=torch.float64))
+            for batch in batches[worker :: workers.count]:
+                total += row_losses(model, candidate.adapter, batch, num_rows)
+                done.append(len(set(batch.documents)))
+                progress(task, sum(done), len(examples))
+            return total
+
+        return compute
+
+    busy = range(min(workers.count, len(batches)))
+    first, *others = workers.run([share_of(worker) for worker in busy])
+    total = sum(others, start=first)
+    counts = total.weight_R > 0
+    return RowLosses(total.nats_R[counts], total.weight_R[counts])
+
+
+def row_losses(model: LanguageModel, adapter: str | None, batch: Batch, num_rows: int) -> RowLosses:
+    """The loss of one batch, told apart by the document that each target belongs to; rows not in it are 0."""
+    on_device = batch.to(model.device)
+    with torch.inference_mode():
+        logprob_N = model.forward(on_device, adapter).logprob_N.double().cpu()
+    targets = batch.targets
+    weight_N = targets.weight_N.double()
+    start_S = torch.tensor([segment.start for segment in batch.segments])
+    document_S = torch.tensor(batch.documents)
+    document_N = document_S[torch.bucketize(targets.source_N, start_S, right=True) - 1]
+    zeros_R = torch.zeros(num_rows, dtype=torch.float64)
+    nats_R = zeros_R.index_add(0, document_N, -logprob_N * weight_N)
+    return RowLosses(nats_R, zeros_R.index_add(0, document_N, weight_N))
+
+
+def loss_measures(losses: Sequence[RowLosses]) -> list[Measure]:
+    """Loss per learned token over all rows, with rows as what is drawn anew; and perplexity, its exponential."""
+    weights = losses[0].weight_R.tolist()
+    means = [(row.nats_R / row.weight_R).tolist() for row in losses]
+    estimates = tuple(bootstrap_mean(mean, weights) for mean in means)
+    exponentials = tuple(Estimate(perplexity(e.value), perplexity(e.low), perplexity(e.high)) for e in estimates)
+    only_a_scale = tuple(Comparison(None, None) for _ in losses[1:])
+    return [
+        Measure("loss", False, len(weights), estimates, _comparisons(means, weights)),
+        Measure("perplexity", False, len(weights), exponentials, only_a_scale),
+    ]
+
+
+# ── answers ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _answers(
+    candidate: Candidate,
+    questions: Sequence[Question],
+    renderer: Renderer,
+    sampling: Sampling,
+    max_rows: int,
+    progress: Progress,
+) -> list[str]:
+    """The candidate's answer to each question."""
+    end_of_turn = renderer.end_of_turn_id
+    stop_ids = frozenset() if end_of_turn is None else frozenset([end_of_turn])
+    requests = [
+        Request(question.prompt, _with_own_seed(sampling, row), candidate.adapter, stop_ids)
+        for row, question in enumerate(questions)
+    ]
+    task = f"{candidate.name}: answers"
+    answers = generate(
+        candidate.model, requests, max_rows=max_rows, progress=lambda done, total: progress(task, done, total)
+    )
+    return [answer.text for answer in answers]
+
+
+def _with_own_seed(sampling: Sampling, row: int) -> Sampling:
+    return sampling.model_copy(update={"seed": (sampling.seed + row) % 2**63})
+
+
+def score_measures(answers: Sequence[Sequence[str]], references: Sequence[str]) -> list[Measure]:
+    """Exact match, token F1 and ROUGE-L of each candidate's answers, as means over the rows."""
+    measures = []
+    for name, score in SCORES:
+        scores = [
+            [score(text, reference) for text, reference in zip(texts, references, strict=True)] for texts in answers
+        ]
+        if score is exact_match:
+            estimates = tuple(wilson(round(sum(row)), len(row)) for row in scores)
+        else:
+            estimates = tuple(bootstrap_mean(row) for row in scores)
+        measures.append(Measure(name, True, len(references), estimates, _comparisons(scores)))
+    return measures
+
+
+def _comparisons(values: Sequence[Sequence[float]], weights: Sequence[float] | None = None) -> tuple[Comparison, ...]:
+    """Each later candidate's rows against the first one's."""
+    first = values[0]
+    return tuple(
+        Comparison(
+            bootstrap_difference(first, later, weights),
+            sign_test([after - before for before, after in zip(first, later, strict=True)]),
+        )
+        for later in values[1:]
+    )

@@ -1,0 +1,131 @@
+"""How near an answer comes to its reference, as pure functions of texts.
+
+All scores are between 0 and 1, higher is better; perplexity alone is at least 1 and lower is better.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Scripts written without spaces: each character counts as a word of its own.
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_ROUGE_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
+_SQUAD_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+_ARTICLE = re.compile(r"\b(a|an|the)\b")
+
+
+def exact_match(answer: str, reference: str) -> float:
+    """1 if the texts are equal apart from white space at their ends, else 0."""
+    return float(answer.strip() == reference.strip())
+
+
+def token_f1(answer: str, reference: str) -> float:
+    """The harmonic mean of precision and recall over words, order ignored, repeated words counted.
+
+    Words as SQuAD compares them (Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250): lower case, no punctuation,
+    no English articles; here Unicode punctuation goes as well, and a Chinese or Japanese character is a word. Two
+    texts without any words agree (1); one alone does not (0).
+    """
+    answer_words, reference_words = squad_words(answer), squad_words(reference)
+    if not answer_words or not reference_words:
+        return float(answer_words == reference_words)
+    common = (Counter(answer_words) & Counter(reference_words)).total()
+    return _f1(common, len(answer_words), len(reference_words))
+
+
+def squad_words(text: str) -> list[str]:
+    """The words of a text that `token_f1` compares."""
+    kept = "".join(letter for letter in text.lower() if not _is_punctuation(letter))
+    return _SQUAD_WORD.findall(_ARTICLE.sub(" ", kept))
+
+
+def rouge_l(answer: str, reference: str) -> float:
+    """ROUGE-L: the F-measure of the longest common subsequence of words: Lin 2004, https://aclanthology.org/W04-1013.
+
+    Equal to `rouge_score` without stemming for ASCII texts. That package drops every letter beyond a–z; here words may
+    be of any script, and a Chinese or Japanese character is a word. A text without words scores 0.
+    """
+    answer_words, reference_words = rouge_words(answer), rouge_words(reference)
+    if not answer_words or not reference_words:
+        return 0.0
+    return _f1(common_length(answer_words, reference_words), len(answer_words), len(reference_words))
+
+
+def rouge_words(text: str) -> list[str]:
+    """The words of a text that `rouge_l` compares: runs of letters and digits in lower case."""
+    return _ROUGE_WORD.findall(unicodedata.normalize("NFC", text).lower())
+
+
+def common_length(left: Sequence[str], right: Sequence[str]) -> int:
+    """The length of the longest common subsequence.
+
+    Crochemore et al. 2001, https://doi.org/10.1016/S0020-0190(00)00214-X: the row of the textbook table is one integer
+    whose zero bits mark where it grows, so a step costs a few operations on long integers.
+    """
+    places: dict[str, int] = {}
+    for place, word in enumerate(left):
+        places[word] = places.get(word, 0) | 1 << place
+    everywhere = (1 << len(left)) - 1
+    row = everywhere
+    for word in right:
+        matched = row & places.get(word, 0)
+        row = (row + matched | row - matched) & everywhere
+    return len(left) - row.bit_count()
+
+
+def perplexity(nats: float) -> float:
+    """exp of the mean loss (nats per token); infinite where that is beyond a float."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
+
+
+def json_object(text: str) -> dict[str, Any] | None:
+    """The JSON object that the text as a whole is, or None. A code fence or a sentence around it does not pass."""
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):  # RecursionError: brackets nested thousands deep
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def matching_fields(answer: str, expected: Mapping[str, Any]) -> dict[str, bool]:
+    """For each expected field, whether the answer is a JSON object that gives it with the same value.
+
+    Texts are compared without white space at their ends; true is not 1, and 1 is 1.0. Other fields do not matter here.
+    """
+    given = json_object(answer) or {}
+    return {name: name in given and _same(given[name], value) for name, value in expected.items()}
+
+
+def field_accuracy(answer: str, expected: Mapping[str, Any]) -> float:
+    """The share of the expected fields that the answer gives rightly; 0 for an answer that is not a JSON object."""
+    assert expected, "no fields are expected"
+    matching = matching_fields(answer, expected)
+    return sum(matching.values()) / len(matching)
+
+
+def _f1(common: int, num_answer: int, num_reference: int) -> float:
+    return 2 * common / (num_answer + num_reference)
+
+
+def _is_punctuation(letter: str) -> bool:
+    return letter in string.punctuation or unicodedata.category(letter).startswith("P")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _same(given: Any, expected: Any) -> bool:
+    if isinstance(given, str) and isinstance(expected, str):
+        return given.strip() == expected.strip()
+    return isinstance(given, bool) == isinstance(expected, bool) and bool(given == expected)

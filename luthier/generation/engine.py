@@ -1,0 +1,246 @@
+"""Text from a model: requests go in, tokens and text come out.
+
+Callers hand over requests and read what comes back; key-value caches, padding and batches stay in here. Rows of like
+length are computed together, left-padded, and leave the batch when their answer ends.
+
+Shapes: B rows in the batch, T new tokens of a row, L tokens of a row in cache and new, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedTokenizerBase
+
+from luthier.errors import DataError
+from luthier.generation.sampling import sample, uniforms
+from luthier.generation.settings import Sampling
+from luthier.generation.text import TextStream, decode_text
+
+FinishReason = Literal["stop", "length", "stop_string"]
+Progress = Callable[[int, int], None]
+"""Called with the number of requests answered and the number of all requests."""
+
+
+class Decoder(Protocol):
+    """What generation needs of a language model."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Turns tokens into text."""
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+
+    @property
+    def context_length(self) -> int | None:
+        """The most positions that the model holds; None if unknown."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    def decode(
+        self, tokens_BT: Tensor, positions_BT: Tensor, mask_BL: Tensor, cache: DynamicCache, adapters: str | None = None
+    ) -> Tensor:
+        """Scores of the token that follows each row, fp32, shape (B, V); the cache grows by T."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt in tokens, how to go on from it, and the adapter to use (None: the base model).
+
+    stop_ids: tokens that end the answer beside the model's own, such as a chat template's end of turn.
+    """
+
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    adapter: str | None = None
+    stop_ids: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Completed:
+    """An answer.
+
+    tokens: all new tokens; the stop token is among them, and so are those that made a stop text.
+    text: the answer without special tokens, cut before the stop text.
+    finish_reason: a stop token, a stop text, or the length limit (`max_new_tokens` or the end of the context).
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+
+
+def generate(
+    model: Decoder,
+    requests: Sequence[Request],
+    *,
+    max_rows: int = 32,
+    max_cache_tokens: int = 32_768,
+    progress: Progress | None = None,
+) -> list[Completed]:
+    """One answer for each request, in their order.
+
+    Args:
+        max_rows: most requests computed together.
+        max_cache_tokens: most tokens (prompts, answers and padding of a batch) that its cache may come to hold.
+        progress: called as answers end.
+
+    Raises: DataError, if a prompt is empty or leaves no room in the context; NotFinite, if the model gives NaN.
+    """
+    budgets = [_token_budget(model, request) for request in requests]
+    completed: dict[int, Completed] = {}
+    for rows in _plan(requests, budgets, max_rows, max_cache_tokens):
+        answers = [_Answer(row, requests[row], budgets[row], model) for row in rows]
+        batch = _LiveBatch(model, answers)
+        while batch.answers:
+            for answer in batch.step():
+                completed[answer.row] = answer.completed()
+                if progress is not None:
+                    progress(len(completed), len(requests))
+    return [completed[row] for row in range(len(requests))]
+
+
+def stream(model: Decoder, request: Request) -> Generator[str, None, Completed]:
+    """The answer's text piece by piece, as soon as no later token can change it; the generator's value is the answer.
+
+    Pieces are never empty, never split a character, and never hold the beginning of a stop text.
+    Raises: as `generate`, at the first piece.
+    """
+    answer = _Answer(0, request, _token_budget(model, request), model, watches_text=True)
+    batch = _LiveBatch(model, [answer])
+    while batch.answers:
+        batch.step()
+        if answer.fresh_text:
+            yield answer.fresh_text
+    return answer.completed()
+
+
+def _token_budget(model: Decoder, request: Request) -> int:
+    """The most new tokens that the request may get."""
+    if not request.prompt:
+        raise DataError("A prompt has no tokens, so there is nothing to go on from.", "Give at least one character.")
+    if model.context_length is None:
+        return request.sampling.max_new_tokens
+    room = model.context_length - len(request.prompt)
+    if room < 1:
+        raise DataError(
+            f"A prompt has {len(request.prompt)} tokens, but the model holds {model.context_length}, answer included.",
+            f"Shorten the prompt by at least {1 - room} tokens, or choose a model with a longer context.",
+        )
+    return min(room, request.sampling.max_new_tokens)
+
+
+def _plan(requests: Sequence[Request], budgets: Sequence[int], max_rows: int, max_cache_tokens: int) -> list[list[int]]:
+    """Batches of requests that share an adapter and are of like length, each within the limits (or of one request).
+
+    The longest prompts come first: if memory does not suffice, that shows at once.
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for row in sorted(range(len(requests)), key=lambda row: (requests[row].adapter or "", -len(requests[row].prompt))):
+        batch = batches[-1] if batches else []
+        length = len(requests[row].prompt) + budgets[row]
+        together = max(longest, length)
+        fits = len(batch) < max_rows and (len(batch) + 1) * together <= max_cache_tokens
+        if batch and fits and requests[batch[0]].adapter == requests[row].adapter:
+            batch.append(row)
+            longest = together
+        else:
+            batches.append([row])
+            longest = length
+    return batches
+
+
+class _Answer:
+    """One request on its way: what it has got so far, and whether it has ended."""
+
+    def __init__(self, row: int, request: Request, budget: int, model: Decoder, watches_text: bool = False) -> None:
+        self.row = row
+        self.request = request
+        self.tokens: list[int] = []
+        self.fresh_text = ""  # what the latest token added
+        self.finish_reason: FinishReason | None = None
+        self._budget = budget
+        self._stop_ids = model.stop_ids | request.stop_ids
+        self._tokenizer = model.tokenizer
+        needs_text = watches_text or bool(request.sampling.stop)
+        self._text = TextStream(model.tokenizer, request.sampling.stop) if needs_text else None
+
+    def add(self, token: int) -> None:
+        """Take the next token; may end the answer."""
+        self.tokens.append(token)
+        if token in self._stop_ids:
+            self.finish_reason = "stop"
+        elif len(self.tokens) == self._budget:
+            self.finish_reason = "length"
+        if self._text is None:
+            return
+        self.fresh_text = "" if self.finish_reason == "stop" else self._text.add(token)
+        if self.finish_reason is not None:
+            self.fresh_text += self._text.end()
+        if self._text.is_stopped:
+            self.finish_reason = "stop_string"
+
+    def completed(self) -> Completed:
+        """The answer, once it has ended."""
+        assert self.finish_reason is not None
+        spoken = self.tokens[:-1] if self.finish_reason == "stop" else self.tokens
+        text = decode_text(self._tokenizer, spoken) if self._text is None else self._text.text
+        return Completed(tuple(self.tokens), text, self.finish_reason)
+
+
+class _LiveBatch:
+    """Answers that are computed together over one key-value cache; those that end leave the cache."""
+
+    def __init__(self, model: Decoder, answers: Sequence[_Answer]) -> None:
+        self.answers = list(answers)
+        self._model = model
+        self._adapter = answers[0].request.adapter
+        self._cache = DynamicCache()
+        prompts = [answer.request.prompt for answer in answers]
+        longest = max(len(prompt) for prompt in prompts)
+        padding = [longest - len(prompt) for prompt in prompts]
+        # Padding stands on the left, so that every row's next token is in the last column. It is masked: any id serves.
+        rows = [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
+        self._tokens_BT = torch.tensor(rows, device=model.device)
+        padding_B = torch.tensor(padding, device=model.device)
+        self._mask_BL = torch.arange(longest, device=model.device) >= padding_B[:, None]
+        self._positions_BT = (self._mask_BL.cumsum(-1) - 1).clamp(min=0)
+
+    @torch.no_grad()
+    def step(self) -> list[_Answer]:
+        """Add one token to every answer; return those that ended with it."""
+        logits_BV = self._model.decode(self._tokens_BT, self._positions_BT, self._mask_BL, self._cache, self._adapter)
+        samplings = [answer.request.sampling for answer in self.answers]
+        number = [len(answer.tokens) for answer in self.answers]
+        token_B = sample(logits_BV, samplings, uniforms([sampling.seed for sampling in samplings], number))
+        for answer, token in zip(self.answers, token_B.tolist(), strict=True):
+            answer.add(token)
+        self._positions_BT = self._positions_BT[:, -1:] + 1
+        self._tokens_BT = token_B[:, None]
+        self._mask_BL = torch.cat([self._mask_BL, torch.ones_like(self._mask_BL[:, :1])], dim=1)
+        return self._release_ended()
+
+    def _release_ended(self) -> list[_Answer]:
+        """Take the rows out of the batch whose answers have ended."""
+        ended = [answer for answer in self.answers if answer.finish_reason is not None]
+        if ended:
+            live = [row for row, answer in enumerate(self.answers) if answer.finish_reason is None]
+            self.answers = [self.answers[row] for row in live]
+            if live:
+                self._keep(torch.tensor(live, device=self._model.device))
+        return ended
+
+    def _keep(self, rows: Tensor) -> None:
+        self._cache.batch_select_indices(rows)
+        self._tokens_BT, self._positions_BT, self._mask_BL = (
+            state[rows] for state in (self._tokens_BT, self._positions_BT, self._mask_BL)
+        )

@@ -1,0 +1,151 @@
+"""The parts of a language model by their roles, whatever its architecture calls them.
+
+Methods, the planner and quantization work on these names; modules are looked up by name, so that the view stays true
+when a layer is wrapped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from luthier.errors import RecipeError, TargetNotFound
+from luthier.models.families import Family
+
+
+@dataclass(frozen=True)
+class LayerAnatomy:
+    """One transformer layer: dotted names from the root of the model."""
+
+    index: int
+    name: str
+    attention: str
+    feedforward: str
+    linears: tuple[str, ...]
+    norms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A model's parts, as dotted names from its root, in the order of computation."""
+
+    family: Family
+    trunk: str
+    embedding: str
+    layers: tuple[LayerAnatomy, ...]
+    final_norm: str
+    head: str
+    is_head_tied: bool
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """Every linear layer of every transformer layer; neither embedding nor head."""
+        return tuple(name for layer in self.layers for name in layer.linears)
+
+    def layer_of(self, name: str) -> int | None:
+        """The index of the layer that holds a module or parameter; None for embedding, final norm and head."""
+        for layer in self.layers:
+            if name.startswith(layer.name + "."):
+                return layer.index
+        return None
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear map: `nn.Linear`, or GPT-2's `Conv1D` with its transposed weight."""
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm")
+
+
+def _join(*names: str) -> str:
+    return ".".join(name for name in names if name)
+
+
+def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
+    """The anatomy of a loaded model whose layers are not wrapped yet."""
+    layers = []
+    layers_name = _join(family.trunk, family.layers)
+    stack = model.get_submodule(layers_name)
+    assert isinstance(stack, nn.ModuleList)
+    for index, layer in enumerate(stack):
+        name = f"{layers_name}.{index}"
+        parts = [(_join(name, part), module) for part, module in layer.named_modules() if part]
+        layers.append(
+            LayerAnatomy(
+                index=index,
+                name=name,
+                attention=_join(name, family.attention),
+                feedforward=_join(name, family.feedforward),
+                linears=tuple(part for part, module in parts if is_linear(module)),
+                norms=tuple(part for part, module in parts if _is_norm(module)),
+            )
+        )
+    return Anatomy(
+        family=family,
+        trunk=family.trunk,
+        embedding=_join(family.trunk, family.embedding),
+        layers=tuple(layers),
+        final_norm=_join(family.trunk, family.final_norm),
+        head=family.head,
+        is_head_tied=_ties_head(model, _join(family.trunk, family.embedding), family.head),
+    )
+
+
+def _ties_head(model: PreTrainedModel, embedding: str, head: str) -> bool:
+    return model.get_submodule(embedding).weight is model.get_submodule(head).weight
+
+
+def find_targets(anatomy: Anatomy, targets: str | tuple[str, ...], layers: tuple[int, ...] | None) -> tuple[str, ...]:
+    """The modules that a method adapts: `all-linear`, or those whose dotted name ends in one of `targets`.
+
+    Whole components are compared: `proj` does not match `q_proj`. The embedding and the head are found only by name.
+    Raises TargetNotFound for a target that no module bears, and RecipeError for a layer index that does not exist.
+    """
+    count = len(anatomy.layers)
+    for index in layers or ():
+        if not 0 <= index < count:
+            raise RecipeError(
+                f"The model has {count} layers; there is no layer {index}.",
+                f"Use indices from 0 to {count - 1}.",
+                field="method.layers",
+            )
+    chosen = anatomy.linears if layers is None else tuple(n for n in anatomy.linears if anatomy.layer_of(n) in layers)
+    if targets == "all-linear":
+        return chosen
+    wanted = (targets,) if isinstance(targets, str) else targets
+    candidates = (anatomy.embedding, *chosen, anatomy.head)
+    for target in wanted:
+        if not any(_ends_in(name, target) for name in candidates):
+            raise TargetNotFound(
+                f"No layer of the model is called {target!r}.",
+                f"Set method.targets to all-linear or to some of: {', '.join(_endings(candidates))}.",
+                field="method.targets",
+            )
+    return tuple(name for name in candidates if any(_ends_in(name, target) for target in wanted))
+
+
+def _ends_in(name: str, target: str) -> bool:
+    return name == target or name.endswith("." + target)
+
+
+def _endings(names: tuple[str, ...]) -> list[str]:
+    return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` where the model keeps the one called `name`."""
+    parent, _, last = name.rpartition(".")
+    model.get_submodule(parent).register_module(last, module)
+
+
+def config_number(config: PreTrainedConfig, key: str | None) -> float | None:
+    """A number of a model's config, or None where the family has no such key or leaves it unset."""
+    if key is None:
+        return None
+    value = config.to_dict().get(key)
+    return None if value is None else float(value)

@@ -1,0 +1,86 @@
+"""Luthier's attention as an entry of transformers' attention interface.
+
+Two entries, `luthier` and `luthier-reference`, registered under their own names: no existing entry is changed. In a
+packed call they attend document by document (or under one dense mask); otherwise under the mask that the model made.
+Sliding windows, softcap, scaling and sinks are honoured. A family that passes them in another way must not be packed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+from luthier.models.call import current_call
+from luthier.ops.attention import AttentionTerms, masked_attention, packed_attention, packed_attention_reference
+
+FAST = "luthier"
+REFERENCE = "luthier-reference"
+
+
+def _terms(
+    q: Tensor, scaling: float | None, window: int | None, softcap: float | None, sinks: Tensor | None
+) -> AttentionTerms:
+    return AttentionTerms(q.shape[-1] ** -0.5 if scaling is None else scaling, window, softcap, sinks)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    return _with(
+        packed_attention, query, key, value, attention_mask, _terms(query, scaling, sliding_window, softcap, s_aux)
+    )
+
+
+def _attend_reference(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    terms = _terms(query, scaling, sliding_window, softcap, s_aux)
+    return _with(packed_attention_reference, query, key, value, attention_mask, terms)
+
+
+def _with(
+    packed: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, terms: AttentionTerms
+) -> tuple[Tensor, None]:
+    """The attention output as transformers wants it, shape (B, T, H, E), and no weights."""
+    segments = current_call().segments
+    out_BHTE = masked_attention(q, k, v, mask, terms) if segments is None else packed(q, k, v, segments, terms)
+    return out_BHTE.transpose(1, 2), None
+
+
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """No mask for a packed call, whose documents say what is seen; else a boolean mask, never left to `is_causal`."""
+    if current_call().segments is not None:
+        return None
+    kwargs["allow_is_causal_skip"] = False
+    mask: Tensor | None = sdpa_mask(*args, **kwargs)
+    return mask
+
+
+def register_attention() -> None:
+    """Make both entries known to transformers; calling it again changes nothing."""
+    for name, function in ((FAST, _attend), (REFERENCE, _attend_reference)):
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, _mask)

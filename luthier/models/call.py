@@ -1,0 +1,119 @@
+"""What one forward call tells the layers below: the documents of the batch, which adapter each uses, and its draws.
+
+Wrapped layers and the attention operation sit deep inside a `transformers` model whose own code passes tensors only, so
+this one thing travels beside the arguments, in a context variable: each thread sees its own call, and a checkpointed
+layer enters the same call again when it is recomputed. Nothing else in the package is passed this way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from luthier.ops.draws import token_keys
+from luthier.types import Batch, Segment
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring tokens start..stop of the flattened batch that use one adapter; None is the base model."""
+
+    start: int
+    stop: int
+    adapter: str | None
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The address of a step's random draws: its seed and its number."""
+
+    seed: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """One forward call.
+
+    segments: the documents of a packed row, or None where a mask says what is seen.
+    runs: the adapters over the flattened tokens, in order and without gaps.
+    keys_N: one key a token for random draws; None draws nothing (no dropout).
+    """
+
+    segments: tuple[Segment, ...] | None
+    runs: tuple[Run, ...]
+    keys_N: Tensor | None = None
+
+    def at(self, source_N: Tensor) -> Call:
+        """The call over chosen positions, which must be in the order of the runs; each keeps its adapter and its key."""
+        keys_N = None if self.keys_N is None else self.keys_N.index_select(0, source_N)
+        if len(self.runs) == 1:
+            return Call(None, (Run(0, len(source_N), self.runs[0].adapter),), keys_N)
+        runs: list[Run] = []
+        for run in self.runs:
+            start = runs[-1].stop if runs else 0
+            count = int(((source_N >= run.start) & (source_N < run.stop)).sum())
+            runs.append(Run(start, start + count, run.adapter))
+        return Call(None, tuple(run for run in runs if run.stop > run.start), keys_N)
+
+    def slice(self, start: int, stop: int) -> Call:
+        """The call over positions start..stop of this one."""
+        keys_N = None if self.keys_N is None else self.keys_N[start:stop]
+        inside = (run for run in self.runs if run.start < stop and run.stop > start)
+        runs = tuple(Run(max(r.start, start) - start, min(r.stop, stop) - start, r.adapter) for r in inside)
+        return Call(None, runs, keys_N)
+
+
+_BASE = Call(segments=None, runs=(Run(0, 0, None),))
+_current: ContextVar[Call] = ContextVar("luthier_call", default=_BASE)
+
+
+def current_call() -> Call:
+    """The call that is being computed; outside of one, the plain base model."""
+    return _current.get()
+
+
+@contextmanager
+def calling(call: Call) -> Iterator[None]:
+    """Within: layers compute for `call`."""
+    token = _current.set(call)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+Adapters = str | None | tuple[str | None, ...]
+"""One adapter for all documents, None for the base model, or one entry for each segment of the batch."""
+
+
+def call_of_batch(batch: Batch, adapters: Adapters, draws: Draws | None) -> Call:
+    """The call that computes a batch: each segment (with its row's padding) under its adapter."""
+    num_tokens = batch.tokens_BT.numel()
+    keys_N = None if draws is None else _keys(batch, draws)
+    segments = batch.segments if batch.layout == "packed" else None
+    if not isinstance(adapters, tuple):
+        return Call(segments, (Run(0, num_tokens, adapters),), keys_N)
+    assert len(adapters) == len(batch.segments), "one adapter for each segment"
+    runs: list[Run] = []
+    ends = [segment.start for segment in batch.segments[1:]] + [num_tokens]
+    for segment, stop, adapter in zip(batch.segments, ends, adapters, strict=True):
+        if runs and runs[-1].adapter == adapter:
+            runs[-1] = Run(runs[-1].start, stop, adapter)
+        else:
+            runs.append(Run(segment.start, stop, adapter))
+    return Call(segments, tuple(runs), keys_N)
+
+
+def _keys(batch: Batch, draws: Draws) -> Tensor:
+    """The tokens' draw keys, from each token's document and its place in it, shape (B·T,)."""
+    device = batch.tokens_BT.device
+    documents_N = torch.zeros(batch.tokens_BT.numel(), dtype=torch.int64, device=device)
+    for segment, document in zip(batch.segments, batch.documents, strict=True):
+        documents_N[segment.start : segment.end] = document
+    return token_keys(draws.seed, draws.step, documents_N, batch.positions_BT.reshape(-1))

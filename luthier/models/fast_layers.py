@@ -1,0 +1,78 @@
+"""Plain layers of a family exchanged for those of `ops`: same parameters under the same names, the same function."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from luthier.models.anatomy import Anatomy, replace_module
+from luthier.models.families import RMSNormForm
+from luthier.ops.gated import Activation, gated_product
+from luthier.ops.norm import rms_norm
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+}
+
+
+class FastRMSNorm(nn.Module):
+    """RMSNorm by `ops.norm`; `gain_offset` is 1 where the family stores its gain as 1 + w."""
+
+    def __init__(self, weight_D: nn.Parameter, eps: float, gain_offset: float) -> None:
+        super().__init__()
+        self.weight = weight_D
+        self.eps = eps
+        self.gain_offset = gain_offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        gain_D = self.weight if self.gain_offset == 0 else self.weight + self.gain_offset
+        return rms_norm(x, gain_D, self.eps)
+
+
+class FastGatedMLP(nn.Module):
+    """A gated feed-forward layer by `ops.gated`."""
+
+    def __init__(
+        self, names: tuple[str, str, str], linears: tuple[nn.Module, nn.Module, nn.Module], activation: Activation
+    ) -> None:
+        super().__init__()
+        self.names = names
+        for name, linear in zip(names, linears, strict=True):
+            self.register_module(name, linear)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up, down = (self.get_submodule(name) for name in self.names)
+        hidden: Tensor = down(gated_product(gate(x), up(x), self.activation))
+        return hidden
+
+
+def use_fast_norms(model: PreTrainedModel, anatomy: Anatomy) -> None:
+    """Exchange every RMSNorm of the model, where the family has them."""
+    form = anatomy.family.rms_norm
+    if form is None:
+        return
+    for name in (*(norm for layer in anatomy.layers for norm in layer.norms), anatomy.final_norm):
+        replace_module(model, name, _fast_norm(model.get_submodule(name), form))
+
+
+def _fast_norm(norm: nn.Module, form: RMSNormForm) -> FastRMSNorm:
+    weight = norm.get_parameter("weight")
+    return FastRMSNorm(weight, float(vars(norm)[form.eps]), form.gain_offset)
+
+
+def use_fast_gated_mlps(model: PreTrainedModel, anatomy: Anatomy) -> None:
+    """Exchange every gated feed-forward layer, where the family has them and the activation is one of ours."""
+    names = anatomy.family.gated
+    config = model.config.to_dict()
+    activation = ACTIVATIONS.get(str(config.get(anatomy.family.activation_key) or config.get("hidden_act")))
+    if names is None or activation is None:
+        return
+    for layer in anatomy.layers:
+        mlp = model.get_submodule(layer.feedforward)
+        gate, up, down = (mlp.get_submodule(name) for name in names)
+        replace_module(model, layer.feedforward, FastGatedMLP(names, (gate, up, down), activation))

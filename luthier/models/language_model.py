@@ -1,0 +1,281 @@
+"""A language model behind one small view: its parts by role, and a forward pass from batches to log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from luthier.errors import RecipeError, ResourceError
+from luthier.models.anatomy import Anatomy, config_number, read_anatomy
+from luthier.models.attention import FAST, REFERENCE, register_attention
+from luthier.models.call import Adapters, Call, Draws, Run, call_of_batch, calling, current_call
+from luthier.models.families import family_of
+from luthier.models.fast_layers import use_fast_gated_mlps, use_fast_norms
+from luthier.models.settings import ModelSettings
+from luthier.models.sources import ModelSource, fingerprint, locate, read_config, read_tokenizer, read_weights
+from luthier.ops.head import token_logprobs, token_logprobs_recomputed, token_logprobs_reference
+from luthier.types import Batch, Layout
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class FastModel:
+    """Which parts of the model run on the operations of `ops` rather than as in transformers."""
+
+    attention: bool = True
+    head: bool = True
+    gated_mlp: bool = True
+    norm: bool = True
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which weights these are: the name they were asked for by, and the hash of their files."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a forward pass gives an objective: log-probabilities (nats, fp32) of the batch's targets, shape (N,)."""
+
+    logprob_N: Tensor
+
+
+@dataclass
+class LanguageModel:
+    """A transformers model and its tokenizer, seen through the model's anatomy."""
+
+    hf: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    anatomy: Anatomy
+    identity: Identity
+    fast: FastModel = field(default_factory=FastModel)
+
+    @property
+    def layout(self) -> Layout:
+        """Which batches the model's attention allows."""
+        return self.anatomy.family.layout
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.hf.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the frozen weights."""
+        return self.hf.dtype
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
+        return int(self.hf.get_submodule(self.anatomy.embedding).get_parameter("weight").shape[0])
+
+    @property
+    def context_length(self) -> int | None:
+        """The most positions that the model was made for; None if its config does not say."""
+        config = self.hf.config.to_dict()
+        for key in ("max_position_embeddings", "n_positions"):
+            if config.get(key) is not None:
+                return int(config[key])
+        return None
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer: the tokenizer's and the model's own end tokens."""
+        ids: set[int] = set()
+        for value in (self.tokenizer.eos_token_id, self.hf.config.eos_token_id, self._generation_stop()):
+            ids.update([value] if isinstance(value, int) else (value or ()))
+        return frozenset(ids)
+
+    def _generation_stop(self) -> int | list[int] | None:
+        config = self.hf.generation_config
+        stop: int | list[int] | None = None if config is None else config.eos_token_id
+        return stop
+
+    @property
+    def pad_id(self) -> int:
+        """What fills padding; masked everywhere, so any id serves where the tokenizer has none."""
+        pad = self.tokenizer.pad_token_id
+        return pad if isinstance(pad, int) else 0
+
+    def hidden(self, batch: Batch, adapters: Adapters = None, draws: Draws | None = None) -> Tensor:
+        """The hidden states after the final norm, shape (B, T, D)."""
+        with calling(call_of_batch(batch, adapters, draws)):
+            output = self.hf.get_submodule(self.anatomy.trunk)(
+                input_ids=batch.tokens_BT,
+                position_ids=batch.positions_BT,
+                attention_mask=batch.mask_BT,
+                use_cache=False,
+            )
+        hidden_BTD: Tensor = output.last_hidden_state
+        return hidden_BTD
+
+    def forward(self, batch: Batch, adapters: Adapters = None, draws: Draws | None = None) -> Outputs:
+        """Log-probabilities of the batch's targets; the head runs at learned positions only.
+
+        adapters: None is the base model; a name serves all documents; a tuple names one for each segment.
+        draws: the address of this step's dropout; None drops nothing.
+        """
+        hidden_BTD = self.hidden(batch, adapters, draws)
+        hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, batch.targets.source_N)
+        call = call_of_batch(batch, adapters, draws).at(batch.targets.source_N)
+        return Outputs(self._logprobs(hidden_ND, batch.targets.token_N, call))
+
+    def decode(
+        self,
+        tokens_BT: Tensor,
+        positions_BT: Tensor,
+        mask_BL: Tensor,
+        cache: DynamicCache,
+        adapters: str | None = None,
+    ) -> Tensor:
+        """fp32 logits of the token that follows each row, shape (B, V); the new keys and values go into `cache`.
+
+        mask_BL covers the cached and the new positions; rows are padded on the left.
+        """
+        with torch.inference_mode(), calling(Call(None, (Run(0, tokens_BT.numel(), adapters),))):
+            output = self.hf.get_submodule(self.anatomy.trunk)(
+                input_ids=tokens_BT,
+                position_ids=positions_BT,
+                attention_mask=mask_BL,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            last_BD = output.last_hidden_state[:, -1]
+        with torch.inference_mode(), calling(Call(None, (Run(0, len(last_BD), adapters),))):
+            return self._logits(last_BD).float()
+
+    def _logits(self, hidden_ND: Tensor) -> Tensor:
+        """The head's logits, with what the family does to them, shape (N, V)."""
+        logits_NV: Tensor = self.hf.get_submodule(self.anatomy.head)(self._scaled(hidden_ND))
+        softcap = self._softcap
+        return logits_NV if softcap is None else torch.tanh(logits_NV / softcap) * softcap
+
+    def _scaled(self, hidden_ND: Tensor) -> Tensor:
+        divisor = config_number(self.hf.config, self.anatomy.family.logit_divisor_key)
+        return hidden_ND if divisor is None else hidden_ND / divisor
+
+    @property
+    def _softcap(self) -> float | None:
+        return config_number(self.hf.config, self.anatomy.family.softcap_key)
+
+    def _logprobs(self, hidden_ND: Tensor, tokens_N: Tensor, call: Call) -> Tensor:
+        def logits_of(chunk_ND: Tensor, start: int) -> Tensor:
+            with calling(call.slice(start, start + len(chunk_ND))):
+                return self._logits(chunk_ND)
+
+        if not self.fast.head:
+            return token_logprobs_reference(hidden_ND, tokens_N, logits_of)
+        head = self.hf.get_submodule(self.anatomy.head)
+        is_plain = type(head) is nn.Linear and not head.weight.requires_grad
+        if not is_plain or torch.is_autocast_enabled(hidden_ND.device.type):
+            return token_logprobs_recomputed(hidden_ND, tokens_N, logits_of)
+        bias_V = head.bias if isinstance(head, nn.Linear) else None
+        return token_logprobs(self._scaled(hidden_ND), tokens_N, head.get_parameter("weight"), bias_V, self._softcap)
+
+    def checkpoint_layers(self) -> None:
+        """From now on, recompute every layer in the backward pass rather than keep what is inside it."""
+        for layer in self.anatomy.layers:
+            module = self.hf.get_submodule(layer.name)
+            module.forward = _recomputed(module.forward)
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function of its inputs, computed again in the backward pass, within the same call."""
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        call = current_call()
+        return checkpoint(
+            forward,
+            *args,
+            use_reentrant=False,
+            preserve_rng_state=False,  # draws are keyed by token: there is no generator to restore
+            context_fn=lambda: (nullcontext(), calling(call)),
+            **kwargs,
+        )
+
+    return wrapped
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that a recipe names; `auto` is the first GPU, else the CPU. Raises ResourceError if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RecipeError(
+            f"{name!r} is not a device.", "Use auto, cpu, cuda or cuda:N.", field="model.device"
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ResourceError(
+            "This machine has no CUDA device that torch can use.", "Set model.device to cpu.", field="model.device"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise RecipeError(
+            f"Luthier does not run on {device.type!r}.", "Use auto, cpu, cuda or cuda:N.", field="model.device"
+        )
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The number format that a recipe names; `auto` is bf16 on a GPU that computes in it, else fp32."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return DTYPES[name]
+
+
+def load_model(
+    settings: ModelSettings,
+    announce: Callable[[str], None],
+    *,
+    fast: FastModel | None = None,
+    chat_template: str | None = None,
+) -> LanguageModel:
+    """The base model of a recipe, frozen, without dropout, ready on its device.
+
+    chat_template replaces the tokenizer's own. Raises the errors of `sources`, and RecipeError for an unknown family.
+    """
+    source = locate(settings, announce)
+    config = read_config(source)
+    family = family_of(config.model_type)
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    fast = fast or FastModel()
+    register_attention()
+    implementation = (FAST if fast.attention else REFERENCE) if family.layout == "packed" else "sdpa"
+    hf = read_weights(source, config, dtype, attn_implementation=implementation)
+    anatomy = read_anatomy(hf, family)
+    if fast.norm:
+        use_fast_norms(hf, anatomy)
+    if fast.gated_mlp:
+        use_fast_gated_mlps(hf, anatomy)
+    hf.requires_grad_(False).eval().to(device)
+    tokenizer = read_tokenizer(source)
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    num_parameters = sum(p.numel() for p in hf.parameters())
+    announce(f"Model {settings.name}: {num_parameters / 1e6:.1f} M weights, {_short(dtype)}, on {device}.")
+    return LanguageModel(hf, tokenizer, anatomy, identify(settings, source), fast)
+
+
+def identify(settings: ModelSettings, source: ModelSource) -> Identity:
+    """The name and hash of a model's weights."""
+    return Identity(settings.name, fingerprint(source))
+
+
+def _short(dtype: torch.dtype) -> str:
+    return next(name for name, value in DTYPES.items() if value == dtype)

@@ -1,0 +1,360 @@
+"""Where a base model comes from, and its config, tokenizer and weights read from there.
+
+A model is a built-in name, a local transformers folder, a `.gguf` file, or a hub id. Weights are safetensors or GGUF:
+a pickle can run any code when it is opened, and so can a model's own Python code; neither is ever done.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from luthier.errors import DataError, NotAllowed, NotFound, RecipeError, ResourceError
+from luthier.models.builtin import BUILTIN_NAMES, builtin_folder
+from luthier.models.fingerprints import fingerprint_files
+from luthier.models.gguf_files import read_gguf_config, read_gguf_tokenizer, read_gguf_weights
+from luthier.models.hub import download
+from luthier.models.settings import ModelSettings
+from luthier.store.cache import cache_root
+from luthier.store.files import read_json
+
+Announce = Callable[[str], None]
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model found: its local folder, for a GGUF file its name in there, for a hub model its commit."""
+
+    name: str
+    folder: Path
+    gguf_file: str | None
+    kind: Literal["builtin", "folder", "hub", "gguf"]
+    revision: str | None
+
+    @property
+    def gguf(self) -> Path | None:
+        """The path of the GGUF file."""
+        return None if self.gguf_file is None else self.folder / self.gguf_file
+
+
+# ── finding ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def locate(settings: ModelSettings, announce: Announce, root: Path | None = None) -> ModelSource:
+    """Where the model is on this machine, after fetching it if it was not; `root` is the cache (None: the user's).
+
+    Raises: NotFound, with near names; RecipeError for an adapter, a pickle or an unfinished folder; NotAllowed for a gated
+    model; NetworkError; DiskFull.
+    """
+    name = settings.name
+    path = Path(name).expanduser()
+    is_hub = (
+        name not in BUILTIN_NAMES and not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
+    )
+    if settings.revision is not None and (not is_hub or path.suffix == ".gguf"):
+        raise RecipeError(
+            f"model.revision is {settings.revision!r}, but {name} is no hub model.",
+            "Leave revision out.",
+            field="model.revision",
+        )
+    if name in BUILTIN_NAMES:
+        return ModelSource(name, builtin_folder(name, announce, root), None, "builtin", None)
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise _not_found(name, path)
+        return ModelSource(name, path.parent, path.name, "gguf", None)
+    if path.is_dir():
+        _check_folder(path)
+        return ModelSource(name, path, None, "folder", None)
+    if path.is_file() or path.suffix.lower() in (*_PICKLES, ".safetensors"):
+        raise _not_a_model(name, path)
+    if not is_hub:
+        raise _not_found(name, path)
+    folder = download(name, settings.revision, announce)
+    _check_folder(folder, name)
+    return ModelSource(name, folder, None, "hub", folder.name)
+
+
+def _not_a_model(name: str, file: Path) -> RecipeError | NotFound:
+    if not file.is_file():
+        return _not_found(name, file)
+    if file.suffix.lower() in _PICKLES:
+        return RecipeError(
+            f"{name} is a pickle, and opening one can run any code that is in it; Luthier reads safetensors and GGUF only.",
+            "Convert it once where you trust it (load it in transformers, then save_pretrained), and name that folder.",
+            field="model",
+        )
+    if file.suffix.lower() == ".safetensors":
+        return RecipeError(
+            f"{name} is a weight file alone.",
+            f"Name its folder, {file.parent}, with config and tokenizer.",
+            field="model",
+        )
+    return RecipeError(
+        f"{name} is a file, but not a .gguf one.", "Name a model's folder, a .gguf file or a hub id.", field="model"
+    )
+
+
+def _not_found(name: str, path: Path) -> NotFound:
+    """What to say of a name that stands for nothing: near built-in names, and near names in the folder it points to."""
+    near = difflib.get_close_matches(name.lower(), BUILTIN_NAMES, n=1, cutoff=0.4)
+    if path.parent.is_dir():
+        siblings = [entry.name for entry in path.parent.iterdir() if entry.is_dir() or entry.suffix == ".gguf"]
+        near += [
+            str(path.parent / sibling) for sibling in difflib.get_close_matches(path.name, siblings, n=2, cutoff=0.6)
+        ]
+    hint = f"Did you mean {' or '.join(near)}? " if near else ""
+    return NotFound(
+        f"There is no model {name!r}: it is no built-in name ({', '.join(BUILTIN_NAMES)}) and no folder or .gguf file here.",
+        f"{hint}A hub model is written owner/model.",
+        field="model",
+    )
+
+
+def _check_folder(folder: Path, name: str | None = None) -> None:
+    """See that a folder is a whole model, before anything heavy is done with it."""
+    shown = name or str(folder)
+    names = {entry.name for entry in folder.iterdir()}
+    if "config.json" not in names and "adapter_config.json" in names:
+        base = _base_of_adapter(folder)
+        raise RecipeError(
+            f"{shown} is an adapter, not a model: it has adapter_config.json and no config.json.",
+            f"Set model to its base{f' ({base})' if base else ''} and go on from it with method: {{from: {shown}}}.",
+            field="model",
+        )
+    if "config.json" not in names:
+        inner = next((sub for sub in ("model", "adapter") if (folder / sub).is_dir()), None)
+        hint = f"This looks like a run: name {folder / inner}, or use method: {{from: {shown}}}." if inner else ""
+        raise RecipeError(
+            f"{shown} is no model folder: it has no config.json.",
+            hint or "Name a folder that transformers can load.",
+            field="model",
+        )
+    weight_files(folder, shown)
+    if not names.intersection(_TOKENIZER_FILES):
+        raise RecipeError(
+            f"{shown} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)} is in it.",
+            "Put the tokenizer's files beside the weights.",
+            field="model",
+        )
+
+
+def _base_of_adapter(folder: Path) -> str:
+    config = read_json(folder / "adapter_config.json")
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    return base if isinstance(base, str) else ""
+
+
+def weight_files(folder: Path, shown: str) -> list[Path]:
+    """The safetensors files of a model folder, in order. Raises: RecipeError if there are none, or if one is missing."""
+    if (folder / _WEIGHTS).is_file():
+        return [folder / _WEIGHTS]
+    if (folder / _INDEX).is_file():
+        index = read_json(folder / _INDEX)
+        try:
+            files = sorted(folder / name for name in {str(name) for name in index["weight_map"].values()})
+        except (KeyError, TypeError, AttributeError):
+            raise DataError(
+                "This index has no weight_map.", "Fetch the model again.", file=str(folder / _INDEX)
+            ) from None
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise RecipeError(
+                f"{shown} lacks {', '.join(missing)}, which its {_INDEX} names.",
+                "Fetch the model again.",
+                field="model",
+            )
+        return files
+    pickles = sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in _PICKLES)
+    if pickles:
+        raise RecipeError(
+            f"{shown} has its weights as pickles only ({', '.join(pickles[:3])}), and opening one can run any code that is in it.",
+            "Convert it once where you trust it: load it in transformers, then save_pretrained to a new folder.",
+            field="model",
+        )
+    raise RecipeError(
+        f"{shown} holds no {_WEIGHTS} and no {_INDEX}: there are no weights that Luthier reads.",
+        "Use a model with safetensors weights, or a .gguf file.",
+        field="model",
+    )
+
+
+# ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_config(source: ModelSource) -> PreTrainedConfig:
+    """The model's config. Raises: NotAllowed if it needs the model's own code; RecipeError, DataError."""
+    if source.gguf is not None:
+        return read_gguf_config(source.gguf)
+    file = source.folder / "config.json"
+    values = read_json(file)
+    model_type = values.get("model_type") if isinstance(values, dict) else None
+    if not isinstance(model_type, str):
+        raise DataError("This config has no model_type.", "Fetch the model again.", file=str(file))
+    if model_type not in CONFIG_MAPPING:
+        if "auto_map" in values:
+            raise NotAllowed(
+                f"The model {source.name} ({model_type}) needs Python code of its own to be run, which Luthier does not do.",
+                "Use a model that transformers itself knows.",
+                field="model",
+            )
+        raise RecipeError(
+            f"The model {source.name} is a {model_type!r}, which the installed transformers does not know.",
+            "Install a newer transformers, or use another model.",
+            field="model",
+        )
+    if "quantization_config" in values:
+        method = values["quantization_config"].get("quant_method", "unknown")
+        raise RecipeError(
+            f"The model {source.name} comes already quantized ({method}), which Luthier cannot train on yet.",
+            "Use the unquantized model.",
+            field="model",
+        )
+    with _reading(file):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            source.folder, trust_remote_code=False, local_files_only=True
+        )
+        return config
+
+
+def read_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """The model's fast tokenizer. Raises: NotAllowed if it needs code of its own; RecipeError, DataError."""
+    if source.gguf is not None:
+        return read_gguf_tokenizer(source.gguf)
+    file = source.folder / "tokenizer_config.json"
+    with _reading(source.folder if not file.is_file() else file):
+        tokenizer: Any = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False, local_files_only=True)
+    if not tokenizer.is_fast:
+        raise RecipeError(
+            f"The model {source.name} has only a slow tokenizer, which does not tell where its tokens lie in the text.",
+            "Use a model with a tokenizer.json.",
+            field="model",
+        )
+    result: PreTrainedTokenizerBase = tokenizer
+    return result
+
+
+def read_weights(
+    source: ModelSource,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
+    """The model with all its weights, in `dtype`, on the CPU.
+
+    Raises: DataError, with the file, if weights are damaged, missing, unknown or of another shape than the config says;
+    ResourceError if memory does not suffice.
+    """
+    if source.gguf is not None:
+        model, report = read_gguf_weights(source.gguf, config, dtype, attn_implementation)
+        _check_complete(source.gguf, report)
+        return model
+    for file in weight_files(source.folder, source.name):
+        with _reading(file), safe_open(file, framework="pt"):
+            pass  # opening checks the header against the file's length
+    with _reading(source.folder):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # so that they are reported, and refused below
+            output_loading_info=True,
+        )
+    model, report = loaded
+    _check_complete(source.folder, report)
+    result: PreTrainedModel = model
+    return result
+
+
+def _check_complete(place: Path, report: dict[str, Any]) -> None:
+    words = {
+        "missing_keys": "missing",
+        "unexpected_keys": "not part of this architecture",
+        "mismatched_keys": "of another shape than the config says",
+        "error_msgs": "reported by transformers",
+    }
+    faults = []
+    for key, what in words.items():
+        names = sorted(
+            " ".join(map(str, name)) if isinstance(name, tuple) else str(name) for name in report.get(key, ())
+        )
+        if names:
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            faults.append(f"{what}: {', '.join(names[:4])}{more}")
+    if faults:
+        raise DataError(
+            f"The weights do not fit the config; {'; '.join(faults)}.",
+            "Fetch the model again, or save it again with save_pretrained of the right class.",
+            file=str(place),
+        )
+
+
+@contextmanager
+def _reading(place: Path) -> Iterator[None]:
+    """Turn what the libraries say of files that they cannot read into an error with the place."""
+    try:
+        yield
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        ImportError,
+        SafetensorError,
+        json.JSONDecodeError,
+    ) as error:
+        text = " ".join(str(error).split())
+        if "trust_remote_code" in text:
+            raise NotAllowed(
+                f"{place} needs Python code of its own to be run, which Luthier does not do.",
+                "Use a model that transformers itself knows.",
+                field="model",
+            ) from error
+        if "can't allocate memory" in text or "out of memory" in text:
+            raise ResourceError(
+                "There is not enough memory for the weights.",
+                "Use a smaller model, or model.dtype bf16.",
+                file=str(place),
+            ) from error
+        raise DataError(
+            f"The model cannot be read ({type(error).__name__}: {text[:300]}).",
+            "It may be cut off or damaged: fetch it again.",
+            file=str(place),
+        ) from error
+
+
+def fingerprint(source: ModelSource, root: Path | None = None) -> str:
+    """The SHA-256 of the model's weights and config; `root` is the cache that remembers it (None: the user's)."""
+    files = (
+        [source.gguf]
+        if source.gguf is not None
+        else [*weight_files(source.folder, source.name), source.folder / "config.json"]
+    )
+    return fingerprint_files(files, root or cache_root())

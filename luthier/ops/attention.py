@@ -1,0 +1,166 @@
+"""Attention over a packed row, document by document.
+
+A segment sees itself (its past only, if causal) and the whole of its ancestors. The fast path calls the fused kernel
+once for each segment, so that no score between two documents is ever computed; on a CUDA device with half precision all
+segments without parents go to one variable-length kernel. The reference computes one dense mask over the row.
+
+Shapes: H query heads, K key/value heads (H is a multiple of K), T tokens, E head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from luthier.types import Segment
+
+
+@dataclass(frozen=True)
+class AttentionTerms:
+    """What a family adds to plain attention.
+
+    scale: factor on q·k. window: a query sees the `window` latest positions only (itself included). softcap: scores
+    become softcap · tanh(score / softcap). sinks_H: one extra logit a head that takes mass and gives nothing.
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks_H: Tensor | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the fused kernels compute it."""
+        return self.softcap is None and self.sinks_H is None
+
+
+def ancestors(segments: Sequence[Segment], index: int) -> list[int]:
+    """The segments that segment `index` sees, oldest first, itself last."""
+    chain = [index]
+    while (parent := segments[chain[-1]].parent) is not None:
+        chain.append(parent)
+    return chain[::-1]
+
+
+def segment_positions(segments: Sequence[Segment]) -> list[int]:
+    """For each segment, the position of its first token: its parent's end, or 0."""
+    starts: list[int] = []
+    for segment in segments:
+        parent = segment.parent
+        starts.append(0 if parent is None else starts[parent] + segments[parent].length)
+    return starts
+
+
+def _block_mask(queries: int, keys: int, causal: bool, window: int | None, device: torch.device) -> Tensor | None:
+    """What the last `queries` of `keys` positions see, True where seen; None if they see everything."""
+    key_K = torch.arange(keys, device=device)
+    query_Q = torch.arange(keys - queries, keys, device=device)[:, None]
+    mask_QK = torch.ones(queries, keys, dtype=torch.bool, device=device)
+    if causal:
+        mask_QK &= key_K <= query_Q
+    if window is not None:
+        mask_QK &= key_K > query_Q - window
+    return None if bool(mask_QK.all()) else mask_QK
+
+
+def dense_mask(segments: Sequence[Segment], num_tokens: int, window: int | None, device: torch.device) -> Tensor:
+    """What each token of the row sees, True where seen, shape (T, T)."""
+    mask_TT = torch.zeros(num_tokens, num_tokens, dtype=torch.bool, device=device)
+    for index, segment in enumerate(segments):
+        chain = ancestors(segments, index)
+        keys = torch.cat([torch.arange(segments[i].start, segments[i].end, device=device) for i in chain])
+        seen_QK = _block_mask(segment.length, len(keys), segment.causal, window, device)
+        rows = torch.arange(segment.start, segment.end, device=device)
+        mask_TT[rows[:, None], keys] = True if seen_QK is None else seen_QK
+    return mask_TT
+
+
+def masked_attention(
+    q_BHQE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, mask: Tensor | None, terms: AttentionTerms
+) -> Tensor:
+    """Attention under a boolean mask that broadcasts to (B, H, Q, T); None sees everything. Shape (B, H, Q, E)."""
+    if terms.is_plain:
+        return F.scaled_dot_product_attention(
+            q_BHQE, k_BKTE, v_BKTE, attn_mask=mask, scale=terms.scale, enable_gqa=q_BHQE.shape[1] != k_BKTE.shape[1]
+        )
+    repeat = q_BHQE.shape[1] // k_BKTE.shape[1]
+    k_BHTE = k_BKTE.repeat_interleave(repeat, dim=1)
+    v_BHTE = v_BKTE.repeat_interleave(repeat, dim=1)
+    score_BHQT = (q_BHQE @ k_BHTE.transpose(-1, -2)).float() * terms.scale
+    if terms.softcap is not None:
+        score_BHQT = torch.tanh(score_BHQT / terms.softcap) * terms.softcap
+    if mask is not None:
+        score_BHQT = score_BHQT.masked_fill(~mask, float("-inf"))
+    if terms.sinks_H is not None:
+        sink = terms.sinks_H.float().view(1, -1, 1, 1).expand(*score_BHQT.shape[:3], 1)
+        score_BHQT = torch.cat([score_BHQT, sink], dim=-1)
+    weight_BHQT = score_BHQT.softmax(-1)[..., : k_BHTE.shape[2]].to(v_BHTE.dtype)
+    return weight_BHQT @ v_BHTE
+
+
+def packed_attention_reference(
+    q_1HTE: Tensor, k_1KTE: Tensor, v_1KTE: Tensor, segments: Sequence[Segment], terms: AttentionTerms
+) -> Tensor:
+    """Attention over the packed row under one dense mask, shape (1, H, T, E)."""
+    mask_TT = dense_mask(segments, q_1HTE.shape[2], terms.window, q_1HTE.device)
+    return masked_attention(q_1HTE, k_1KTE, v_1KTE, mask_TT, terms)
+
+
+def packed_attention(
+    q_1HTE: Tensor, k_1KTE: Tensor, v_1KTE: Tensor, segments: Sequence[Segment], terms: AttentionTerms
+) -> Tensor:
+    """The same as `packed_attention_reference`, segment by segment."""
+    if _fits_varlen_kernel(q_1HTE, segments, terms):
+        return _varlen_attention(q_1HTE, k_1KTE, v_1KTE, segments, terms)
+    lengths = [segment.length for segment in segments]
+    q_parts = q_1HTE.split(lengths, dim=2)  # split and cat: their backward passes touch each number once
+    k_parts = k_1KTE.split(lengths, dim=2)
+    v_parts = v_1KTE.split(lengths, dim=2)
+    outputs = []
+    for index, segment in enumerate(segments):
+        chain = ancestors(segments, index)
+        if len(chain) == 1 and segment.causal and terms.is_plain and _window_is_idle(terms.window, segment.length):
+            outputs.append(_causal(q_parts[index], k_parts[index], v_parts[index], terms.scale))
+            continue
+        k = torch.cat([k_parts[i] for i in chain], dim=2)
+        v = torch.cat([v_parts[i] for i in chain], dim=2)
+        mask = _block_mask(segment.length, k.shape[2], segment.causal, terms.window, q_1HTE.device)
+        outputs.append(masked_attention(q_parts[index], k, v, mask, terms))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def _window_is_idle(window: int | None, length: int) -> bool:
+    return window is None or length <= window
+
+
+def _fits_varlen_kernel(q_1HTE: Tensor, segments: Sequence[Segment], terms: AttentionTerms) -> bool:
+    if q_1HTE.device.type != "cuda" or q_1HTE.dtype not in (torch.float16, torch.bfloat16) or not terms.is_plain:
+        return False
+    return all(s.causal and s.parent is None for s in segments)
+
+
+def _varlen_attention(
+    q_1HTE: Tensor, k_1KTE: Tensor, v_1KTE: Tensor, segments: Sequence[Segment], terms: AttentionTerms
+) -> Tensor:
+    """All segments in one call of torch's variable-length kernel (CUDA, half precision)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    bounds = torch.tensor([0, *[s.end for s in segments]], dtype=torch.int32, device=q_1HTE.device)
+    longest = max(s.length for s in segments)
+    q, k, v = (x[0].transpose(0, 1).contiguous() for x in (q_1HTE, k_1KTE, v_1KTE))
+    out_THE = varlen_attn(
+        q, k, v, bounds, bounds, longest, longest,
+        scale=terms.scale,
+        window_size=(-1 if terms.window is None else terms.window - 1, 0),
+        enable_gqa=q.shape[1] != k.shape[1],
+    )  # fmt: skip
+    assert isinstance(out_THE, Tensor)
+    return out_THE.transpose(0, 1).unsqueeze(0)

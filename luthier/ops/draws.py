@@ -1,0 +1,53 @@
+"""Random draws that depend on what is drawn for, not on when or where it is computed.
+
+A generator's stream depends on the order of calls, so another micro-batch size, another number of threads, or the
+recomputation of a checkpointed layer would draw differently. Here every number is a hash of its own address: the seed,
+the step, the document, the position in it, the place in the model (`salt`) and the column. The hash is the finaliser of
+SplitMix64 (Steele, Lea & Flood 2014, https://doi.org/10.1145/2660193.2660195) in wrapping int64 arithmetic.
+
+Shapes: T tokens, D columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift of int64 values."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def mix(x: Tensor) -> Tensor:
+    """A hash of each int64 value: the SplitMix64 finaliser."""
+    x = x * _GOLDEN + _GOLDEN
+    x = (x ^ _shift_right(x, 30)) * _MIX_1
+    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    return x ^ _shift_right(x, 31)
+
+
+def salt_of(text: str) -> int:
+    """A number for a place in the model, the same in every process."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True) >> 1
+
+
+def token_keys(seed: int, step: int, documents_T: Tensor, positions_T: Tensor) -> Tensor:
+    """One int64 key for each token, from the seed, the step, its document and its position there, shape (T,)."""
+    start = mix(torch.tensor([seed], dtype=torch.int64)) ^ step
+    key_T = mix(mix(start.to(documents_T.device)) ^ documents_T)
+    return mix(key_T ^ positions_T)
+
+
+def keep_mask(keys_T: Tensor, salt: int, width: int, drop: float) -> Tensor:
+    """True with probability 1 − drop, independently for each token and column, shape (T, D)."""
+    columns_D = torch.arange(width, dtype=torch.int64, device=keys_T.device)
+    hashed_TD = mix((mix(keys_T ^ salt))[:, None] ^ columns_D)
+    uniform_TD = _shift_right(hashed_TD, 40).float() / (1 << 24)
+    return uniform_TD >= drop

@@ -1,0 +1,115 @@
+"""Recipes read, checked and written: from a file or from plain values, with overrides from the command line."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from luthier.errors import NotFound, RecipeError
+from luthier.recipe.faults import recipe_error
+from luthier.recipe.paths import with_absolute_paths
+from luthier.recipe.settings import Recipe
+from luthier.recipe.yaml_text import Parsed, Source, parse_yaml
+from luthier.recipe.yaml_text import Path as Keys
+
+SHORTEST = "The shortest recipe is two lines: 'model: smollm2-135m' and 'data: {train: rows.jsonl}'."
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a file, with `key=value` overrides applied; paths in it are absolute.
+
+    Raises: NotFound, for a recipe or data file that is not there; RecipeError, naming the line or the field, for
+    anything wrong in it.
+    """
+    path = Path(path)
+    parsed = parse_yaml(_text_of(path), str(path))
+    if not isinstance(parsed.values, dict):
+        raise RecipeError("A recipe is a mapping of keys to values.", SHORTEST, file=str(path))
+    return _recipe_of(parsed, overrides, path.absolute().parent)
+
+
+def make_recipe(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from plain values, as `load_recipe` would make it from a file in the working folder."""
+    try:
+        plain = json.loads(json.dumps(values, default=_plain))
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"A recipe holds text, numbers, lists and mappings only: {error}.", SHORTEST) from error
+    return _recipe_of(Parsed(plain, {(): Source(None)}), overrides, Path.cwd())
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, every field written out; `load_recipe` reads the same recipe back."""
+    values = recipe.model_dump(mode="json", by_alias=True)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema(by_alias=True)}
+
+
+def _text_of(path: Path) -> str:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        near = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        close = difflib.get_close_matches(path.name, near, n=1)
+        other = "Check the path; 'luthier new DATA' writes a recipe."
+        mend = f"Did you mean {path.parent / close[0]}?" if close else other
+        raise NotFound("There is no such recipe.", mend, file=str(path)) from None
+    except IsADirectoryError:
+        raise RecipeError("This is a folder.", "Give the recipe file itself.", file=str(path)) from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            "This is not UTF-8 text.", "A recipe is a YAML file; check the path.", file=str(path)
+        ) from error
+    if path.suffix in (".jsonl", ".csv", ".parquet"):
+        mend = f"'luthier new {path}' writes a recipe for it; 'luthier check {path}' looks through the rows."
+        raise RecipeError("This is a data file, not a recipe.", mend, file=str(path))
+    if not text.strip():
+        raise RecipeError("The recipe is empty.", SHORTEST, file=str(path))
+    return text
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, os.PathLike):
+        return str(os.fspath(value))
+    raise TypeError(f"{value!r} is a {type(value).__name__}")
+
+
+def _recipe_of(parsed: Parsed, overrides: Sequence[str], folder: Path) -> Recipe:
+    for text in overrides:
+        parsed = _overridden(parsed, text)
+    try:
+        recipe = Recipe.model_validate_json(json.dumps(parsed.values), strict=True)
+    except ValidationError as error:
+        raise recipe_error(error, Recipe, parsed) from error
+    return with_absolute_paths(recipe, folder, parsed)
+
+
+def _overridden(parsed: Parsed, text: str) -> Parsed:
+    """The values with one `key=value` applied; the blocks on the way to it are made where they are missing."""
+    flag = f"--set {text}"
+    key, equals, value = text.partition("=")
+    path: Keys = tuple(part.strip() for part in key.split("."))
+    if not equals or not all(path):
+        raise RecipeError("This is not of the form key=value.", "For example: --set training.epochs=2.", file=flag)
+    new = parse_yaml(value, flag).values
+
+    def replaced(block: Any, rest: Keys) -> Any:
+        if not rest:
+            return new
+        if isinstance(block, str) and path[0] == "model":
+            block = {"name": block}  # a model given by its name alone
+        inside = block if isinstance(block, dict) else {}
+        return {**inside, rest[0]: replaced(inside.get(rest[0]), rest[1:])}
+
+    kept = {place: source for place, source in parsed.sources.items() if place[: len(path)] != path}
+    return Parsed(replaced(parsed.values, path), {**kept, path: Source(flag)})

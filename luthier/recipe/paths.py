@@ -1,0 +1,72 @@
+"""Where the files that a recipe names are: beside the recipe, or in the working folder."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from luthier.data.hub import is_hub_name
+from luthier.errors import NotFound
+from luthier.methods import LoRA
+from luthier.recipe.settings import Recipe
+from luthier.recipe.yaml_text import Parsed, Source, dotted
+
+
+def with_absolute_paths(recipe: Recipe, folder: Path, parsed: Parsed) -> Recipe:
+    """The recipe with the paths in it absolute, so that a resumed run finds the same files from anywhere.
+
+    A relative path is looked for in `folder` (where the recipe is), then in the working folder. A run's own recipe is
+    handed back as it is: it went through here when the run began, and using its model needs no data.
+    Raises: NotFound, for data that is in neither and is no hub name either.
+    """
+    if recipe.provenance is not None:
+        return recipe
+
+    def data_path(name: str, *keys: str | int) -> str:
+        found = _find(name, folder)
+        if found is None and not is_hub_name(name):
+            raise _missing(name, folder, parsed.source_of(keys), dotted(keys))
+        return found or name
+
+    data = recipe.data
+    if isinstance(data.train, str):
+        train: str | tuple[str, ...] = data_path(data.train, "data", "train")
+    else:
+        train = tuple(data_path(name, "data", "train", index) for index, name in enumerate(data.train))
+    held_out = data.validation
+    validation = held_out if held_out in ("auto", "none") else data_path(held_out, "data", "validation")
+    template = data.chat_template
+    if template is not None and "{" not in template:
+        template = _find(template, folder) or template
+    model = recipe.model
+    if model.name.endswith(".gguf") or "/" in model.name or model.name.startswith((".", "~")):
+        model = model.model_copy(update={"name": _find(model.name, folder) or model.name})
+    method = recipe.method
+    if isinstance(method, LoRA) and method.begin_from is not None:
+        method = method.model_copy(update={"begin_from": _find(method.begin_from, folder) or method.begin_from})
+    data = data.model_copy(update={"train": train, "validation": validation, "chat_template": template})
+    return recipe.model_copy(update={"data": data, "model": model, "method": method})
+
+
+def _find(name: str, folder: Path) -> str | None:
+    """The absolute path of what a recipe names, or None where nothing is there."""
+    for base in (folder, Path.cwd()):
+        path = base / Path(name).expanduser()
+        if len(name) < 4096 and path.exists():
+            return str(path.absolute())
+    return None
+
+
+def _missing(name: str, folder: Path, source: Source, field: str) -> NotFound:
+    path = Path(name).expanduser()
+    if path.is_absolute():
+        found = f"There is no file {path}."
+    elif folder == Path.cwd():
+        found = f"There is no file {name} in {folder}."
+    else:
+        found = f"There is no file {name}, neither in {folder} (the recipe's folder) nor in {Path.cwd()} (the working folder)."
+    parents = {(base / path).parent for base in (folder, Path.cwd())}
+    near = [entry.name for parent in parents if parent.is_dir() for entry in parent.iterdir()]
+    close = difflib.get_close_matches(path.name, near, n=1)
+    mend = f"Did you mean {path.with_name(close[0])}?" if close else "Correct the path, or put the file there."
+    return NotFound(found, mend, file=source.file, line=source.line, field=field)

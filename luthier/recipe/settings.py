@@ -1,0 +1,79 @@
+"""The recipe: one typed model that names one choice from each folder below."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from luthier.data.settings import DataSettings
+from luthier.methods import AnyMethod, LoRA
+from luthier.models.settings import ModelSettings
+from luthier.objectives import SFT, AnyObjective
+from luthier.training.settings import TrainingSettings
+from luthier.types import Settings
+
+
+def _named(value: Any) -> Any:
+    """A model given by its name alone, as the settings that it stands for."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Provenance(Settings):
+    """What a run was made from; Luthier writes it into recipe.resolved.yaml, and resume compares it."""
+
+    luthier: str = Field(description="Version of Luthier.")
+    torch: str = Field(description="Version of torch.")
+    transformers: str = Field(description="Version of transformers.")
+    model_sha256: str = Field(description="Hash of the base model's files.")
+    data_sha256: str = Field(description="Hash of the training and held-out rows.")
+
+
+class Recipe(Settings):
+    """What one run does: a base model, data, a method, an objective, and how long to train."""
+
+    model: Annotated[ModelSettings, BeforeValidator(_named, json_schema_input_type=str | ModelSettings)] = Field(
+        description="The base model: its name alone, or the settings below.",
+    )
+    data: DataSettings = Field(description="The rows to learn from, and what of them is learned.")
+    method: AnyMethod = Field(LoRA(), description="What is trained: small added tensors, or the model's own weights.")
+    objective: AnyObjective = Field(SFT(), description="The loss that training lowers.")
+    training: TrainingSettings = Field(TrainingSettings(), description="The loop.")
+    quantization: None = Field(
+        None, description="Number format of a compressed base; this version has none, so only null."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Decides the order of rows and every random draw.")
+    provenance: Provenance | None = Field(
+        None, description="Written by Luthier into recipe.resolved.yaml; leave it out of your own."
+    )
+
+    @field_validator("quantization", mode="before")
+    @classmethod
+    def _no_quantization_yet(cls, value: Any) -> None:
+        if value is not None:
+            raise PydanticCustomError(
+                "not_in_this_version",
+                "This version of Luthier has no quantization; leave the key out, or write null.",
+            )
+
+    @model_validator(mode="after")
+    def _parts_go_together(self) -> Self:
+        if self.data.max_length > self.training.tokens_per_micro_batch:
+            raise _at(
+                "data.max_length",
+                f"A row may have {self.data.max_length} tokens, but one micro-batch holds only "
+                f"{self.training.tokens_per_micro_batch}; lower data.max_length or raise training.tokens_per_micro_batch.",
+            )
+        if self.training.early_stopping is not None and self.data.validation == "none":
+            raise _at(
+                "training.early_stopping",
+                "Early stopping watches held-out rows, but data.validation is none; "
+                "set data.validation to auto or to a file, or take early_stopping out.",
+            )
+        return self
+
+
+def _at(field: str, message: str) -> PydanticCustomError:
+    """A fault of several fields together, told at one of them."""
+    return PydanticCustomError("fields_disagree", "{message}", {"message": message, "field": field})

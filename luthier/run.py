@@ -1,0 +1,360 @@
+"""Carries out a recipe: data → gate → model → method → loop → checkpoints → adapter and report.
+
+A run folder is begun by writing `recipe.yaml`; from that moment on `resume_run` gives the same final bits, whatever
+happens in between.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import PreTrainedTokenizerBase
+
+from luthier.data.batches import StepBatches, evaluation_batches
+from luthier.data.dataset import Dataset, load_dataset
+from luthier.data.gate import GateReport, check_gate
+from luthier.errors import CheckpointNotFound, LuthierError, NotFound, RunMismatch, UsageError
+from luthier.evaluation.loss import held_out_loss
+from luthier.evaluation.report import write_loss_plot, write_report
+from luthier.methods import ADAPTER, Attachment, Full, LoRA
+from luthier.models.language_model import FastModel, LanguageModel, choose_device, choose_dtype, load_model
+from luthier.models.settings import ModelSettings
+from luthier.models.sources import locate, read_config, read_tokenizer
+from luthier.recipe import Recipe, dump_recipe, load_recipe
+from luthier.recipe.settings import Provenance
+from luthier.store.files import write_folder, write_json, write_text
+from luthier.store.runs import append_metrics, cut_metrics, read_metrics, write_status
+from luthier.training.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
+from luthier.training.loop import Outside, Plan, Progress, train
+from luthier.training.trackers import numbers_of, open_trackers
+from luthier.training.workers import Workers
+from luthier.version import __version__
+
+Announce = Callable[[str], None]
+OnStep = Callable[[dict[str, Any]], None]
+
+RECIPE, RESOLVED, ENVIRONMENT = "recipe.yaml", "recipe.resolved.yaml", "environment.json"
+_MOST_AUTO_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended."""
+
+    folder: Path
+    steps: int
+    final_loss: float | None
+    best_validation_loss: float | None
+    best_step: int | None
+    stopped_early: bool
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe's data, read and passed by the gate."""
+
+    dataset: Dataset
+    tokenizer: PreTrainedTokenizerBase
+    gate: GateReport
+
+
+def train_recipe(recipe: Recipe, folder: Path, *, announce: Announce, on_step: OnStep) -> RunResult:
+    """Carry out a recipe in a new run folder.
+
+    Raises UsageError if the folder holds something already; the errors of every part; Interrupted after Ctrl-C.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(
+            f"{folder} is not empty.",
+            f"Go on with 'luthier resume {folder}', or choose another --out.",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / RECIPE, dump_recipe(recipe))
+    return _carry_out(recipe, folder, announce, on_step)
+
+
+def resume_run(folder: Path, *, announce: Announce, on_step: OnStep) -> RunResult:
+    """Go on with a run from its last whole checkpoint, or from its beginning if it has none.
+
+    Raises NotFound if the folder is no run, and RunMismatch, naming what differs, if model or data have changed.
+    """
+    for name in (RESOLVED, RECIPE):
+        if (folder / name).is_file():
+            return _carry_out(load_recipe(folder / name), folder, announce, on_step)
+    raise NotFound(
+        f"{folder} is not a run: it holds no {RECIPE}.",
+        "Look at 'luthier runs', or begin one with 'luthier train RECIPE'.",
+        file=str(folder),
+    )
+
+
+def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
+    """Read the recipe's data and let the gate judge it, without loading the model's weights."""
+    source = locate(recipe.model, announce)
+    config = read_config(source)
+    return _prepare(recipe, read_tokenizer(source), int(config.vocab_size), announce)
+
+
+def _prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, vocab_size: int, announce: Announce) -> Prepared:
+    dataset = load_dataset(recipe.data, tokenizer, recipe.objective.example, announce)
+    return Prepared(dataset, tokenizer, check_gate(dataset, vocab_size))
+
+
+def load_run(folder: Path, announce: Announce) -> LanguageModel:
+    """The model of a run with what it learned: the adapter under the name `default`, or the tuned weights themselves.
+
+    Raises NotFound if the run has not finished.
+    """
+    recipe = load_recipe(folder / RESOLVED if (folder / RESOLVED).is_file() else folder / RECIPE)
+    if isinstance(recipe.method, Full):
+        tuned = folder / recipe.method.output_folder
+        _require_output(tuned, folder)
+        return load_model(recipe.model.model_copy(update={"name": str(tuned), "revision": None}), announce)
+    _require_output(folder / recipe.method.output_folder, folder)
+    model = _load_base(recipe, announce)
+    LoRA(begin_from=str(folder)).attach(model, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
+    return model
+
+
+def load_base(folder: Path, announce: Announce) -> LanguageModel:
+    """The base model that a run began from."""
+    return _load_base(load_recipe(folder / RESOLVED if (folder / RESOLVED).is_file() else folder / RECIPE), announce)
+
+
+def _require_output(output: Path, folder: Path) -> None:
+    if not output.is_dir():
+        raise NotFound(f"The run {folder} has not finished: there is no {output.name}/ in it.", f"Run 'luthier resume {folder}'.")
+
+
+def _carry_out(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) -> RunResult:
+    write_status(folder, "running", pid=os.getpid())
+    try:
+        result = _train(recipe, folder, announce, on_step)
+    except LuthierError as error:
+        write_status(folder, "stopped" if error.exit_code > 128 else "failed", reason=str(error))
+        error.mend = f"{error.mend} To go on: luthier resume {folder}".strip()
+        raise
+    except KeyboardInterrupt:
+        write_status(folder, "stopped", reason="stopped at once by a second Ctrl-C")
+        raise
+    write_status(folder, "finished")
+    return result
+
+
+def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) -> RunResult:
+    began = time.perf_counter()
+    model = _load_base(recipe, announce)
+    prepared = _prepare(recipe, model.tokenizer, model.vocab_size, announce)
+    dataset = prepared.dataset
+    attachment = recipe.method.attach(model, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
+    announce(f"Method {recipe.method.kind}: {attachment.num_trainable:,} numbers train.")
+    recipe, batches = _resolve(recipe, dataset, model)
+    plan = _plan(recipe, batches.num_steps, model)
+    checkpoint = _last_checkpoint(folder, announce)
+    _settle_provenance(recipe, folder, model, dataset, checkpoint)
+    assert isinstance(recipe.training.workers, int)
+    with Workers(recipe.training.workers) as workers:
+        outside = _outside(recipe, folder, model, attachment, dataset, plan, workers, announce, on_step)
+        cut_metrics(folder, 0 if checkpoint is None else checkpoint.step)
+        progress = train(model, attachment, recipe.objective, batches, plan, outside, workers, checkpoint)
+    return _finish(recipe, folder, attachment, progress, announce, time.perf_counter() - began)
+
+
+def _load_base(recipe: Recipe, announce: Announce) -> LanguageModel:
+    fast = recipe.training.fast
+    model = load_model(
+        _trainable_dtype(recipe),
+        announce,
+        fast=FastModel(attention=fast.attention, head=fast.head, gated_mlp=fast.gated_mlp, norm=fast.norm),
+    )
+    if recipe.training.gradient_checkpointing:
+        model.checkpoint_layers()
+    return model
+
+
+def _trainable_dtype(recipe: Recipe) -> ModelSettings:
+    """The model settings; base weights that train are loaded in fp32 unless the recipe says otherwise."""
+    if isinstance(recipe.method, Full) and recipe.model.dtype == "auto":
+        return recipe.model.model_copy(update={"dtype": "fp32"})
+    return recipe.model
+
+
+def _resolve(recipe: Recipe, dataset: Dataset, model: LanguageModel) -> tuple[Recipe, StepBatches]:
+    """The recipe with every automatic value settled, and its batches."""
+    training = recipe.training
+    workers = training.workers
+    if not isinstance(workers, int):
+        workers = 1 if model.device.type == "cuda" else min(os.cpu_count() or 1, _MOST_AUTO_WORKERS)
+    rows_per_step = training.rows_per_step
+    if rows_per_step is None and training.tokens_per_step is None:
+        rows_per_step = 8
+    batches = StepBatches(
+        dataset.train,
+        rows_per_step=rows_per_step,
+        tokens_per_step=training.tokens_per_step,
+        budget=training.tokens_per_micro_batch,
+        workers=workers,
+        layout=model.layout,
+        pad_id=model.pad_id,
+        seed=recipe.seed,
+        epochs=training.epochs,
+        steps=training.steps,
+    )
+    tenth = max(1, batches.num_steps // 10)
+    settled = training.model_copy(
+        update={
+            "workers": workers,
+            "rows_per_step": rows_per_step,
+            "peak_lr": training.peak_lr or recipe.method.default_lr,
+            "evaluate_every": training.evaluate_every or tenth,
+            "checkpoint_every": training.checkpoint_every or tenth,
+        }
+    )
+    return recipe.model_copy(update={"training": settled}), batches
+
+
+def _plan(recipe: Recipe, num_steps: int, model: LanguageModel) -> Plan:
+    training = recipe.training
+    assert training.peak_lr and training.evaluate_every and training.checkpoint_every
+    mixed = isinstance(recipe.method, Full) and choose_dtype(recipe.model.dtype, choose_device(recipe.model.device)) != torch.float32
+    wants = training.autocast == "bf16" or (training.autocast == "auto" and (mixed or _pays(recipe, model)))
+    return Plan(
+        settings=training,
+        seed=recipe.seed,
+        num_steps=num_steps,
+        peak_lr=training.peak_lr,
+        evaluate_every=training.evaluate_every,
+        checkpoint_every=training.checkpoint_every,
+        autocast=torch.bfloat16 if wants else None,
+    )
+
+
+def _pays(recipe: Recipe, model: LanguageModel) -> bool:
+    """bf16 pays for fp32 weights on a GPU that has it; on CPUs it gains little or nothing."""
+    return model.dtype == torch.float32 and model.device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def _last_checkpoint(folder: Path, announce: Announce) -> Checkpoint | None:
+    try:
+        checkpoint = load_checkpoint(folder, announce=announce)
+    except CheckpointNotFound:
+        return None
+    announce(f"Going on from step {checkpoint.step}.")
+    return checkpoint
+
+
+def _settle_provenance(
+    recipe: Recipe, folder: Path, model: LanguageModel, dataset: Dataset, checkpoint: Checkpoint | None
+) -> None:
+    """Write what the run is made from, or compare it with what it was begun with."""
+    now = Provenance(
+        luthier=__version__,
+        torch=str(torch.__version__),
+        transformers=transformers.__version__,
+        model_sha256=model.identity.sha256,
+        data_sha256=dataset.sha256,
+    )
+    begun = recipe.provenance
+    if begun is not None and checkpoint is not None:
+        for field, what in (("model_sha256", f"The model {recipe.model.name}"), ("data_sha256", "The data")):
+            if getattr(begun, field) != getattr(now, field):
+                raise RunMismatch(
+                    f"{what} is not what this run was begun with: its hash was {getattr(begun, field)[:12]}…, "
+                    f"and is now {getattr(now, field)[:12]}….",
+                    "Put the old files back, or begin a new run with 'luthier train'.",
+                    file=str(folder / RESOLVED),
+                    field=f"provenance.{field}",
+                )
+        return
+    write_text(folder / RESOLVED, dump_recipe(recipe.model_copy(update={"provenance": now})))
+    write_json(folder / ENVIRONMENT, environment(model.device))
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """The versions and the machine that a run was made with."""
+    return {
+        "luthier": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+    }
+
+
+def _outside(
+    recipe: Recipe,
+    folder: Path,
+    model: LanguageModel,
+    attachment: Attachment,
+    dataset: Dataset,
+    plan: Plan,
+    workers: Workers,
+    announce: Announce,
+    on_step: OnStep,
+) -> Outside:
+    """The loop's view of the run folder, the held-out rows and the trackers."""
+    held_out = evaluation_batches(
+        dataset.validation, recipe.training.tokens_per_micro_batch, workers.count, model.layout, model.pad_id
+    )
+    trackers = open_trackers(recipe.training.trackers, folder, recipe.model_dump(mode="json"))
+
+    def evaluate() -> float:
+        return held_out_loss(model, recipe.objective, held_out, attachment.adapter, workers, plan.autocast)
+
+    def save(checkpoint: Checkpoint) -> None:
+        save_checkpoint(folder, checkpoint)
+        best = checkpoint.state["progress"]["best_step"]
+        prune_checkpoints(folder, recipe.training.keep_last, () if best is None else (best,))
+
+    def record(metrics: dict[str, Any]) -> None:
+        append_metrics(folder, metrics)
+        for tracker in trackers:
+            tracker.log(metrics["step"], numbers_of(metrics))
+        on_step({**metrics, "total_steps": plan.num_steps})
+
+    return Outside(evaluate if held_out else None, save, record, announce)
+
+
+def _finish(
+    recipe: Recipe, folder: Path, attachment: Attachment, progress: Progress, announce: Announce, seconds: float
+) -> RunResult:
+    """Write the adapter or model, the plot and the report."""
+    if recipe.training.early_stopping is not None and progress.best_step not in (None, progress.step):
+        announce(f"The best step was {progress.best_step}; its weights are the ones kept.")
+        best = load_checkpoint(folder, step=progress.best_step, announce=announce)
+        with torch.no_grad():
+            for name, tensor in attachment.trainables.items():
+                tensor.copy_(best.trainables[name])
+    output = folder / recipe.method.output_folder
+    write_folder(output, lambda partial: attachment.write(partial, announce), replace=True)
+    metrics = read_metrics(folder)
+    write_loss_plot(metrics, folder / "loss.png")
+    final_loss = float(metrics[-1]["loss"]) if metrics else None
+    write_report(
+        folder / "report.md",
+        metrics,
+        {
+            "Model": recipe.model.name,
+            "Method": f"{recipe.method.kind}, {attachment.num_trainable:,} numbers trained",
+            "Data": ", ".join([recipe.data.train] if isinstance(recipe.data.train, str) else recipe.data.train),
+            "Steps": str(progress.step),
+            "Time": f"{seconds:.0f} s",
+            "Result": str(output),
+        },
+    )
+    return RunResult(folder, progress.step, final_loss, progress.best_loss, progress.best_step, progress.stopped_early)

@@ -1,0 +1,213 @@
+"""The one loop: batches in, trained tensors out, whatever the method and the objective.
+
+A step computes its micro-batches on the workers, sums the gradients in a fixed order, clips, and updates. The gradient
+is that of the loss over the whole step: each micro-batch's summed loss is divided by the step's learned weight, so that
+8 × 1 row and 1 × 8 rows give the same.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from luthier.data.batches import Step, StepBatches
+from luthier.errors import Interrupted, NotFinite
+from luthier.methods.contract import Attachment
+from luthier.models.call import Draws
+from luthier.models.language_model import LanguageModel
+from luthier.objectives.contract import Objective
+from luthier.training.checkpoint import Checkpoint
+from luthier.training.flat import FlatTrainables
+from luthier.training.memory import memory_bytes, peak_memory_bytes
+from luthier.training.optimizers import FlatAdamW
+from luthier.training.schedule import lr_factor
+from luthier.training.settings import TrainingSettings
+from luthier.training.stop import StopRequest
+from luthier.training.workers import Workers
+
+
+@dataclass
+class Progress:
+    """Where a run stands, apart from its tensors and its place in the data."""
+
+    step: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+    evaluations_since_best: int = 0
+    stopped_early: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The numbers of a run that are settled before step 1."""
+
+    settings: TrainingSettings
+    seed: int
+    num_steps: int
+    peak_lr: float
+    evaluate_every: int
+    checkpoint_every: int
+    autocast: torch.dtype | None = None
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What the loop tells and asks the rest of the program.
+
+    evaluate: the held-out loss of the model as it is, or None without held-out rows. save: keep a checkpoint.
+    record: take a step's metrics.
+    """
+
+    evaluate: Callable[[], float] | None
+    save: Callable[[Checkpoint], object]
+    record: Callable[[dict[str, Any]], None]
+    announce: Callable[[str], None]
+
+
+def train(
+    model: LanguageModel,
+    attachment: Attachment,
+    objective: Objective,
+    batches: StepBatches,
+    plan: Plan,
+    outside: Outside,
+    workers: Workers,
+    resume_from: Checkpoint | None = None,
+) -> Progress:
+    """Train until the plan's last step, or until early stopping; return where it ended.
+
+    Raises Interrupted after Ctrl-C or SIGTERM, the state saved; NotFinite when a loss or gradient is NaN or infinite,
+    before it reaches the weights.
+    """
+    trainables = FlatTrainables(attachment.groups, workers.count)
+    optimizer = FlatAdamW(trainables, plan.settings.optimizer)
+    progress = Progress()
+    if resume_from is not None:
+        progress = restore(resume_from, trainables, optimizer, batches)
+
+    def checkpoint() -> None:
+        outside.save(snapshot(progress, trainables, optimizer, batches))
+
+    last_saved = progress.step
+    with StopRequest() as stop:
+        while progress.step < plan.num_steps and not progress.stopped_early:
+            began = time.perf_counter()
+            step = next(batches)
+            metrics = _step(model, attachment, objective, step, plan, trainables, optimizer, workers, progress.step + 1)
+            progress.step += 1
+            metrics["seconds"] = time.perf_counter() - began
+            metrics["tokens_per_second"] = step.real_tokens / metrics["seconds"]
+            metrics["memory_bytes"] = memory_bytes(model.device)
+            metrics["peak_memory_bytes"] = peak_memory_bytes(model.device)
+            is_last = progress.step == plan.num_steps
+            if outside.evaluate is not None and (progress.step % plan.evaluate_every == 0 or is_last):
+                metrics["validation_loss"] = outside.evaluate()
+                _judge(progress, metrics["validation_loss"], plan)
+            outside.record(metrics)
+            is_best = progress.best_step == progress.step
+            if progress.step % plan.checkpoint_every == 0 or is_last or is_best or progress.stopped_early:
+                checkpoint()
+                last_saved = progress.step
+            if stop.signal is not None and not is_last:
+                if last_saved != progress.step:
+                    checkpoint()
+                raise Interrupted(
+                    f"Stopped after step {progress.step} of {plan.num_steps}; the state is saved.",
+                    exit_code=stop.exit_code,
+                )
+    return progress
+
+
+def _step(
+    model: LanguageModel,
+    attachment: Attachment,
+    objective: Objective,
+    step: Step,
+    plan: Plan,
+    trainables: FlatTrainables,
+    optimizer: FlatAdamW,
+    workers: Workers,
+    number: int,
+) -> dict[str, Any]:
+    """Compute one step's gradient and update; return its metrics."""
+    trainables.clear_gradients()
+    draws = Draws(plan.seed, number)
+
+    def share_of(worker: int) -> Callable[[], float]:
+        def compute() -> float:
+            loss_sum = 0.0
+            for batch, owner in zip(step.micro_batches, step.worker_of, strict=True):
+                if owner != worker:
+                    continue
+                on_device = batch.to(model.device)
+                with autocast(model.device, plan.autocast):
+                    logprob_N = model.forward(on_device, attachment.adapter, draws).logprob_N
+                    loss = objective.loss_sum(logprob_N, on_device.targets) / step.learned_weight
+                gradients = torch.autograd.grad(loss, trainables.tensors, allow_unused=True)
+                trainables.add_gradients(worker, gradients)
+                loss_sum += float(loss.detach())
+            return loss_sum
+
+        return compute
+
+    busy = sorted(set(step.worker_of))
+    loss = sum(workers.run([share_of(worker) for worker in busy]))
+    gradients = trainables.sum_gradients()
+    norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise NotFinite(
+            f"At step {number} the loss is {loss} and the gradient's norm {norm}; the weights were not touched.",
+            "Lower training.peak_lr, lengthen training.schedule.warmup_fraction, or look at the rows of this step: "
+            f"{', '.join(str(row) for row in step.rows[:8])} (counted from 0).",
+        )
+    clip = plan.settings.clip_norm
+    if clip is not None and norm > clip:
+        for gradient in gradients:
+            gradient.mul_(clip / norm)
+    lr = plan.peak_lr * lr_factor(plan.settings.schedule, number, plan.num_steps)
+    optimizer.step(lr)
+    return {
+        "step": number,
+        "epoch": step.epoch,
+        "loss": loss,
+        "learned_tokens": step.learned_tokens,
+        "real_tokens": step.real_tokens,
+        "lr": lr,
+        "grad_norm": norm,
+    }
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """Within: matrix products in `dtype`; None leaves everything as it is."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def _judge(progress: Progress, loss: float, plan: Plan) -> None:
+    """Note whether a held-out loss is the best yet, and whether patience is at its end."""
+    stopping = plan.settings.early_stopping
+    needed = 0.0 if stopping is None else stopping.min_delta
+    if progress.best_loss is None or loss < progress.best_loss - needed:
+        progress.best_loss, progress.best_step, progress.evaluations_since_best = loss, progress.step, 0
+        return
+    progress.evaluations_since_best += 1
+    progress.stopped_early = stopping is not None and progress.evaluations_since_best >= stopping.patience
+
+
+def snapshot(progress: Progress, trainables: FlatTrainables, optimizer: FlatAdamW, batches: StepBatches) -> Checkpoint:
+    """Everything that the next step depends on."""
+    state = {"progress": vars(progress).copy(), "batches": batches.state_dict()}
+    return Checkpoint(progress.step, trainables.named(), optimizer.named_state(), state)
+
+
+def restore(checkpoint: Checkpoint, trainables: FlatTrainables, optimizer: FlatAdamW, batches: StepBatches) -> Progress:
+    """Take up a snapshot; the next step is the one that would have followed it."""
+    trainables.load(checkpoint.trainables)
+    optimizer.load_state(checkpoint.optimizer)
+    batches.load_state_dict(checkpoint.state["batches"])
+    return Progress(**checkpoint.state["progress"])

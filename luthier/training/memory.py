@@ -1,0 +1,27 @@
+"""How much memory the process holds now, and held at most."""
+
+from __future__ import annotations
+
+import sys
+
+import psutil
+import torch
+
+
+def memory_bytes(device: torch.device) -> int:
+    """What training holds now: the process's resident memory, or on a GPU what torch has allocated there."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most that it held since the process began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

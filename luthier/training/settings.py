@@ -1,0 +1,103 @@
+"""What a recipe says about the training loop."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from luthier.types import Settings
+
+
+class Schedule(Settings):
+    """How the learning rate moves: it rises in a line to the peak, then falls (or stays)."""
+
+    kind: Literal["cosine", "linear", "constant"] = Field("cosine", description="Shape of the fall after warm-up.")
+    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the rate rises.")
+    warmup_steps: int | None = Field(None, ge=0, description="The same in steps; goes before warmup_fraction.")
+    final_fraction: float = Field(0.0, ge=0, le=1, description="The rate at the end, as a share of the peak.")
+
+
+class AdamW(Settings):
+    """AdamW with decoupled weight decay: Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101."""
+
+    kind: Literal["adamw"] = "adamw"
+    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the mean of gradients.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the mean of squared gradients.")
+    eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
+    weight_decay: float = Field(0.0, ge=0, description="Share of each weight taken off a step, times the rate.")
+
+
+class EarlyStopping(Settings):
+    """When to stop for lack of progress on the held-out rows."""
+
+    patience: int = Field(3, ge=1, description="Stop after so many evaluations without a better held-out loss.")
+    min_delta: float = Field(0.0, ge=0, description="A loss counts as better only if lower by more than this (nats).")
+
+
+class FastPaths(Settings):
+    """Switches between each fast operation and its plain reference; both compute the same."""
+
+    attention: bool = Field(
+        True, description="Attention document by document; off: one dense mask over the packed row."
+    )
+    head: bool = Field(True, description="Loss head at learned positions in chunks; off: all logits at once.")
+    lora: bool = Field(True, description="LoRA as one operation that keeps x and xA; off: plain autograd.")
+    gated_mlp: bool = Field(
+        True, description="SwiGLU-type products that keep only their inputs; off: as in transformers."
+    )
+    norm: bool = Field(True, description="RMSNorm that keeps only its input; off: as in transformers.")
+
+
+class TrainingSettings(Settings):
+    """The loop: how long, in which batches, at which rate, and what is written along the way."""
+
+    epochs: float = Field(3.0, gt=0, description="Passes over the training rows; ignored when steps is set.")
+    steps: int | None = Field(None, ge=1, description="Optimizer steps; goes before epochs.")
+    rows_per_step: int | None = Field(
+        None, ge=1, description="Rows in one optimizer step (8, unless tokens_per_step is set)."
+    )
+    tokens_per_step: int | None = Field(
+        None, ge=1, description="Instead of rows: about so many real tokens in one optimizer step."
+    )
+    tokens_per_micro_batch: int = Field(
+        1024,
+        ge=8,
+        description="Most tokens computed at once by one worker; bounds memory. data.max_length may not exceed it.",
+    )
+    peak_lr: float | None = Field(None, gt=0, description="Highest learning rate; unset, the method's own default.")
+    schedule: Schedule = Schedule()
+    optimizer: AdamW = AdamW()
+    clip_norm: float | None = Field(
+        1.0, gt=0, description="Longest gradient vector before it is scaled down; null: never."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute each layer in the backward pass: less memory, about a third more time."
+    )
+    autocast: Literal["auto", "none", "bf16"] = Field(
+        "auto",
+        description="Compute fp32 weights in bf16 where it pays: 'auto' does so on GPUs only.",
+    )
+    workers: Literal["auto"] | int = Field(
+        "auto",
+        description="Threads that each compute micro-batches; 'auto' is one for each CPU core (at most 8), and 1 on a GPU.",
+    )
+    evaluate_every: int | None = Field(
+        None, ge=1, description="Steps between evaluations on held-out rows; unset: ten times a run."
+    )
+    early_stopping: EarlyStopping | None = Field(None, description="Stop when the held-out loss no longer falls.")
+    checkpoint_every: int | None = Field(None, ge=1, description="Steps between checkpoints; unset: ten times a run.")
+    keep_last: int = Field(2, ge=1, description="Checkpoints kept, beside the best one.")
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        (),
+        description="Where metrics go beside metrics.jsonl.",
+    )
+    fast: FastPaths = FastPaths()
+
+    @model_validator(mode="after")
+    def _one_batch_size(self) -> Self:
+        if self.rows_per_step is not None and self.tokens_per_step is not None:
+            raise ValueError("rows_per_step and tokens_per_step are both set; keep one of them.")
+        if not isinstance(self.workers, str) and self.workers < 1:
+            raise ValueError(f"workers is {self.workers}; give 1 or more, or 'auto'.")
+        return self

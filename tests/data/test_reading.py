@@ -1,0 +1,344 @@
+"""Files → rows."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+from pathlib import Path
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from luthier.data.hub import is_hub_name
+from luthier.data.reading import Row, read_rows
+from luthier.errors import DataError, LuthierError, NetworkError, NotFound
+
+ROWS = [{"prompt": "Wie heißt du?", "completion": "Ada"}, {"prompt": "2+2", "completion": "4\n(four)"}]
+
+
+def silent(_: str) -> None:
+    """Says nothing."""
+
+
+def written(folder: Path, name: str, content: str | bytes) -> str:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def jsonl(rows: list[dict[str, object]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def values(rows: list[Row]) -> list[dict[str, object]]:
+    return [row.values for row in rows]
+
+
+def lines(rows: list[Row]) -> list[int]:
+    return [row.origin.line for row in rows]
+
+
+# ── every kind gives the same rows ──────────────────────────────────────────────────────────────────────────────────
+
+
+def write_as(kind: str, folder: Path) -> str:
+    path = folder / f"rows.{kind}"
+    if kind in ("csv", "tsv"):
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(ROWS[0]), delimiter="," if kind == "csv" else "\t")
+            writer.writeheader()
+            writer.writerows(ROWS)
+    elif kind == "parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    elif kind == "json":
+        path.write_text(json.dumps(ROWS, indent=1), encoding="utf-8")
+    else:
+        path.write_text(jsonl(ROWS), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "ndjson", "json", "csv", "tsv", "parquet"])
+def test_every_kind_of_file_gives_the_same_rows(kind, tmp_path):
+    assert values(read_rows(write_as(kind, tmp_path), silent)) == ROWS
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
+def test_an_unknown_ending_is_told_by_content(kind, tmp_path):
+    path = Path(write_as(kind, tmp_path))
+    assert values(read_rows(str(path.rename(path.with_suffix(".upload"))), silent)) == ROWS
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv"])
+def test_a_byte_order_mark_changes_nothing(kind, tmp_path):
+    path = Path(write_as(kind, tmp_path))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert values(read_rows(str(path), silent)) == ROWS
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
+def test_max_rows_takes_the_first_rows(kind, tmp_path):
+    assert values(read_rows(write_as(kind, tmp_path), silent, max_rows=1)) == ROWS[:1]
+
+
+def test_a_text_file_is_one_row(tmp_path):
+    text = "First paragraph.\n\nSecond.\n"
+    assert values(read_rows(written(tmp_path, "story.txt", text), silent)) == [{"text": text}]
+
+
+def test_blank_lines_are_passed_over_and_lines_still_counted(tmp_path):
+    rows = read_rows(written(tmp_path, "a.jsonl", '\n{"a": 1}\n   \n{"a": 2}\r\n'), silent)
+    assert lines(rows) == [2, 4]
+
+
+def test_only_a_line_feed_ends_a_line_of_jsonl(tmp_path):
+    row = {"text": "one\u2028two\u0085three"}
+    assert values(read_rows(written(tmp_path, "a.jsonl", jsonl([row, row])), silent)) == [row, row]
+
+
+def test_a_csv_row_has_the_line_that_it_begins_on(tmp_path):
+    rows = read_rows(written(tmp_path, "a.csv", 'a,b\n"one\ntwo",2\n\n3,4\n'), silent)
+    assert values(rows) == [{"a": "one\ntwo", "b": "2"}, {"a": "3", "b": "4"}]
+    assert lines(rows) == [2, 5]
+
+
+def test_a_cell_may_be_longer_than_the_csv_module_allows_and_its_limit_stays(tmp_path):
+    before = csv.field_size_limit()
+    long = "x" * (before + 1)
+    assert values(read_rows(written(tmp_path, "a.csv", f"text,b\n{long},1\n"), silent)) == [{"text": long, "b": "1"}]
+    assert csv.field_size_limit() == before
+
+
+def test_columns_separated_by_semicolons_are_read_and_said(tmp_path):
+    said: list[str] = []
+    rows = read_rows(written(tmp_path, "a.csv", "prompt;completion\nHi;Hello, you\n"), said.append)
+    assert values(rows) == [{"prompt": "Hi", "completion": "Hello, you"}]
+    assert "';'" in said[0]
+
+
+@pytest.mark.parametrize("key", ["data", "rows", "examples", "train"])
+def test_rows_may_stand_under_a_key_and_what_stands_beside_is_said(key, tmp_path):
+    said: list[str] = []
+    rows = read_rows(written(tmp_path, "a.json", json.dumps({"version": 1, key: ROWS})), said.append)
+    assert values(rows) == ROWS
+    assert lines(rows) == [1, 2]
+    assert "'version'" in said[0]
+
+
+def test_jsonl_named_json_is_read_and_said(tmp_path):
+    said: list[str] = []
+    assert values(read_rows(written(tmp_path, "a.json", jsonl(ROWS)), said.append)) == ROWS
+    assert "JSONL" in said[0]
+
+
+def test_several_files_follow_one_another_and_max_rows_counts_over_all(tmp_path):
+    first = written(tmp_path, "a.jsonl", jsonl(ROWS))
+    second = written(tmp_path, "b.jsonl", jsonl(ROWS))
+    rows = read_rows((first, second), silent, max_rows=3)
+    assert values(rows) == [*ROWS, ROWS[0]]
+    assert [row.origin.file for row in rows] == [first, first, second]
+
+
+# ── what cannot be read ─────────────────────────────────────────────────────────────────────────────────────────────
+
+WHOLE = r'{"a": "\ud83d\ude00"}'
+HALF = r'{"a": "\ud83d"}'
+
+BROKEN: dict[str, tuple[str, str | bytes, int | None, str, str]] = {
+    # name: file, content, line, a fragment of what was found, a fragment of the mend
+    "bad JSON on line 3": ("a.jsonl", '{"a": 1}\n\n{"a": \n', 3, "not JSON: Expecting value", "one whole JSON object"),
+    "a half-written line": ("a.jsonl", '{"a": 1}\n{"a": "x', 2, "Unterminated string", "one whole JSON object"),
+    "single quotes": ("a.jsonl", "{'a': 1}\n", 1, "double quotes", "one whole JSON object"),
+    "two objects on a line": ("a.jsonl", '{"a": 1} {"a": 2}\n', 1, "Extra data", "one whole JSON object"),
+    "a line that is a number": (
+        "a.jsonl",
+        '{"a": 1}\n7\n',
+        2,
+        "not an object: it is a number",
+        "one whole JSON object",
+    ),
+    "a line that is a list": ("a.jsonl", "[1]\n", 1, "it is a list", "name it .json"),
+    "an array over several lines": ("a.jsonl", '[\n{"a": 1}\n]', 1, "not JSON", "name it .json"),
+    "thousands of brackets": ("a.jsonl", "[" * 100_000, 1, "cannot be read", "one whole JSON object"),
+    "a number of 5000 digits": ("a.jsonl", '{"a": ' + "9" * 5000 + "}", 1, "cannot be read", "one whole JSON object"),
+    "half of a character": ("a.jsonl", f"{WHOLE}\n{HALF}", 2, "\\ud83d", "whole character"),
+    "half of a character in JSON": (
+        "a.json",
+        f"[{WHOLE}, {HALF}]",
+        2,
+        "\\ud83d",
+        "whole character",
+    ),
+    "a broken array": ("a.json", '[\n{"a": 1},\n{"a" 2}\n]', 3, "at column 6", "array of objects"),
+    "an array of numbers": ("a.json", '[{"a": 1}, 2]', 2, "row 2 is a number", "must be an object"),
+    "a JSON string": ("a.json", '"rows"', None, "the document is text", "array of objects"),
+    "an object without rows": ("a.json", '{"x": [], "y": 1}', None, "'x', 'y'", "under data, rows"),
+    "an object with two lists": ("a.json", '{"data": [{}], "train": [{}]}', None, "data and train", "one such array"),
+    "no rows in an array": ("a.json", "[]", None, "no rows", "at least one row"),
+    "an empty file": ("a.jsonl", "", None, "empty", "at least one row"),
+    "an empty JSON file": ("a.json", "  \n", 2, "empty", "array of objects"),
+    "blank lines alone": ("a.jsonl", "\n\n", None, "no rows", "at least one row"),
+    "a header alone": ("a.csv", "a,b\n", None, "no rows", "at least one row"),
+    "blank text": ("a.txt", " \n", None, "no rows", "at least one row"),
+    "a cell too many": ("a.csv", "a,b\n1,2\n\n3,4,5\n", 4, "3 cells, but the header has 2", "double quotes"),
+    "a cell too few": ("a.tsv", "a\tb\n1\n", 2, "1 cells", "hold a tab"),
+    "a quote never closed": ("a.csv", 'a,b\n1,2\n"3,4\n5,6\n', 3, "unexpected end of data", "Close every double quote"),
+    "text after a quote": ("a.csv", 'a,b\n1,2\n"3"x,4\n', 3, "expected after", "Close every double quote"),
+    "a column twice": ("a.csv", "a,b,a\n1,2,3\n", 1, "'a' twice", "its own name"),
+    "Latin-1 in JSONL": ("a.jsonl", b'{"a": 1}\n{"a": "caf\xe9"}\n', 2, "byte 0xE9, the 11. of its line", "UTF-8"),
+    "Latin-1 in CSV": ("a.csv", b"a,b\n1,2\n3,\xfc\n", 3, "byte 0xFC, the 3. of its line", "UTF-8"),
+    "UTF-16": ("a.csv", "a,b\n1,2\n".encode("utf-16"), 1, "UTF-16", "UTF-8"),
+    "a pickle": ("a.pkl", pickle.dumps([1]), None, "pickle", "can run code"),
+    "a torch file": ("rows.pt", b"PK\x03\x04", None, "pickle", "can run code"),
+    "a NumPy file": ("rows.npy", b"\x93NUMPY", None, "pickle", "can run code"),
+    "a pickle named JSONL": ("a.jsonl", pickle.dumps([1]), None, "begins as a pickle", "can run code"),
+    "a zip without an ending": ("rows", b"PK\x03\x04....", None, "zip", "JSONL"),
+    "a compressed file": ("a.jsonl.gz", b"\x1f\x8b", None, "compressed", "Unpack"),
+    "a spreadsheet": ("a.xlsx", b"PK\x03\x04", None, "spreadsheet", "CSV"),
+    "not Parquet": ("a.parquet", b"PAR1 and then nothing", None, "Parquet", "whole"),
+    "binary of no known kind": ("rows", b"\x00\x01\x02", None, "not text", ".jsonl"),
+    "text of no known kind": ("a.conll", "I\tO\n", None, "neither its name nor its content", ".txt"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_files_name_the_line_and_the_mend(name, tmp_path):
+    file, content, line, found, mend = BROKEN[name]
+    path = written(tmp_path, file, content)
+    with pytest.raises(DataError) as caught:
+        read_rows(path, silent)
+    error = caught.value
+    assert (error.file, error.line) == (path, line)
+    assert found in error.found
+    assert mend in error.mend
+    assert error.exit_code == 3
+
+
+def test_a_pickle_is_refused_without_being_opened(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    with pytest.raises(DataError):
+        read_rows(written(tmp_path, "a.pkl", pickle.dumps(Payload())), silent)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_missing_file_is_not_found_and_near_names_are_given(tmp_path):
+    written(tmp_path, "tickets.jsonl", "{}")
+    with pytest.raises(NotFound, match=r"Did you mean .*tickets\.jsonl\?") as caught:
+        read_rows(str(tmp_path / "ticket.json"), silent)
+    assert caught.value.file == str(tmp_path / "ticket.json")
+    assert caught.value.exit_code == 4
+
+
+def test_a_missing_folder_is_not_found(tmp_path):
+    with pytest.raises(NotFound, match="nowhere does not exist"):
+        read_rows(str(tmp_path / "nowhere" / "a.jsonl"), silent)
+
+
+def test_a_folder_is_refused_and_its_files_are_named(tmp_path):
+    written(tmp_path, "train.jsonl", "{}")
+    with pytest.raises(DataError, match=r"folder.*train\.jsonl.*Give the data file"):
+        read_rows(str(tmp_path), silent)
+
+
+def test_no_files_at_all_is_an_error():
+    with pytest.raises(DataError, match="at least one file"):
+        read_rows((), silent)
+
+
+# ── the hub ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("source", "is_hub"),
+    [
+        ("openai/gsm8k", True),
+        ("teknium/OpenHermes-2.5", True),
+        ("data/train.jsonl", False),
+        ("data/train.jsn", False),
+        ("./openai/gsm8k", False),
+        ("/openai/gsm8k", False),
+        ("a/b/c", False),
+        ("gsm8k", False),
+        ("folder/train", False),
+    ],
+)
+def test_a_hub_name_is_owner_slash_name_without_ending_or_local_folder(source, is_hub, tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_name(source) is is_hub
+
+
+def test_a_hub_set_gives_its_train_split(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    asked = {}
+
+    def load(name, **options):
+        asked.update(options, name=name)
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    said: list[str] = []
+    rows = read_rows("nobody/rows", said.append, max_rows=1)
+    assert values(rows) == ROWS[:1]
+    assert str(rows[0].origin) == "nobody/rows, line 1"
+    assert asked == {"name": "nobody/rows", "split": "train"}
+    assert "hub" in said[0]
+
+
+def hub_failures():
+    datasets = pytest.importorskip("datasets")
+    from huggingface_hub.errors import HfHubHTTPError
+
+    http_error = HfHubHTTPError.__bases__[0]
+    return [
+        (ConnectionError("Couldn't reach it"), NetworkError, "network"),
+        (http_error("read timed out"), NetworkError, "network"),
+        (datasets.exceptions.DatasetNotFoundError("no such set"), NotFound, "hf auth login"),
+        (datasets.exceptions.DataFilesNotFoundError("none"), DataError, "local file"),
+        (ValueError('Unknown split "train". Should be one of [test]'), DataError, "Download the file"),
+        (RuntimeError("Dataset scripts are no longer supported"), DataError, "Download the file"),
+    ]
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_each_failure_of_the_hub_is_told_with_its_mend(index, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    failure, expected, mend = hub_failures()[index]
+
+    def load(*_: object, **__: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(LuthierError) as caught:
+        read_rows("nobody/rows", silent)
+    assert type(caught.value) is expected
+    assert mend in caught.value.mend
+    assert caught.value.file == "nobody/rows"
+
+
+# ── real files ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("name", "num_rows", "columns"),
+    [
+        ("alpaca_demo/alpaca_en_demo.json", 999, {"instruction", "input", "output"}),
+        ("gsm8k/test.jsonl", 1319, {"question", "answer"}),
+        ("banking77/train.csv", 10_003, {"text", "category"}),
+        ("e2e_nlg/devset.csv", 4672, {"mr", "ref"}),
+        (
+            "sick_nli/train.tsv",
+            4500,
+            {"pair_ID", "sentence_A", "sentence_B", "relatedness_score", "entailment_judgment"},
+        ),
+        ("tinystories_sample/tinystories.txt", 1, {"text"}),
+    ],
+)
+def test_real_files_are_read_whole(name, num_rows, columns, shared_data):
+    rows = read_rows(str(shared_data / name), silent)
+    assert len(rows) == num_rows
+    assert all(set(row.values) == columns for row in rows)

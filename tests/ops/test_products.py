@@ -1,0 +1,33 @@
+"""The chosen matrix product against torch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from near import assert_near
+
+from luthier.ops.products import linear
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 7])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_product_is_that_of_torch(tokens: int, bias: bool, transposed: bool) -> None:
+    torch.manual_seed(tokens)
+    x = torch.randn(tokens, 12)
+    weight = torch.randn(12, 20).t() if transposed else torch.randn(20, 12)
+    offset = torch.randn(20) if bias else None
+    assert_near(linear(x, weight, offset), F.linear(x, weight, offset))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_number_formats_keep_theirs(dtype: torch.dtype) -> None:
+    x, weight = torch.randn(3, 4).to(dtype), torch.randn(5, 4).to(dtype)
+    assert torch.equal(linear(x, weight), F.linear(x, weight))
+
+
+def test_a_slice_of_a_wider_tensor_is_multiplied_as_it_is() -> None:
+    wide = torch.randn(6, 30)
+    weight = torch.randn(8, 10)
+    assert_near(linear(wide[:, 10:20], weight), wide[:, 10:20] @ weight.t())

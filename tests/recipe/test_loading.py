@@ -1,0 +1,233 @@
+"""Recipes from files and from values: what is read, what is refused, and what the refusal says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from luthier.errors import LuthierError, NotFound, RecipeError
+from luthier.methods import Full, LoRA
+from luthier.recipe import Recipe, dump_recipe, json_schema, load_recipe, make_recipe
+
+SHORTEST = "model: smollm2-135m\ndata: {train: rows.jsonl}\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with rows, apart from the working folder."""
+    home = tmp_path / "recipes"
+    home.mkdir()
+    (home / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    return home
+
+
+def read(folder: Path, text: str, *overrides: str) -> Recipe:
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return load_recipe(path, overrides)
+
+
+def refusal(folder: Path, text: str, *overrides: str) -> LuthierError:
+    with pytest.raises(LuthierError) as caught:
+        read(folder, text, *overrides)
+    return caught.value
+
+
+def test_the_shortest_recipe_is_a_model_and_rows(folder: Path):
+    recipe = read(folder, SHORTEST)
+    assert recipe.model.name == "smollm2-135m"
+    assert recipe.data.train == str(folder / "rows.jsonl")
+    assert recipe.method == LoRA()
+
+
+def test_a_written_recipe_reads_back_the_same(folder: Path):
+    recipe = read(folder, SHORTEST + "method: {kind: full, layers: [0, 1]}\ntraining: {peak_lr: 1e-5}\nseed: 7\n")
+    assert read(folder, dump_recipe(recipe)) == recipe
+
+
+def test_plain_values_make_the_same_recipe_as_a_file(folder: Path):
+    values = {"model": "smollm2-135m", "data": {"train": folder / "rows.jsonl"}, "method": {"targets": ("q_proj",)}}
+    assert make_recipe(values) == read(folder, SHORTEST + "method: {targets: [q_proj]}\n")
+
+
+def test_values_that_yaml_cannot_hold_are_refused():
+    with pytest.raises(RecipeError, match="text, numbers, lists and mappings"):
+        make_recipe({"model": object()})
+
+
+# ── overrides ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_override_goes_before_the_file_and_makes_the_blocks_it_needs(folder: Path):
+    recipe = read(folder, SHORTEST, "training.schedule.kind=linear", "training.peak_lr=1e-3", "seed=3")
+    assert recipe.training.schedule.kind == "linear"
+    assert recipe.training.peak_lr == 1e-3
+    assert recipe.seed == 3
+
+
+def test_an_override_may_add_to_a_model_given_by_name_alone(folder: Path):
+    recipe = read(folder, SHORTEST, "model.dtype=bf16")
+    assert (recipe.model.name, recipe.model.dtype) == ("smollm2-135m", "bf16")
+
+
+def test_an_override_may_be_a_list_or_a_whole_block(folder: Path):
+    recipe = read(folder, SHORTEST + "method: {kind: lora, rank: 3}\n", "method={kind: full, layers: [1]}")
+    assert recipe.method == Full(layers=(1,))
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("training.epochs=abc", "Give a number"),
+        ("training.epoch=3", "Did you mean epochs?"),
+        ("training.epochs", "key=value"),
+        ("=3", "key=value"),
+        ("training..epochs=3", "key=value"),
+        ("training.epochs=[", "not valid YAML"),
+    ],
+)
+def test_a_wrong_override_is_named_in_the_refusal(folder: Path, override: str, says: str):
+    error = refusal(folder, SHORTEST, override)
+    assert error.file == f"--set {override}"
+    assert says in str(error)
+
+
+# ── refusals ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+WRONG = [
+    ("methd: {kind: lora}", 3, "methd", "Did you mean method?"),
+    ("training:\n  epoch: 3", 4, "training.epoch", "Did you mean epochs?"),
+    ("lr: 1e-4", 3, "lr", "Did you mean training.peak_lr?"),
+    ("epochs: 3", 3, "epochs", "Did you mean training.epochs?"),
+    ("method: {kind: lorra}", 3, "method.kind", "Did you mean lora?"),
+    ("method:\n  kind: full\n  rank: 3", 5, "method.rank", "It belongs to kind lora."),
+    ("method: lora", 3, "method", "Give a mapping"),
+    ("method: {rank: 0}", 3, "method.rank", "Give at least 1."),
+    ("method: {rank: '8'}", 3, "method.rank", "Give a whole number."),
+    ("method: {targets: [1]}", 3, "method.targets[0]", "Give text."),
+    ("method: {rank_pattern: {'(': 3}}", 3, "method", "regular expression"),
+    ("objective: {kind: dpo}", 3, "objective.kind", "Give 'sft'."),
+    ("quantization: {kind: nf4}", 3, "quantization", "has no quantization"),
+    ("training: 3", 3, "training", "Give a mapping with some of the fields epochs, steps"),
+    ("training: {epochs: 0}", 3, "training.epochs", "Give more than 0."),
+    ("training: {epochs: true}", 3, "training.epochs", "Give a number."),
+    ("training: {rows_per_step: 1.5}", 3, "training.rows_per_step", "Give a whole number."),
+    ("training: {workers: many}", 3, "training.workers", "Give 'auto' or a whole number."),
+    ("training: {peak_lr: .inf}", 3, "training.peak_lr", "finite"),
+    ("training: {rows_per_step: 8, tokens_per_step: 99}", 3, "training", "both set. Keep one"),
+    ("training:\n  tokens_per_micro_batch: 512", 2, "data.max_length", "lower data.max_length or raise"),
+    ("seed: -1", 3, "seed", "Give at least 0."),
+    ("seed: 1\nseed: 2", 4, "seed", "given twice"),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "field", "says"), WRONG, ids=[field for _, _, field, _ in WRONG])
+def test_a_wrong_recipe_is_refused_with_its_line_its_field_and_the_mend(
+    folder: Path, text: str, line: int, field: str, says: str
+):
+    error = refusal(folder, SHORTEST + text + "\n")
+    assert (error.exit_code, error.line, error.field) == (3, line, field)
+    assert says.lower() in str(error).lower()
+    assert error.mend
+
+
+def test_all_faults_are_told_at_once(folder: Path):
+    error = refusal(folder, SHORTEST + "lr: 1\ntraining: {epochs: -1}\nseed: x\n")
+    assert (error.field, error.line) == ("lr", 3)
+    assert "also line 4, field 'training.epochs'" in error.mend
+    assert "also line 5, field 'seed'" in error.mend
+
+
+def test_early_stopping_needs_held_out_rows(folder: Path):
+    text = "model: m\ndata: {train: rows.jsonl, validation: none}\ntraining: {early_stopping: {patience: 2}}\n"
+    error = refusal(folder, text)
+    assert (error.field, error.line) == ("training.early_stopping", 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "field"), [("data: {train: rows.jsonl}", "model"), ("model: m\ndata: {max_length: 9}", "data.train")]
+)
+def test_a_missing_field_is_named(folder: Path, text: str, field: str):
+    error = refusal(folder, text)
+    assert error.field == field
+    assert "is missing" in error.found
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "- a\n- b\n", "just text"])
+def test_what_is_no_mapping_is_refused_with_the_shortest_recipe(folder: Path, text: str):
+    error = refusal(folder, text)
+    assert error.exit_code == 3
+    assert "model: smollm2-135m" in error.mend
+
+
+def test_a_recipe_that_is_not_there_names_its_neighbour(folder: Path):
+    (folder / "tickets.yaml").write_text(SHORTEST)
+    with pytest.raises(NotFound, match=r"Did you mean .*tickets\.yaml") as caught:
+        load_recipe(folder / "ticket.yaml")
+    assert caught.value.exit_code == 4
+
+
+def test_a_folder_a_data_file_and_binary_bytes_are_no_recipes(folder: Path):
+    (folder / "binary.yaml").write_bytes(b"\x80\x04\x95\xff\xfe")
+    for name, says in (("", "folder"), ("rows.jsonl", "luthier new"), ("binary.yaml", "UTF-8")):
+        with pytest.raises(RecipeError, match=says):
+            load_recipe(folder / name)
+
+
+# ── paths ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_rows_beside_the_recipe_go_before_rows_in_the_working_folder(folder: Path):
+    Path("rows.jsonl").write_text("{}")
+    Path("other.jsonl").write_text("{}")
+    assert read(folder, SHORTEST).data.train == str(folder / "rows.jsonl")
+    both = read(folder, "model: m\ndata: {train: [rows.jsonl, other.jsonl], validation: other.jsonl}\n").data
+    assert both.train == (str(folder / "rows.jsonl"), str(Path.cwd() / "other.jsonl"))
+    assert both.validation == str(Path.cwd() / "other.jsonl")
+
+
+def test_missing_rows_are_told_with_both_places_and_a_neighbour(folder: Path):
+    error = refusal(folder, "model: m\ndata:\n  train: row.jsonl\n")
+    assert isinstance(error, NotFound)
+    assert (error.line, error.field) == (3, "data.train")
+    assert str(folder) in error.found
+    assert str(Path.cwd()) in error.found
+    assert "rows.jsonl" in error.mend
+
+
+def test_a_hub_name_is_left_as_it_is(folder: Path):
+    assert read(folder, "model: owner/model\ndata: {train: owner/set}\n").data.train == "owner/set"
+
+
+def test_a_template_file_a_model_folder_and_an_adapter_become_absolute(folder: Path):
+    (folder / "chat.jinja").write_text("{{ messages }}")
+    (folder / "base").mkdir()
+    (folder / "before").mkdir()
+    text = "model: ./base\ndata: {train: rows.jsonl, chat_template: chat.jinja}\nmethod: {from: before}\n"
+    recipe = read(folder, text)
+    assert recipe.data.chat_template == str(folder / "chat.jinja")
+    assert recipe.model.name == str(folder / "base")
+    assert isinstance(recipe.method, LoRA)
+    assert recipe.method.begin_from == str(folder / "before")
+
+
+def test_the_recipe_of_a_run_is_read_without_its_rows(folder: Path):
+    provenance = {"luthier": "0", "torch": "0", "transformers": "0", "model_sha256": "a", "data_sha256": "b"}
+    values = {"model": "m", "data": {"train": "/gone/rows.jsonl"}, "provenance": provenance}
+    assert read(folder, json.dumps(values)).data.train == "/gone/rows.jsonl"
+
+
+# ── the schema ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_schema_lets_a_model_be_its_name_and_closes_every_block():
+    schema = json_schema()
+    assert {"type": "string"} in schema["properties"]["model"]["anyOf"]
+    assert schema["additionalProperties"] is False
+    assert all(block["additionalProperties"] is False for block in schema["$defs"].values())
+    assert "from" in schema["$defs"]["LoRA"]["properties"]
