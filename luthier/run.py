@@ -136,15 +136,15 @@ def _require_output(output: Path, folder: Path) -> None:
 
 
 def _carry_out(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) -> RunResult:
-    write_status(folder, "running", pid=os.getpid())
+    write_status(folder, "running")
     try:
         result = _train(recipe, folder, announce, on_step)
     except LuthierError as error:
-        write_status(folder, "stopped" if error.exit_code > 128 else "failed", reason=str(error))
+        write_status(folder, "stopped" if error.exit_code > 128 else "failed", message=str(error))
         error.mend = f"{error.mend} To go on: luthier resume {folder}".strip()
         raise
     except KeyboardInterrupt:
-        write_status(folder, "stopped", reason="stopped at once by a second Ctrl-C")
+        write_status(folder, "stopped", message="Stopped at once by a second Ctrl-C.")
         raise
     write_status(folder, "finished")
     return result
@@ -159,6 +159,7 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) ->
     announce(f"Method {recipe.method.kind}: {attachment.num_trainable:,} numbers train.")
     recipe, batches = _resolve(recipe, dataset, model)
     plan = _plan(recipe, batches.num_steps, model)
+    write_status(folder, "running", total_steps=plan.num_steps)
     checkpoint = _last_checkpoint(folder, announce)
     _settle_provenance(recipe, folder, model, dataset, checkpoint)
     assert isinstance(recipe.training.workers, int)
@@ -209,14 +210,13 @@ def _resolve(recipe: Recipe, dataset: Dataset, model: LanguageModel) -> tuple[Re
         epochs=training.epochs,
         steps=training.steps,
     )
-    tenth = max(1, batches.num_steps // 10)
     settled = training.model_copy(
         update={
             "workers": workers,
             "rows_per_step": rows_per_step,
             "peak_lr": training.peak_lr or recipe.method.default_lr,
-            "evaluate_every": training.evaluate_every or tenth,
-            "checkpoint_every": training.checkpoint_every or tenth,
+            "evaluate_every": training.evaluate_every or max(1, batches.num_steps // 5),
+            "checkpoint_every": training.checkpoint_every or max(1, batches.num_steps // 10),
         }
     )
     return recipe.model_copy(update={"training": settled}), batches

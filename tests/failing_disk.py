@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pytest
 
 from luthier.store import disk, files
+from luthier.training import checkpoint
 
 OPERATIONS = (
     "open_for_write",
@@ -72,6 +73,7 @@ def failing_at(monkeypatch: pytest.MonkeyPatch) -> FailingAt:
         with monkeypatch.context() as patch:
             for name in OPERATIONS:
                 patch.setattr(disk, name, _failing(name, vars(disk)[name], fault))
+            patch.setattr(checkpoint, "save_file", _failing("save_file", checkpoint.save_file, fault))
             yield fault
         if kind != "once":
             monkeypatch.setattr(files, "owner_is_alive", lambda tag: False)
@@ -98,6 +100,8 @@ def _half_done(name: str, args: tuple[Any, ...]) -> None:
     if name == "write":
         file, data = args
         file.write(data[: len(data) // 2])
+    if name == "save_file":
+        args[1].write_bytes(b"half")
     if name == "rmtree":
         folder: Path = args[0]
         next(path for path in sorted(folder.rglob("*")) if path.is_file()).unlink()

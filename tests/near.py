@@ -17,7 +17,9 @@ def assert_near(actual: Tensor, expected: Tensor, share: float = 1e-5) -> None:
     actual, expected = actual.detach().double(), expected.detach().double()
     largest = float(expected.abs().max())
     worst = float((actual - expected).abs().max())
-    assert worst <= share * largest, f"differs by {worst:.3g}, {worst / max(largest, 1e-300):.3g} of the largest magnitude"
+    assert worst <= share * largest, (
+        f"differs by {worst:.3g}, {worst / max(largest, 1e-300):.3g} of the largest magnitude"
+    )
 
 
 def assert_all_near(

@@ -17,7 +17,7 @@ Overrides = Annotated[
 
 PlainAllocator = Annotated[
     bool,
-    typer.Option("--plain-allocator", help="Leave the C library's memory allocator as it is (see docs/speed.md)."),
+    typer.Option("--plain-allocator", help="Leave the C library's memory allocator as it is."),
 ]
 
 Temperature = Annotated[

@@ -220,17 +220,17 @@ class Renderer:
         assert base <= cut <= len(text), "spans must come in order"
         if cut == base or cut == len(text):
             return (0, None) if cut == base else (len(current.ids), None)
-        # Text on both sides of an added token is tokenized apart, so only what follows the last one can differ.
+        # Text on both sides of an added token is tokenized apart, so only what follows the last one can differ. Such a
+        # token may also swallow the blanks after it, even those that belong to an answer.
         near = bisect_left(current.starts, cut - base)
+        if current.ids[near - 1] in self._added_ids and current.ends[near - 1] >= cut - base:
+            return near, None
         at = next((t for t in range(near - 1, -1, -1) if current.ids[t] in self._added_ids), 0)
         piece_start = base + current.starts[at] if at else base
-        left = self._encode(text[piece_start:cut], continues=base > 0 and at == 0).ids
-        num_before = at + len(left)
-        agrees = current.ids[at:num_before] == left
-        if agrees and num_before > 0:
-            # An added token may swallow the blanks after it, also when they belong to the answer.
-            agrees = current.ends[num_before - 1] <= cut - base or current.ids[num_before - 1] in self._added_ids
-        return num_before, None if agrees else current.ids[:at] + left
+        left = self._encode(text[piece_start:cut], continues=base > 0 and at == 0)
+        num_before = at + len(left.ids)
+        agrees = current.ids[at:num_before] == left.ids and current.ends[num_before - 1] - (piece_start - base) == left.ends[-1]
+        return num_before, None if agrees else current.ids[:at] + left.ids
 
 
 def build_renderer(settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> Renderer:

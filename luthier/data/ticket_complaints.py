@@ -54,7 +54,7 @@ COMPLAINTS = (
             "Your invoice for the {product} is higher than the price I saw at the checkout.",
         ),
         ("Wrong amount on {product} invoice.", "{product} invoice higher than the listed price."),
-        ("The invoice of my {product} have wrong amount.", "On invoice of {product} the price is more than on the site."),
+        ("The invoice of my {product} have wrong amount.", "On {product} invoice is more than on the site."),
     ),
     Complaint(
         "billing",
@@ -65,7 +65,7 @@ COMPLAINTS = (
             "I found an extra fee on my {product} bill and cannot tell what it is for.",
         ),
         ("Unknown fee on {product} bill.", "Bill for {product} has an extra fee. What is it?"),
-        ("On my bill of the {product} is a fee, I not understand what for.", "I see strange fee on the {product} bill."),
+        ("On my bill of the {product} is a fee, what for?", "I see strange fee on the {product} bill."),
     ),
     Complaint(
         "billing",
@@ -76,7 +76,7 @@ COMPLAINTS = (
             "My voucher was accepted for the {product}, yet the bill shows the full price.",
         ),
         ("Discount code missing on {product} bill.", "Billed full price for {product} despite voucher."),
-        ("I put the discount code for {product} but the bill is full price.", "Voucher for the {product} is not count in the bill."),
+        ("I put discount code for {product} but bill is full price.", "Voucher for {product} not count in the bill."),
     ),
     Complaint(
         "billing",
@@ -87,7 +87,7 @@ COMPLAINTS = (
             "I am being billed for a {product} subscription that I stopped long ago.",
         ),
         ("Still billed for cancelled {product} plan.", "{product} subscription ended, billing goes on."),
-        ("I stop the {product} plan but every month is bill again.", "The plan of my {product} is cancelled and still you bill me."),
+        ("I stop the {product} plan but you bill again.", "My {product} plan is cancelled, still you bill me."),
     ),
     # ── delivery ──
     Complaint(
@@ -121,7 +121,7 @@ COMPLAINTS = (
             "The {product} shows as delivered and I have no parcel.",
         ),
         ("{product} marked delivered, no parcel here.", "Courier says {product} delivered. It is not."),
-        ("It is written the {product} delivered but I have nothing.", "Courier say he give the {product}, but nobody take it."),
+        ("It is written {product} delivered but I have nothing.", "Courier say he give the {product}, nobody take it."),
     ),
     Complaint(
         "delivery",
@@ -143,7 +143,10 @@ COMPLAINTS = (
             "Nobody can take in the {product} on the day you chose; please move the delivery.",
         ),
         ("Move delivery day of {product}, nobody home.", "Need another delivery day for the {product}."),
-        ("Please to change the day of delivery for {product}.", "I am not in home at the delivery day of {product}, other day please."),
+        (
+            "Please to change the day of delivery for {product}.",
+            "I not home when {product} is delivered, other day please.",
+        ),
     ),
     # ── damage ──
     Complaint(
@@ -211,7 +214,7 @@ COMPLAINTS = (
             "The {product} app does not accept my password any more.",
         ),
         ("{product} account rejects my password.", "Password refused in {product} app."),
-        ("The {product} app say password wrong but is correct.", "I can not enter my {product} account with my password."),
+        ("The {product} app say password wrong but is correct.", "I can not enter {product} account with my password."),
     ),
     Complaint(
         "login",
@@ -222,7 +225,7 @@ COMPLAINTS = (
             "I pressed 'forgot password' in the {product} app several times and got no mail.",
         ),
         ("No reset mail for {product} account.", "{product} app: password reset mail never arrives."),
-        ("I wait the mail for new password of {product} app, not coming.", "Reset mail for my {product} account is never come."),
+        ("I wait mail for new password of {product} app, not coming.", "Reset mail for {product} account never come."),
     ),
     Complaint(
         "login",
@@ -244,7 +247,7 @@ COMPLAINTS = (
             "The sign-in code for my {product} account does not reach my phone.",
         ),
         ("No sign-in code from {product} app.", "{product} app: login code never sent."),
-        ("The code for login in {product} app is not come on my phone.", "I wait for code of {product} account, nothing."),
+        ("The login code of {product} app is not come on my phone.", "I wait for code of {product} account, nothing."),
     ),
     Complaint(
         "login",
@@ -255,7 +258,7 @@ COMPLAINTS = (
             "My {product} account will not keep me signed in.",
         ),
         ("{product} app logs me out all the time.", "Signed out of {product} app every few minutes."),
-        ("The {product} app every time put me out, I must login again.", "I login in {product} app and after minutes I am out."),
+        ("The {product} app put me out, I must login again.", "I login in {product} app and after minutes I am out."),
     ),
     # ── refund ──
     Complaint(
@@ -311,7 +314,7 @@ COMPLAINTS = (
             "My {product} refund was paid to a card that I no longer have.",
         ),
         ("{product} refund sent to closed card.", "Refund for {product} went to old account."),
-        ("The refund of {product} you send to my old card, it is closed.", "Money back for {product} is go on closed card."),
+        ("The refund of {product} you send to my closed card.", "Money back for {product} is go on closed card."),
     ),
     # ── feature ──
     Complaint(
@@ -334,7 +337,7 @@ COMPLAINTS = (
             "Could a later version of the {product} write its settings to a file?",
         ),
         ("Idea: export {product} settings to a file.", "Please add settings export to {product}."),
-        ("I want to save the settings of {product} in a file, please add it.", "Can you make export for settings of {product}?"),
+        ("I want to save the settings of {product} in file, please add.", "Can you make export of {product} settings?"),
     ),
     Complaint(
         "feature",
@@ -367,6 +370,6 @@ COMPLAINTS = (
             "A great addition to the {product} would be voice control.",
         ),
         ("Please add voice control to {product}.", "Idea: voice commands for {product}."),
-        ("I want to speak to the {product} and it do, please add voice.", "Can you add the voice control for {product}?"),
+        ("I want to speak to {product} and it do, please add voice.", "Can you add the voice control for {product}?"),
     ),
 )

@@ -1,8 +1,8 @@
 """What customers write around a complaint: openings, order numbers, cues of urgency, asides that mislead, endings.
 
-`{product}` is the product that the ticket is about, `{other}` another one, which has no fault; `{order}`, `{price}`,
-`{date}`, `{days}`, `{phone}`, `{ticket}`, `{name}` and `{town}` are drawn for each ticket. Only the cues of `URGENT` and
-`PATIENT` say how urgent a ticket is, and only `{order}` gives an order number: all other numbers are there to mislead.
+`{other}` is a product that the ticket is not about; the other slots are filled with what is drawn for each ticket. Only
+the cues of `URGENT` and `PATIENT` say how urgent a ticket is, and only `{order}` gives an order number: all other
+numbers are there to mislead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ GREETINGS: dict[Tone, tuple[str, ...]] = {
     "polite": ("Hello,", "Good morning,", "Dear support team,", "Hi there,", "Good afternoon,", "Dear Sir or Madam,"),
     "angry": ("Listen,", "To whoever reads this:", "Hello?!", "Support,", "So,"),
     "terse": ("Hi.", "Hello.", ""),
-    "rambling": ("Hello everyone,", "Hi, it is me again,", "Dear all,", "Hello from {town},", "Good evening from {town},"),
+    "rambling": ("Hello everyone,", "Hi, it is me again,", "Dear all,", "Hello from {town},", "Good day from {town},"),
     "broken": ("Hello dear support,", "Good day,", "Hello my friends,", "Dear Sirs,", "Hello, sorry for my English,"),
 }
 
@@ -229,7 +229,13 @@ ENDINGS: dict[Tone, tuple[str, ...]] = {
         "You can call me on {phone} after lunch. {name}",
         "Yours, {name}, customer since {year}",
     ),
-    "broken": ("Thank you and good day, {name}", "I wait your answer. {name}", "With respect, {name}", "Thanks a lot.", "{name}, {phone}"),
+    "broken": (
+        "Thank you and good day, {name}",
+        "I wait your answer. {name}",
+        "With respect, {name}",
+        "Thanks a lot.",
+        "{name}, {phone}",
+    ),
 }
 
 NAMES = (

@@ -38,7 +38,7 @@ URGENCIES: tuple[str, ...] = get_args(Urgency)
 LABELS = ("category", "urgency", "product", "order_number")
 FIELDS = (*LABELS, "summary")
 
-# The form of the answer stands last in the prompt, as JSON: of the forms tried, the untuned model follows it most often.
+# Shown as JSON and last in the prompt: of the forms tried, the untuned model follows this one most often.
 ANSWER_FORM = (
     f'{{"category":"{"|".join(CATEGORIES)}","urgency":"{"|".join(URGENCIES)}","product":"{"|".join(PRODUCTS)}",'
     '"order_number":"A-12345 or null","summary":"one short sentence"}'
@@ -53,7 +53,7 @@ _NUM_ASIDES: dict[Tone, tuple[int, ...]] = {
     "broken": (0, 1, 1),
 }
 _ORDER_LETTERS = "ABCDEFGHJKLMNPRSTUVW"
-_WRITTEN_ORDERS = ("{letter}-{digits}", "{letter}-{digits}", "{letter}{digits}", "#{letter}{digits}", "{letter} {digits}")
+_WRITTEN_ORDERS = ("{letter}-{digits}", "{letter}{digits}", "#{letter}{digits}", "{letter} {digits}")
 _CODE_FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL | re.IGNORECASE)
 
 
@@ -80,8 +80,8 @@ class Ticket:
 class Score:
     """How an answer compares with a ticket's triage.
 
-    valid_json: it is an object with the five fields, each of the right type. fields_right: by label; all wrong where the
-    answer is not a JSON object. summary: what it gives as summary, or nothing.
+    valid_json: it is an object with the five fields and no others, each of the right type. fields_right: by label; all
+    wrong where the answer is not a JSON object. summary: what it gives as summary, or nothing.
     """
 
     valid_json: bool
@@ -136,7 +136,7 @@ def draw_ticket(draw: random.Random) -> Ticket:
 def _sentences(
     draw: random.Random, tone: Tone, complaint: Complaint, urgency: Urgency, *, has_order: bool
 ) -> list[str]:
-    """The body's sentences with their slots: opening and complaint, the rest in any order; now and then some of it first."""
+    """The body's sentences with their slots: opening, complaint, then the rest in any order, seldom one of it first."""
     asides = draw.sample(ASIDES[tone], draw.choice(_NUM_ASIDES[tone]))
     if tone != "terse" and draw.random() < 0.2:
         asides.append(draw.choice(PRAISE[complaint.category]))

@@ -95,7 +95,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         model_types=("gpt_neox",),
         kind="decoder", layout="packed", trunk="gpt_neox", embedding="embed_in", layers="layers",
-        final_norm="final_layer_norm", attention="attention", feedforward="mlp", head="embed_out",
+        final_norm="final_layer_norm", attention="attention", feedforward="mlp",
     ),
     Family(
         model_types=("opt",),

@@ -86,7 +86,9 @@ def _reading(file: Path) -> Iterator[None]:
             )
     try:
         yield
-    except (ValueError, KeyError, IndexError, TypeError, OverflowError, EOFError, OSError, RuntimeError) as error:
+    except (
+        Exception
+    ) as error:  # a damaged file shows as any of a dozen errors of five libraries, some of them bare Exceptions
         text = " ".join(str(error).split())
         if "not supported" in text:
             raise RecipeError(

@@ -27,7 +27,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from luthier.errors import DataError, NotAllowed, NotFound, RecipeError, ResourceError
+from luthier.errors import DataError, NetworkError, NotAllowed, NotFound, RecipeError, ResourceError
 from luthier.models.builtin import BUILTIN_NAMES, builtin_folder
 from luthier.models.fingerprints import fingerprint_files
 from luthier.models.gguf_files import read_gguf_config, read_gguf_tokenizer, read_gguf_weights
@@ -92,9 +92,20 @@ def locate(settings: ModelSettings, announce: Announce, root: Path | None = None
         raise _not_a_model(name, path)
     if not is_hub:
         raise _not_found(name, path)
-    folder = download(name, settings.revision, announce)
+    folder = _fetch(name, settings.revision, announce)
     _check_folder(folder, name)
     return ModelSource(name, folder, None, "hub", folder.name)
+
+
+def _fetch(name: str, revision: str | None, announce: Announce) -> Path:
+    """A hub model's folder; where the name might also be meant as a local path, the error says so."""
+    try:
+        return download(name, revision, announce)
+    except (NotFound, NetworkError) as error:
+        path = Path(name)
+        if path.parent.is_dir():
+            error.mend = f"{error.mend} If a local folder is meant: {path.parent} holds no {path.name}."
+        raise
 
 
 def _not_a_model(name: str, file: Path) -> RecipeError | NotFound:
@@ -225,8 +236,9 @@ def read_config(source: ModelSource) -> PreTrainedConfig:
             "Install a newer transformers, or use another model.",
             field="model",
         )
-    if "quantization_config" in values:
-        method = values["quantization_config"].get("quant_method", "unknown")
+    quantization = values.get("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise RecipeError(
             f"The model {source.name} comes already quantized ({method}), which Luthier cannot train on yet.",
             "Use the unquantized model.",
@@ -321,15 +333,8 @@ def _reading(place: Path) -> Iterator[None]:
     try:
         yield
     except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        RuntimeError,
-        ImportError,
-        SafetensorError,
-        json.JSONDecodeError,
-    ) as error:
+        Exception
+    ) as error:  # a damaged file shows as any of a dozen errors of five libraries, some of them bare Exceptions
         text = " ".join(str(error).split())
         if "trust_remote_code" in text:
             raise NotAllowed(

@@ -94,7 +94,8 @@ def masked_attention(
     if terms.softcap is not None:
         score_BHQT = torch.tanh(score_BHQT / terms.softcap) * terms.softcap
     if mask is not None:
-        score_BHQT = score_BHQT.masked_fill(~mask, float("-inf"))
+        # not −∞: a query that sees nothing (left padding) would become NaN, and reach others as 0 · NaN a layer later
+        score_BHQT = score_BHQT.masked_fill(~mask, torch.finfo(score_BHQT.dtype).min)
     if terms.sinks_H is not None:
         sink = terms.sinks_H.float().view(1, -1, 1, 1).expand(*score_BHQT.shape[:3], 1)
         score_BHQT = torch.cat([score_BHQT, sink], dim=-1)

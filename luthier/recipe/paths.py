@@ -8,6 +8,7 @@ from pathlib import Path
 from luthier.data.hub import is_hub_name
 from luthier.errors import NotFound
 from luthier.methods import LoRA
+from luthier.models.builtin import BUILTIN_NAMES
 from luthier.recipe.settings import Recipe
 from luthier.recipe.yaml_text import Parsed, Source, dotted
 
@@ -39,7 +40,7 @@ def with_absolute_paths(recipe: Recipe, folder: Path, parsed: Parsed) -> Recipe:
     if template is not None and "{" not in template:
         template = _find(template, folder) or template
     model = recipe.model
-    if model.name.endswith(".gguf") or "/" in model.name or model.name.startswith((".", "~")):
+    if model.name not in BUILTIN_NAMES:
         model = model.model_copy(update={"name": _find(model.name, folder) or model.name})
     method = recipe.method
     if isinstance(method, LoRA) and method.begin_from is not None:

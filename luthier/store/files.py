@@ -171,6 +171,9 @@ def write_folder(path: Path, fill: Callable[[Path], None], *, replace: bool = Fa
         with disk.errors(path):
             _seal(hidden)
             _place(hidden, path, replace)
+    except LuthierError as error:
+        error.found = error.found.replace(str(hidden), str(path))  # the hidden name means nothing to a person
+        raise
     finally:
         _remove_quietly(hidden)
 
@@ -243,6 +246,12 @@ def leftovers(parent: Path) -> list[Path]:
         for entry in parent.iterdir()
         if (match := _HIDDEN.fullmatch(entry.name)) and _is_left_behind(entry, match["owner"])
     )
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Delete what dead processes left in `parent`; call `recover_folders` first, where whole folders may be among it."""
+    for entry in leftovers(parent):
+        _remove_quietly(entry)
 
 
 def _seal(folder: Path) -> None:

@@ -83,7 +83,7 @@ class TrainingSettings(Settings):
         description="Threads that each compute micro-batches; 'auto' is one for each CPU core (at most 8), and 1 on a GPU.",
     )
     evaluate_every: int | None = Field(
-        None, ge=1, description="Steps between evaluations on held-out rows; unset: ten times a run."
+        None, ge=1, description="Steps between evaluations on held-out rows; unset: five times a run."
     )
     early_stopping: EarlyStopping | None = Field(None, description="Stop when the held-out loss no longer falls.")
     checkpoint_every: int | None = Field(None, ge=1, description="Steps between checkpoints; unset: ten times a run.")

@@ -2,7 +2,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import PreTrainedModel
 
 from luthier.data.batches import evaluation_batches
 from luthier.data.rendering import build_renderer
@@ -185,16 +184,10 @@ def test_the_loss_of_one_row_alone_has_no_width(model, renderer):
     assert loss.low == loss.value == loss.high
 
 
-def test_full_models_are_compared_too(model, renderer):
-    other = replace(model, hf=_copy(model.hf))
+def test_two_models_are_compared_as_well_as_two_adapters(model, renderer, tiny_model):
+    other = load_model(ModelSettings(name=str(tiny_model), device="cpu"), lambda sentence: None)
     with torch.no_grad():
         for parameter in other.hf.parameters():
             parameter.mul_(1.5)
     result = evaluated([Candidate("base", model), Candidate("tuned", other)], CHATS[:3], renderer)
     assert result.measures[0].estimates[0] != result.measures[0].estimates[1]
-
-
-def _copy(hf: PreTrainedModel) -> PreTrainedModel:
-    copy = type(hf)(hf.config)
-    copy.load_state_dict(hf.state_dict())
-    return copy.eval().requires_grad_(False)

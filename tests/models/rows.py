@@ -1,0 +1,51 @@
+"""Rows of random tokens as examples and batches, and what plain transformers says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from models.tiny import VOCABULARY
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from luthier.data.packing import collate
+from luthier.types import Batch, Example, Layout, Origin, Part
+
+
+def random_row(length: int, document: int, learned: float = 0.6) -> Example:
+    """A document of random tokens, of which about a share `learned` is learned, with weights between 0.5 and 2."""
+    draw = np.random.default_rng(document * 1000 + length)
+    tokens_T = draw.integers(3, VOCABULARY, length, dtype=np.int64)
+    source_N = np.flatnonzero(draw.random(length - 1) < learned).astype(np.int64)
+    return Example(
+        parts=(Part(tokens_T),),
+        source_N=source_N,
+        token_N=tokens_T[source_N + 1],
+        weight_N=draw.uniform(0.5, 2.0, len(source_N)).astype(np.float32),
+        sample_N=np.zeros(len(source_N), dtype=np.int64),
+        document=document,
+        origin=Origin("rows", document + 1),
+    )
+
+
+def random_rows(lengths: Sequence[int]) -> list[Example]:
+    """One document for each length."""
+    return [random_row(length, document) for document, length in enumerate(lengths)]
+
+
+def batch_of(lengths: Sequence[int], layout: Layout) -> Batch:
+    """Such documents as one batch."""
+    return collate(random_rows(lengths), layout, pad_id=0)
+
+
+def plain_logprobs(hf: PreTrainedModel, examples: Sequence[Example]) -> Tensor:
+    """Log-probabilities of the examples' targets: each document alone through the model's own forward pass."""
+    pieces = []
+    for example in examples:
+        tokens_T = torch.from_numpy(example.parts[0].tokens_T)
+        logits_TV = hf(input_ids=tokens_T[None], use_cache=False).logits[0]
+        logprob_TV = logits_TV.float().log_softmax(-1)
+        pieces.append(logprob_TV[torch.from_numpy(example.source_N), torch.from_numpy(example.token_N)])
+    return torch.cat(pieces)

@@ -1,0 +1,136 @@
+"""Random models of a few thousand weights, one for each family and each of its odd corners, in memory.
+
+Every width differs from every other (embedding, feed-forward, heads, key/value heads), windows are shorter than the
+rows, and no gain is 1 and no bias 0, so that a part that is forgotten or turned round shows.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from luthier.models.anatomy import read_anatomy
+from luthier.models.attention import FAST, REFERENCE, register_attention
+from luthier.models.families import family_of
+from luthier.models.fast_layers import use_fast_gated_mlps, use_fast_norms
+from luthier.models.language_model import FastModel, Identity, LanguageModel
+
+VOCABULARY = 61
+PLAIN = FastModel(attention=False, head=False, gated_mlp=False, norm=False)
+
+_WIDE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_LLAMA = {**_WIDE, "intermediate_size": 40, "num_key_value_heads": 2, "tie_word_embeddings": False}
+_SLIDING = {"use_sliding_window": True, "sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"]}
+_GEMMA = {**_LLAMA, "head_dim": 8, "tie_word_embeddings": True}
+_GPT2 = {
+    "vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 40, "n_positions": 64,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+_OPT = {**_WIDE, "ffn_dim": 40, "word_embed_proj_dim": 32}
+_FALCON = {**_WIDE, "ffn_hidden_size": 40, "alibi": False, "bias": True}
+
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {**_LLAMA, "attention_bias": True, "mlp_bias": True}),
+    "mistral": ("mistral", {**_LLAMA, "sliding_window": 4}),
+    "qwen2": ("qwen2", {**_LLAMA, **_SLIDING}),
+    "qwen3": ("qwen3", {**_LLAMA, **_SLIDING, "head_dim": 8}),
+    "smollm3": ("smollm3", {**_LLAMA, **_SLIDING, "no_rope_layers": [1, 0]}),
+    "olmo2": ("olmo2", _LLAMA),
+    "granite": (
+        "granite",
+        {
+            **_LLAMA, "tie_word_embeddings": True, "logits_scaling": 3.0, "embedding_multiplier": 2.0,
+            "residual_multiplier": 0.7, "attention_multiplier": 0.3,
+        },
+    ),
+    "phi": ("phi", {**_LLAMA, "qk_layernorm": True, "partial_rotary_factor": 0.5}),
+    "phi3": ("phi3", {**_LLAMA, "sliding_window": 4}),
+    "gemma": ("gemma", _GEMMA),
+    "gemma2": (
+        "gemma2",
+        {
+            **_GEMMA, "sliding_window": 4, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0,
+            "query_pre_attn_scalar": 5, "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+    "gemma3_text": (
+        "gemma3_text",
+        {**_GEMMA, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 5},
+    ),
+    "gpt2": ("gpt2", _GPT2),
+    "gpt2-layer-scaled": ("gpt2", {**_GPT2, "scale_attn_by_inverse_layer_idx": True}),
+    "gpt_neox": ("gpt_neox", {**_WIDE, "intermediate_size": 40, "rotary_pct": 0.5, "tie_word_embeddings": False}),
+    "gpt_neox-serial": ("gpt_neox", {**_WIDE, "intermediate_size": 40, "use_parallel_residual": False}),
+    "opt": ("opt", _OPT),
+    "opt-norm-after": ("opt", {**_OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 16}),
+    "falcon": ("falcon", {**_FALCON, "multi_query": True, "parallel_attn": True}),
+    "falcon-new": ("falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-alibi": ("falcon", {**_FALCON, "alibi": True, "multi_query": False, "parallel_attn": False}),
+}  # fmt: skip
+"""Our name → transformers' `model_type`, and the config."""
+
+NAMES = tuple(CONFIGS)
+PACKED = tuple(name for name in NAMES if not name.startswith("falcon"))
+
+
+def tiny_config(name: str) -> PreTrainedConfig:
+    """The config of a tiny model."""
+    model_type, values = CONFIGS[name]
+    return AutoConfig.for_model(model_type, **values)
+
+
+def plain_model(name: str, attention: str = "eager", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The tiny model as transformers alone computes it; the same weights whatever the attention."""
+    with torch.random.fork_rng():
+        hf = AutoModelForCausalLM.from_config(tiny_config(name), attn_implementation=attention)
+    for key, parameter in hf.named_parameters():
+        generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
+        with torch.no_grad():
+            parameter.copy_(_start(key, parameter, generator))
+    model: PreTrainedModel = hf.requires_grad_(False).eval().to(dtype)
+    return model
+
+
+def _start(key: str, parameter: nn.Parameter, generator: torch.Generator) -> torch.Tensor:
+    draw = torch.randn(parameter.shape, generator=generator)
+    if parameter.dim() > 1:
+        return draw * (0.5 if "embed" in key or "wte" in key else parameter.shape[-1] ** -0.5)
+    return draw * 0.3 + (1.0 if key.endswith("weight") else 0.0)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of as many words as the tiny models have tokens."""
+    words = {"<pad>": 0, "<bos>": 1, "<eos>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>")
+
+
+def tiny_model(name: str, fast: FastModel | None = None, dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """The tiny model as Luthier loads it: the same weights as `plain_model`."""
+    fast = fast or FastModel()
+    family = family_of(CONFIGS[name][0])
+    register_attention()
+    packed = FAST if fast.attention else REFERENCE
+    hf = plain_model(name, packed if family.layout == "packed" else "sdpa", dtype)
+    anatomy = read_anatomy(hf, family)
+    if fast.norm:
+        use_fast_norms(hf, anatomy)
+    if fast.gated_mlp:
+        use_fast_gated_mlps(hf, anatomy)
+    return LanguageModel(hf, tiny_tokenizer(), anatomy, Identity(f"tiny-{name}", "0" * 64), fast)
