@@ -31,7 +31,7 @@ $(VENV)/.test: $(VENV)/.core
 	@touch $@
 
 quickstart: env
-	OMP_NUM_THREADS= $(BIN)/luthier quickstart
+	env -u OMP_NUM_THREADS $(BIN)/luthier quickstart
 
 test: lint types docs-check fast slow
 
@@ -59,7 +59,7 @@ docs-check: env-test
 	$(PYTEST) -q tests/test_docs.py
 
 bench: env-test
-	OMP_NUM_THREADS= $(BIN)/python -m bench
+	env -u OMP_NUM_THREADS $(BIN)/python -m bench
 
 soak: env-test
 	$(PYTEST) -m soak

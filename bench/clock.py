@@ -31,14 +31,18 @@ class StepClock:
         self.begin()
 
     def begin(self) -> None:
-        """The first step begins now."""
+        """The first step begins now; what memory was held before it is loading."""
+        self._loaded_bytes = peak_bytes()
+        self._start_lap()
+
+    def _start_lap(self) -> None:
         self._wall = time.perf_counter()
         self._usage = resource.getrusage(resource.RUSAGE_SELF)
 
     def step_ended(self, loss: float) -> None:
         """A step has ended, and the next one begins."""
         before_wall, before = self._wall, self._usage
-        self.begin()
+        self._start_lap()
         now = self._usage
         system = now.ru_stime - before.ru_stime
         self.laps.append(
@@ -52,8 +56,9 @@ class StepClock:
         )
 
     def write(self, path: Path, **facts: Any) -> None:
-        """Write the laps, the process's peak memory and the facts as JSON."""
-        result = {"laps": [asdict(lap) for lap in self.laps], "peak_bytes": peak_bytes(), **facts}
+        """Write the laps, the process's peak memory (in all, and before step 1) and the facts as JSON."""
+        peaks = {"peak_bytes": peak_bytes(), "loaded_peak_bytes": self._loaded_bytes}
+        result = {"laps": [asdict(lap) for lap in self.laps], **peaks, **facts}
         path.write_text(json.dumps(result), "utf-8")
 
 

@@ -55,7 +55,6 @@ def arguments_of(work: Work, output: Path) -> dict[str, Any]:
         "lr_scheduler_type": "linear",
         "warmup_steps": 0,
         "max_grad_norm": work.clip_norm,
-        "gradient_checkpointing": False,
         "bf16": False,
         "use_cpu": True,
         "logging_steps": 1,

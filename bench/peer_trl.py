@@ -26,6 +26,7 @@ def main() -> None:
         # The rows have token ids and labels already, so nothing is left to prepare; loss and collator are TRL's own.
         settings = trl.SFTConfig(
             **peer.arguments_of(work, Path(output)),
+            gradient_checkpointing=False,  # on by default, and a third slower
             max_length=None,
             packing=False,
             dataset_kwargs={"skip_prepare_dataset": True},

@@ -16,7 +16,7 @@ from bench.work import NOT_LEARNED, Linear, Shape, Work, WorkRow, write_work
 from luthier.data.batches import epoch_order
 from luthier.data.rendering import Renderer, build_renderer
 from luthier.data.settings import DataSettings
-from luthier.errors import DataError, LuthierError, NotFound
+from luthier.errors import DataError, LuthierError, NotFound, UsageError
 from luthier.methods import ADAPTER, LoRA
 from luthier.methods.lora import LoRAAttachment
 from luthier.models.language_model import LanguageModel, load_model
@@ -68,13 +68,15 @@ def read_chats(path: Path) -> list[Chat]:
     return chats
 
 
-def chosen(chats: list[Chat], renderer: Renderer, most_rows: int, most_tokens: int | None) -> list[tuple[Chat, Rendered]]:
+def chosen(
+    chats: list[Chat], renderer: Renderer, most_rows: int, most_tokens: int | None
+) -> list[tuple[Chat, Rendered]]:
     """The first rows of at most so many tokens each, cut to whole steps."""
     kept: list[tuple[Chat, Rendered]] = []
     for chat in chats:
         if len(kept) == most_rows:
             break
-        rendered = renderer.render(Conversation(tuple(Message(**message) for message in chat)))
+        rendered = renderer.render(Conversation(tuple(Message(m["role"], m["content"]) for m in chat)))
         if most_tokens is None or len(rendered.tokens_T) <= most_tokens:
             kept.append((chat, rendered))
     whole = len(kept) // ROWS_PER_STEP * ROWS_PER_STEP
@@ -112,6 +114,16 @@ def shape_of(model: LanguageModel, attachment: LoRAAttachment) -> Shape:
     )
 
 
+def plain_folder(settings: ModelSettings) -> str:
+    """The model's folder as `transformers` reads it. Raises: UsageError for a GGUF file, the errors of `locate`."""
+    source = locate(settings, say)
+    if source.gguf is not None:
+        raise UsageError(
+            f"{settings.name} is a GGUF file.", "Give --model a folder of safetensors, which all tools read."
+        )
+    return str(source.folder.absolute())
+
+
 def recipe_of(model: str, data: Path, adapter: Path, longest: int, budget: int, steps: int) -> dict[str, Any]:
     """Luthier's recipe for the work; what is not named here keeps its default."""
     return {
@@ -137,7 +149,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     folder: Path = arguments.work.absolute()
     chats = read_chats(arguments.data)
     settings = ModelSettings(name=arguments.model, dtype="fp32", device="cpu")
-    model_folder = str(locate(settings, say).path.absolute())
+    model_folder = plain_folder(settings)
     model = load_model(settings, say)
     renderer = build_renderer(DataSettings(train=str(arguments.data)), model.tokenizer)
     rows = chosen(chats, renderer, arguments.rows, arguments.max_length)

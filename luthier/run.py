@@ -26,7 +26,7 @@ from luthier.errors import CheckpointNotFound, LuthierError, NotFound, RunMismat
 from luthier.evaluation.loss import held_out_loss
 from luthier.evaluation.report import write_loss_plot, write_report
 from luthier.methods import ADAPTER, Attachment, Full, LoRA
-from luthier.models.language_model import FastModel, LanguageModel, choose_device, choose_dtype, load_model
+from luthier.models.language_model import FastModel, LanguageModel, load_model
 from luthier.models.settings import ModelSettings
 from luthier.models.sources import locate, read_config, read_tokenizer
 from luthier.recipe import Recipe, dump_recipe, load_recipe
@@ -132,7 +132,9 @@ def load_base(folder: Path, announce: Announce) -> LanguageModel:
 
 def _require_output(output: Path, folder: Path) -> None:
     if not output.is_dir():
-        raise NotFound(f"The run {folder} has not finished: there is no {output.name}/ in it.", f"Run 'luthier resume {folder}'.")
+        raise NotFound(
+            f"The run {folder} has not finished: there is no {output.name}/ in it.", f"Run 'luthier resume {folder}'."
+        )
 
 
 def _carry_out(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) -> RunResult:
@@ -162,8 +164,7 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) ->
     write_status(folder, "running", total_steps=plan.num_steps)
     checkpoint = _last_checkpoint(folder, announce)
     _settle_provenance(recipe, folder, model, dataset, checkpoint)
-    assert isinstance(recipe.training.workers, int)
-    with Workers(recipe.training.workers) as workers:
+    with Workers(_workers(recipe.training.workers, model.device)) as workers:
         outside = _outside(recipe, folder, model, attachment, dataset, plan, workers, announce, on_step)
         cut_metrics(folder, 0 if checkpoint is None else checkpoint.step)
         progress = train(model, attachment, recipe.objective, batches, plan, outside, workers, checkpoint)
@@ -192,9 +193,7 @@ def _trainable_dtype(recipe: Recipe) -> ModelSettings:
 def _resolve(recipe: Recipe, dataset: Dataset, model: LanguageModel) -> tuple[Recipe, StepBatches]:
     """The recipe with every automatic value settled, and its batches."""
     training = recipe.training
-    workers = training.workers
-    if not isinstance(workers, int):
-        workers = 1 if model.device.type == "cuda" else min(os.cpu_count() or 1, _MOST_AUTO_WORKERS)
+    workers = _workers(training.workers, model.device)
     rows_per_step = training.rows_per_step
     if rows_per_step is None and training.tokens_per_step is None:
         rows_per_step = 8
@@ -222,11 +221,21 @@ def _resolve(recipe: Recipe, dataset: Dataset, model: LanguageModel) -> tuple[Re
     return recipe.model_copy(update={"training": settled}), batches
 
 
+def _workers(asked: int | str, device: torch.device) -> int:
+    """Worker threads: as asked, or one for each core, and one alone beside a GPU."""
+    if isinstance(asked, int):
+        return asked
+    return 1 if device.type == "cuda" else min(os.cpu_count() or 1, _MOST_AUTO_WORKERS)
+
+
 def _plan(recipe: Recipe, num_steps: int, model: LanguageModel) -> Plan:
     training = recipe.training
-    assert training.peak_lr and training.evaluate_every and training.checkpoint_every
-    mixed = isinstance(recipe.method, Full) and choose_dtype(recipe.model.dtype, choose_device(recipe.model.device)) != torch.float32
-    wants = training.autocast == "bf16" or (training.autocast == "auto" and (mixed or _pays(recipe, model)))
+    assert training.peak_lr is not None
+    assert training.evaluate_every is not None
+    assert training.checkpoint_every is not None
+    # trained fp32 weights among frozen bf16 ones meet only in autocast
+    is_mixed = isinstance(recipe.method, Full) and len({parameter.dtype for parameter in model.hf.parameters()}) > 1
+    wants = training.autocast == "bf16" or (training.autocast == "auto" and (is_mixed or _pays(model)))
     return Plan(
         settings=training,
         seed=recipe.seed,
@@ -238,7 +247,7 @@ def _plan(recipe: Recipe, num_steps: int, model: LanguageModel) -> Plan:
     )
 
 
-def _pays(recipe: Recipe, model: LanguageModel) -> bool:
+def _pays(model: LanguageModel) -> bool:
     """bf16 pays for fp32 weights on a GPU that has it; on CPUs it gains little or nothing."""
     return model.dtype == torch.float32 and model.device.type == "cuda" and torch.cuda.is_bf16_supported()
 
@@ -265,11 +274,13 @@ def _settle_provenance(
     )
     begun = recipe.provenance
     if begun is not None and checkpoint is not None:
-        for field, what in (("model_sha256", f"The model {recipe.model.name}"), ("data_sha256", "The data")):
-            if getattr(begun, field) != getattr(now, field):
+        for field, what, before, after in (
+            ("model_sha256", f"The model {recipe.model.name}", begun.model_sha256, now.model_sha256),
+            ("data_sha256", "The data", begun.data_sha256, now.data_sha256),
+        ):
+            if before != after:
                 raise RunMismatch(
-                    f"{what} is not what this run was begun with: its hash was {getattr(begun, field)[:12]}…, "
-                    f"and is now {getattr(now, field)[:12]}….",
+                    f"{what} is not what this run was begun with: its hash was {before[:12]}…, and is now {after[:12]}….",
                     "Put the old files back, or begin a new run with 'luthier train'.",
                     file=str(folder / RESOLVED),
                     field=f"provenance.{field}",

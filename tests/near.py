@@ -37,3 +37,9 @@ def assert_all_near(
         assert (one is None) == (other is None)
         if one is not None and other is not None:
             assert_near(one, other, share)
+
+
+def assert_apart(one: Tensor, other: Tensor, by: float = 1e-3) -> None:
+    """Fail unless some entry differs by more than `by`."""
+    worst = float((one.detach() - other.detach()).abs().max())
+    assert worst > by, f"differs by {worst:.3g} only"

@@ -13,7 +13,18 @@ SENTENCES = [
     "Assistant: yes\nUser: no\n\n  Hello there, how are you today?",
     "one two three four five six seven eight nine ten",
 ]
-SPECIAL = ["<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>", "<|header|>", "<|end_header|>", "<|eot|>", "<|end|>", "<|endoftext|>"]
+SPECIAL = [
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|header|>",
+    "<|end_header|>",
+    "<|eot|>",
+    "<|end|>",
+    "<|endoftext|>",
+]
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -56,16 +67,22 @@ def byte_level_json() -> str:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(SENTENCES * 4, trainer)
     return tokenizer.to_str()
 
 
-def byte_level(template: str | None = None, *, adds_bos: bool = False, eos: str | None = "</s>") -> PreTrainedTokenizerFast:
+def byte_level(
+    template: str | None = None, *, adds_bos: bool = False, eos: str | None = "</s>"
+) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer with this chat template."""
     backend = Tokenizer.from_str(byte_level_json())
     if adds_bos:
-        backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+        )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token=eos, unk_token="<unk>")
     tokenizer.chat_template = template
     return tokenizer

@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from luthier.cli.output import readable_bytes
 
 SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_DRAWINGS = 0.1
 
 
 @dataclass
@@ -86,9 +90,8 @@ class TrainingDisplay:
         self._now = now
         self._course = Course()
         self._last_step_at = now()
-        self._last_line_at = float("-inf")
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
+        self._shown_at = float("-inf")
+        self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
 
     def __enter__(self) -> Self:
         return self
@@ -96,8 +99,7 @@ class TrainingDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        self._live.stop()
 
     def announce(self, text: str) -> None:
         """Say something, above the bar where there is one."""
@@ -105,38 +107,26 @@ class TrainingDisplay:
 
     def on_step(self, record: Mapping[str, Any]) -> None:
         """Show a step: a record as in metrics.jsonl, with `total_steps`."""
-        now = self._now()
-        self._course.take(record, now - self._last_step_at if self._course.step else record["seconds"])
+        course, now = self._course, self._now()
+        course.take(record, now - self._last_step_at if course.step else record["seconds"])
         self._last_step_at = now
-        if self._console.is_terminal:
-            self._draw()
-        elif now - self._last_line_at >= SECONDS_BETWEEN_LINES or "validation_loss" in record or self._is_last:
-            self._last_line_at = now
-            course = self._course
-            left = "" if self._is_last else f"  {clock(course.seconds_left)} left"
+        is_last = course.step == course.total_steps
+        is_live = self._console.is_terminal
+        pause = SECONDS_BETWEEN_DRAWINGS if is_live else SECONDS_BETWEEN_LINES
+        if now - self._shown_at < pause and not is_last and "validation_loss" not in record:
+            return
+        self._shown_at = now
+        if is_live:
+            self._live.start()
+            self._live.update(drawing(course), refresh=True)
+        else:
+            left = "" if is_last else f"  {clock(course.seconds_left)} left"
             self.announce(f"step {course.step}/{course.total_steps}  {course.summary()}{left}")
 
-    @property
-    def _is_last(self) -> bool:
-        return self._course.step == self._course.total_steps
 
-    def _draw(self) -> None:
-        course = self._course
-        if self._progress is None:
-            columns = (
-                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.fields[left]} left"),
-                TextColumn("{task.fields[summary]}"),
-            )
-            self._progress = Progress(*columns, console=self._console)
-            self._task = self._progress.add_task("", total=course.total_steps, left="", summary="")
-            self._progress.start()
-        assert self._task is not None
-        self._progress.update(
-            self._task,
-            completed=course.step,
-            total=course.total_steps,
-            left=clock(course.seconds_left),
-            summary=course.summary(),
-        )
+def drawing(course: Course) -> RenderableType:
+    """The bar with the time left, and the numbers on a line of their own."""
+    bar = ProgressBar(total=course.total_steps, completed=course.step, width=32)
+    line = Table.grid(padding=(0, 1))
+    line.add_row(f"step {course.step}/{course.total_steps}", bar, f"{clock(course.seconds_left)} left")
+    return Group(line, Text(course.summary(), no_wrap=True, overflow="ellipsis"))

@@ -77,12 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in words
     try:
-        # Outside standalone mode usage errors come back as exceptions, which --json prints as documents.
-        code = app(words, prog_name="luthier", standalone_mode=not as_json)
-    except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else 0
-    except _UsageFault as fault:
-        error: LuthierError = UsageError(cast("typer.BadParameter", fault).format_message(), "See luthier --help.")
+        code = app(words, prog_name="luthier", standalone_mode=False)
+    except _UsageFault as raised:
+        fault = cast("typer.BadParameter", raised)
+        if not as_json:
+            fault.show()
+            return fault.exit_code
+        error: LuthierError = UsageError(fault.format_message(), "See luthier --help.")
     except LuthierError as raised:
         error = raised
     except (KeyboardInterrupt, typer.Abort):

@@ -169,7 +169,9 @@ class StepBatches(Iterator[Step]):
         return count
 
 
-def evaluation_batches(examples: Sequence[Example], budget: int, workers: int, layout: Layout, pad_id: int) -> list[Batch]:
+def evaluation_batches(
+    examples: Sequence[Example], budget: int, workers: int, layout: Layout, pad_id: int
+) -> list[Batch]:
     """All examples once as batches within the budget, in an order that never changes; none without examples."""
     return _cut(examples, budget, workers, layout, pad_id)
 

@@ -9,17 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TypeVar
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from luthier.data.dataset import Dataset
+from luthier.data.rendering import learned_messages
 from luthier.data.template import FIELD
 from luthier.errors import DataError, GateRefusal
-from luthier.types import Example, Origin, Record
+from luthier.types import Conversation, Example, Origin, Record
+
+R = TypeVar("R", bound=Record)
 
 NUM_SHOWN = 3
-NUM_PROMPTS_COMPARED = 64
+NUM_SAMPLED = 64  # about so many rows, spread over the data, where judging every row would take long
 
 
 @dataclass(frozen=True)
@@ -59,18 +63,15 @@ def check_gate(dataset: Dataset, vocab_size: int | None = None) -> GateReport:
             "Give training rows; if data.too_long: drop left all of them out, raise data.max_length.",
             field="data.train",
         )
-    everything = [*zip(dataset.train_records, examples, strict=True), *zip(dataset.validation_records, dataset.validation, strict=True)]
+    everything = list(zip(dataset.train_records, examples, strict=True))
+    everything += zip(dataset.validation_records, dataset.validation, strict=True)
     _refuse_rows_without_learning(everything, dataset)
     notes = _check_vocabulary([example for _, example in everything], tokenizer, vocab_size)
     _refuse_doubled_bos([example for _, example in everything], tokenizer)
     _refuse_endless_answers(dataset)
     _refuse_other_prompts(dataset)
-    chat = dataset.renderer.chat
-    if any(_is_chat(record, dataset) for record in dataset.train_records) and chat is not None and chat.header_left_to_the_model:
-        notes.append(
-            f"The chat template ignores add_generation_prompt, so the model learns to write {chat.header_left_to_the_model!r} "
-            "before each answer, and will show it. A template that opens the answer mends it (data.chat_template)."
-        )
+    notes += _header_notes(dataset)
+    notes += _check_extras(dataset)
     lengths = [example.num_tokens for example in examples]
     return GateReport(
         rows=tuple(marked_row(example, tokenizer) for example in examples[:NUM_SHOWN]),
@@ -106,9 +107,9 @@ def _check_vocabulary(
 ) -> list[str]:
     if vocab_size is None:
         return []
-    beyond = [example for example in examples if max(_tokens(example), default=0) >= vocab_size]
+    beyond = [example for example in examples if _tokens(example).max(initial=0) >= vocab_size]
     if beyond:
-        token_id = int(max(_tokens(beyond[0])))
+        token_id = int(_tokens(beyond[0]).max())
         raise _refusal(
             f"The tokenizer writes {tokenizer.convert_ids_to_tokens(token_id)!r} as token {token_id}, but the model's "
             f"vocabulary ends at {vocab_size - 1}: the tokenizer and the model do not belong together.",
@@ -170,7 +171,7 @@ def _refuse_endless_answers(dataset: Dataset) -> None:
 def _refuse_other_prompts(dataset: Dataset) -> None:
     """Compare, on rows spread over the data, the tokens before the first learned answer with what serving feeds."""
     rows = list(zip(dataset.train_records, dataset.train, strict=True))
-    for record, example in rows[:: max(1, len(rows) // NUM_PROMPTS_COMPARED)]:
+    for record, example in _spread(rows):
         try:
             prompt = dataset.renderer.record_prompt(record)
         except DataError as error:
@@ -195,9 +196,55 @@ def _refuse_other_prompts(dataset: Dataset) -> None:
         )
 
 
+def _header_notes(dataset: Dataset) -> list[str]:
+    chat = dataset.renderer.chat
+    if chat is None or not any(_is_chat(record, dataset) for record in dataset.train_records):
+        return []
+    header = chat.header_left_to_the_model
+    if not header:
+        return []
+    return [
+        f"The chat template ignores add_generation_prompt, so the model learns to write {header!r} before each answer, "
+        "and will show it. A template that opens the answer mends it (data.chat_template)."
+    ]
+
+
+def _check_extras(dataset: Dataset) -> list[str]:
+    """What the template leaves out of some rows. Raises: GateRefusal, if that is what they would learn to write."""
+    chat = dataset.renderer.chat
+    pairs = zip(dataset.train_records, dataset.train, strict=True)
+    rows = [(record, example) for record, example in pairs if isinstance(record, Conversation) and _has_extras(record)]
+    left_out: set[str] = set()
+    for record, example in _spread(rows):
+        assert chat is not None  # conversations were rendered
+        missing = chat.left_out(record)
+        left_out.update(missing)
+        learned = learned_messages(record.messages, dataset.renderer.learn)
+        if "tool_calls" in missing and any("tool_calls" in dict(record.messages[i].extra) for i in learned):
+            raise GateRefusal(
+                "An answer of this row calls a tool, but the chat template leaves calls out: the model would learn to answer without the call.",
+                "Set data.chat_template to one that writes tool_calls, write the calls as text in the content, "
+                "or give such messages weight 0.",
+                file=example.origin.file,
+                line=example.origin.line,
+            )
+    return [
+        f"The chat template leaves out {name} of the rows; the model will not see them." for name in sorted(left_out)
+    ]
+
+
+def _has_extras(record: Conversation) -> bool:
+    return bool(record.tools) or any(message.extra for message in record.messages)
+
+
+def _spread(rows: Sequence[tuple[R, Example]]) -> Sequence[tuple[R, Example]]:
+    return rows[:: max(1, len(rows) // NUM_SAMPLED)]
+
+
 def _difference(trained: list[int], served: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    same = next((i for i, (a, b) in enumerate(zip(trained, served, strict=False)) if a != b), min(len(trained), len(served)))
-    around = slice(max(0, same - 4), same + 6)
+    pairs = enumerate(zip(trained, served, strict=False))
+    first = next((i for i, (a, b) in pairs if a != b), min(len(trained), len(served)))
+    around = slice(max(0, first - 4), first + 6)
     return f"Training: {tokenizer.decode(trained[around])!r}; serving: {tokenizer.decode(served[around])!r}."
 
 

@@ -96,7 +96,7 @@ def _cut_where_full(lengths: Sequence[int], order: Sequence[int], budget: int) -
 
 
 def _spread_buckets(lengths: Sequence[int], order: Sequence[int], budget: int, number: int) -> list[list[int]]:
-    """The rows over at most `number` bins, cut so that the dearest bin costs as little as it can."""
+    """The rows over `number` bins, cut so that the dearest bin costs as little as it can."""
     low, high = lengths[order[0]] if order else 0, budget
     while low < high:
         middle = (low + high) // 2
@@ -104,7 +104,12 @@ def _spread_buckets(lengths: Sequence[int], order: Sequence[int], budget: int, n
             high = middle
         else:
             low = middle + 1
-    return _cut_where_full(lengths, order, low)
+    bins = _cut_where_full(lengths, order, low)
+    while len(bins) < number:  # a worker would have nothing to do: halve the dearest bin that has two rows
+        dearest = max((rows for rows in bins if len(rows) > 1), key=lambda rows: len(rows) * lengths[rows[0]])
+        bins.append(dearest[len(dearest) // 2 :])
+        del dearest[len(dearest) // 2 :]
+    return bins
 
 
 # ── rows → tensors ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -93,7 +93,7 @@ class Renderer:
         conversation = self.as_conversation(record)
         if conversation is not None:
             messages = conversation.messages
-            answers = (i for i in _learned_messages(messages, self.learn) if messages[i].role == "assistant")
+            answers = (i for i in learned_messages(messages, self.learn) if messages[i].role == "assistant")
             first = next(answers, 0)
             return self.prompt_tokens(messages[:first], conversation.tools) if first else None
         return self.plain_prompt_tokens(record.prompt) if isinstance(record, Completion) else None
@@ -130,7 +130,7 @@ class Renderer:
     def _render_chat(self, conversation: Conversation) -> Rendered:
         template = self._template()
         messages, tools = conversation.messages, conversation.tools
-        learned = _learned_messages(messages, self.learn)
+        learned = learned_messages(messages, self.learn)
         refused = [i for i, message in enumerate(messages) if message.learn is False]
         # With "all" the answers' places are not needed for the weights, only for their prompts' tokens.
         placed = sorted({*learned, *refused}) if self.learn == "all" else learned
@@ -192,13 +192,17 @@ class Renderer:
             encoded = self._encode(anchor + text)
             if encoded.ids[: len(ids)] == ids:
                 kept = slice(len(ids), None)
-                starts, ends = ([max(0, at - len(anchor)) for at in all_at[kept]] for all_at in (encoded.starts, encoded.ends))
+                starts, ends = (
+                    [max(0, at - len(anchor)) for at in all_at[kept]] for all_at in (encoded.starts, encoded.ends)
+                )
                 return Encoded(encoded.ids[kept], starts, ends)
         output = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         offsets = output["offset_mapping"]
         return Encoded(list(output["input_ids"]), [start for start, _ in offsets], [end for _, end in offsets])
 
-    def _encode_with_bounds(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:
+    def _encode_with_bounds(
+        self, text: str, spans: Sequence[tuple[int, int]]
+    ) -> tuple[list[int], list[tuple[int, int]]]:
         """The text's tokens, and for each span of characters (in order, apart) its first token and the one after it."""
         done: list[int] = []
         base, current = 0, self._encode(text)
@@ -223,13 +227,15 @@ class Renderer:
         # Text on both sides of an added token is tokenized apart, so only what follows the last one can differ. Such a
         # token may also swallow the blanks after it, even those that belong to an answer.
         near = bisect_left(current.starts, cut - base)
-        if current.ids[near - 1] in self._added_ids and current.ends[near - 1] >= cut - base:
+        if near > 0 and current.ids[near - 1] in self._added_ids and current.ends[near - 1] >= cut - base:
             return near, None
         at = next((t for t in range(near - 1, -1, -1) if current.ids[t] in self._added_ids), 0)
         piece_start = base + current.starts[at] if at else base
         left = self._encode(text[piece_start:cut], continues=base > 0 and at == 0)
         num_before = at + len(left.ids)
-        agrees = current.ids[at:num_before] == left.ids and current.ends[num_before - 1] - (piece_start - base) == left.ends[-1]
+        agrees = current.ids[at:num_before] == left.ids
+        if agrees and left.ids:
+            agrees = base + current.ends[num_before - 1] == piece_start + left.ends[-1]
         return num_before, None if agrees else current.ids[:at] + left.ids
 
 
@@ -247,7 +253,7 @@ def build_renderer(settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -
     return Renderer(tokenizer, read_template(settings.chat_template, tokenizer), settings.learn, settings.render)
 
 
-def _learned_messages(messages: Sequence[Message], learn: Learn) -> list[int]:
+def learned_messages(messages: Sequence[Message], learn: Learn) -> list[int]:
     """Which messages are learned: those that say so, and of those that say nothing, the answers that the recipe chooses."""
     answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
     chosen = set(answers[-1:] if learn == "last_answer" else answers)

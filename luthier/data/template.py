@@ -7,7 +7,7 @@ before it, generation prompt included; so what comes before an answer is exactly
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -17,7 +17,7 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from luthier.errors import DataError, NotFound, RecipeError
-from luthier.types import Message
+from luthier.types import Conversation, Message
 
 Tools = Sequence[dict[str, Any]]
 
@@ -114,6 +114,23 @@ class ChatTemplate:
             return max(start, len(trimmed))
         return len(text)
 
+    def left_out(self, conversation: Conversation) -> list[str]:
+        """Which of `tools`, `tool_calls` and `reasoning_content` the conversation holds and the rendering does not."""
+        messages, tools = conversation.messages, conversation.tools
+        stripped = {
+            key: [_without(message, key) for message in messages] for key in ("tool_calls", "reasoning_content")
+        }
+        variants = [(key, plain, tools) for key, plain in stripped.items() if plain != list(messages)]
+        if tools:
+            variants.append(("tools", list(messages), ()))
+        return [key for key, *variant in variants if self._is_same(self.text(messages, tools), *variant)]
+
+    def _is_same(self, text: str, messages: Sequence[Message], tools: Tools) -> bool:
+        try:
+            return self.text(messages, tools) == text
+        except DataError:  # without it the template refuses the conversation, so it is not left out
+            return False
+
     @cached_property
     def end_of_turn(self) -> EndOfTurn | None:
         """The added token that follows an answer; None if answers end in ordinary text or in nothing.
@@ -190,6 +207,10 @@ def read_template(given: str | None, tokenizer: PreTrainedTokenizerBase) -> Chat
     return template
 
 
+def _without(message: Message, key: str) -> Message:
+    return replace(message, extra=tuple(pair for pair in message.extra if pair[0] != key))
+
+
 def _common_beginning(texts: Sequence[str]) -> str:
     columns = zip(*texts, strict=False)
     return "".join(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns))
@@ -204,7 +225,9 @@ def _read_file(name: str) -> str:
     try:
         source = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise RecipeError("The chat template is not UTF-8 text.", "Save it as UTF-8.", file=name, field=FIELD) from error
+        raise RecipeError(
+            "The chat template is not UTF-8 text.", "Save it as UTF-8.", file=name, field=FIELD
+        ) from error
     except OSError as error:
         raise NotFound(
             f"data.chat_template is {name!r}, which is neither a Jinja template nor a file that can be read ({error.strerror}).",

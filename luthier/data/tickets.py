@@ -140,16 +140,16 @@ def _sentences(
     asides = draw.sample(ASIDES[tone], draw.choice(_NUM_ASIDES[tone]))
     if tone != "terse" and draw.random() < 0.2:
         asides.append(draw.choice(PRAISE[complaint.category]))
-    # What decides a label is never mistyped; everything else may be.
-    may_be_mistyped = [draw.choice(OPENINGS[tone]), draw.choice(complaint.worded(tone)), *asides]
-    if draw.random() < 0.3:
-        may_be_mistyped = [_mistyped(draw, sentence) for sentence in may_be_mistyped]
-    rest = [*may_be_mistyped[2:], draw.choice((ORDERS if has_order else NO_ORDER)[tone])]
+    opening, problem = draw.choice(OPENINGS[tone]), draw.choice(complaint.worded(tone))
+    if draw.random() < 0.3:  # mistyped; but not cues, order numbers, or what frees the other product from blame
+        opening, problem = _mistyped(draw, opening), _mistyped(draw, problem)
+        asides = [aside if "{other}" in aside else _mistyped(draw, aside) for aside in asides]
+    rest = [*asides, draw.choice((ORDERS if has_order else NO_ORDER)[tone])]
     if urgency != "normal":
         rest.append(draw.choice((URGENT if urgency == "high" else PATIENT)[tone]))
     rest = draw.sample(rest, len(rest))
     num_first = 1 if draw.random() < 0.15 else 0
-    ordered = [*rest[:num_first], *may_be_mistyped[:2], *rest[num_first:]]
+    ordered = [*rest[:num_first], opening, problem, *rest[num_first:]]
     return [sentence for sentence in ordered if sentence]
 
 

@@ -19,7 +19,7 @@ from luthier.errors import NotFinite
 from luthier.generation.settings import Sampling
 from luthier.ops.draws import mix
 
-CANDIDATES = 256  # top-p and min-p look at so many likeliest tokens first, and sort all only where these do not do
+CANDIDATES = 256  # likeliest tokens that top-p and min-p look at first; 16 times as many where these do not do
 BLOCK = 256  # tokens of one block in the two-level search
 
 
@@ -31,6 +31,7 @@ def uniforms(seeds: Sequence[int], indices: Sequence[int]) -> Tensor:
     return ((hashed_B >> 11) & ((1 << 53) - 1)).double() / (1 << 53)
 
 
+@torch.no_grad()
 def sample(logits_BV: Tensor, samplings: Sequence[Sampling], uniform_B: Tensor) -> Tensor:
     """The next token of each row, shape (B,), int64.
 
@@ -61,8 +62,9 @@ def sample(logits_BV: Tensor, samplings: Sequence[Sampling], uniform_B: Tensor) 
 def probabilities(logits_BV: Tensor, temperature: float) -> Tensor:
     """softmax(logits / temperature) in fp32, shape (B, V); exact down to the smallest temperatures."""
     logits_BV = logits_BV.float()
-    below_highest_BV = logits_BV - logits_BV.amax(-1, keepdim=True)  # at most 0: dividing cannot overflow to +inf
-    return torch.softmax(below_highest_BV / temperature, dim=-1)
+    scaled_BV = logits_BV - logits_BV.amax(-1, keepdim=True)  # at most 0: dividing cannot overflow to +inf
+    scaled_BV.div_(temperature)
+    return torch.softmax(scaled_BV, dim=-1, out=scaled_BV)  # in place: a fresh V-wide tensor costs as much as the sum
 
 
 def num_kept(p_BC: Tensor, total_B: Tensor, sampling: Sampling) -> Tensor:
@@ -99,10 +101,10 @@ def _sample_alike(logits_BV: Tensor, sampling: Sampling, uniform_B: Tensor) -> T
     return _draw_from_likeliest(p_BV, sampling, uniform_B)
 
 
-def _draw_from_likeliest(p_BV: Tensor, sampling: Sampling, uniform_B: Tensor) -> Tensor:
-    """A draw under top-k, top-p and min-p: from the likeliest few, or from the whole row where they are too few."""
+def _draw_from_likeliest(p_BV: Tensor, sampling: Sampling, uniform_B: Tensor, width: int = CANDIDATES) -> Tensor:
+    """A draw under top-k, top-p and min-p: from the `width` likeliest tokens, or more for rows where these do not do."""
     vocabulary = p_BV.shape[-1]
-    width = min(max(sampling.top_k or 0, CANDIDATES), vocabulary)
+    width = min(max(sampling.top_k or 0, width), vocabulary)
     p_BC, token_BC = p_BV.topk(width, dim=-1)
     if sampling.top_k is None:
         total_B = torch.ones(len(p_BV), dtype=torch.float64, device=p_BV.device)
@@ -111,11 +113,9 @@ def _draw_from_likeliest(p_BV: Tensor, sampling: Sampling, uniform_B: Tensor) ->
     kept_B = num_kept(p_BC, total_B, sampling)
     chosen_B = _draw_from_first(p_BC, token_BC, kept_B, uniform_B)
     if sampling.top_k is None and width < vocabulary:
-        wide = (kept_B == width).nonzero()[:, 0]  # the limit may lie beyond the candidates
-        if len(wide):
-            p_WV, token_WV = p_BV[wide].sort(dim=-1, descending=True)
-            kept_W = num_kept(p_WV, total_B[wide], sampling)
-            chosen_B[wide] = _draw_from_first(p_WV, token_WV, kept_W, uniform_B[wide])
+        undecided = (kept_B == width).nonzero()[:, 0]  # the limit may lie beyond the candidates
+        if len(undecided):
+            chosen_B[undecided] = _draw_from_likeliest(p_BV[undecided], sampling, uniform_B[undecided], width * 16)
     return chosen_B
 
 
@@ -130,7 +130,7 @@ def _draw_from_first(p_BC: Tensor, token_BC: Tensor, kept_B: Tensor, uniform_B: 
 def _draw_from_all(p_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """A draw from the whole vocabulary: first its block, then the token in the block."""
     p_BKC = F.pad(p_BV, (0, -p_BV.shape[-1] % BLOCK)).reshape(len(p_BV), -1, BLOCK)
-    cumulative_BK = p_BKC.sum(-1, dtype=torch.float64).cumsum(-1)
+    cumulative_BK = p_BKC.sum(-1).double().cumsum(-1)
     mass_B = cumulative_BK[:, -1]
     target_B = uniform_B * mass_B
     block_B = _first_above(cumulative_BK, target_B, mass_B)

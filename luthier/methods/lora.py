@@ -14,11 +14,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -44,7 +45,10 @@ class LoRA(Method):
     kind: Literal["lora"] = "lora"
     rank: int = Field(16, ge=1, description="Rank of each update.")
     alpha: float | None = Field(
-        None, gt=0, description="Strength: the update is scaled by alpha / rank. Unset: twice the rank."
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Strength: the update is scaled by alpha / rank. Unset: twice the rank.",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of the branch's inputs dropped in training.")
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
@@ -60,12 +64,19 @@ class LoRA(Method):
         description="Other ranks for some layers: a name's last parts, or a regular expression for them, and the rank.",
     )
     alpha_pattern: dict[str, float] = Field({}, description="Other strengths for some layers, in the same way.")
-    lr_ratio: float = Field(1.0, ge=1, description="Learning rate of B over that of A (LoRA+; the paper suggests 16).")
+    lr_ratio: float = Field(
+        1.0, ge=1, allow_inf_nan=False, description="Learning rate of B over that of A (LoRA+; the paper suggests 16)."
+    )
     begin_from: str | None = Field(
         None,
         alias="from",
         description="Go on from this adapter: a run folder or a folder in peft's format. Its rank, strength and targets hold.",
     )
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_name_is_a_list_of_one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) and value != "all-linear" else value
 
     @model_validator(mode="after")
     def _patterns_are_sound(self) -> Self:
@@ -76,6 +87,8 @@ class LoRA(Method):
                 raise ValueError(f"The pattern {pattern!r} is not a regular expression: {error}.") from error
         if any(rank < 1 for rank in self.rank_pattern.values()):
             raise ValueError("rank_pattern holds a rank below 1; leave a layer out with targets or layers instead.")
+        if not all(0 < alpha < math.inf for alpha in self.alpha_pattern.values()):
+            raise ValueError("alpha_pattern holds a strength that is not a number above 0.")
         return self
 
     def rank_of(self, layer: str) -> int:
@@ -223,12 +236,18 @@ class LoRAAttachment(Attachment):
         write_lora(folder, file, is_transposed, self.model.anatomy)
 
     def merge(self) -> None:
-        """Fold every update into its layer and take the banks off; a tied head is untied first if only one side changes."""
+        """Fold every update into its layer, and take off banks that then are empty.
+
+        A head that is tied to the embedding is untied first, if either of them changes.
+        """
         anatomy = self.model.anatomy
         if anatomy.is_head_tied and {anatomy.embedding, anatomy.head} & set(self.layers):
             _untie(self.model)
         for target, layer in self.layers.items():
-            replace_module(self.model.hf, target, layer.merged(self.name))
+            base = layer.merged(self.name)
+            layer.remove(self.name)
+            if not layer.adapters:
+                replace_module(self.model.hf, target, base)
         self.layers = {}
 
 
@@ -239,3 +258,4 @@ def _untie(model: LanguageModel) -> None:
     assert isinstance(holder, nn.Linear)
     holder.weight = nn.Parameter(holder.weight.detach().clone(), requires_grad=False)
     model.hf.config.tie_word_embeddings = False
+    model.anatomy = replace(model.anatomy, is_head_tied=False)

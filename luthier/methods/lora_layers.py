@@ -47,6 +47,10 @@ class _Bank(nn.Module):
         self.lora_b[name] = adapter.b_OR
         self.adapters[name] = adapter
 
+    def remove(self, name: str) -> None:
+        """Forget an adapter."""
+        del self.lora_a[name], self.lora_b[name], self.adapters[name]
+
     def _active(self) -> tuple[Run, ...]:
         """The runs of the current call in which this layer has an adapter to add."""
         return tuple(run for run in current_call().runs if run.adapter in self.adapters)

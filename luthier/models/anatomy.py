@@ -104,8 +104,12 @@ def find_targets(anatomy: Anatomy, targets: str | tuple[str, ...], layers: tuple
     """The modules that a method adapts: `all-linear`, or those whose dotted name ends in one of `targets`.
 
     Whole components are compared: `proj` does not match `q_proj`. The embedding and the head are found only by name.
-    Raises TargetNotFound for a target that no module bears, and RecipeError for a layer index that does not exist.
+    Raises TargetNotFound for a target that no module bears, and RecipeError for a layer index that does not exist and
+    for an empty list.
     """
+    for field, named in (("method.targets", targets), ("method.layers", layers)):
+        if named is not None and len(named) == 0:
+            raise RecipeError("The list is empty, so nothing would train.", "Name some, or leave it out.", field=field)
     count = len(anatomy.layers)
     for index in layers or ():
         if not 0 <= index < count:

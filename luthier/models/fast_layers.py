@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from luthier.models.anatomy import Anatomy, replace_module
 from luthier.models.families import RMSNormForm
-from luthier.ops.gated import Activation, gated_product
+from luthier.ops.gated import Activation, gated_product, without_keeping
 from luthier.ops.norm import rms_norm
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -47,7 +47,10 @@ class FastGatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up, down = (self.get_submodule(name) for name in self.names)
-        hidden: Tensor = down(gated_product(gate(x), up(x), self.activation))
+        gate_TF, up_TF = gate(x), up(x)
+        product_TF = gated_product(gate_TF, up_TF, self.activation)
+        with without_keeping(product_TF, gate_TF, up_TF, self.activation):
+            hidden: Tensor = down(product_TF)
         return hidden
 
 

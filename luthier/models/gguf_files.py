@@ -86,9 +86,8 @@ def _reading(file: Path) -> Iterator[None]:
             )
     try:
         yield
-    except (
-        Exception
-    ) as error:  # a damaged file shows as any of a dozen errors of five libraries, some of them bare Exceptions
+    except Exception as error:
+        # A damaged file shows as any of a dozen errors of five libraries, some of them bare Exceptions.
         text = " ".join(str(error).split())
         if "not supported" in text:
             raise RecipeError(

@@ -243,11 +243,10 @@ def load_model(
     announce: Callable[[str], None],
     *,
     fast: FastModel | None = None,
-    chat_template: str | None = None,
 ) -> LanguageModel:
     """The base model of a recipe, frozen, without dropout, ready on its device.
 
-    chat_template replaces the tokenizer's own. Raises the errors of `sources`, and RecipeError for an unknown family.
+    Raises the errors of `sources`, and RecipeError for an unknown family.
     """
     source = locate(settings, announce)
     config = read_config(source)
@@ -263,10 +262,8 @@ def load_model(
         use_fast_norms(hf, anatomy)
     if fast.gated_mlp:
         use_fast_gated_mlps(hf, anatomy)
-    hf.requires_grad_(False).eval().to(device)
+    hf.requires_grad_(False).train(False).to(device)
     tokenizer = read_tokenizer(source)
-    if chat_template is not None:
-        tokenizer.chat_template = chat_template
     num_parameters = sum(p.numel() for p in hf.parameters())
     announce(f"Model {settings.name}: {num_parameters / 1e6:.1f} M weights, {_short(dtype)}, on {device}.")
     return LanguageModel(hf, tokenizer, anatomy, identify(settings, source), fast)

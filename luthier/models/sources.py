@@ -7,7 +7,6 @@ a pickle can run any code when it is opened, and so can a model's own Python cod
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -332,9 +331,8 @@ def _reading(place: Path) -> Iterator[None]:
     """Turn what the libraries say of files that they cannot read into an error with the place."""
     try:
         yield
-    except (
-        Exception
-    ) as error:  # a damaged file shows as any of a dozen errors of five libraries, some of them bare Exceptions
+    except Exception as error:
+        # A damaged file shows as any of a dozen errors of five libraries, some of them bare Exceptions.
         text = " ".join(str(error).split())
         if "trust_remote_code" in text:
             raise NotAllowed(

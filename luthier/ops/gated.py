@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 
@@ -30,6 +31,26 @@ def gated_product_reference(gate: Tensor, up: Tensor, activation: Activation) ->
 def gated_product(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
     """The same as `gated_product_reference`, keeping gate and up for the backward pass and nothing else."""
     return cast(Tensor, _GatedProduct.apply(gate, up, activation))  # type: ignore[no-untyped-call]
+
+
+def without_keeping(product: Tensor, gate: Tensor, up: Tensor, activation: Activation) -> saved_tensors_hooks:
+    """Within: whoever would keep `product` for its backward pass keeps nothing, and is handed it computed again.
+
+    The product is as wide as gate and up, which are kept anyway: a third of the layer's memory for one multiplication.
+    """
+    address, count = product.data_ptr(), product.numel()
+    gate, up = gate.detach(), up.detach()
+
+    def keep(tensor: Tensor) -> Tensor | torch.Size:
+        is_product = tensor.data_ptr() == address and tensor.numel() == count and tensor.is_contiguous()
+        return tensor.shape if is_product else tensor
+
+    def give_back(kept: Tensor | torch.Size) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        return activate(gate, activation).mul_(up).view(kept)
+
+    return saved_tensors_hooks(keep, give_back)
 
 
 def _activation_backward(dy: Tensor, x: Tensor, activation: Activation) -> Tensor:

@@ -171,8 +171,9 @@ def write_folder(path: Path, fill: Callable[[Path], None], *, replace: bool = Fa
         with disk.errors(path):
             _seal(hidden)
             _place(hidden, path, replace)
-    except LuthierError as error:
-        error.found = error.found.replace(str(hidden), str(path))  # the hidden name means nothing to a person
+    except LuthierError as error:  # the hidden name means nothing to a person
+        error.found = error.found.replace(str(hidden), str(path))
+        error.file = error.file and error.file.replace(str(hidden), str(path))
         raise
     finally:
         _remove_quietly(hidden)

@@ -6,7 +6,7 @@ Each library is imported only when a recipe asks for it; none of them is needed 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -26,7 +26,11 @@ class Tracker(Protocol):
 
 def open_trackers(names: Sequence[str], run: Path, settings: Mapping[str, Any]) -> list[Tracker]:
     """The trackers that a recipe names. Raises RecipeError for one whose library is not installed."""
-    openers = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+    openers: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
+        "tensorboard": TensorBoard,
+        "wandb": WandB,
+        "mlflow": MLflow,
+    }
     return [openers[name](run, settings) for name in names]
 
 

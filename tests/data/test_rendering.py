@@ -28,7 +28,13 @@ from luthier.data.template import ChatTemplate
 from luthier.errors import DataError, NotFound, RecipeError
 from luthier.types import Completion, Conversation, Message, Origin, PlainText, Rendered
 
-ENDS = {"chatml": (CHATML, "<|im_end|>"), "llama-2": (LLAMA_2, "</s>"), "llama-3": (LLAMA_3, "<|eot|>"), "phi-3": (PHI_3, "<|end|>"), "colon": (COLON, "</s>")}
+ENDS = {
+    "chatml": (CHATML, "<|im_end|>"),
+    "llama-2": (LLAMA_2, "</s>"),
+    "llama-3": (LLAMA_3, "<|eot|>"),
+    "phi-3": (PHI_3, "<|end|>"),
+    "colon": (COLON, "</s>"),
+}
 
 words = st.text(alphabet="abchelo Ü漢\n.!<|>", min_size=1, max_size=20).filter(lambda text: "<s>" not in text)
 
@@ -159,7 +165,9 @@ def test_all_learns_every_token_but_the_first_and_but_messages_that_say_no() -> 
 def test_what_follows_the_last_learned_answer_is_left_out() -> None:
     tokenizer = byte_level(CHATML)
     renderer = renderer_of(tokenizer)
-    assert renderer.render(chat("a", "b", "thanks")).tokens_T.tolist() == renderer.render(chat("a", "b")).tokens_T.tolist()
+    assert (
+        renderer.render(chat("a", "b", "thanks")).tokens_T.tolist() == renderer.render(chat("a", "b")).tokens_T.tolist()
+    )
 
 
 def test_an_answer_that_opens_the_chat_is_learned_after_its_header() -> None:
@@ -227,7 +235,9 @@ def test_there_is_no_end_of_turn_where_the_tokenizer_does_not_know_it() -> None:
 
 
 def test_a_template_without_answers_is_refused() -> None:
-    tokenizer = byte_level("{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}")
+    tokenizer = byte_level(
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}"
+    )
     with pytest.raises(RecipeError, match="leaves out what the assistant says") as refused:
         renderer_of(tokenizer).render(chat("a", "b"))
     assert refused.value.field == "data.chat_template"

@@ -35,7 +35,13 @@ CONFIGS = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
     "gpt_neox": {**LLAMA, "rotary_pct": 0.5},
     "opt": {**LLAMA, "ffn_dim": 48, "word_embed_proj_dim": 32},
-    "falcon": {**LLAMA, "num_kv_heads": 1, "multi_query": True, "parallel_attn": True, "new_decoder_architecture": False},
+    "falcon": {
+        **LLAMA,
+        "num_kv_heads": 1,
+        "multi_query": True,
+        "parallel_attn": True,
+        "new_decoder_architecture": False,
+    },
 }
 
 

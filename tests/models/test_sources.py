@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors.torch import load_file, save_file
+from tiny_gguf import write_tiny_gguf
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -65,38 +66,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def gguf_file(tmp_path: Path) -> Path:
-    """A two-layer Llama with random weights as llama.cpp would write it."""
-    path = tmp_path / "tiny.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(32)
-    writer.add_head_count(2)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(len(WORDS) + 1)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([*WORDS, "ab"])
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
-    draw = np.random.default_rng(0)
-    shapes = {
-        "token_embd.weight": (len(WORDS) + 1, 32),
-        "output_norm.weight": (32,),
-        "blk.0.attn_norm.weight": (32,),
-        "blk.0.ffn_norm.weight": (32,),
-    }
-    for part in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
-        shapes[f"blk.0.{part}.weight"] = (32, 32)
-    for name, shape in shapes.items():
-        writer.add_tensor(name, draw.standard_normal(shape, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return write_tiny_gguf(tmp_path / "tiny.gguf", [*WORDS, "ab"], ["a b"], bos=0, eos=1)
 
 
 def found(name: str | Path, revision: str | None = None) -> ModelSource:

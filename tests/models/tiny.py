@@ -109,7 +109,7 @@ def plain_model(name: str, attention: str = "eager", dtype: torch.dtype = torch.
 def _start(key: str, parameter: nn.Parameter, generator: torch.Generator) -> torch.Tensor:
     draw = torch.randn(parameter.shape, generator=generator)
     if parameter.dim() > 1:
-        return draw * (0.5 if "embed" in key or "wte" in key else parameter.shape[-1] ** -0.5)
+        return draw * (0.25 if "emb" in key or "wte" in key else parameter.shape[-1] ** -0.5)
     return draw * 0.3 + (1.0 if key.endswith("weight") else 0.0)
 
 

@@ -1,0 +1,140 @@
+"""The program's manners: streams, exit codes, --json, and how soon it answers."""
+
+from __future__ import annotations
+
+import errno
+import json
+import resource
+from pathlib import Path
+
+import pytest
+import typer
+from program import luthier
+
+from luthier.cli import main as program
+from luthier.errors import DiskFull
+from luthier.version import __version__
+
+COMMANDS = (
+    "quickstart",
+    "new",
+    "check",
+    "train",
+    "resume",
+    "evaluate",
+    "chat",
+    "generate",
+    "runs",
+    "schema",
+    "doctor",
+    "cache",
+)
+
+
+def raising(error: BaseException) -> typer.Typer:
+    """A program whose command only raises."""
+    app = typer.Typer()
+
+    @app.command()
+    def fail(as_json: bool = typer.Option(False, "--json")) -> None:
+        raise error
+
+    return app
+
+
+def test_the_version_is_data(tmp_path: Path):
+    ended = luthier("--version", folder=tmp_path)
+    assert (ended.code, ended.out, ended.err) == (0, __version__ + "\n", "")
+
+
+def test_help_lists_every_command(tmp_path: Path):
+    ended = luthier("--help", folder=tmp_path)
+    assert ended.code == 0
+    assert set(COMMANDS) <= set(ended.out.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_help_and_version_take_less_than_half_a_second(tmp_path: Path, flag: str):
+    # Processor time, so that a busy machine does not count; the best of three, so that a cold disk does not.
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        luthier(flag, folder=tmp_path)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_json(tmp_path: Path, command: str):
+    words = (command, "list") if command == "cache" else (command,)
+    ended = luthier(*words, "--help", folder=tmp_path)
+    assert ended.code == 0
+    assert "--json" in ended.out
+
+
+def test_a_wrong_command_line_ends_with_2_and_says_why(tmp_path: Path):
+    ended = luthier("trian", folder=tmp_path)
+    assert (ended.code, ended.out) == (2, "")
+    assert "train" in ended.err
+
+
+def test_with_json_a_wrong_command_line_is_a_document_too(tmp_path: Path):
+    ended = luthier("train", "--json", folder=tmp_path)
+    assert ended.code == 2
+    assert ended.document["error"]["kind"] == "UsageError"
+
+
+def test_an_error_is_told_on_standard_error_with_its_mend_on_a_line_of_its_own(tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_text("model: m\n")
+    ended = luthier("train", "recipes.yaml", "--plain-allocator", folder=tmp_path)
+    assert (ended.code, ended.out) == (4, "")
+    assert ended.err.splitlines() == ["error: recipes.yaml: There is no such recipe.", "  Did you mean recipe.yaml?"]
+
+
+def test_with_json_an_error_is_one_document_on_standard_out(tmp_path: Path):
+    ended = luthier("train", "recipe.yaml", "--json", folder=tmp_path)
+    error = ended.document["error"]
+    assert (ended.code, error["exit_code"], error["kind"], error["file"]) == (4, 4, "NotFound", "recipe.yaml")
+    assert error["mend"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (KeyboardInterrupt(), 130),
+        (typer.Abort(), 130),
+        (DiskFull("full", "free some"), 6),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), 6),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 6),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 1),
+    ],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_a_command_raises_becomes_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, as_json: bool
+):
+    monkeypatch.setattr(program, "app", raising(error))
+    assert program.main(["--json"] if as_json else []) == code
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    if as_json and code != 130:
+        assert json.loads(out)["error"]["exit_code"] == code
+
+
+def test_a_fault_of_our_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(program, "app", raising(ZeroDivisionError("ours")))
+    with pytest.raises(ZeroDivisionError):
+        program.main([])
+
+
+def test_the_shell_completes_commands_and_options_quickly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("_LUTHIER_COMPLETE", "complete_bash")
+    for words, expected in (("luthier tr", "train"), ("luthier train --dr", "--dry-run")):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        ended = luthier(folder=tmp_path)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert expected in ended.out
+        assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 0.5

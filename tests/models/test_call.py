@@ -1,0 +1,77 @@
+"""A call's runs and keys, cut down to chosen positions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models.rows import batch_of
+
+from luthier.models.call import Call, Draws, Run, call_of_batch, calling, current_call
+
+
+def adapter_by_position(call: Call) -> list[str | None]:
+    """Each position's adapter."""
+    assert all(a.stop == b.start for a, b in zip(call.runs, call.runs[1:], strict=False)), "runs leave no gap"
+    assert not call.runs or call.runs[0].start == 0
+    return [run.adapter for run in call.runs for _ in range(run.start, run.stop)]
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> Call:
+    """A call over a few positions, each position its own key."""
+    lengths = draw(st.lists(st.integers(1, 5), min_size=1, max_size=5))
+    runs, at = [], 0
+    for length in lengths:
+        runs.append(Run(at, at + length, draw(st.sampled_from(["a", "b", None]))))
+        at += length
+    return Call(None, tuple(runs), torch.arange(at) if draw(st.booleans()) else None)
+
+
+@given(call=calls(), data=st.data())
+def test_chosen_positions_keep_their_adapters_and_keys(call: Call, data: st.DataObject) -> None:
+    adapters = adapter_by_position(call)
+    chosen = sorted(data.draw(st.lists(st.integers(0, len(adapters) - 1), max_size=8)))
+    cut = call.at(torch.tensor(chosen, dtype=torch.int64))
+    assert adapter_by_position(cut) == [adapters[i] for i in chosen]
+    assert (cut.keys_N is None) == (call.keys_N is None)
+    assert cut.keys_N is None or cut.keys_N.tolist() == chosen
+    assert cut.segments is None
+
+
+@given(call=calls(), data=st.data())
+def test_a_slice_is_the_positions_between_its_ends(call: Call, data: st.DataObject) -> None:
+    adapters = adapter_by_position(call)
+    start = data.draw(st.integers(0, len(adapters)))
+    stop = data.draw(st.integers(start, len(adapters)))
+    cut = call.slice(start, stop)
+    assert adapter_by_position(cut) == adapters[start:stop]
+    assert cut.keys_N is None or cut.keys_N.tolist() == list(range(start, stop))
+
+
+def test_neighbouring_documents_of_one_adapter_are_one_run_and_padding_belongs_to_its_row() -> None:
+    packed = call_of_batch(batch_of((3, 2, 4), "packed"), ("a", "a", None), None)
+    assert packed.runs == (Run(0, 5, "a"), Run(5, 9, None))
+    bucketed = call_of_batch(batch_of((3, 2, 4), "bucketed"), ("a", "b", "b"), None)
+    assert bucketed.runs == (Run(0, 4, "a"), Run(4, 12, "b"))
+    assert bucketed.segments is None
+    assert packed.segments is not None
+
+
+def test_a_token_has_the_same_key_in_both_layouts_and_wherever_it_stands() -> None:
+    draws = Draws(1, 2)
+    packed = call_of_batch(batch_of((3, 5), "packed"), "a", draws).keys_N
+    bucketed = call_of_batch(batch_of((3, 5), "bucketed"), "a", draws).keys_N
+    assert packed is not None
+    assert bucketed is not None
+    assert torch.equal(packed, bucketed[[0, 1, 2, 5, 6, 7, 8, 9]])
+    assert packed.unique().numel() == 8
+
+
+def test_a_call_ends_where_its_with_block_ends_even_by_an_error() -> None:
+    outer = current_call()
+    with pytest.raises(ZeroDivisionError), calling(Call(None, (Run(0, 1, "a"),))):
+        assert current_call().runs[0].adapter == "a"
+        raise ZeroDivisionError
+    assert current_call() is outer

@@ -1,0 +1,159 @@
+"""Every family: Luthier's batches and decoding against each document alone through plain transformers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models.rows import batch_of, plain_logprobs, random_rows
+from models.tiny import CONFIGS, NAMES, PLAIN, plain_model, tiny_model
+from near import assert_all_near, assert_near
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.pytorch_utils import Conv1D
+
+from luthier.errors import RecipeError
+from luthier.methods import LoRA
+from luthier.methods.contract import Attachment
+from luthier.models.families import FAMILIES, family_of
+from luthier.models.language_model import FastModel, LanguageModel
+
+LENGTHS = (7, 12, 2, 9)
+
+
+def plain_attention(name: str) -> str:
+    """What transformers computes the family with: eager, but for Falcon, whose eager ALiBi is added twice."""
+    return "sdpa" if CONFIGS[name][0] == "falcon" else "eager"
+
+
+def lora_with_random_b(
+    model: LanguageModel, name: str = "default", fast: bool = True, **settings: object
+) -> Attachment:
+    """A LoRA whose update is not zero."""
+    attachment = LoRA(rank=3, **settings).attach(model, name, seed=5, fast=fast)
+    for index, parameter in enumerate(attachment.trainables.values()):
+        generator = torch.Generator().manual_seed(index)
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return attachment
+
+
+def loss_gradients(
+    model: LanguageModel, attachment: Attachment, lengths: tuple[int, ...]
+) -> tuple[Tensor, list[Tensor]]:
+    """The log-probabilities of a batch, and the gradient of their weighted sum for each trained tensor."""
+    batch = batch_of(lengths, model.layout)
+    logprob_N = model.forward(batch, attachment.adapter).logprob_N
+    loss = (logprob_N * batch.targets.weight_N).sum()
+    return logprob_N, list(torch.autograd.grad(loss, list(attachment.trainables.values())))
+
+
+def test_every_family_has_a_tiny_model() -> None:
+    known = {model_type for family in FAMILIES for model_type in family.model_types}
+    assert known == {model_type for model_type, _ in CONFIGS.values()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_of_documents_gives_each_what_plain_transformers_gives_it_alone(name: str) -> None:
+    rows = random_rows(LENGTHS)
+    expected = plain_logprobs(plain_model(name, plain_attention(name)), rows)
+    for fast in (FastModel(), PLAIN):
+        model = tiny_model(name, fast)
+        assert_near(model.forward(batch_of(LENGTHS, model.layout)).logprob_N, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_fast_paths_and_the_plain_ones_agree_in_value_and_in_every_lora_gradient(name: str) -> None:
+    results = []
+    for fast in (FastModel(), PLAIN):
+        model = tiny_model(name, fast)
+        attachment = lora_with_random_b(model, fast=fast.head, targets="all-linear")
+        results.append(loss_gradients(model, attachment, LENGTHS))
+    assert_near(results[0][0], results[1][0])
+    assert_all_near(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("switch", ["attention", "head", "gated_mlp", "norm"])
+def test_each_switch_alone_changes_nothing(switch: str) -> None:
+    expected = tiny_model("gemma2").forward(batch_of(LENGTHS, "packed")).logprob_N
+    model = tiny_model("gemma2", FastModel(**{switch: False}))
+    assert_near(model.forward(batch_of(LENGTHS, "packed")).logprob_N, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_anatomy_names_every_part(name: str) -> None:
+    model = tiny_model(name)
+    modules = dict(model.hf.named_modules())
+    anatomy = model.anatomy
+    linears = {key for key, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
+    around = {anatomy.head} | {key for key in linears if key.endswith(("project_in", "project_out"))}
+    assert set(anatomy.linears) == linears - around
+    assert len(anatomy.layers) == 2
+    assert isinstance(modules[anatomy.embedding], nn.Embedding)
+    assert modules[anatomy.head] is model.hf.get_output_embeddings()
+    assert modules[anatomy.embedding] is model.hf.get_input_embeddings()
+    assert anatomy.is_head_tied == (modules[anatomy.head].weight is modules[anatomy.embedding].weight)
+    for layer in anatomy.layers:
+        assert layer.attention in modules
+        assert layer.feedforward in modules
+        assert all(anatomy.layer_of(part) == layer.index for part in (*layer.linears, *layer.norms))
+    assert anatomy.layer_of(anatomy.embedding) is anatomy.layer_of(anatomy.head) is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_decoding_over_a_cache_gives_what_a_whole_forward_pass_gives(name: str) -> None:
+    model, plain = tiny_model(name), plain_model(name, plain_attention(name))
+    prompts = [row.parts[0].tokens_T.tolist() for row in random_rows((9, 4))]
+    forced = torch.tensor([[5, 11, 7], [8, 3, 9]])
+    width = max(map(len, prompts))
+    tokens = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    for cache in (DynamicCache(), DynamicCache(config=model.hf.config)):
+        seen, step_mask = [model.decode(tokens, positions, mask, cache)], mask
+        for step in range(forced.shape[1]):
+            step_mask = torch.cat([step_mask, torch.ones(2, 1, dtype=torch.int64)], dim=1)
+            at = step_mask.sum(-1, keepdim=True) - 1
+            seen.append(model.decode(forced[:, step : step + 1], at, step_mask, cache))
+        for row, prompt in enumerate(prompts):
+            whole = torch.tensor([prompt + forced[row].tolist()])
+            expected = plain(input_ids=whole, use_cache=False).logits[0, len(prompt) - 1 :]
+            assert_near(torch.stack(seen)[:, row], expected)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "falcon-alibi"])
+def test_checkpointed_layers_give_the_same_gradients_dropout_included(name: str) -> None:
+    from luthier.models.call import Draws
+
+    results = []
+    for checkpointed in (False, True):
+        model = tiny_model(name)
+        attachment = lora_with_random_b(model, dropout=0.3)
+        if checkpointed:
+            model.checkpoint_layers()
+        batch = batch_of(LENGTHS, model.layout)
+        logprob_N = model.forward(batch, attachment.adapter, Draws(1, 2)).logprob_N
+        results.append(torch.autograd.grad(logprob_N.sum(), list(attachment.trainables.values())))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_an_unknown_family_is_refused_with_the_field_and_the_known_ones() -> None:
+    with pytest.raises(RecipeError) as refused:
+        family_of("mamba")
+    assert refused.value.field == "model"
+    assert "'mamba'" in refused.value.found
+    assert "llama" in refused.value.found
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "falcon-new"])
+def test_half_precision_weights_give_the_fp32_answer_up_to_their_rounding(name: str, dtype: torch.dtype) -> None:
+    batch = batch_of(LENGTHS, tiny_model(name).layout)
+    model = tiny_model(name, dtype=dtype)
+    attachment = lora_with_random_b(model)
+    half = model.forward(batch, attachment.adapter).logprob_N
+    assert half.dtype == torch.float32
+    gradients = torch.autograd.grad(half.sum(), list(attachment.trainables.values()))
+    assert {gradient.dtype for gradient in gradients} == {torch.float32}
+    exact_model = tiny_model(name)
+    exact = exact_model.forward(batch, lora_with_random_b(exact_model).adapter).logprob_N
+    assert_near(half, exact, 0.05)

@@ -1,0 +1,405 @@
+"""A run that was stopped and resumed ends in the same bits as one that was not, wherever it was stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_model import write_tiny_model
+from tiny_runs import begin, course, files_of, go_on, outcome, recipe_values, trained_files, write_rows
+
+from luthier import run
+from luthier.errors import Interrupted, LuthierError, NotFound, RunMismatch
+from luthier.store.files import write_bytes
+
+Part = dict[str, Any]
+
+# What else a run may do, beyond six steps of LoRA on one worker without held-out rows.
+KINDS: dict[str, dict[str, Part]] = {
+    "plain": {},
+    "full": {"method": {"kind": "full", "rank": None}, "training": {"peak_lr": 0.001}},
+    "dropout": {"method": {"dropout": 0.4, "lr_ratio": 4}},
+    "two workers": {"training": {"workers": 2, "tokens_per_micro_batch": 96}, "data": {"max_length": 96}},
+    "gradient checkpointing": {"training": {"gradient_checkpointing": True}, "method": {"dropout": 0.4}},
+    "tokens per step": {"training": {"rows_per_step": None, "tokens_per_step": 160}},
+    "part of an epoch": {"training": {"steps": None, "epochs": 1.4, "checkpoint_every": 3}},
+    "bf16": {"training": {"autocast": "bf16", "clip_norm": 0.1}},
+    "best checkpoint": {"data": {"validation": "held-out"}, "training": {"evaluate_every": 1, "keep_last": 1}},
+    "early stopping": {
+        "data": {"validation": "held-out"},
+        "training": {
+            "steps": 12,
+            "peak_lr": 0.3,
+            "evaluate_every": 1,
+            "checkpoint_every": 5,
+            "keep_last": 1,
+            "early_stopping": {"patience": 2},
+        },
+    },
+}
+
+
+class Cut(BaseException):
+    """The process ends here, without a last word."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """The model and the rows that every run here begins from, and the unbroken runs made so far."""
+
+    folder: Path
+    unbroken_runs: dict[str, Path]
+
+    def values(self, kind: str = "plain") -> dict[str, Any]:
+        parts = {name: dict(changes) for name, changes in KINDS[kind].items()}
+        if parts.get("data", {}).get("validation") == "held-out":
+            parts["data"]["validation"] = str(self.folder / "held-out.jsonl")
+        return recipe_values(self.folder / "model", self.folder / "rows.jsonl", **parts)
+
+    def unbroken(self, kind: str = "plain") -> Path:
+        if kind not in self.unbroken_runs:
+            self.unbroken_runs[kind] = self.folder / "unbroken" / kind
+            begin(self.values(kind), self.unbroken_runs[kind])
+        return self.unbroken_runs[kind]
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+    """A model, 18 rows and 5 held-out ones; the plot, which takes longer than the training, is a stand-in."""
+    folder = tmp_path_factory.mktemp("resume")
+    write_tiny_model(folder / "model")
+    write_rows(folder / "rows.jsonl", 18)
+    write_rows(folder / "held-out.jsonl", 5, start=100)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(folder))
+        patch.setattr(run, "write_loss_plot", lambda metrics, path: write_bytes(path, b"plot"))
+        yield Workshop(folder, {})
+
+
+def cut_after(step: int) -> Callable[[dict[str, Any]], None]:
+    """A process that dies when a step is written down, before it is saved."""
+
+    def on_step(metrics: dict[str, Any]) -> None:
+        if metrics["step"] == step:
+            raise Cut
+
+    return on_step
+
+
+def asked_to_stop_in(step: int, number: int = signal.SIGTERM) -> Callable[[dict[str, Any]], None]:
+    """A wish to stop that comes during a step."""
+
+    def on_step(metrics: dict[str, Any]) -> None:
+        if metrics["step"] == step:
+            signal.raise_signal(number)
+
+    return on_step
+
+
+def broken_off(values: dict[str, Any], folder: Path, step: int, is_cut: bool = True) -> None:
+    """Begin a run and break it off after a step."""
+    on_step = cut_after(step) if is_cut else asked_to_stop_in(step)
+    with pytest.raises(Cut if is_cut else Interrupted):
+        begin(values, folder, on_step)
+
+
+@pytest.mark.parametrize("is_cut", [True, False], ids=["cut off", "asked to stop"])
+@pytest.mark.parametrize("step", range(1, 6))
+def test_a_run_stopped_after_any_step_ends_in_the_same_bits(
+    workshop: Workshop, tmp_path: Path, step: int, is_cut: bool
+) -> None:
+    broken_off(workshop.values(), tmp_path / "run", step, is_cut)
+    result = go_on(tmp_path / "run")
+    assert result.steps == 6
+    assert outcome(tmp_path / "run") == outcome(workshop.unbroken())
+    assert [line["step"] for line in course(tmp_path / "run")] == list(range(1, 7))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "plain"])
+def test_a_run_stopped_again_and_again_ends_in_the_same_bits(workshop: Workshop, tmp_path: Path, kind: str) -> None:
+    """Asked to stop after step 1, cut off after 2, asked to stop after 3 …: every state that a run can have is taken up."""
+    unbroken = workshop.unbroken(kind)
+    num_steps = len(course(unbroken))
+    assert num_steps >= 4
+    folder = tmp_path / "run"
+    broken_off(workshop.values(kind), folder, 1, is_cut=False)
+    for step in range(2, num_steps):
+        is_cut = step % 2 == 0
+        with pytest.raises((Cut, Interrupted)):
+            go_on(folder, cut_after(step) if is_cut else asked_to_stop_in(step))
+    go_on(folder)
+    assert outcome(folder) == outcome(unbroken)
+
+
+def test_the_kinds_of_runs_tried_here_are_different_runs(workshop: Workshop) -> None:
+    results = [json.dumps(outcome(workshop.unbroken(kind))) for kind in KINDS if kind != "best checkpoint"]
+    assert len(set(results)) == len(results)
+
+
+def test_early_stopping_ends_before_the_last_step_and_keeps_the_best_weights(workshop: Workshop, tmp_path: Path) -> None:
+    result = begin(workshop.values("early stopping"), tmp_path / "run")
+    losses = [line["validation_loss"] for line in course(tmp_path / "run")]
+    assert result.stopped_early
+    assert len(losses) == result.steps < 12
+    assert result.best_step == losses.index(min(losses)) + 1 == result.steps - 2
+    saved = load_file(tmp_path / "run" / "checkpoints" / f"step-{result.best_step}" / "trainables.safetensors")
+    written = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert len(saved) == len(written)
+    assert all(torch.equal(written[f"base_model.model.{name}"], tensor) for name, tensor in saved.items())
+
+
+def test_a_stop_in_the_last_step_comes_too_late_to_stop_anything(workshop: Workshop, tmp_path: Path) -> None:
+    begin(workshop.values(), tmp_path / "run", asked_to_stop_in(6))
+    assert outcome(tmp_path / "run") == outcome(workshop.unbroken())
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_says_how_to_go_on(workshop: Workshop, tmp_path: Path, number: int, exit_code: int) -> None:
+    with pytest.raises(Interrupted, match=r"after step 3 of 6; the state is saved") as stopped:
+        begin(workshop.values(), tmp_path / "run", asked_to_stop_in(3, number))
+    assert stopped.value.exit_code == exit_code
+    assert f"luthier resume {tmp_path / 'run'}" in stopped.value.mend
+    assert (tmp_path / "run" / "checkpoints" / "step-3").is_dir()
+
+
+def test_after_a_run_the_signals_mean_what_they_meant_before(workshop: Workshop, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    broken_off(workshop.values(), tmp_path / "run", 1, is_cut=False)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_second_ctrl_c_stops_at_once_and_loses_nothing(workshop: Workshop, tmp_path: Path) -> None:
+    def twice(metrics: dict[str, Any]) -> None:
+        if metrics["step"] == 3:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        begin(workshop.values(), tmp_path / "run", twice)
+    assert not (tmp_path / "run" / "checkpoints" / "step-3").exists()
+    go_on(tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(workshop.unbroken())
+
+
+@pytest.mark.parametrize("kind", ["plain", "full", "early stopping"])
+def test_resuming_a_finished_run_changes_nothing(workshop: Workshop, tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "run"
+    result = begin(workshop.values(kind), folder)
+    before = files_of(folder)
+    said: list[str] = []
+    assert go_on(folder, announce=said.append) == result
+    assert files_of(folder) == before
+    assert any("finished" in sentence for sentence in said)
+
+
+def test_a_finished_run_without_its_checkpoints_is_still_finished(workshop: Workshop, tmp_path: Path) -> None:
+    begin(workshop.values(), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    before = files_of(tmp_path / "run")
+    go_on(tmp_path / "run")
+    assert files_of(tmp_path / "run") == before
+
+
+def test_a_finished_run_whose_adapter_is_damaged_writes_it_again(workshop: Workshop, tmp_path: Path) -> None:
+    begin(workshop.values(), tmp_path / "run")
+    (tmp_path / "run" / "adapter" / "adapter_model.safetensors").write_bytes(b"")
+    go_on(tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(workshop.unbroken())
+
+
+# ── what a run must not go on with ──────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Own:
+    """A model and rows that a test may change."""
+
+    model: Path
+    rows: Path
+    held_out: Path
+    run: Path
+
+    def values(self) -> dict[str, Any]:
+        return recipe_values(self.model, self.rows, data={"validation": str(self.held_out)})
+
+
+@pytest.fixture
+def own(workshop: Workshop, tmp_path: Path) -> Own:
+    """Copies of the workshop's model and rows."""
+    shutil.copytree(workshop.folder / "model", tmp_path / "model")
+    shutil.copy(workshop.folder / "rows.jsonl", tmp_path / "rows.jsonl")
+    shutil.copy(workshop.folder / "held-out.jsonl", tmp_path / "held-out.jsonl")
+    return Own(tmp_path / "model", tmp_path / "rows.jsonl", tmp_path / "held-out.jsonl", tmp_path / "run")
+
+
+def change_rows(own: Own) -> None:
+    write_rows(own.rows, 18, start=1)
+
+
+def change_order_of_rows(own: Own) -> None:
+    lines = own.rows.read_text().splitlines(keepends=True)
+    own.rows.write_text("".join(reversed(lines)))
+
+
+def change_held_out_rows(own: Own) -> None:
+    write_rows(own.held_out, 5, start=101)
+
+
+def change_weights(own: Own) -> None:
+    path = own.model / "model.safetensors"
+    tensors = load_file(path)
+    name = sorted(tensors)[0]
+    tensors[name] = tensors[name] + 0.5
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def change_template(own: Own) -> None:
+    path = own.model / "chat_template.jinja"
+    path.write_text(path.read_text().replace("<|im_end|>\n", "<|im_end|>"))
+
+
+@pytest.mark.parametrize("step", [1, 3], ids=["before the first checkpoint", "after it"])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (change_rows, "data"),
+        (change_order_of_rows, "data"),
+        (change_held_out_rows, "data"),
+        (change_template, "data"),
+        (change_weights, "model"),
+    ],
+)
+def test_a_run_does_not_go_on_with_something_else_than_it_began_with(
+    own: Own, change: Callable[[Own], None], named: str, step: int
+) -> None:
+    broken_off(own.values(), own.run, step)
+    before = files_of(own.run)
+    change(own)
+    with pytest.raises(RunMismatch) as refused:
+        go_on(own.run)
+    assert refused.value.found.lower().startswith(f"the {named} ")
+    assert refused.value.field == f"provenance.{named}_sha256"
+    assert refused.value.exit_code == 3
+    changed = {name for name, content in files_of(own.run).items() if before.get(name) != content}
+    assert changed <= {"status.json"}
+
+
+def test_a_run_goes_on_when_what_was_changed_is_put_back(own: Own) -> None:
+    begin(own.values(), own.run.with_name("unbroken"))
+    broken_off(own.values(), own.run, 3)
+    rows = own.rows.read_bytes()
+    change_rows(own)
+    with pytest.raises(RunMismatch):
+        go_on(own.run)
+    own.rows.write_bytes(rows)
+    go_on(own.run)
+    assert outcome(own.run) == outcome(own.run.with_name("unbroken"))
+
+
+def test_a_folder_without_a_recipe_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"no recipe\.yaml"):
+        go_on(tmp_path)
+
+
+# ── damage ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def flip_a_byte(checkpoint: Path) -> None:
+    path = checkpoint / "optimizer.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+def lose_a_file(checkpoint: Path) -> None:
+    (checkpoint / "trainables.safetensors").unlink()
+
+
+def cut_the_manifest(checkpoint: Path) -> None:
+    path = checkpoint / "manifest.json"
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def lose_the_manifest(checkpoint: Path) -> None:
+    (checkpoint / "manifest.json").unlink()
+
+
+def empty_the_folder(checkpoint: Path) -> None:
+    for path in checkpoint.iterdir():
+        path.unlink()
+
+
+DAMAGES = [flip_a_byte, lose_a_file, cut_the_manifest, lose_the_manifest, empty_the_folder]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_last_checkpoint_is_named_and_the_one_before_serves(
+    workshop: Workshop, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "run"
+    broken_off(workshop.values(), folder, 5)
+    damage(folder / "checkpoints" / "step-4")
+    said: list[str] = []
+    go_on(folder, announce=said.append)
+    assert any("step 4 is passed over" in sentence for sentence in said)
+    assert "Going on from step 2." in said
+    assert outcome(folder) == outcome(workshop.unbroken())
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_without_a_whole_checkpoint_the_run_begins_again_and_says_so(
+    workshop: Workshop, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "run"
+    broken_off(workshop.values(), folder, 5)
+    for step in (2, 4):
+        damage(folder / "checkpoints" / f"step-{step}")
+    said: list[str] = []
+    go_on(folder, announce=said.append)
+    assert any("beginning" in sentence for sentence in said)
+    assert outcome(folder) == outcome(workshop.unbroken())
+
+
+@pytest.mark.parametrize("tail", [b'{"step": 6, "lo', b"\x00\x00\x00\x00", b'{"step": 6}', b"\n"])
+def test_a_torn_last_line_of_the_metrics_is_mended(workshop: Workshop, tmp_path: Path, tail: bytes) -> None:
+    broken_off(workshop.values(), tmp_path / "run", 5)
+    with (tmp_path / "run" / "metrics.jsonl").open("ab") as metrics:
+        metrics.write(tail)
+    go_on(tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(workshop.unbroken())
+
+
+def test_a_run_that_failed_before_its_first_step_may_be_begun_again(workshop: Workshop, tmp_path: Path) -> None:
+    """A mended recipe goes to the same --out."""
+    wrong = workshop.values()
+    wrong["method"]["targets"] = ["no_such_layer"]
+    with pytest.raises(LuthierError):
+        begin(wrong, tmp_path / "run")
+    begin(workshop.values(), tmp_path / "run")
+    assert trained_files(tmp_path / "run") == trained_files(workshop.unbroken())
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "recipe.yaml"])
+def test_a_folder_that_holds_something_is_not_begun_in(workshop: Workshop, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / name).write_text("mine")
+    with pytest.raises(LuthierError, match="not empty") as refused:
+        begin(workshop.values(), folder)
+    assert refused.value.exit_code == 2
+    assert files_of(folder) == {name: b"mine"}
+
+
+def test_a_run_that_took_a_step_is_not_begun_again(workshop: Workshop, tmp_path: Path) -> None:
+    broken_off(workshop.values(), tmp_path / "run", 1)
+    with pytest.raises(LuthierError, match="not empty") as refused:
+        begin(workshop.values(), tmp_path / "run")
+    assert f"luthier resume {tmp_path / 'run'}" in refused.value.mend
