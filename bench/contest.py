@@ -48,6 +48,9 @@ def add_work_options(parser: argparse.ArgumentParser, *, steps: int | None, roun
     parser.add_argument(
         "--rounds", type=int, default=rounds, help=f"times that each runs, in alternation (default: {rounds})"
     )
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder for every step's figures (default: bench/results)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
 
 
@@ -135,10 +138,10 @@ def _processor() -> str:
     return f"{len(names)} × {names[0]}" if names else platform.processor()
 
 
-def keep(document: dict[str, Any], name: str) -> Path:
-    """Write the document under bench/results; its path."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def keep(document: dict[str, Any], bench: str, folder: Path) -> Path:
+    """Write the document into the folder as BENCH-WORK.json; its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{bench}-{document['work']['name'].replace(' ', '-')}.json"
     path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
     return path
 

@@ -211,7 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     print(json.dumps(document, indent=1) if options.json else text)
-    say(f"Every step's figures: {keep(document, 'train-' + document['work']['name'].replace(' ', '-'))}")
+    say(f"Every step's figures: {keep(document, 'train', options.results)}")
     return 0 if document["losses"]["largest_difference"] <= LOSS_TOLERANCE else 1
 
 

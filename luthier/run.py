@@ -7,22 +7,20 @@ happens in between.
 from __future__ import annotations
 
 import os
-import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import transformers
 from transformers import PreTrainedTokenizerBase
 
 from luthier.data.batches import StepBatches, evaluation_batches
 from luthier.data.dataset import Dataset, load_dataset
 from luthier.data.gate import GateReport, check_gate
-from luthier.errors import CheckpointNotFound, LuthierError, NotFound, RunMismatch, UsageError
+from luthier.errors import CheckpointNotFound, Interrupted, LuthierError, NotFinite, NotFound, UsageError
 from luthier.evaluation.loss import held_out_loss
 from luthier.evaluation.report import write_loss_plot, write_report
 from luthier.methods import ADAPTER, Attachment, Full, LoRA
@@ -30,19 +28,27 @@ from luthier.models.language_model import FastModel, LanguageModel, load_model
 from luthier.models.settings import ModelSettings
 from luthier.models.sources import locate, read_config, read_tokenizer
 from luthier.recipe import Recipe, dump_recipe, load_recipe
-from luthier.recipe.settings import Provenance
-from luthier.store.files import write_folder, write_json, write_text
-from luthier.store.runs import append_metrics, cut_metrics, read_metrics, write_status
+from luthier.recipe.provenance import check_same, environment, provenance_of
+from luthier.store.files import folder_fault, leftovers, make_folder, write_folder, write_json, write_text
+from luthier.store.runs import (
+    RECIPE,
+    RESOLVED,
+    STATUS,
+    append_metrics,
+    cut_metrics,
+    read_metrics,
+    read_run,
+    write_status,
+)
 from luthier.training.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
-from luthier.training.loop import Outside, Plan, Progress, train
+from luthier.training.loop import Outside, Plan, Progress, progress_of, train
 from luthier.training.trackers import numbers_of, open_trackers
 from luthier.training.workers import Workers
-from luthier.version import __version__
 
 Announce = Callable[[str], None]
 OnStep = Callable[[dict[str, Any]], None]
 
-RECIPE, RESOLVED, ENVIRONMENT = "recipe.yaml", "recipe.resolved.yaml", "environment.json"
+ENVIRONMENT = "environment.json"
 _MOST_AUTO_WORKERS = 8
 
 
@@ -72,24 +78,37 @@ def train_recipe(recipe: Recipe, folder: Path, *, announce: Announce, on_step: O
 
     Raises UsageError if the folder holds something already; the errors of every part; Interrupted after Ctrl-C.
     """
-    if folder.exists() and any(folder.iterdir()):
+    if not _is_free(folder):
         raise UsageError(
             f"{folder} is not empty.",
             f"Go on with 'luthier resume {folder}', or choose another --out.",
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    recipe = recipe.model_copy(update={"provenance": None})  # another run's, if the recipe was taken from one
     write_text(folder / RECIPE, dump_recipe(recipe))
     return _carry_out(recipe, folder, announce, on_step)
 
 
+def _is_free(folder: Path) -> bool:
+    """Whether a run may begin in a folder: nothing is in it, or only a run that ended before its first step."""
+    if not folder.is_dir():
+        return True
+    names = {entry.name for entry in folder.iterdir()} - {entry.name for entry in leftovers(folder)}
+    return not names or (STATUS in names <= {STATUS, RECIPE} and read_run(folder).state != "running")
+
+
 def resume_run(folder: Path, *, announce: Announce, on_step: OnStep) -> RunResult:
-    """Go on with a run from its last whole checkpoint, or from its beginning if it has none.
+    """Go on with a run from its last whole checkpoint, or from its beginning if it has none; a finished run stays as it is.
 
     Raises NotFound if the folder is no run, and RunMismatch, naming what differs, if model or data have changed.
     """
     for name in (RESOLVED, RECIPE):
         if (folder / name).is_file():
-            return _carry_out(load_recipe(folder / name), folder, announce, on_step)
+            recipe = load_recipe(folder / name)
+            if (result := _finished(recipe, folder)) is not None:
+                announce(f"The run {folder} is finished; there is nothing to do.")
+                return result
+            return _carry_out(recipe, folder, announce, on_step)
     raise NotFound(
         f"{folder} is not a run: it holds no {RECIPE}.",
         "Look at 'luthier runs', or begin one with 'luthier train RECIPE'.",
@@ -137,19 +156,46 @@ def _require_output(output: Path, folder: Path) -> None:
         )
 
 
+def _finished(recipe: Recipe, folder: Path) -> RunResult | None:
+    """How a run ended; None if it has not, or if its adapter or model is no longer whole."""
+    if read_run(folder).state != "finished" or folder_fault(folder / recipe.method.output_folder) is not None:
+        return None
+    metrics = read_metrics(folder)
+    return _result(folder, metrics, progress_of(metrics, recipe.training.early_stopping))
+
+
+def _result(folder: Path, metrics: list[dict[str, Any]], progress: Progress) -> RunResult:
+    final_loss = float(metrics[-1]["loss"]) if metrics else None
+    return RunResult(folder, progress.step, final_loss, progress.best_loss, progress.best_step, progress.stopped_early)
+
+
 def _carry_out(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) -> RunResult:
-    write_status(folder, "running")
+    with _status(folder, announce):
+        return _train(recipe, folder, announce, on_step)
+
+
+@contextmanager
+def _status(folder: Path, announce: Announce) -> Iterator[None]:
+    """Within, the run's status is running; afterwards it says how the run ended. Errors say how to go on."""
+    state, message = "stopped", "Stopped at once."
     try:
-        result = _train(recipe, folder, announce, on_step)
+        write_status(folder, "running")
+        yield
+        write_status(folder, "finished")
+        state = "finished"
     except LuthierError as error:
-        write_status(folder, "stopped" if error.exit_code > 128 else "failed", message=str(error))
-        error.mend = f"{error.mend} To go on: luthier resume {folder}".strip()
+        state, message = "stopped" if isinstance(error, Interrupted) else "failed", str(error)
+        # before step 1 the same command serves, and what is not finite would come to the same again
+        if (folder / RESOLVED).is_file() and not isinstance(error, NotFinite):
+            error.mend = f"{error.mend} To go on: luthier resume {folder}".strip()
         raise
     except KeyboardInterrupt:
-        write_status(folder, "stopped", message="Stopped at once by a second Ctrl-C.")
+        announce(f"To go on: luthier resume {folder}")
         raise
-    write_status(folder, "finished")
-    return result
+    finally:
+        if state != "finished":
+            with suppress(LuthierError):  # what ended the run tells more; one without a last word counts as stopped
+                write_status(folder, "failed" if state == "failed" else "stopped", message=message)
 
 
 def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) -> RunResult:
@@ -162,8 +208,8 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) ->
     recipe, batches = _resolve(recipe, dataset, model)
     plan = _plan(recipe, batches.num_steps, model)
     write_status(folder, "running", total_steps=plan.num_steps)
-    checkpoint = _last_checkpoint(folder, announce)
-    _settle_provenance(recipe, folder, model, dataset, checkpoint)
+    _settle_provenance(recipe, folder, model, dataset, announce)
+    checkpoint = _last_checkpoint(recipe, folder, announce)
     with Workers(_workers(recipe.training.workers, model.device)) as workers:
         outside = _outside(recipe, folder, model, attachment, dataset, plan, workers, announce, on_step)
         cut_metrics(folder, 0 if checkpoint is None else checkpoint.step)
@@ -252,59 +298,28 @@ def _pays(model: LanguageModel) -> bool:
     return model.dtype == torch.float32 and model.device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
-def _last_checkpoint(folder: Path, announce: Announce) -> Checkpoint | None:
+def _last_checkpoint(recipe: Recipe, folder: Path, announce: Announce) -> Checkpoint | None:
     try:
         checkpoint = load_checkpoint(folder, announce=announce)
     except CheckpointNotFound:
+        if recipe.provenance is not None:
+            announce("There is no whole checkpoint, so the run starts at its beginning.")
         return None
     announce(f"Going on from step {checkpoint.step}.")
     return checkpoint
 
 
 def _settle_provenance(
-    recipe: Recipe, folder: Path, model: LanguageModel, dataset: Dataset, checkpoint: Checkpoint | None
+    recipe: Recipe, folder: Path, model: LanguageModel, dataset: Dataset, announce: Announce
 ) -> None:
     """Write what the run is made from, or compare it with what it was begun with."""
-    now = Provenance(
-        luthier=__version__,
-        torch=str(torch.__version__),
-        transformers=transformers.__version__,
-        model_sha256=model.identity.sha256,
-        data_sha256=dataset.sha256,
-    )
-    begun = recipe.provenance
-    if begun is not None and checkpoint is not None:
-        for field, what, before, after in (
-            ("model_sha256", f"The model {recipe.model.name}", begun.model_sha256, now.model_sha256),
-            ("data_sha256", "The data", begun.data_sha256, now.data_sha256),
-        ):
-            if before != after:
-                raise RunMismatch(
-                    f"{what} is not what this run was begun with: its hash was {before[:12]}…, and is now {after[:12]}….",
-                    "Put the old files back, or begin a new run with 'luthier train'.",
-                    file=str(folder / RESOLVED),
-                    field=f"provenance.{field}",
-                )
-        return
-    write_text(folder / RESOLVED, dump_recipe(recipe.model_copy(update={"provenance": now})))
-    write_json(folder / ENVIRONMENT, environment(model.device))
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """The versions and the machine that a run was made with."""
-    return {
-        "luthier": __version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "transformers": transformers.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": str(device),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-    }
+    now = provenance_of(model.identity.sha256, dataset)
+    if recipe.provenance is None:
+        write_text(folder / RESOLVED, dump_recipe(recipe.model_copy(update={"provenance": now})))
+    else:
+        check_same(recipe.provenance, now, recipe.model.name, folder / RESOLVED, announce)
+    if recipe.provenance is None or not (folder / ENVIRONMENT).is_file():
+        write_json(folder / ENVIRONMENT, environment(model.device))
 
 
 def _outside(
@@ -330,7 +345,9 @@ def _outside(
     def save(checkpoint: Checkpoint) -> None:
         save_checkpoint(folder, checkpoint)
         best = checkpoint.state["progress"]["best_step"]
-        prune_checkpoints(folder, recipe.training.keep_last, () if best is None else (best,))
+        # this one too: a damaged later one, which the run went back from, must not push it out
+        keep = {checkpoint.step} if best is None else {checkpoint.step, best}
+        prune_checkpoints(folder, recipe.training.keep_last, keep)
 
     def record(metrics: dict[str, Any]) -> None:
         append_metrics(folder, metrics)
@@ -355,7 +372,6 @@ def _finish(
     write_folder(output, lambda partial: attachment.write(partial, announce), replace=True)
     metrics = read_metrics(folder)
     write_loss_plot(metrics, folder / "loss.png")
-    final_loss = float(metrics[-1]["loss"]) if metrics else None
     write_report(
         folder / "report.md",
         metrics,
@@ -368,4 +384,4 @@ def _finish(
             "Result": str(output),
         },
     )
-    return RunResult(folder, progress.step, final_loss, progress.best_loss, progress.best_step, progress.stopped_early)
+    return _result(folder, metrics, progress)

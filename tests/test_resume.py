@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from tiny_model import write_tiny_model
 from tiny_runs import begin, course, files_of, go_on, outcome, recipe_values, trained_files, write_rows
 
 from luthier import run
 from luthier.errors import Interrupted, LuthierError, NotFound, RunMismatch
+from luthier.recipe import load_recipe
 from luthier.store.files import write_bytes
+from luthier.store.runs import read_run
 
 Part = dict[str, Any]
 
@@ -37,11 +40,10 @@ KINDS: dict[str, dict[str, Part]] = {
         "data": {"validation": "held-out"},
         "training": {
             "steps": 12,
-            "peak_lr": 0.3,
-            "evaluate_every": 1,
+            "evaluate_every": 2,
             "checkpoint_every": 5,
             "keep_last": 1,
-            "early_stopping": {"patience": 2},
+            "early_stopping": {"patience": 2, "min_delta": 0.5},
         },
     },
 }
@@ -71,9 +73,10 @@ class Workshop:
         return self.unbroken_runs[kind]
 
 
+# The plot, which takes longer than the training, has a stand-in here.
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
-    """A model, 18 rows and 5 held-out ones; the plot, which takes longer than the training, is a stand-in."""
+    """A model, 18 rows and 5 held-out ones."""
     folder = tmp_path_factory.mktemp("resume")
     write_tiny_model(folder / "model")
     write_rows(folder / "rows.jsonl", 18)
@@ -144,16 +147,22 @@ def test_the_kinds_of_runs_tried_here_are_different_runs(workshop: Workshop) -> 
     assert len(set(results)) == len(results)
 
 
-def test_early_stopping_ends_before_the_last_step_and_keeps_the_best_weights(workshop: Workshop, tmp_path: Path) -> None:
-    result = begin(workshop.values("early stopping"), tmp_path / "run")
-    losses = [line["validation_loss"] for line in course(tmp_path / "run")]
-    assert result.stopped_early
-    assert len(losses) == result.steps < 12
-    assert result.best_step == losses.index(min(losses)) + 1 == result.steps - 2
-    saved = load_file(tmp_path / "run" / "checkpoints" / f"step-{result.best_step}" / "trainables.safetensors")
-    written = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+def test_early_stopping_ends_before_the_last_step_and_keeps_the_best_weights(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    """No evaluation comes 0.5 nats below the first, so patience ends with the third."""
+    folder = tmp_path / "run"
+    result = begin(workshop.values("early stopping"), folder)
+    assert (result.stopped_early, result.steps, result.best_step) == (True, 6, 2)
+    losses = {line["step"]: line["validation_loss"] for line in course(folder) if "validation_loss" in line}
+    assert sorted(losses) == [2, 4, 6]
+    assert result.best_validation_loss == losses[2]
+    saved = load_file(folder / "checkpoints" / "step-2" / "trainables.safetensors")
+    last = load_file(folder / "checkpoints" / "step-6" / "trainables.safetensors")
+    written = load_file(folder / "adapter" / "adapter_model.safetensors")
     assert len(saved) == len(written)
     assert all(torch.equal(written[f"base_model.model.{name}"], tensor) for name, tensor in saved.items())
+    assert any(not torch.equal(last[name], tensor) for name, tensor in saved.items())
 
 
 def test_a_stop_in_the_last_step_comes_too_late_to_stop_anything(workshop: Workshop, tmp_path: Path) -> None:
@@ -368,6 +377,21 @@ def test_without_a_whole_checkpoint_the_run_begins_again_and_says_so(
     assert outcome(folder) == outcome(workshop.unbroken())
 
 
+def test_a_damaged_checkpoint_does_not_push_out_the_next_one(workshop: Workshop, tmp_path: Path) -> None:
+    """One checkpoint is kept; that of step 4 lies there damaged, and the run stops again after step 3."""
+    folder = tmp_path / "run"
+    values = workshop.values()
+    values["training"]["keep_last"] = 1
+    broken_off(values, folder, 5)
+    flip_a_byte(folder / "checkpoints" / "step-4")
+    with pytest.raises(Interrupted):
+        go_on(folder, asked_to_stop_in(3))
+    said: list[str] = []
+    go_on(folder, announce=said.append)
+    assert "Going on from step 3." in said
+    assert outcome(folder) == outcome(workshop.unbroken())
+
+
 @pytest.mark.parametrize("tail", [b'{"step": 6, "lo', b"\x00\x00\x00\x00", b'{"step": 6}', b"\n"])
 def test_a_torn_last_line_of_the_metrics_is_mended(workshop: Workshop, tmp_path: Path, tail: bytes) -> None:
     broken_off(workshop.values(), tmp_path / "run", 5)
@@ -403,3 +427,43 @@ def test_a_run_that_took_a_step_is_not_begun_again(workshop: Workshop, tmp_path:
     with pytest.raises(LuthierError, match="not empty") as refused:
         begin(workshop.values(), tmp_path / "run")
     assert f"luthier resume {tmp_path / 'run'}" in refused.value.mend
+
+
+# ── what a run says of itself ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_status_tells_how_a_run_ended(workshop: Workshop, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    wrong = workshop.values()
+    wrong["method"]["targets"] = ["no_such_layer"]
+    with pytest.raises(LuthierError):
+        begin(wrong, folder)
+    assert (read_run(folder).state, "no_such_layer" in read_run(folder).message) == ("failed", True)
+    broken_off(workshop.values(), folder, 2)
+    assert (read_run(folder).state, read_run(folder).step) == ("stopped", 2)
+    with pytest.raises(Interrupted):
+        go_on(folder, asked_to_stop_in(3))
+    assert (read_run(folder).state, read_run(folder).step) == ("stopped", 3)
+    states = []
+    go_on(folder, lambda metrics: states.append(read_run(folder).state))
+    assert states == ["running"] * 3
+    assert (read_run(folder).state, read_run(folder).step, read_run(folder).total_steps) == ("finished", 6, 6)
+
+
+def test_a_recipe_taken_from_another_run_begins_a_run_of_its_own(workshop: Workshop, tmp_path: Path) -> None:
+    """A resolved recipe holds the hashes of what that run was made from; they do not bind the new one."""
+    values = yaml.safe_load((workshop.unbroken() / "recipe.resolved.yaml").read_text())
+    values["provenance"]["data_sha256"] = "0" * 64
+    begin(values, tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(workshop.unbroken())
+    assert load_recipe(tmp_path / "run" / "recipe.yaml").provenance is None
+
+
+def test_other_versions_than_a_run_was_begun_with_are_announced(workshop: Workshop, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    broken_off(workshop.values(), folder, 3)
+    resolved = folder / "recipe.resolved.yaml"
+    resolved.write_text(resolved.read_text().replace(f"torch: {torch.__version__}", "torch: 1.0"))
+    said: list[str] = []
+    go_on(folder, announce=said.append)
+    assert any("begun with torch 1.0" in sentence for sentence in said)

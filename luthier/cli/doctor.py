@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -124,12 +125,12 @@ def _remarks(report: Mapping[str, Any], packages: Mapping[str, Mapping[str, str 
 def _numbers(version: str) -> tuple[int, ...]:
     """The leading numbers of a version: 2.13.0+cpu → (2, 13, 0)."""
     numbers = []
-    for part in version.partition("+")[0].split("."):
-        digits = "".join(character for character in part if character.isdigit())
-        if not digits:
+    for part in version.split("."):
+        leading = re.match(r"\d+", part)
+        if leading is None:
             break
-        numbers.append(int(digits))
-        if digits != part:
+        numbers.append(int(leading[0]))
+        if leading[0] != part:  # 0rc1, 0+cpu: what follows is no number
             break
     return tuple(numbers)
 

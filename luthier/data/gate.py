@@ -1,7 +1,8 @@
 """The gate: what would train a broken model is refused before step 1, and some rows are shown as they will be learned.
 
 Refused are: no rows; rows in which nothing is learned; tokens that the model has no embedding for; a doubled BOS; chats
-whose end of turn, and plain rows whose end of text, is never learned; prompts that serving would feed otherwise.
+whose end of turn, and plain rows whose end of text, is never learned; prompts that serving would feed otherwise; answers
+that call tools where the template leaves calls out.
 """
 
 from __future__ import annotations

@@ -117,13 +117,15 @@ class ChatTemplate:
     def left_out(self, conversation: Conversation) -> list[str]:
         """Which of `tools`, `tool_calls` and `reasoning_content` the conversation holds and the rendering does not."""
         messages, tools = conversation.messages, conversation.tools
-        stripped = {
-            key: [_without(message, key) for message in messages] for key in ("tool_calls", "reasoning_content")
-        }
-        variants = [(key, plain, tools) for key, plain in stripped.items() if plain != list(messages)]
-        if tools:
-            variants.append(("tools", list(messages), ()))
-        return [key for key, *variant in variants if self._is_same(self.text(messages, tools), *variant)]
+        text = self.text(messages, tools)
+        missing = []
+        for key in ("tool_calls", "reasoning_content"):
+            plain = [_without(message, key) for message in messages]
+            if plain != list(messages) and self._is_same(text, plain, tools):
+                missing.append(key)
+        if tools and self._is_same(text, messages, ()):
+            missing.append("tools")
+        return missing
 
     def _is_same(self, text: str, messages: Sequence[Message], tools: Tools) -> bool:
         try:

@@ -6,6 +6,7 @@ Trainable numbers: those of the chosen tensors; a head that is tied to the embed
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -125,4 +126,7 @@ def write_model(model: LanguageModel, folder: Path, dtype: torch.dtype) -> None:
     if model.anatomy.is_head_tied:
         weights.pop(f"{model.anatomy.head}.weight", None)  # one tensor under two names: transformers ties it on loading
     model.hf.save_pretrained(folder, state_dict=weights)
+    config = copy.deepcopy(model.hf.config)
+    config.dtype = dtype  # transformers notes that of the weights in memory, which is fp32 where they trained
+    config.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)

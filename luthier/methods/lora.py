@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -106,11 +106,24 @@ class LoRA(Method):
         if self.begin_from is None:
             return self._attach_fresh(model, name, seed, fast)
         file = read_lora(self.begin_from)
+        file.check_layers({model.anatomy.embedding, *model.anatomy.linears, model.anatomy.head})
         self._check_agrees(file, model)
-        training = {"dropout": self.dropout, "lr_ratio": self.lr_ratio}
-        attachment = LoRA(**{**file.settings, **training})._attach_fresh(model, name, seed, fast)
+        attachment = self._with_shape_of(file)._attach_fresh(model, name, seed, fast)
         attachment.load(file)
         return attachment
+
+    def _with_shape_of(self, file: LoRAFile) -> LoRA:
+        """These settings over the file's rank, strength and targets. Raises RecipeError if those make no LoRA."""
+        try:
+            return LoRA(**{**file.settings, "dropout": self.dropout, "lr_ratio": self.lr_ratio})
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise RecipeError(
+                f"The adapter's config makes no LoRA: {fault['msg']}.",
+                "Mend the file, or save the adapter again.",
+                file=file.path,
+                field=".".join(map(str, fault["loc"])) or None,
+            ) from error
 
     def _check_agrees(self, file: LoRAFile, model: LanguageModel) -> None:
         """Raise RecipeError where the recipe states a shape that the adapter it goes on from does not have."""

@@ -24,6 +24,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _FROZEN_COPY = ".base_layer.weight"
+_SUFFIXES = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
 
 # config fields that change what the adapter computes, and the values under which they do nothing
 _IDLE: dict[str, tuple[object, ...]] = {
@@ -57,6 +58,16 @@ class LoRAFile:
     tensors: dict[str, Tensor]
     base: str
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def check_layers(self, known: set[str]) -> None:
+        """Raise RecipeError if the file adapts a layer that is not one of these."""
+        strange = set(self.settings["targets"]) - known
+        if strange:
+            raise RecipeError(
+                f"The adapter does not fit the model, which has no linear layer called {_some(strange)}.",
+                "Choose the base model that it was trained on.",
+                file=self.path,
+            )
 
     def check_names(self, wanted: set[str]) -> None:
         """Raise RecipeError unless the file holds exactly the tensors of these names."""
@@ -115,10 +126,10 @@ def read_lora(source: str) -> LoRAFile:
     settings = {
         "rank": int(config["r"]),
         "alpha": float(config["lora_alpha"]),
-        "dropout": float(config.get("lora_dropout") or 0.0),
-        "rslora": bool(config.get("use_rslora")),
-        "rank_pattern": dict(config.get("rank_pattern") or {}),
-        "alpha_pattern": dict(config.get("alpha_pattern") or {}),
+        "dropout": config.get("lora_dropout") or 0.0,
+        "rslora": config.get("use_rslora") or False,
+        "rank_pattern": config.get("rank_pattern") or {},
+        "alpha_pattern": config.get("alpha_pattern") or {},
         "targets": layers,
     }
     extra = {key: value for key, value in config.items() if key not in known}
@@ -155,6 +166,13 @@ def _inner_name(key: str, path: Path) -> str:
     if not key.startswith(_PREFIX):
         raise RecipeError(
             f"The tensor {key!r} does not begin with {_PREFIX!r}.", "Save it with peft again.", file=str(path)
+        )
+    if not key.endswith(_SUFFIXES):
+        raise RecipeError(
+            f"Beside low-rank updates the file holds {key!r}, which plain LoRA does not have.",
+            "If it was trained (tokens were added, perhaps), merge the adapter into its base and begin from that; "
+            "if not, save it with save_embedding_layers=False.",
+            file=str(path),
         )
     return key.removeprefix(_PREFIX)
 

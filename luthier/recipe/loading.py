@@ -88,10 +88,17 @@ def _recipe_of(parsed: Parsed, overrides: Sequence[str], folder: Path) -> Recipe
     for text in overrides:
         parsed = _overridden(parsed, text)
     try:
-        recipe = Recipe.model_validate_json(json.dumps(parsed.values), strict=True)
+        recipe = Recipe.model_validate(_with_tuples(parsed.values), strict=True)
     except ValidationError as error:
         raise recipe_error(error, Recipe, parsed) from error
     return with_absolute_paths(recipe, folder, parsed)
+
+
+def _with_tuples(value: Any) -> Any:
+    """The value with its lists as tuples: what strict settings take."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(_with_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _overridden(parsed: Parsed, text: str) -> Parsed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -27,9 +27,11 @@ from luthier.training.flat import FlatTrainables
 from luthier.training.memory import memory_bytes, peak_memory_bytes
 from luthier.training.optimizers import FlatAdamW
 from luthier.training.schedule import lr_factor
-from luthier.training.settings import TrainingSettings
+from luthier.training.settings import EarlyStopping, TrainingSettings
 from luthier.training.stop import StopRequest
 from luthier.training.workers import Workers
+
+_CALMER = "Begin a new run with a lower training.peak_lr or a longer training.schedule.warmup_fraction."
 
 
 @dataclass
@@ -92,6 +94,7 @@ def train(
         progress = restore(resume_from, trainables, optimizer, batches)
 
     def checkpoint() -> None:
+        _check_finite(trainables, progress.step)
         outside.save(snapshot(progress, trainables, optimizer, batches))
 
     last_saved = progress.step
@@ -108,7 +111,7 @@ def train(
             is_last = progress.step == plan.num_steps
             if outside.evaluate is not None and (progress.step % plan.evaluate_every == 0 or is_last):
                 metrics["validation_loss"] = outside.evaluate()
-                _judge(progress, metrics["validation_loss"], plan)
+                _judge(progress, metrics["validation_loss"], plan.settings.early_stopping)
             outside.record(metrics)
             is_best = progress.best_step == progress.step
             if progress.step % plan.checkpoint_every == 0 or is_last or is_best or progress.stopped_early:
@@ -163,8 +166,7 @@ def _step(
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise NotFinite(
             f"At step {number} the loss is {loss} and the gradient's norm {norm}; the weights were not touched.",
-            "Lower training.peak_lr, lengthen training.schedule.warmup_fraction, or look at the rows of this step: "
-            f"{', '.join(str(row) for row in step.rows[:8])} (counted from 0).",
+            f"{_CALMER} The first rows of this step are {', '.join(str(row) for row in step.rows[:8])} (counted from 0).",
         )
     clip = plan.settings.clip_norm
     if clip is not None and norm > clip:
@@ -188,15 +190,33 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def _judge(progress: Progress, loss: float, plan: Plan) -> None:
-    """Note whether a held-out loss is the best yet, and whether patience is at its end."""
-    stopping = plan.settings.early_stopping
+def _judge(progress: Progress, loss: float, stopping: EarlyStopping | None) -> None:
+    """Note whether a held-out loss is the best yet, and whether patience is at its end. Raises NotFinite."""
+    if not math.isfinite(loss):
+        raise NotFinite(f"After step {progress.step} the held-out loss is {loss}; the step was not kept.", _CALMER)
     needed = 0.0 if stopping is None else stopping.min_delta
     if progress.best_loss is None or loss < progress.best_loss - needed:
         progress.best_loss, progress.best_step, progress.evaluations_since_best = loss, progress.step, 0
         return
     progress.evaluations_since_best += 1
     progress.stopped_early = stopping is not None and progress.evaluations_since_best >= stopping.patience
+
+
+def _check_finite(trainables: FlatTrainables, step: int) -> None:
+    """Raise NotFinite if an update made a weight NaN or infinite, which the loss shows only in the next step."""
+    for flat in trainables.groups:
+        if not bool(torch.isfinite(torch.stack(torch.aminmax(flat.vector.detach()))).all()):
+            raise NotFinite(f"After step {step} some weights are NaN or infinite; the step was not kept.", _CALMER)
+
+
+def progress_of(metrics: Sequence[Mapping[str, Any]], stopping: EarlyStopping | None) -> Progress:
+    """Where a run stood when it had written these lines of metrics."""
+    progress = Progress()
+    for line in metrics:
+        progress.step = int(line["step"])
+        if "validation_loss" in line:
+            _judge(progress, float(line["validation_loss"]), stopping)
+    return progress
 
 
 def snapshot(progress: Progress, trainables: FlatTrainables, optimizer: FlatAdamW, batches: StepBatches) -> Checkpoint:

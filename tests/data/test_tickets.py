@@ -43,14 +43,14 @@ WITHOUT_FAULT = re.compile(
 # Tried in this order: a wish before the thing it is about, a refund before the delivery that it followed.
 ABOUT = {
     "feature": r"dark|export|sav\w* (the )?settings|settings to a file|silent|quiet|night|profile|second user|"
-    r"more user|voice",
+    r"more user|\bvoice",
     "login": r"password|sign|account (is|has been|that)|lock|login|logs? me out|app put me out|sends? code|"
-    r"code of|reset",
+    r"code of|reset|a code from",
     "damage": r"crack|scratch|button|\bwet\b|water|plug|dragged",
     "refund": r"refund|money (back|has not come back|is not come back)|not seen my money|kept the money|"
     r"money not returned|got back less|give back only part|sent the money|give back the|give my money",
     "billing": r"charged|payment|money|invoice|bill|fee\b|pay double",
-    "delivery": r"arrive|deliver|waiting|tracking|parcel|handed over|address|shipped|courier|street",
+    "delivery": r"arrive|not here|deliver|waiting|tracking|parcel|handed over|address|shipped|courier|street",
 }
 
 
@@ -138,7 +138,7 @@ def test_tickets_hold_what_misleads():
     texts = [ticket.text for ticket in TICKETS]
     assert mean(sum(product in text.lower() for product in PRODUCTS) == 2 for text in texts) > 0.15
     assert mean(bool(re.search(r"[$€£]\d", text)) for text in texts) > 0.08
-    assert mean(bool(re.search(r"(?<![A-Za-z#\d][- ])(?<![\w#])\d{5,6}\b", text)) for text in texts) > 0.05
+    assert mean(bool(re.search(r"ticket\D{1,20}\d{5,6}\b", text, re.I)) for text in texts) > 0.05
 
 
 def test_tickets_differ_even_apart_from_their_numbers():

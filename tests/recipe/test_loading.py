@@ -109,6 +109,7 @@ WRONG = [
     ("method: lora", 3, "method", "Give a mapping"),
     ("method: {rank: 0}", 3, "method.rank", "Give at least 1."),
     ("method: {rank: '8'}", 3, "method.rank", "Give a whole number."),
+    ("method: {rank: 8.0}", 3, "method.rank", "Give a whole number."),
     ("method: {targets: [1]}", 3, "method.targets[0]", "Give text."),
     ("method: {rank_pattern: {'(': 3}}", 3, "method", "regular expression"),
     ("objective: {kind: dpo}", 3, "objective.kind", "Give 'sft'."),

@@ -1,0 +1,347 @@
+"""Every command once through the program itself, and the finer points of each within this process."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from program import Ended, luthier
+
+import luthier as package
+from luthier.cli import chat as chat_command
+from luthier.cli.main import main
+
+Run = Any
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process, in a folder, with text on standard in."""
+
+    def run(*words: str | Path, folder: Path, given: str = "") -> Ended:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr("sys.stdin", io.StringIO(given))
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return Ended(code, out, err)
+
+    return run
+
+
+# ── train, resume, runs ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_train_prints_the_run_folder_and_leaves_what_it_should(trained: Path):
+    folder = trained / "runs" / "recipe-1"
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"recipe.yaml", "recipe.resolved.yaml", "metrics.jsonl", "checkpoints", "adapter", "report.md"}
+    assert names >= {"loss.png", "environment.json"}
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_train_keeps_standard_out_for_its_result(desk: Path):
+    ended = luthier("train", "recipe.yaml", "--out", "here", "--set", "training.steps=1", folder=desk)
+    assert (ended.code, ended.out) == (0, "here\n")
+    assert "step 1/1" in ended.err
+    assert "Allocator" in ended.err
+
+
+def test_a_second_run_gets_the_next_number(desk: Path, run: Run):
+    (desk / "runs" / "recipe-1").mkdir(parents=True)
+    ended = run("train", "recipe.yaml", "--set", "training.steps=1", "--plain-allocator", "--json", folder=desk)
+    assert ended.code == 0, ended.err
+    document = ended.document
+    assert document["folder"] == "runs/recipe-2"
+    assert document["steps"] == 1
+    assert "Allocator" not in ended.err
+
+
+def test_a_dry_run_stops_after_the_gate(desk: Path, run: Run):
+    ended = run("train", "recipe.yaml", "--dry-run", "--plain-allocator", folder=desk)
+    assert ended.code == 0
+    assert "⟦Parcel 0 is on its way.<|im_end|>⟧" in ended.out
+    assert not (desk / "runs").exists()
+
+
+def test_train_does_not_write_over_another_run(trained: Path, run: Run):
+    ended = run("train", "recipe.yaml", "--out", "runs/recipe-1", "--plain-allocator", folder=trained)
+    assert ended.code == 2
+    assert "luthier resume" in ended.err
+
+
+def test_an_unbroken_and_a_resumed_run_end_in_the_same_bits(trained: Path, tmp_path: Path):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained, folder)
+    went = folder / "runs" / "recipe-1"
+    shutil.rmtree(went / "checkpoints" / "step-4")
+    shutil.rmtree(went / "adapter")
+    ended = luthier("resume", "latest", "--json", folder=folder)
+    assert ended.code == 0, ended.err
+    assert ended.document["steps"] == 4
+    name = "runs/recipe-1/adapter/adapter_model.safetensors"
+    assert (folder / name).read_bytes() == (trained / name).read_bytes()
+    assert len((went / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_runs_lists_what_there_is(trained: Path, run: Run):
+    listed = run("runs", "--json", folder=trained).document["runs"]
+    assert [(each["name"], each["state"], each["step"], each["method"]) for each in listed] == [
+        ("recipe-1", "finished", 4, "lora")
+    ]
+    assert "recipe-1  finished  4/4" in run("runs", folder=trained).out
+
+
+def test_runs_says_how_to_begin_where_there_is_none(tmp_path: Path, run: Run):
+    ended = run("runs", folder=tmp_path)
+    assert ended.code == 0
+    assert "luthier train" in ended.out
+    assert run("runs", "--json", folder=tmp_path).document == {"runs": []}
+
+
+# ── check, new, schema ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_check_takes_a_file_of_rows_alone(desk: Path, tiny_model: Path):
+    ended = luthier("check", "rows.jsonl", "--model", tiny_model, "--json", folder=desk)
+    assert ended.code == 0, ended.err
+    document = ended.document
+    assert (document["rows"], document["held_out_rows"]) == (32, 8)
+    learned = [piece["text"] for piece in document["shown"][0]["pieces"] if piece["learned"]]
+    assert learned == ["Parcel 0 is on its way.<|im_end|>"]
+
+
+def test_check_tells_every_fault(desk: Path, run: Run):
+    good = json.dumps({"prompt": "a", "completion": "b"})
+    rows = [good, json.dumps({"prompt": "a"}), good, json.dumps({"prompt": "a", "completion": ""}), good]
+    (desk / "rows.jsonl").write_text("\n".join(rows))
+    ended = run("check", "recipe.yaml", "--json", folder=desk)
+    assert ended.code == 3
+    assert [(fault["line"], fault["field"]) for fault in ended.document["faults"]] == [
+        (2, "completion"),
+        (4, "completion"),
+    ]
+    told = run("check", "recipe.yaml", folder=desk)
+    assert told.code == 3
+    assert told.err.count("error:") == 2
+
+
+def test_check_tells_twenty_faults_and_how_many_more(desk: Path, run: Run):
+    rows = [json.dumps({"prompt": "a", "completion": "b"})] * 30 + [json.dumps({"prompt": "a"})] * 25
+    (desk / "rows.jsonl").write_text("\n".join(rows))
+    ended = run("check", "recipe.yaml", folder=desk)
+    assert ended.err.count("error:") == 20
+    assert "5 more" in ended.err
+
+
+def test_new_writes_a_recipe_that_train_takes(desk: Path, tiny_model: Path):
+    ended = luthier("new", "rows.jsonl", "--model", tiny_model, "--out", "mine.yaml", folder=desk)
+    assert (ended.code, ended.out) == (0, "mine.yaml\n")
+    text = (desk / "mine.yaml").read_text()
+    assert "# 40 completion rows from rows.jsonl" in text
+    again = luthier("new", "rows.jsonl", "--out", "mine.yaml", "--json", folder=desk)
+    assert again.code == 2
+    assert "--force" in again.document["error"]["mend"]
+    assert luthier("train", "mine.yaml", "--dry-run", folder=desk).code == 0
+
+
+def test_new_names_the_recipe_after_the_rows_wherever_they_are(desk: Path, run: Run):
+    (desk / "deep").mkdir()
+    (desk / "rows.jsonl").rename(desk / "deep" / "rows.jsonl")
+    document = run("new", "deep/rows.jsonl", "--json", folder=desk).document
+    assert document == {"recipe": "rows.yaml", "format": "completion", "reason": document["reason"], "rows": 40}
+    assert "train: deep/rows.jsonl" in (desk / "rows.yaml").read_text()
+
+
+def test_schema_is_a_json_schema(tmp_path: Path):
+    ended = luthier("schema", folder=tmp_path)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.document["$schema"].startswith("https://json-schema.org/")
+    assert set(ended.document["required"]) == {"model", "data"}
+
+
+# ── evaluate, generate, chat ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_evaluate_compares_base_and_tuned(trained: Path):
+    words = ("evaluate", "recipe-1", "--data", "rows.jsonl", "--limit", "12", "--max-new-tokens", "4", "--json")
+    ended = luthier(*words, folder=trained)
+    assert ended.code == 0, ended.err
+    document = ended.document
+    assert document["candidates"] == ["base", "tuned"]
+    assert document["rows"] == 12
+    names = [measure["name"] for measure in document["measures"]]
+    assert names == ["loss", "perplexity", "exact match", "token F1", "ROUGE-L"]
+    loss = document["measures"][0]["estimates"]
+    assert loss["tuned"]["value"] < loss["base"]["value"]
+
+
+def test_evaluate_without_data_takes_what_the_run_held_out(trained: Path, run: Run):
+    ended = run("evaluate", "latest", "--max-new-tokens", "2", folder=trained)
+    assert ended.code == 0, ended.err
+    assert "on 8 rows" in ended.out
+    assert "reference: Parcel" in ended.out
+
+
+def test_generate_prints_the_answer_and_nothing_else(trained: Path, run: Run):
+    ended = luthier("generate", "recipe-1", "--prompt", "Where is parcel 3?", "--max-new-tokens", "3", folder=trained)
+    assert ended.code == 0, ended.err
+    piped = run("generate", "recipe-1", "--max-new-tokens", "3", folder=trained, given="Where is parcel 3?\n")
+    assert piped.out == ended.out
+    assert ended.out.endswith("\n")
+
+
+def test_generate_answers_several_prompts_with_the_same_seed_in_the_same_way(trained: Path, run: Run):
+    words = ("generate", "latest", "--prompt", "a", "--prompt", "b", "--temperature", "1", "--seed", "5")
+    first, again = (run(*words, "--max-new-tokens", "8", "--json", folder=trained).document for _ in range(2))
+    assert first == again
+    assert [answer["prompt"] for answer in first["answers"]] == ["a", "b"]
+    assert first["sampling"]["seed"] == 5
+    other = run(*words[:-1], "6", "--max-new-tokens", "8", "--json", folder=trained).document
+    assert other["answers"] != first["answers"]
+
+
+def test_generate_asks_the_base_or_a_plain_model_too(trained: Path, tiny_model: Path, run: Run):
+    words = ("--prompt", "a", "--max-new-tokens", "3", "--json")
+    base = run("generate", "latest", "--base", *words, folder=trained).document
+    plain = run("generate", tiny_model, *words, folder=trained).document
+    assert base["adapter"] is None
+    assert base["answers"] == plain["answers"]
+    assert run("generate", "latest", *words, folder=trained).document["adapter"] == "default"
+
+
+def test_generate_names_the_setting_that_is_wrong(trained: Path, run: Run):
+    ended = run("generate", "latest", "--prompt", "a", "--top-p", "2", "--json", folder=trained)
+    assert (ended.code, ended.document["error"]["field"]) == (2, "top_p")
+    assert run("generate", "latest", folder=trained).code == 2  # nothing on standard in
+
+
+def test_chat_answers_line_by_line_and_remembers(trained: Path, run: Run):
+    lines = "hello\n\n/reset\nhello\n/nonsense\nand now\n/quit\nnever\n"
+    words = ("chat", "latest", "--compare", "--max-new-tokens", "3")
+    ended = run(*words, folder=trained, given=lines)
+    assert ended.code == 0, ended.err
+    assert ended.out.count("[base] ") == ended.out.count("[tuned] ") == 3
+    assert "There is no command /nonsense" in ended.err
+    turns = run(*words, "--json", folder=trained, given=lines).document["turns"]
+    assert [turn["user"] for turn in turns] == ["hello", "hello", "and now"]
+    assert turns[0] == turns[1]
+    assert set(turns[0]) == {"user", "base", "tuned"}
+
+
+def test_chat_through_the_program_ends_with_its_input(trained: Path):
+    ended = luthier("chat", "latest", "--max-new-tokens", "2", folder=trained, given="hello\n")
+    assert ended.code == 0, ended.err
+    assert ended.out.endswith("\n")
+
+
+def test_a_conversation_that_no_longer_fits_is_told_with_a_way_on(trained: Path, run: Run):
+    ended = run("chat", "latest", "--max-new-tokens", "1", folder=trained, given="word " * 1200 + "\nhello\n")
+    assert ended.code == 0
+    assert "/reset" in ended.err
+
+
+def test_ctrl_c_breaks_off_an_answer_but_not_a_terminal_chat(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    class Broken:
+        def stream(self, text: str) -> Any:
+            yield "half an ans"
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    assert chat_command._answer("model", {"model": Broken()}, "hello", as_json=False) is None  # type: ignore[dict-item]
+    assert capsys.readouterr().out == "half an ans\n"
+
+
+@pytest.mark.parametrize("command", ["resume", "evaluate", "chat"])
+def test_a_run_that_is_not_there_is_not_found(trained: Path, run: Run, command: str):
+    extra = ("--compare",) if command == "chat" else ()
+    ended = run(command, "recipe-7", *extra, "--json", folder=trained)
+    assert ended.code == 4
+    assert "recipe-1" in ended.document["error"]["mend"]
+
+
+# ── doctor, cache ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_doctor_finds_this_environment_well(tmp_path: Path):
+    ended = luthier("doctor", "--json", folder=tmp_path)
+    assert ended.code == 0, ended.out
+    report = ended.document
+    assert report["problems"] == []
+    assert report["cores"] >= 1
+    assert report["memory_bytes"] > report["memory_available_bytes"] > 0
+    assert report["packages"]["torch"]["installed"].startswith(report["packages"]["torch"]["tested"])
+
+
+def test_cache_lists_and_clears_what_is_in_the_users_cache(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    entry = tmp_path / ".cache" / "luthier" / "models" / "tiny"
+    entry.mkdir(parents=True)
+    (entry / "weights").write_bytes(b"x" * 1500)
+    assert "models/tiny" in run("cache", "list", folder=tmp_path).out
+    assert run("cache", "list", "--json", folder=tmp_path).document["bytes"] == 1500
+    assert run("cache", "clear", "tini", folder=tmp_path).code == 4
+    assert entry.exists()
+    assert run("cache", "clear", "tiny", "--json", folder=tmp_path).document["bytes"] == 1500
+    assert not entry.exists()
+
+
+# ── from Python ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_python_trains_loads_and_asks(desk: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(desk)
+    steps: list[int] = []
+    values = {
+        "model": str(tiny_model),
+        "data": {"train": "rows.jsonl", "max_length": 64},
+        "training": {"steps": 2, "workers": 1},
+    }
+    result = package.train(values, out="runs/first", on_step=lambda record: steps.append(record["step"]))
+    assert steps == [1, 2]
+    model = package.load(result.folder)
+    prompt = "Where is parcel 3?"
+    text = model.generate(prompt, max_new_tokens=4)
+    assert text == model.generate([{"role": "user", "content": prompt}], max_new_tokens=4)
+    assert text == "".join(model.stream(prompt, max_new_tokens=4))
+    chat = model.chat(system="Be brief.", max_new_tokens=2)
+    chat.say("hello")
+    assert [message.role for message in chat.messages] == ["system", "user", "assistant"]
+    chat.reset()
+    assert [message.role for message in chat.messages] == ["system"]
+
+
+def test_a_broken_off_answer_is_forgotten(trained: Path):
+    chat = package.load(trained / "runs" / "recipe-1").chat(max_new_tokens=8)
+    next(iter(chat.stream("hello")))
+    assert chat.messages == []
+
+
+def test_python_names_wrong_sampling_and_wrong_messages(trained: Path):
+    model = package.load(trained / "runs" / "recipe-1")
+    with pytest.raises(package.LuthierError, match="temperature"):
+        model.generate("a", temperature=-1)
+    with pytest.raises(package.LuthierError, match="content"):
+        model.generate([{"role": "user"}])
+
+
+# ── quickstart ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_quickstart_runs_on_any_model_and_names_the_next_commands(tmp_path: Path, tiny_model: Path):
+    words = ("quickstart", "--model", tiny_model, "--train", "8", "--held-out", "2")
+    ended = luthier(*words, "--json", folder=tmp_path)
+    assert ended.code == 0, ended.err
+    document = ended.document
+    assert (document["num_train"], document["num_held_out"]) == (8, 2)
+    assert document["run"] == "runs/quickstart-1"
+    assert any(command.startswith("luthier chat runs/quickstart-1") for command in document["next_commands"])
+    assert (tmp_path / "runs" / "quickstart-1-tickets" / "train.jsonl").is_file()
+    assert luthier("chat", "latest", "--max-new-tokens", "1", folder=tmp_path, given="hello\n").code == 0
