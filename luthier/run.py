@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from luthier.data.batches import StepBatches, evaluation_batches
 from luthier.data.dataset import Dataset, load_dataset
-from luthier.data.gate import GateReport, check_gate
+from luthier.data.gate import GateReport, check_gate, marked_text
 from luthier.errors import CheckpointNotFound, Interrupted, LuthierError, NotFinite, NotFound, UsageError
 from luthier.evaluation.loss import held_out_loss
 from luthier.evaluation.report import write_loss_plot, write_report
@@ -120,12 +120,18 @@ def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
     """Read the recipe's data and let the gate judge it, without loading the model's weights."""
     source = locate(recipe.model, announce)
     config = read_config(source)
-    return _prepare(recipe, read_tokenizer(source), int(config.vocab_size), announce)
-
-
-def _prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, vocab_size: int, announce: Announce) -> Prepared:
+    tokenizer = read_tokenizer(source)
     dataset = load_dataset(recipe.data, tokenizer, recipe.objective.example, announce)
-    return Prepared(dataset, tokenizer, check_gate(dataset, vocab_size))
+    return Prepared(dataset, tokenizer, check_gate(dataset, int(config.vocab_size)))
+
+
+def announce_gate(gate: GateReport, announce: Announce) -> None:
+    """Say what the gate found, and show rows with what will be learned of them between ⟦ and ⟧."""
+    for note in gate.notes:
+        announce(note)
+    announce(f"{gate.num_learned:,} of {gate.num_tokens:,} tokens will be learned, those between ⟦ and ⟧:")
+    for row in gate.rows:
+        announce(marked_text(row))
 
 
 def load_run(folder: Path, announce: Announce) -> LanguageModel:
@@ -200,8 +206,9 @@ def _status(folder: Path, announce: Announce) -> Iterator[None]:
 
 def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) -> RunResult:
     began = time.perf_counter()
+    prepared = check_recipe(recipe, announce)
+    announce_gate(prepared.gate, announce)
     model = _load_base(recipe, announce)
-    prepared = _prepare(recipe, model.tokenizer, model.vocab_size, announce)
     dataset = prepared.dataset
     attachment = recipe.method.attach(model, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
     announce(f"Method {recipe.method.kind}: {attachment.num_trainable:,} numbers train.")
@@ -344,10 +351,7 @@ def _outside(
 
     def save(checkpoint: Checkpoint) -> None:
         save_checkpoint(folder, checkpoint)
-        best = checkpoint.state["progress"]["best_step"]
-        # this one too: a damaged later one, which the run went back from, must not push it out
-        keep = {checkpoint.step} if best is None else {checkpoint.step, best}
-        prune_checkpoints(folder, recipe.training.keep_last, keep)
+        _prune(recipe, folder, checkpoint.step, checkpoint.state["progress"]["best_step"])
 
     def record(metrics: dict[str, Any]) -> None:
         append_metrics(folder, metrics)
@@ -358,10 +362,18 @@ def _outside(
     return Outside(evaluate if held_out else None, save, record, announce)
 
 
+def _prune(recipe: Recipe, folder: Path, step: int, best_step: int | None) -> None:
+    """Delete the checkpoints that the recipe does not keep, and what a dead process left of them."""
+    # this step too: a damaged later one, which the run went back from, must not push it out
+    keep = {step} if best_step is None else {step, best_step}
+    prune_checkpoints(folder, recipe.training.keep_last, keep)
+
+
 def _finish(
     recipe: Recipe, folder: Path, attachment: Attachment, progress: Progress, announce: Announce, seconds: float
 ) -> RunResult:
     """Write the adapter or model, the plot and the report."""
+    _prune(recipe, folder, progress.step, progress.best_step)
     if recipe.training.early_stopping is not None and progress.best_step not in (None, progress.step):
         announce(f"The best step was {progress.best_step}; its weights are the ones kept.")
         best = load_checkpoint(folder, step=progress.best_step, announce=announce)

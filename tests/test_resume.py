@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from tiny_model import write_tiny_model
-from tiny_runs import begin, course, files_of, go_on, outcome, recipe_values, trained_files, write_rows
+from tiny_runs import begin, course, files_of, go_on, one_thread, outcome, recipe_values, trained_files, write_rows
 
 from luthier import run
 from luthier.errors import Interrupted, LuthierError, NotFound, RunMismatch
@@ -84,7 +84,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(folder))
         patch.setattr(run, "write_loss_plot", lambda metrics, path: write_bytes(path, b"plot"))
-        yield Workshop(folder, {})
+        with one_thread():
+            yield Workshop(folder, {})
 
 
 def cut_after(step: int) -> Callable[[dict[str, Any]], None]:
@@ -463,7 +464,7 @@ def test_other_versions_than_a_run_was_begun_with_are_announced(workshop: Worksh
     folder = tmp_path / "run"
     broken_off(workshop.values(), folder, 3)
     resolved = folder / "recipe.resolved.yaml"
-    resolved.write_text(resolved.read_text().replace(f"torch: {torch.__version__}", "torch: 1.0"))
+    resolved.write_text(resolved.read_text().replace(f"torch: {torch.__version__}", "torch: 1.0.0"))
     said: list[str] = []
     go_on(folder, announce=said.append)
-    assert any("begun with torch 1.0" in sentence for sentence in said)
+    assert any("begun with torch 1.0.0;" in sentence for sentence in said)

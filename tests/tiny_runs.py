@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from luthier.recipe import make_recipe
 from luthier.run import RunResult, resume_run, train_recipe
@@ -65,6 +68,15 @@ def go_on(
 ) -> RunResult:
     """Resume a run."""
     return resume_run(folder, announce=announce, on_step=on_step)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within, torch computes with one thread: for numbers as small as these, more only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def trained_files(folder: Path) -> dict[str, str]:

@@ -19,6 +19,7 @@ def write_rows(path: Path, number: int) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_luthier_and_its_peers_come_to_the_same_losses(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -139,15 +139,15 @@ def test_check_tells_twenty_faults_and_how_many_more(desk: Path, run: Run):
     assert "5 more" in ended.err
 
 
-def test_new_writes_a_recipe_that_train_takes(desk: Path, tiny_model: Path):
+def test_new_writes_a_recipe_that_train_takes(desk: Path, tiny_model: Path, run: Run):
     ended = luthier("new", "rows.jsonl", "--model", tiny_model, "--out", "mine.yaml", folder=desk)
     assert (ended.code, ended.out) == (0, "mine.yaml\n")
     text = (desk / "mine.yaml").read_text()
     assert "# 40 completion rows from rows.jsonl" in text
-    again = luthier("new", "rows.jsonl", "--out", "mine.yaml", "--json", folder=desk)
+    again = run("new", "rows.jsonl", "--out", "mine.yaml", "--json", folder=desk)
     assert again.code == 2
     assert "--force" in again.document["error"]["mend"]
-    assert luthier("train", "mine.yaml", "--dry-run", folder=desk).code == 0
+    assert run("train", "mine.yaml", "--dry-run", "--plain-allocator", folder=desk).code == 0
 
 
 def test_new_names_the_recipe_after_the_rows_wherever_they_are(desk: Path, run: Run):
@@ -158,8 +158,8 @@ def test_new_names_the_recipe_after_the_rows_wherever_they_are(desk: Path, run: 
     assert "train: deep/rows.jsonl" in (desk / "rows.yaml").read_text()
 
 
-def test_schema_is_a_json_schema(tmp_path: Path):
-    ended = luthier("schema", folder=tmp_path)
+def test_schema_is_a_json_schema(tmp_path: Path, run: Run):
+    ended = run("schema", folder=tmp_path)
     assert (ended.code, ended.err) == (0, "")
     assert ended.document["$schema"].startswith("https://json-schema.org/")
     assert set(ended.document["required"]) == {"model", "data"}
@@ -335,7 +335,7 @@ def test_python_names_wrong_sampling_and_wrong_messages(trained: Path):
 # ── quickstart ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_quickstart_runs_on_any_model_and_names_the_next_commands(tmp_path: Path, tiny_model: Path):
+def test_quickstart_runs_on_any_model_and_names_the_next_commands(tmp_path: Path, tiny_model: Path, run: Run):
     words = ("quickstart", "--model", tiny_model, "--train", "8", "--held-out", "2")
     ended = luthier(*words, "--json", folder=tmp_path)
     assert ended.code == 0, ended.err
@@ -344,4 +344,4 @@ def test_quickstart_runs_on_any_model_and_names_the_next_commands(tmp_path: Path
     assert document["run"] == "runs/quickstart-1"
     assert any(command.startswith("luthier chat runs/quickstart-1") for command in document["next_commands"])
     assert (tmp_path / "runs" / "quickstart-1-tickets" / "train.jsonl").is_file()
-    assert luthier("chat", "latest", "--max-new-tokens", "1", folder=tmp_path, given="hello\n").code == 0
+    assert run("chat", "latest", "--max-new-tokens", "1", folder=tmp_path, given="hello\n").code == 0

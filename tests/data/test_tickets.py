@@ -262,7 +262,13 @@ def test_a_missing_field_is_not_valid_and_not_right(missing: str):
 
 @pytest.mark.parametrize(
     ("label", "value"),
-    [("category", "refund"), ("urgency", "normal"), ("product", "lamp"), ("order_number", None), ("order_number", "A10482")],
+    [
+        ("category", "refund"),
+        ("urgency", "normal"),
+        ("product", "lamp"),
+        ("order_number", None),
+        ("order_number", "A10482"),
+    ],
 )
 def test_a_wrong_value_is_valid_but_wrong(label: str, value: object):
     ticket = ticket_of()

@@ -12,6 +12,7 @@ from methods.test_lora import LENGTHS, logprobs, randomize
 from models.rows import batch_of, plain_logprobs, random_rows
 from models.tiny import NAMES, tiny_model
 from near import assert_apart, assert_near
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from luthier.errors import RecipeError
@@ -199,6 +200,14 @@ def test_a_merged_lora_is_written_whole_even_where_it_untied_the_head(name: str,
     attention = "sdpa" if name.startswith("falcon") else "eager"
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=attention).eval()
     assert_near(plain_logprobs(plain, random_rows(LENGTHS)), unmerged)
+
+
+def test_a_tied_head_is_written_once(tmp_path: Path) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny_model("gpt2", dtype=dtype)
+        Full().attach(model, "default", seed=0).write(tmp_path, quiet)
+        with safe_open(tmp_path / "model.safetensors", "pt") as file:
+            assert set(file.keys()) == {key for key, _ in model.hf.named_parameters()}
 
 
 def test_merging_freezes_the_weights_again() -> None:

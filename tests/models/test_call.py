@@ -69,9 +69,14 @@ def test_a_token_has_the_same_key_in_both_layouts_and_wherever_it_stands() -> No
     assert packed.unique().numel() == 8
 
 
+def divide(run: Run) -> float:
+    """An error, raised within the call of adapter `a`."""
+    assert run.adapter == "a"
+    return 1 / run.start
+
+
 def test_a_call_ends_where_its_with_block_ends_even_by_an_error() -> None:
     outer = current_call()
     with pytest.raises(ZeroDivisionError), calling(Call(None, (Run(0, 1, "a"),))):
-        assert current_call().runs[0].adapter == "a"
-        raise ZeroDivisionError
+        divide(current_call().runs[0])
     assert current_call() is outer

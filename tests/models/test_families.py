@@ -112,10 +112,11 @@ def test_the_anatomy_names_every_part(name: str) -> None:
     assert anatomy.layer_of(anatomy.embedding) is anatomy.layer_of(anatomy.head) is None
 
 
+@pytest.mark.parametrize("lengths", [(9, 4), (6, 6)])
 @pytest.mark.parametrize("name", NAMES)
-def test_decoding_over_a_cache_gives_what_a_whole_forward_pass_gives(name: str) -> None:
+def test_decoding_over_a_cache_gives_what_a_whole_forward_pass_gives(name: str, lengths: tuple[int, int]) -> None:
     model, plain = tiny_model(name), plain_model(name, plain_attention(name))
-    prompts = [row.parts[0].tokens_T.tolist() for row in random_rows((9, 4))]
+    prompts = [row.parts[0].tokens_T.tolist() for row in random_rows(lengths)]
     forced = torch.tensor([[5, 11, 7], [8, 3, 9]])
     width = max(map(len, prompts))
     tokens = torch.tensor([[0] * (width - len(p)) + p for p in prompts])

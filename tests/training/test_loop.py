@@ -24,7 +24,7 @@ from luthier.objectives import SFT
 from luthier.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from luthier.training.loop import Outside, Plan, Progress, train
 from luthier.training.schedule import lr_factor
-from luthier.training.settings import AdamW, EarlyStopping, TrainingSettings
+from luthier.training.settings import EarlyStopping, TrainingSettings
 from luthier.training.workers import Workers
 from luthier.types import Example
 

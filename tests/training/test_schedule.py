@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -31,8 +32,8 @@ def test_the_rate_rises_to_the_peak_is_there_once_warm_and_never_rises_again(dra
     warm = warmup_steps(schedule, total)
     assert all(0 < rate <= 1 for rate in rates), "no step is spent at rate 0"
     assert rates[warm] == 1
-    assert all(one < two for one, two in zip(rates[:warm], rates[1 : warm + 1], strict=True))
-    assert all(one >= two for one, two in zip(rates[warm:], rates[warm + 1 :], strict=False))
+    assert all(one < two for one, two in pairwise(rates[: warm + 1]))
+    assert all(one >= two for one, two in pairwise(rates[warm:]))
     assert all(rate >= schedule.final_fraction - 1e-12 for rate in rates[warm:])
 
 

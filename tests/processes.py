@@ -1,0 +1,75 @@
+"""The installed program in processes of their own, which a test may end as roughly as it likes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PROGRAM = Path(sys.executable).with_name("luthier")
+PATIENCE_SECONDS = 240
+
+
+def environment(home: Path) -> dict[str, str]:
+    """This process's environment with another home, one thread, and nothing that keeps libraries off the network."""
+    dropped = ("HF_", "TRANSFORMERS_", "LUTHIER_", "PYTEST_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    return {**kept, "HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+
+
+def start(*words: str | Path, folder: Path) -> subprocess.Popen[str]:
+    """Begin `luthier WORDS` in a folder, which is its home too; `end_of` ends the wait for it."""
+    return subprocess.Popen(
+        [str(PROGRAM), *map(str, words)],
+        cwd=folder,
+        env=environment(folder),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end_of(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """The exit code (minus the number of a signal that nobody caught), standard out and standard error."""
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    return process.returncode, out, err
+
+
+def signal_at(process: subprocess.Popen[str], number: int, moment: Callable[[], bool]) -> None:
+    """Send a signal at a moment. The process stands still while the moment is looked at, so that it is not missed."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        if moment():
+            process.send_signal(signal.SIGSTOP)
+            if moment():
+                process.send_signal(number)
+                process.send_signal(signal.SIGCONT)
+                return
+            process.send_signal(signal.SIGCONT)
+        time.sleep(0.001)
+    process.kill()
+    raise AssertionError(f"the moment did not come: {end_of(process)}")
+
+
+def last_step(run: Path) -> int:
+    """The last step in metrics.jsonl; 0 without any."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return int(json.loads(lines[-1])["step"]) if lines and lines[-1].endswith("}") else 0
+
+
+def saved_steps(run: Path) -> list[int]:
+    """The steps of the checkpoints that bear their name, in order."""
+    return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
+
+
+def is_owner(run: Path, process: subprocess.Popen[str]) -> bool:
+    """Whether the run's status names this process."""
+    path = run / "status.json"
+    return path.is_file() and f"-{process.pid}-" in path.read_text(encoding="utf-8")
