@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -55,10 +53,17 @@ class StepClock:
             )
         )
 
-    def write(self, path: Path, **facts: Any) -> None:
-        """Write the laps, the process's peak memory (in all, and before step 1) and the facts as JSON."""
-        peaks = {"peak_bytes": peak_bytes(), "loaded_peak_bytes": self._loaded_bytes}
-        result = {"laps": [asdict(lap) for lap in self.laps], **peaks, **facts}
+    def write(self, path: Path, versions: dict[str, str]) -> None:
+        """Write the laps, the process's peak memory (in all, and before step 1), torch's threads and the versions as JSON."""
+        import torch  # here, so that a contestant sets its allocator first
+
+        result = {
+            "laps": [asdict(lap) for lap in self.laps],
+            "peak_bytes": peak_bytes(),
+            "loaded_peak_bytes": self._loaded_bytes,
+            "threads": torch.get_num_threads(),
+            "versions": {**versions, "torch": str(torch.__version__)},
+        }
         path.write_text(json.dumps(result), "utf-8")
 
 
@@ -66,10 +71,3 @@ def peak_bytes() -> int:
     """The most resident memory that this process ever held."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def thread_facts() -> dict[str, Any]:
-    """How many threads torch computes with, and on which cores."""
-    import torch
-
-    return {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "cores": os.cpu_count()}

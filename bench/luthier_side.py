@@ -16,7 +16,7 @@ def main() -> int:
     # only now, so that the allocator is set before torch takes its first memory
     import transformers
 
-    from bench.clock import StepClock, thread_facts
+    from bench.clock import StepClock
     from bench.work import read_work
     from luthier.recipe import load_recipe
     from luthier.run import train_recipe
@@ -42,7 +42,7 @@ def main() -> int:
         say(f"The steps held {real_tokens} tokens, but the work's steps hold {work.real_tokens}.")
         return 1
     versions = {"luthier": __version__, "transformers": transformers.__version__}
-    clock.write(arguments.result, versions=versions, **thread_facts())
+    clock.write(arguments.result, versions)
     return 0
 
 

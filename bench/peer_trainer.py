@@ -16,7 +16,7 @@ def main() -> None:
     import transformers
 
     from bench import peer
-    from bench.clock import StepClock, thread_facts
+    from bench.clock import StepClock
     from bench.work import NOT_LEARNED, read_work
 
     work = read_work(arguments.work)
@@ -32,7 +32,7 @@ def main() -> None:
         )
         trainer.train()
     versions = {"transformers": transformers.__version__, "peft": peft.__version__}
-    clock.write(arguments.result, versions=versions, **thread_facts())
+    clock.write(arguments.result, versions)
 
 
 if __name__ == "__main__":

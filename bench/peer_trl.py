@@ -17,7 +17,7 @@ def main() -> None:
     import trl
 
     from bench import peer
-    from bench.clock import StepClock, thread_facts
+    from bench.clock import StepClock
     from bench.work import read_work
 
     work = read_work(arguments.work)
@@ -40,7 +40,7 @@ def main() -> None:
         )
         trainer.train()
     versions = {"trl": trl.__version__, "transformers": transformers.__version__, "peft": peft.__version__}
-    clock.write(arguments.result, versions=versions, **thread_facts())
+    clock.write(arguments.result, versions)
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def report(document: dict[str, Any], ratios: dict[str, Ratio], arithmetic: Arith
             )
         )
     head = ("medians", "tokens/s", "with step 1", "per CPU-s", "CPU in kernel", "peak GB")
-    parts = [table(head, rows)]
+    parts = [_setting(document), table(head, rows)]
     if ratios:
         parts.append(
             table(
@@ -156,6 +156,18 @@ def report(document: dict[str, Any], ratios: dict[str, Ratio], arithmetic: Arith
     verdict = "" if widest <= LOSS_TOLERANCE else f": more than {LOSS_TOLERANCE}, so the times compare different things"
     parts.append(f"Largest difference of two contestants' losses at one step: {widest:.1e} nats a token{verdict}.")
     return "\n\n".join(parts)
+
+
+def _setting(document: dict[str, Any]) -> str:
+    """What was done, with which versions, where."""
+    work, entries = document["work"], document["contestants"].values()
+    versions = {name: version for entry in entries for name, version in entry["versions"].items()}
+    threads = ", ".join(sorted({str(entry["threads"]) for entry in entries}))
+    return (
+        f"{work['name']}: {work['rows']} rows, {sum(work['real_tokens']):,} real tokens in {work['steps']} steps; batches padded to their "
+        f"longest row hold {work['padding_factor']:.2f} times as many.\n"
+        f"{document['machine']['processor']}, {threads} threads; {', '.join(f'{name} {version}' for name, version in versions.items())}."
+    )
 
 
 def _ceiling_lines(share: dict[str, float], arithmetic: Arithmetic) -> str:

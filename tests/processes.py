@@ -35,6 +35,21 @@ def start(*words: str | Path, folder: Path) -> subprocess.Popen[str]:
     )
 
 
+def luthier(*words: str | Path, folder: Path, given: str = "") -> tuple[int, str, str]:
+    """How `luthier WORDS` ends with `given` on standard in: as `end_of` says it."""
+    done = subprocess.run(
+        [str(PROGRAM), *map(str, words)],
+        cwd=folder,
+        env=environment(folder),
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
 def end_of(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """The exit code (minus the number of a signal that nobody caught), standard out and standard error."""
     out, err = process.communicate(timeout=PATIENCE_SECONDS)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from methods.test_lora import LENGTHS, logprobs, randomize
 from models.rows import batch_of, plain_logprobs, random_rows
 from models.tiny import NAMES, tiny_model
+from models.tuned import LENGTHS, logprobs, plain_attention, quiet, randomize
 from near import assert_apart, assert_near
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -23,10 +23,6 @@ from luthier.models.language_model import LanguageModel
 from luthier.training.flat import FlatTrainables
 from luthier.training.optimizers import FlatAdamW
 from luthier.training.settings import AdamW
-
-
-def quiet(sentence: str) -> None:
-    """Announce nothing."""
 
 
 def trained(name: str, dtype: torch.dtype = torch.float32, **settings: Any) -> tuple[LanguageModel, Attachment]:
@@ -154,9 +150,8 @@ def test_nothing_to_train_is_refused_with_the_field() -> None:
 def test_what_is_written_loads_in_plain_transformers_and_computes_the_same(name: str, tmp_path: Path) -> None:
     model, attachment = trained(name)
     attachment.write(tmp_path, quiet)
-    attention = "sdpa" if name.startswith("falcon") else "eager"
     plain, info = AutoModelForCausalLM.from_pretrained(
-        tmp_path, attn_implementation=attention, output_loading_info=True, dtype=torch.float32
+        tmp_path, attn_implementation=plain_attention(name), output_loading_info=True, dtype=torch.float32
     )
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -197,8 +192,7 @@ def test_a_merged_lora_is_written_whole_even_where_it_untied_the_head(name: str,
     assert_apart(unmerged, logprobs(model, None))
     attachment.merge()
     write_model(model, tmp_path, torch.float32)
-    attention = "sdpa" if name.startswith("falcon") else "eager"
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=attention).eval()
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=plain_attention(name)).eval()
     assert_near(plain_logprobs(plain, random_rows(LENGTHS)), unmerged)
 
 

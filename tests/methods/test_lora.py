@@ -8,40 +8,21 @@ import pytest
 import torch
 from models.rows import batch_of, plain_logprobs, random_rows
 from models.tiny import NAMES, plain_model, tiny_model
+from models.tuned import LENGTHS, every_target, logprobs, plain_attention, randomize
 from near import assert_apart, assert_near
 from pydantic import ValidationError
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from luthier.errors import RecipeError, TargetNotFound
 from luthier.methods import LoRA
-from luthier.methods.contract import Attachment
 from luthier.models.language_model import LanguageModel
 
-LENGTHS = (7, 12, 2, 9)
 CORNERS = ("llama", "gemma3_text", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")
-
-
-def randomize(attachment: Attachment, size: float = 0.1) -> None:
-    """Give every trained tensor values of its own, so that no update is zero."""
-    for index, parameter in enumerate(attachment.trainables.values()):
-        draw = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
-        parameter.data.copy_(draw * size)
-
-
-def logprobs(model: LanguageModel, adapter: str | None = "default") -> Tensor:
-    """Of the usual batch."""
-    return model.forward(batch_of(LENGTHS, model.layout), adapter).logprob_N.detach()
 
 
 def linear_targets(model: LanguageModel) -> tuple[str, ...]:
     """The last parts of the names of all linear layers."""
     return tuple(dict.fromkeys(name.rsplit(".", 1)[-1] for name in model.anatomy.linears))
-
-
-def every_target(model: LanguageModel) -> tuple[str, ...]:
-    """All linear layers, the embedding and the head, by their whole names."""
-    return (model.anatomy.embedding, *model.anatomy.linears, model.anatomy.head)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -96,7 +77,7 @@ def test_merged_computes_the_same_function_and_is_plain_transformers_again(name:
 
 def as_plain(name: str, model: LanguageModel) -> PreTrainedModel:
     """A plain transformers model with the weights of a merged one, its head untied."""
-    plain = plain_model(name, "sdpa" if name.startswith("falcon") else "eager")
+    plain = plain_model(name, plain_attention(name))
     head = plain.get_submodule(model.anatomy.head)
     head.weight = torch.nn.Parameter(head.weight.detach().clone())
     plain.load_state_dict(model.hf.state_dict())

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from methods.test_lora import LENGTHS, every_target, logprobs, randomize
 from models.rows import plain_logprobs, random_rows
 from models.tiny import plain_model, tiny_model
+from models.tuned import LENGTHS, every_target, logprobs, plain_attention, quiet, randomize
 from near import assert_near
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -36,11 +36,7 @@ pytestmark = [
 
 def plain(name: str) -> Any:
     """The tiny model in transformers alone."""
-    return plain_model(name, "sdpa" if name.startswith("falcon") else "eager")
-
-
-def quiet(sentence: str) -> None:
-    """Announce nothing."""
+    return plain_model(name, plain_attention(name))
 
 
 def written(folder: Path, name: str, **settings: Any) -> Tensor:

@@ -6,34 +6,17 @@ import pytest
 import torch
 from models.rows import batch_of, plain_logprobs, random_rows
 from models.tiny import CONFIGS, NAMES, PLAIN, plain_model, tiny_model
+from models.tuned import LENGTHS, plain_attention, random_lora
 from near import assert_all_near, assert_near
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import RecipeError
-from luthier.methods import LoRA
 from luthier.methods.contract import Attachment
+from luthier.models.call import Draws
 from luthier.models.families import FAMILIES, family_of
 from luthier.models.language_model import FastModel, LanguageModel
-
-LENGTHS = (7, 12, 2, 9)
-
-
-def plain_attention(name: str) -> str:
-    """What transformers computes the family with: eager, but for Falcon, whose eager ALiBi is added twice."""
-    return "sdpa" if CONFIGS[name][0] == "falcon" else "eager"
-
-
-def lora_with_random_b(
-    model: LanguageModel, name: str = "default", fast: bool = True, **settings: object
-) -> Attachment:
-    """A LoRA whose update is not zero."""
-    attachment = LoRA(rank=3, **settings).attach(model, name, seed=5, fast=fast)
-    for index, parameter in enumerate(attachment.trainables.values()):
-        generator = torch.Generator().manual_seed(index)
-        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return attachment
 
 
 def loss_gradients(
@@ -65,7 +48,7 @@ def test_the_fast_paths_and_the_plain_ones_agree_in_value_and_in_every_lora_grad
     results = []
     for fast in (FastModel(), PLAIN):
         model = tiny_model(name, fast)
-        attachment = lora_with_random_b(model, fast=fast.head, targets="all-linear")
+        attachment = random_lora(model, fast=fast.head, targets="all-linear")
         results.append(loss_gradients(model, attachment, LENGTHS))
     assert_near(results[0][0], results[1][0])
     assert_all_near(results[0][1], results[1][1])
@@ -136,12 +119,10 @@ def test_decoding_over_a_cache_gives_what_a_whole_forward_pass_gives(name: str, 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "falcon-alibi"])
 def test_checkpointed_layers_give_the_same_gradients_dropout_included(name: str) -> None:
-    from luthier.models.call import Draws
-
     results = []
     for checkpointed in (False, True):
         model = tiny_model(name)
-        attachment = lora_with_random_b(model, dropout=0.3)
+        attachment = random_lora(model, dropout=0.3)
         if checkpointed:
             model.checkpoint_layers()
         batch = batch_of(LENGTHS, model.layout)
@@ -164,11 +145,11 @@ def test_an_unknown_family_is_refused_with_the_field_and_the_known_ones() -> Non
 def test_half_precision_weights_give_the_fp32_answer_up_to_their_rounding(name: str, dtype: torch.dtype) -> None:
     batch = batch_of(LENGTHS, tiny_model(name).layout)
     model = tiny_model(name, dtype=dtype)
-    attachment = lora_with_random_b(model)
+    attachment = random_lora(model)
     half = model.forward(batch, attachment.adapter).logprob_N
     assert half.dtype == torch.float32
     gradients = torch.autograd.grad(half.sum(), list(attachment.trainables.values()))
     assert {gradient.dtype for gradient in gradients} == {torch.float32}
     exact_model = tiny_model(name)
-    exact = exact_model.forward(batch, lora_with_random_b(exact_model).adapter).logprob_N
+    exact = exact_model.forward(batch, random_lora(exact_model).adapter).logprob_N
     assert_near(half, exact, 0.05)

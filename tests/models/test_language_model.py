@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from models.rows import batch_of, plain_logprobs, random_row, random_rows
-from models.test_families import LENGTHS, lora_with_random_b
 from models.tiny import plain_model, tiny_model
+from models.tuned import LENGTHS, every_target, random_lora, randomize
 from near import assert_all_near, assert_apart, assert_near
 
 from luthier.data.packing import collate
@@ -25,18 +25,16 @@ FAMILIES = ("llama", "gpt2", "falcon-new")
 def with_two_adapters(name: str, **settings: object) -> LanguageModel:
     """A model that holds adapters `one` and `two`."""
     model = tiny_model(name)
-    lora_with_random_b(model, "one", **settings)
+    random_lora(model, "one", **settings)
     two = LoRA(rank=5, alpha=3, **settings).attach(model, "two", seed=8)
-    for index, parameter in enumerate(two.trainables.values()):
-        parameter.data.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(100 + index)) * 0.2)
+    randomize(two, 0.2)
     return model
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("targets", ["all-linear", "every-kind"])
 def test_an_adapter_for_each_document_of_one_batch_equals_separate_runs(name: str, targets: str) -> None:
-    anatomy = tiny_model(name).anatomy
-    chosen = "all-linear" if targets == "all-linear" else (anatomy.embedding, *anatomy.linears, anatomy.head)
+    chosen = "all-linear" if targets == "all-linear" else every_target(tiny_model(name))
     model = with_two_adapters(name, targets=chosen)
     names = ("one", None, "two", "two", "one")
     rows = random_rows((7, 5, 2, 9, 4))
@@ -143,7 +141,7 @@ def test_a_batch_in_which_nothing_is_learned_gives_no_log_probabilities_and_zero
     )
     for fast in (FastModel(), FastModel(head=False)):
         model = tiny_model("llama", fast)
-        attachment = lora_with_random_b(model)
+        attachment = random_lora(model)
         logprob_N = model.forward(collate([nothing], "packed", 0), attachment.adapter).logprob_N
         assert logprob_N.shape == (0,)
         gradients = torch.autograd.grad(
@@ -155,7 +153,7 @@ def test_a_batch_in_which_nothing_is_learned_gives_no_log_probabilities_and_zero
 @pytest.mark.parametrize("name", FAMILIES)
 def test_dropout_draws_the_same_however_the_rows_are_cut_into_micro_batches(name: str) -> None:
     model = tiny_model(name)
-    attachment = lora_with_random_b(model, dropout=0.5)
+    attachment = random_lora(model, dropout=0.5)
     rows, draws = random_rows(LENGTHS), Draws(7, 3)
     together = model.forward(collate(rows, model.layout, 0), attachment.adapter, draws).logprob_N
     halves = [
@@ -170,7 +168,7 @@ def test_dropout_draws_the_same_however_the_rows_are_cut_into_micro_batches(name
 
 def test_autocast_computes_in_bf16_and_keeps_fp32_log_probabilities() -> None:
     model = tiny_model("llama")
-    attachment = lora_with_random_b(model)
+    attachment = random_lora(model)
     batch = batch_of(LENGTHS, "packed")
     exact = model.forward(batch, attachment.adapter).logprob_N
     with torch.autocast("cpu", torch.bfloat16):
