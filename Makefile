@@ -59,7 +59,7 @@ docs-check: env-test
 	$(PYTEST) -q tests/test_docs.py
 
 bench: env-test
-	env -u OMP_NUM_THREADS $(BIN)/python -m bench
+	env -u OMP_NUM_THREADS $(BIN)/python -m bench $(ARGS)
 
 soak: env-test
 	$(PYTEST) -m soak

@@ -86,7 +86,7 @@ def run_round(number: int, contestants: Sequence[Contestant], work: Work, folder
         outcome = outcomes[contestant.key] = run_side(contestant.module, contestant.flags, folder, log)
         figures = figures_of(outcome, work.real_tokens)
         say(
-            f"  round {number}  {contestant.title:<44} {figures.tokens_per_second:6.0f} tokens/s  "
+            f"  round {number}  {contestant.title:<56} {figures.tokens_per_second:6.0f} tokens/s  "
             f"{figures.tokens_per_cpu_second:5.0f} a CPU-second  {figures.peak_bytes / 1e9:5.2f} GB  "
             f"({time.perf_counter() - began:.0f} s)"
         )

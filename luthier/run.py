@@ -20,7 +20,16 @@ from transformers import PreTrainedTokenizerBase
 from luthier.data.batches import StepBatches, evaluation_batches
 from luthier.data.dataset import Dataset, load_dataset
 from luthier.data.gate import GateReport, check_gate, marked_text
-from luthier.errors import CheckpointNotFound, Interrupted, LuthierError, NotFinite, NotFound, UsageError
+from luthier.errors import (
+    CheckpointNotFound,
+    GateRefusal,
+    Interrupted,
+    LuthierError,
+    NotFinite,
+    NotFound,
+    RecipeError,
+    UsageError,
+)
 from luthier.evaluation.loss import held_out_loss
 from luthier.evaluation.report import write_loss_plot, write_report
 from luthier.methods import ADAPTER, Attachment, Full, LoRA
@@ -212,6 +221,7 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) ->
     dataset = prepared.dataset
     attachment = recipe.method.attach(model, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
     announce(f"Method {recipe.method.kind}: {attachment.num_trainable:,} numbers train.")
+    _check_lengths(dataset, model)
     recipe, batches = _resolve(recipe, dataset, model)
     plan = _plan(recipe, batches.num_steps, model)
     write_status(folder, "running", total_steps=plan.num_steps)
@@ -241,6 +251,19 @@ def _trainable_dtype(recipe: Recipe) -> ModelSettings:
     if isinstance(recipe.method, Full) and recipe.model.dtype == "auto":
         return recipe.model.model_copy(update={"dtype": "fp32"})
     return recipe.model
+
+
+def _check_lengths(dataset: Dataset, model: LanguageModel) -> None:
+    """Raise GateRefusal for a row longer than the model's positions reach, or than they are the same in any batch."""
+    limits = [limit for limit in (model.context_length, model.longest_stable_row) if limit is not None]
+    for example in (*dataset.train, *dataset.validation):
+        if limits and example.num_tokens > min(limits):
+            raise GateRefusal(
+                f"This row has {example.num_tokens} tokens, but the model's positions serve {min(limits)}.",
+                f"Set data.max_length to {min(limits)}, and data.too_long to truncate or drop.",
+                file=example.origin.file,
+                line=example.origin.line,
+            )
 
 
 def _resolve(recipe: Recipe, dataset: Dataset, model: LanguageModel) -> tuple[Recipe, StepBatches]:
@@ -288,6 +311,12 @@ def _plan(recipe: Recipe, num_steps: int, model: LanguageModel) -> Plan:
     assert training.checkpoint_every is not None
     # trained fp32 weights among frozen bf16 ones meet only in autocast
     is_mixed = isinstance(recipe.method, Full) and len({parameter.dtype for parameter in model.hf.parameters()}) > 1
+    if is_mixed and training.autocast == "none":
+        raise RecipeError(
+            "The trained layers are held in fp32 and the frozen ones in half precision, which only autocast computes.",
+            "Leave training.autocast out, or set model.dtype to fp32.",
+            field="training.autocast",
+        )
     wants = training.autocast == "bf16" or (training.autocast == "auto" and (is_mixed or _pays(model)))
     return Plan(
         settings=training,

@@ -26,7 +26,7 @@ Layout = Literal["packed", "bucketed"]
 class Settings(BaseModel):
     """What a user writes: typed, frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
 # ── records: what a person wrote ────────────────────────────────────────────────────────────────────────────────────

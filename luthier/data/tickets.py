@@ -11,6 +11,7 @@ import hashlib
 import json
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -35,22 +36,29 @@ Share = Literal["train", "held_out"]
 
 CATEGORIES: tuple[str, ...] = get_args(Category)
 URGENCIES: tuple[str, ...] = get_args(Urgency)
+
+
+def _either(values: Sequence[str]) -> str:
+    """The values as a choice in words."""
+    return f"{', '.join(values[:-1])} or {values[-1]}"
+
+
 LABELS = ("category", "urgency", "product", "order_number")
 FIELDS = (*LABELS, "summary")
 
 # Shown as JSON and last in the prompt: of the forms tried, the untuned model follows this one most often.
 ANSWER_FORM = (
-    f'{{"category":"{"|".join(CATEGORIES)}","urgency":"{"|".join(URGENCIES)}","product":"{"|".join(PRODUCTS)}",'
-    '"order_number":"A-12345 or null","summary":"one short sentence"}'
+    f'{{"category":"{_either(CATEGORIES)}","urgency":"low (can wait), normal or high (urgent)",'
+    f'"product":"{_either(PRODUCTS)}","order_number":"A-12345 or null","summary":"one short sentence"}}'
 )
 
 _TONE_SHARES: dict[Tone, float] = {"polite": 0.27, "angry": 0.2, "terse": 0.22, "rambling": 0.11, "broken": 0.2}
 _NUM_ASIDES: dict[Tone, tuple[int, ...]] = {
-    "polite": (0, 1, 1),
-    "angry": (0, 1, 1),
+    "polite": (0, 1),
+    "angry": (0, 1),
     "terse": (0, 0, 1),
-    "rambling": (1, 1, 2),
-    "broken": (0, 1, 1),
+    "rambling": (1,),
+    "broken": (0, 1),
 }
 _ORDER_LETTERS = "ABCDEFGHJKLMNPRSTUVW"
 _WRITTEN_ORDERS = ("{letter}-{digits}", "{letter}{digits}", "#{letter}{digits}", "{letter} {digits}")
@@ -191,7 +199,7 @@ def _facts(draw: random.Random, product: str, other: str, order_number: str | No
 
 def prompt_for(ticket: Ticket) -> str:
     """What is asked about a ticket: its text, and the form of the answer with the fields and their allowed values."""
-    return f"{ticket.text}\n\nReply with one JSON object only:\n{ANSWER_FORM}"
+    return f"{ticket.text}\n\nAnswer with one JSON object only: {ANSWER_FORM}"
 
 
 def answer_for(ticket: Ticket) -> str:

@@ -88,6 +88,9 @@ class FullAttachment(Attachment):
             parameter.data = parameter.data.to(torch.float32)
             parameter.requires_grad_(True)
             self.tensors[name] = parameter
+        for parameter in model.hf.parameters():  # a norm takes no fp32 input beside a half-precision gain
+            if parameter.dim() <= 1:
+                parameter.data = parameter.data.to(torch.float32)
 
     @property
     def groups(self) -> tuple[Group, ...]:

@@ -7,6 +7,7 @@ when a layer is wrapped.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -70,6 +71,8 @@ def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
     """The anatomy of a loaded model whose layers are not wrapped yet."""
     layers = []
     layers_name = _join(family.trunk, family.layers)
+    embedding = model.get_submodule(_join(family.trunk, family.embedding))
+    head = cast(nn.Module, model.get_output_embeddings())  # type: ignore[no-untyped-call]
     stack = model.get_submodule(layers_name)
     assert isinstance(stack, nn.ModuleList)
     for index, layer in enumerate(stack):
@@ -91,13 +94,9 @@ def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
         embedding=_join(family.trunk, family.embedding),
         layers=tuple(layers),
         final_norm=_join(family.trunk, family.final_norm),
-        head=family.head,
-        is_head_tied=_ties_head(model, _join(family.trunk, family.embedding), family.head),
+        head=next(name for name, module in model.named_modules() if module is head),
+        is_head_tied=embedding.get_parameter("weight") is head.get_parameter("weight"),
     )
-
-
-def _ties_head(model: PreTrainedModel, embedding: str, head: str) -> bool:
-    return model.get_submodule(embedding).weight is model.get_submodule(head).weight
 
 
 def find_targets(anatomy: Anatomy, targets: str | tuple[str, ...], layers: tuple[int, ...] | None) -> tuple[str, ...]:

@@ -37,7 +37,6 @@ class Family:
     final_norm: str  # from the trunk
     attention: str  # from a layer
     feedforward: str  # from a layer
-    head: str = "lm_head"  # from the model with its head
     rms_norm: RMSNormForm | None = None
     gated: tuple[str, str, str] | None = None  # gate, up, down: from the feed-forward
     activation_key: str = "hidden_act"  # in the config

@@ -91,6 +91,19 @@ class LanguageModel:
         return None
 
     @property
+    def longest_stable_row(self) -> int | None:
+        """The longest row whose rotary positions do not depend on what else is in the batch; None if none does.
+
+        `dynamic` and `longrope` scaling choose their frequencies by the longest position of the whole call.
+        """
+        config = self.hf.config.to_dict()
+        rope = config.get("rope_parameters") or {}
+        if rope.get("rope_type") not in ("dynamic", "longrope"):
+            return None
+        original = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+        return int(original or config["max_position_embeddings"])
+
+    @property
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end an answer: the tokenizer's and the model's own end tokens."""
         ids: set[int] = set()
@@ -111,7 +124,10 @@ class LanguageModel:
 
     def hidden(self, batch: Batch, adapters: Adapters = None, draws: Draws | None = None) -> Tensor:
         """The hidden states after the final norm, shape (B, T, D)."""
-        with calling(call_of_batch(batch, adapters, draws)):
+        return self._hidden(batch, call_of_batch(batch, adapters, draws))
+
+    def _hidden(self, batch: Batch, call: Call) -> Tensor:
+        with calling(call):
             output = self.hf.get_submodule(self.anatomy.trunk)(
                 input_ids=batch.tokens_BT,
                 position_ids=batch.positions_BT,
@@ -127,10 +143,10 @@ class LanguageModel:
         adapters: None is the base model; a name serves all documents; a tuple names one for each segment.
         draws: the address of this step's dropout; None drops nothing.
         """
-        hidden_BTD = self.hidden(batch, adapters, draws)
-        hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, batch.targets.source_N)
-        call = call_of_batch(batch, adapters, draws).at(batch.targets.source_N)
-        return Outputs(self._logprobs(hidden_ND, batch.targets.token_N, call))
+        call = call_of_batch(batch, adapters, draws)
+        source_N = batch.targets.source_N
+        hidden_ND = self._hidden(batch, call).flatten(0, 1).index_select(0, source_N)
+        return Outputs(self._logprobs(hidden_ND, batch.targets.token_N, call.at(source_N)))
 
     def decode(
         self,
@@ -251,6 +267,12 @@ def load_model(
     source = locate(settings, announce)
     config = read_config(source)
     family = family_of(config.model_type)
+    if config.to_dict().get("use_bidirectional_attention"):
+        raise RecipeError(
+            f"{settings.name} reads its text in both directions, so it cannot learn to write.",
+            "Choose a model that was made for writing.",
+            field="model",
+        )
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     fast = fast or FastModel()

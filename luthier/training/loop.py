@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from luthier.data.batches import Step, StepBatches
 from luthier.errors import Interrupted, NotFinite
@@ -139,29 +140,7 @@ def _step(
     number: int,
 ) -> dict[str, Any]:
     """Compute one step's gradient and update; return its metrics."""
-    trainables.clear_gradients()
-    draws = Draws(plan.seed, number)
-
-    def share_of(worker: int) -> Callable[[], float]:
-        def compute() -> float:
-            loss_sum = 0.0
-            for batch, owner in zip(step.micro_batches, step.worker_of, strict=True):
-                if owner != worker:
-                    continue
-                on_device = batch.to(model.device)
-                with autocast(model.device, plan.autocast):
-                    logprob_N = model.forward(on_device, attachment.adapter, draws).logprob_N
-                    loss = objective.loss_sum(logprob_N, on_device.targets) / step.learned_weight
-                gradients = torch.autograd.grad(loss, trainables.tensors, allow_unused=True)
-                trainables.add_gradients(worker, gradients)
-                loss_sum += float(loss.detach())
-            return loss_sum
-
-        return compute
-
-    busy = sorted(set(step.worker_of))
-    loss = sum(workers.run([share_of(worker) for worker in busy]))
-    gradients = trainables.sum_gradients()
+    loss, gradients = _gradient(model, attachment, objective, step, plan, trainables, workers, number)
     norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise NotFinite(
@@ -183,6 +162,46 @@ def _step(
         "lr": lr,
         "grad_norm": norm,
     }
+
+
+def _gradient(
+    model: LanguageModel,
+    attachment: Attachment,
+    objective: Objective,
+    step: Step,
+    plan: Plan,
+    trainables: FlatTrainables,
+    workers: Workers,
+    number: int,
+) -> tuple[float, list[Tensor]]:
+    """The loss of a whole step, and its gradient as one flat vector for each group.
+
+    The sums over micro-batches are divided once, at the end and in fp32: a small divisor would cost half precision bits.
+    """
+    trainables.clear_gradients()
+    draws = Draws(plan.seed, number)
+
+    def share_of(worker: int) -> Callable[[], float]:
+        def compute() -> float:
+            loss_sum = 0.0
+            for batch, owner in zip(step.micro_batches, step.worker_of, strict=True):
+                if owner != worker or workers.are_stopping.is_set():
+                    continue
+                on_device = batch.to(model.device)
+                with autocast(model.device, plan.autocast):
+                    logprob_N = model.forward(on_device, attachment.adapter, draws).logprob_N
+                    loss = objective.loss_sum(logprob_N, on_device.targets)
+                trainables.add_gradients(worker, torch.autograd.grad(loss, trainables.tensors, allow_unused=True))
+                loss_sum += float(loss.detach())
+            return loss_sum
+
+        return compute
+
+    loss_sum = sum(workers.run([share_of(worker) for worker in sorted(set(step.worker_of))]))
+    gradients = trainables.sum_gradients()
+    for gradient in gradients:
+        gradient.div_(step.learned_weight)
+    return loss_sum / step.learned_weight, gradients
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:

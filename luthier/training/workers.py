@@ -6,6 +6,7 @@ operations gain nothing from being split. The interpreter lock is free while an 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -17,12 +18,16 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """A fixed number of worker threads. As a context it restores the process's thread count at its end."""
+    """A fixed number of worker threads. As a context it restores the process's thread count at its end.
+
+    A job that does many things looks at `are_stopping` between them, so that a stop need not wait for all of them.
+    """
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.intra_op_threads = torch.get_num_threads()
         self.pool = ThreadPoolExecutor(count, thread_name_prefix="luthier-worker") if count > 1 else None
+        self.are_stopping = threading.Event()
 
     def __enter__(self) -> Self:
         return self
@@ -30,6 +35,7 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.are_stopping.set()
         if self.pool is not None:
             self.pool.shutdown(cancel_futures=True)
         torch.set_num_threads(self.intra_op_threads)

@@ -196,6 +196,18 @@ def test_a_merged_lora_is_written_whole_even_where_it_untied_the_head(name: str,
     assert_near(plain_logprobs(plain, random_rows(LENGTHS)), unmerged)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("settings", [{"layers": (1,)}, {"layers": (0,), "train_embedding": True}])
+def test_chosen_layers_of_a_half_precision_model_train_among_frozen_ones(name: str, settings: dict[str, Any]) -> None:
+    model, attachment = trained(name, torch.bfloat16, **settings)
+    frozen = {key: p for key, p in model.hf.named_parameters() if key not in attachment.trainables}
+    before = dict(tiny_model(name, dtype=torch.bfloat16).hf.named_parameters())
+    assert all(torch.equal(p.to(torch.bfloat16), before[key]) for key, p in frozen.items())
+    assert {p.dtype for p in frozen.values() if p.dim() > 1} == {torch.bfloat16}
+    assert {p.dtype for p in attachment.trainables.values()} == {torch.float32}
+    assert not all(torch.equal(p, before[key].float()) for key, p in attachment.trainables.items())
+
+
 def test_a_tied_head_is_written_once(tmp_path: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         model = tiny_model("gpt2", dtype=dtype)
