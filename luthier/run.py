@@ -38,8 +38,9 @@ from luthier.models.settings import ModelSettings
 from luthier.models.sources import locate, read_config, read_tokenizer
 from luthier.recipe import Recipe, dump_recipe, load_recipe
 from luthier.recipe.provenance import check_same, environment, provenance_of
-from luthier.store.files import folder_fault, leftovers, make_folder, write_folder, write_json, write_text
+from luthier.store.files import folder_fault, leftovers, make_folder, remove_file, write_folder, write_json, write_text
 from luthier.store.runs import (
+    METRICS,
     RECIPE,
     RESOLVED,
     STATUS,
@@ -49,6 +50,7 @@ from luthier.store.runs import (
     read_run,
     write_status,
 )
+from luthier.training.checkpoint import FOLDER as CHECKPOINTS
 from luthier.training.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from luthier.training.loop import Outside, Plan, Progress, progress_of, train
 from luthier.training.trackers import numbers_of, open_trackers
@@ -93,6 +95,8 @@ def train_recipe(recipe: Recipe, folder: Path, *, announce: Announce, on_step: O
             f"Go on with 'luthier resume {folder}', or choose another --out.",
         )
     make_folder(folder)
+    for name in (RESOLVED, RECIPE):  # of a run that failed before its first step
+        remove_file(folder / name)
     recipe = recipe.model_copy(update={"provenance": None})  # another run's, if the recipe was taken from one
     write_text(folder / RECIPE, dump_recipe(recipe))
     return _carry_out(recipe, folder, announce, on_step)
@@ -103,7 +107,12 @@ def _is_free(folder: Path) -> bool:
     if not folder.is_dir():
         return True
     names = {entry.name for entry in folder.iterdir()} - {entry.name for entry in leftovers(folder)}
-    return not names or (STATUS in names <= {STATUS, RECIPE} and read_run(folder).state != "running")
+    return not names or (STATUS in names and not _has_steps(folder) and read_run(folder).state != "running")
+
+
+def _has_steps(folder: Path) -> bool:
+    """Whether a run took a step, so that there is something to go on from."""
+    return (folder / METRICS).exists() or (folder / CHECKPOINTS).exists()
 
 
 def resume_run(folder: Path, *, announce: Announce, on_step: OnStep) -> RunResult:
@@ -200,8 +209,8 @@ def _status(folder: Path, announce: Announce) -> Iterator[None]:
         state = "finished"
     except LuthierError as error:
         state, message = "stopped" if isinstance(error, Interrupted) else "failed", str(error)
-        # before step 1 the same command serves, and what is not finite would come to the same again
-        if (folder / RESOLVED).is_file() and not isinstance(error, NotFinite):
+        # before the first step the same command serves; what is not finite would come out the same again
+        if _has_steps(folder) and not isinstance(error, NotFinite):
             error.mend = f"{error.mend} To go on: luthier resume {folder}".strip()
         raise
     except KeyboardInterrupt:

@@ -169,7 +169,7 @@ def assert_tells_the_mend(refusal: LuthierError, folder: Path) -> None:
     assert "the disk is full" in refusal.found
     assert ".partial" not in str(refusal)
     assert "Free some room" in refusal.mend
-    if (folder / "recipe.resolved.yaml").is_file():
+    if (folder / "metrics.jsonl").is_file():
         assert f"luthier resume {folder}" in refusal.mend
 
 

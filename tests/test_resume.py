@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from tiny_model import write_tiny_model
-from tiny_runs import begin, course, files_of, go_on, one_thread, outcome, recipe_values, trained_files, write_rows
+from tiny_runs import begin, course, files_of, go_on, one_thread, outcome, recipe_values, write_rows
 
 from luthier import run
-from luthier.errors import Interrupted, LuthierError, NotFound, RunMismatch
+from luthier.errors import Interrupted, LuthierError, NotFound, RecipeError, RunMismatch
 from luthier.recipe import load_recipe
 from luthier.store.files import write_bytes
 from luthier.store.runs import read_run
@@ -402,14 +403,23 @@ def test_a_torn_last_line_of_the_metrics_is_mended(workshop: Workshop, tmp_path:
     assert outcome(tmp_path / "run") == outcome(workshop.unbroken())
 
 
-def test_a_run_that_failed_before_its_first_step_may_be_begun_again(workshop: Workshop, tmp_path: Path) -> None:
-    """A mended recipe goes to the same --out."""
+def test_a_run_that_failed_before_its_first_step_may_be_begun_again(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mended recipe goes to the same --out, whether the fault was found early or late."""
     wrong = workshop.values()
     wrong["method"]["targets"] = ["no_such_layer"]
-    with pytest.raises(LuthierError):
+    with pytest.raises(RecipeError) as early:
         begin(wrong, tmp_path / "run")
+    wrong = workshop.values()
+    wrong["training"]["trackers"] = ["wandb"]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(RecipeError, match="not installed") as late:
+        begin(wrong, tmp_path / "run")
+    assert (tmp_path / "run" / "recipe.resolved.yaml").exists()
+    assert "luthier resume" not in early.value.mend + late.value.mend
     begin(workshop.values(), tmp_path / "run")
-    assert trained_files(tmp_path / "run") == trained_files(workshop.unbroken())
+    assert outcome(tmp_path / "run") == outcome(workshop.unbroken())
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "recipe.yaml"])

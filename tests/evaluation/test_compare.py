@@ -174,7 +174,7 @@ def test_rows_without_any_answer_are_refused(model, renderer):
 def test_a_row_beyond_the_context_is_refused_with_its_place(model, renderer, answer):
     question = "why " * 300 if answer == "yes" else "why"
     records = rows([CHATS[0][0], chat(("user", question), ("assistant", answer))])
-    with pytest.raises(DataError, match=r"rows\.jsonl, line 2.*the model holds 512"):
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 2.*the model holds 1024"):
         evaluated([Candidate("base", model)], records, renderer)
 
 
