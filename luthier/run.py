@@ -46,6 +46,7 @@ from luthier.store.runs import (
     STATUS,
     append_metrics,
     cut_metrics,
+    is_busy,
     read_metrics,
     read_run,
     write_status,
@@ -201,6 +202,11 @@ def _carry_out(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep
 @contextmanager
 def _status(folder: Path, announce: Announce) -> Iterator[None]:
     """Within, the run's status is running; afterwards it says how the run ended. Errors say how to go on."""
+    if is_busy(folder):
+        raise UsageError(
+            f"Another process is carrying out the run {folder}.",
+            "Wait for its end, or stop it first; 'luthier runs' shows how far it is.",
+        )
     state, message = "stopped", "Stopped at once."
     try:
         write_status(folder, "running")

@@ -72,6 +72,11 @@ def signal_at(process: subprocess.Popen[str], number: int, moment: Callable[[], 
     raise AssertionError(f"the moment did not come: {end_of(process)}")
 
 
+def wait_for(process: subprocess.Popen[str], moment: Callable[[], bool]) -> None:
+    """Wait until a moment has come."""
+    signal_at(process, signal.SIGCONT, moment)
+
+
 def last_step(run: Path) -> int:
     """The last step in metrics.jsonl; 0 without any."""
     path = run / "metrics.jsonl"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from processes import end_of, is_owner, last_step, saved_steps, signal_at, start
+from processes import end_of, is_owner, last_step, saved_steps, signal_at, start, wait_for
 from tiny_model import write_tiny_model
 from tiny_runs import files_of, outcome, recipe_values, write_rows
 
@@ -122,7 +122,7 @@ def test_a_second_ctrl_c_stops_in_the_middle_of_a_step(workshop: Workshop) -> No
     workshop.write_recipe("long.yaml", rows, steps=2, rows_per_step=800, checkpoint_every=1)
     run = workshop.folder / "long"
     process = workshop.start("train", "long.yaml", "--out", "long")
-    signal_at(process, signal.SIGCONT, lambda: saved_steps(run) == [1])
+    wait_for(process, lambda: saved_steps(run) == [1])
     step_seconds = json.loads((run / "metrics.jsonl").read_text())["seconds"]
     time.sleep(0.15 * step_seconds)  # the second step is under way
     process.send_signal(signal.SIGINT)

@@ -478,3 +478,18 @@ def test_other_versions_than_a_run_was_begun_with_are_announced(workshop: Worksh
     said: list[str] = []
     go_on(folder, announce=said.append)
     assert any("begun with torch 1.0.0;" in sentence for sentence in said)
+
+
+def test_a_run_that_another_process_carries_out_is_not_begun_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step comes once in metrics.jsonl, so a second process must not go on with the same run."""
+    from luthier.store import owners, runs
+
+    run = tmp_path / "run"
+    run.mkdir()
+    runs.write_status(run, "running")
+    assert not runs.is_busy(run)  # it is this very process
+    monkeypatch.setattr(runs, "owner_tag", lambda: "elsewhere-1-1")
+    assert owners.owner_is_alive(owners.owner_tag())
+    assert runs.is_busy(run)

@@ -135,6 +135,13 @@ def write_status(
     )
 
 
+def is_busy(run: Path) -> bool:
+    """Whether another process of this machine is carrying the run out."""
+    status = _read_status(run)
+    owner = str(status.get("owner"))
+    return status.get("state") == "running" and owner != owner_tag() and owner_is_alive(owner) is True
+
+
 def read_run(run: Path) -> RunInfo:
     """What is known of a run. A run with broken files is listed all the same, with what can be read of it."""
     status = _read_status(run)

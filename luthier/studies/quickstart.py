@@ -170,7 +170,7 @@ def quickstart_recipe(train_file: Path, model: str, seed: int) -> Recipe:
         training=TrainingSettings(
             epochs=1,
             rows_per_step=4,
-            peak_lr=1e-3,
+            peak_lr=2e-3,
             schedule=Schedule(kind="linear", warmup_fraction=0.1),
             optimizer=AdamW(beta2=0.99),
             checkpoint_every=25,
