@@ -21,10 +21,10 @@ from luthier.generation.settings import Sampling
 from luthier.methods import ADAPTER, Full
 from luthier.models.language_model import LanguageModel, load_model
 from luthier.models.settings import ModelSettings
+from luthier.ops.workers import Workers
 from luthier.recipe import Recipe, load_recipe, make_recipe
 from luthier.run import RunResult, load_base, load_run, train_recipe
 from luthier.store.runs import RECIPE, RESOLVED, find_run, is_run, new_run_folder
-from luthier.training.workers import Workers
 from luthier.types import Completion, Example, Message, Record
 
 Announce = Callable[[str], None]

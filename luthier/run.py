@@ -36,6 +36,7 @@ from luthier.methods import ADAPTER, Attachment, Full, LoRA
 from luthier.models.language_model import FastModel, LanguageModel, load_model
 from luthier.models.settings import ModelSettings
 from luthier.models.sources import locate, read_config, read_tokenizer
+from luthier.ops.workers import Workers
 from luthier.recipe import Recipe, dump_recipe, load_recipe
 from luthier.recipe.provenance import check_same, environment, provenance_of
 from luthier.store.files import folder_fault, leftovers, make_folder, remove_file, write_folder, write_json, write_text
@@ -55,7 +56,6 @@ from luthier.training.checkpoint import FOLDER as CHECKPOINTS
 from luthier.training.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from luthier.training.loop import Outside, Plan, Progress, progress_of, train
 from luthier.training.trackers import numbers_of, open_trackers
-from luthier.training.workers import Workers
 
 Announce = Callable[[str], None]
 OnStep = Callable[[dict[str, Any]], None]
@@ -237,7 +237,7 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) ->
     attachment = recipe.method.attach(model, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
     announce(f"Method {recipe.method.kind}: {attachment.num_trainable:,} numbers train.")
     _check_lengths(dataset, model)
-    recipe, batches = _resolve(recipe, dataset, model)
+    recipe, batches = _resolve(recipe, dataset, model, attachment)
     plan = _plan(recipe, batches.num_steps, model)
     write_status(folder, "running", total_steps=plan.num_steps)
     _settle_provenance(recipe, folder, model, dataset, announce)
@@ -254,7 +254,7 @@ def _load_base(recipe: Recipe, announce: Announce) -> LanguageModel:
     model = load_model(
         _trainable_dtype(recipe),
         announce,
-        fast=FastModel(attention=fast.attention, head=fast.head, gated_mlp=fast.gated_mlp, norm=fast.norm),
+        fast=FastModel(fast.attention, fast.head, fast.gated_mlp, fast.norm, fast.linear),
     )
     if recipe.training.gradient_checkpointing:
         model.checkpoint_layers()
@@ -281,7 +281,9 @@ def _check_lengths(dataset: Dataset, model: LanguageModel) -> None:
             )
 
 
-def _resolve(recipe: Recipe, dataset: Dataset, model: LanguageModel) -> tuple[Recipe, StepBatches]:
+def _resolve(
+    recipe: Recipe, dataset: Dataset, model: LanguageModel, attachment: Attachment
+) -> tuple[Recipe, StepBatches]:
     """The recipe with every automatic value settled, and its batches."""
     training = recipe.training
     workers = _workers(training.workers, model.device)
@@ -297,6 +299,7 @@ def _resolve(recipe: Recipe, dataset: Dataset, model: LanguageModel) -> tuple[Re
         layout=model.layout,
         pad_id=model.pad_id,
         seed=recipe.seed,
+        shares_prefix=_shares_prefix(recipe, model) and not attachment.draws,
         epochs=training.epochs,
         steps=training.steps,
     )
@@ -310,6 +313,11 @@ def _resolve(recipe: Recipe, dataset: Dataset, model: LanguageModel) -> tuple[Re
         }
     )
     return recipe.model_copy(update={"training": settled}), batches
+
+
+def _shares_prefix(recipe: Recipe, model: LanguageModel) -> bool:
+    """Whether rows computed together share a common beginning; a GPU's variable-length kernel knows no such rows."""
+    return recipe.training.fast.prefix and model.device.type == "cpu"
 
 
 def _workers(asked: int | str, device: torch.device) -> int:
@@ -386,7 +394,12 @@ def _outside(
 ) -> Outside:
     """The loop's view of the run folder, the held-out rows and the trackers."""
     held_out = evaluation_batches(
-        dataset.validation, recipe.training.tokens_per_micro_batch, workers.count, model.layout, model.pad_id
+        dataset.validation,
+        recipe.training.tokens_per_micro_batch,
+        workers.count,
+        model.layout,
+        model.pad_id,
+        shares_prefix=_shares_prefix(recipe, model),
     )
     trackers = open_trackers(recipe.training.trackers, folder, recipe.model_dump(mode="json"))
 

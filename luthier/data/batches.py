@@ -63,6 +63,7 @@ class StepBatches(Iterator[Step]):
         layout: Layout,
         pad_id: int,
         seed: int,
+        shares_prefix: bool = False,
         epochs: float = 1.0,
         steps: int | None = None,
     ) -> None:
@@ -71,6 +72,7 @@ class StepBatches(Iterator[Step]):
         rows_per_step, tokens_per_step: one of them. A step takes so many rows, or rows until the next would pass so many
         tokens, at least one.
         budget: most tokens in a micro-batch, padding included.
+        shares_prefix: as `collate` takes it.
         steps: how long the run is; unset, `epochs`.
 
         Raises: DataError without examples; RecipeError for an example longer than the budget.
@@ -87,6 +89,7 @@ class StepBatches(Iterator[Step]):
         self._workers = workers
         self._layout = layout
         self._pad_id = pad_id
+        self._shares_prefix = shares_prefix
         self._seed = seed
         self._whole_epochs: int | None = None  # None: as many as the steps need
         self._last_rows = 0
@@ -108,7 +111,7 @@ class StepBatches(Iterator[Step]):
         self._position = end
         self._step += 1
         examples = [self._examples[row] for row in rows]
-        batches = _cut(examples, self._budget, self._workers, self._layout, self._pad_id)
+        batches = _cut(examples, self._budget, self._workers, self._layout, self._pad_id, self._shares_prefix)
         return Step(
             number=self._step,
             micro_batches=tuple(batches),
@@ -170,15 +173,23 @@ class StepBatches(Iterator[Step]):
 
 
 def evaluation_batches(
-    examples: Sequence[Example], budget: int, workers: int, layout: Layout, pad_id: int
+    examples: Sequence[Example],
+    budget: int,
+    workers: int,
+    layout: Layout,
+    pad_id: int,
+    *,
+    shares_prefix: bool = False,
 ) -> list[Batch]:
     """All examples once as batches within the budget, in an order that never changes; none without examples."""
-    return _cut(examples, budget, workers, layout, pad_id)
+    return _cut(examples, budget, workers, layout, pad_id, shares_prefix)
 
 
-def _cut(examples: Sequence[Example], budget: int, workers: int, layout: Layout, pad_id: int) -> list[Batch]:
+def _cut(
+    examples: Sequence[Example], budget: int, workers: int, layout: Layout, pad_id: int, shares_prefix: bool
+) -> list[Batch]:
     plan = plan_micro_batches([example.num_tokens for example in examples], budget, workers, layout)
-    return [collate([examples[i] for i in rows], layout, pad_id) for rows in plan]
+    return [collate([examples[i] for i in rows], layout, pad_id, shares_prefix=shares_prefix) for rows in plan]
 
 
 def _in_rows(epochs: float, num_rows: int) -> tuple[int, int]:

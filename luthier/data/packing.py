@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from luthier.errors import RecipeError
 from luthier.types import Batch, Example, IntArray, Layout, Segment, Targets
+
+_LEAST_SAVED = 0.05  # share of a micro-batch's tokens below which a shared prefix costs more in attention than it saves
 
 # ── which rows go together ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -115,24 +118,46 @@ def _spread_buckets(lengths: Sequence[int], order: Sequence[int], budget: int, n
 # ── rows → tensors ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def collate(examples: Sequence[Example], layout: Layout, pad_id: int) -> Batch:
+def collate(examples: Sequence[Example], layout: Layout, pad_id: int, *, shares_prefix: bool = False) -> Batch:
     """The examples as one batch; both layouts hold the same targets in the same order.
 
     pad_id fills the padding of the bucketed layout; masked, it is never seen.
+    shares_prefix: a beginning that all examples have in common, such as a system prompt, stands in a packed row once. A
+    token of it belongs to the first example, so what is drawn by document must not be drawn then.
     Raises: RecipeError for an example of several parts in the bucketed layout.
     """
-    if layout == "packed":
-        starts = [0, *np.cumsum([example.num_tokens for example in examples]).tolist()]
-        return _packed(examples, starts)
-    return _bucketed(examples, pad_id)
+    if layout == "bucketed":
+        return _bucketed(examples, pad_id)
+    prefix = shared_prefix(examples) if shares_prefix else 0
+    return _packed_behind(prefix, examples) if prefix else _packed(examples)
 
 
-def _packed(examples: Sequence[Example], starts: Sequence[int]) -> Batch:
+def shared_prefix(examples: Sequence[Example]) -> int:
+    """How many tokens all examples begin with and none learns to go on from; 0 if it does not pay to share them."""
+    if len(examples) < 2 or any(len(e.parts) > 1 or not e.parts[0].causal for e in examples):
+        return 0
+    rows = [example.parts[0].tokens_T for example in examples]
+    ends = (min([len(row) - 1, *example.source_N.tolist()]) for row, example in zip(rows, examples, strict=True))
+    length = common_prefix(rows, min(ends))
+    saved = length * (len(rows) - 1)
+    return length if saved >= _LEAST_SAVED * sum(len(row) for row in rows) else 0
+
+
+def common_prefix(rows: Sequence[IntArray], most: int) -> int:
+    """How many tokens the rows begin with in common, at most `most`."""
+    for row in rows[1:]:
+        (differing,) = np.nonzero(row[:most] != rows[0][:most])
+        most = int(differing[0]) if len(differing) else most
+    return most
+
+
+def _packed(examples: Sequence[Example]) -> Batch:
     tokens: list[IntArray] = []
     positions: list[IntArray] = []
     segments: list[Segment] = []
     documents: list[int] = []
-    for example, start in zip(examples, starts, strict=False):
+    start = 0
+    for example in examples:
         first_segment = len(segments)
         ends: list[int] = []  # the position after each part's last token
         for part in example.parts:
@@ -145,6 +170,29 @@ def _packed(examples: Sequence[Example], starts: Sequence[int]) -> Batch:
             positions.append(np.arange(begins_at, begins_at + length, dtype=np.int64))
             ends.append(begins_at + length)
             start += length
+    starts = [0, *np.cumsum([example.num_tokens for example in examples]).tolist()]
+    return _row(tokens, positions, segments, documents, _targets(examples, starts))
+
+
+def _packed_behind(prefix: int, examples: Sequence[Example]) -> Batch:
+    """Examples of one part each behind the tokens that all begin with."""
+    rows = [example.parts[0].tokens_T for example in examples]
+    tokens = [rows[0][:prefix], *(row[prefix:] for row in rows)]
+    positions = [np.arange(prefix), *(np.arange(prefix, len(row)) for row in rows)]
+    ends = np.cumsum([len(part) for part in tokens]).tolist()
+    segments = [Segment(0, prefix), *(Segment(*span, parent=0) for span in pairwise(ends))]
+    documents = [examples[0].document, *(example.document for example in examples)]
+    starts = [end - prefix for end in ends]  # where the example would begin, had it its prefix before it
+    return _row(tokens, positions, segments, documents, _targets(examples, starts))
+
+
+def _row(
+    tokens: Sequence[IntArray],
+    positions: Sequence[IntArray],
+    segments: Sequence[Segment],
+    documents: Sequence[int],
+    targets: Targets,
+) -> Batch:
     return Batch(
         layout="packed",
         tokens_BT=torch.from_numpy(np.concatenate(tokens))[None],
@@ -152,7 +200,7 @@ def _packed(examples: Sequence[Example], starts: Sequence[int]) -> Batch:
         mask_BT=None,
         segments=tuple(segments),
         documents=tuple(documents),
-        targets=_targets(examples, starts),
+        targets=targets,
     )
 
 

@@ -46,10 +46,12 @@ def _either(values: Sequence[str]) -> str:
 LABELS = ("category", "urgency", "product", "order_number")
 FIELDS = (*LABELS, "summary")
 
-# Shown as JSON and last in the prompt: of the forms tried, the untuned model follows this one most often.
-ANSWER_FORM = (
-    f'{{"category":"{_either(CATEGORIES)}","urgency":"low (can wait), normal or high (urgent)",'
-    f'"product":"{_either(PRODUCTS)}","order_number":"A-12345 or null","summary":"one short sentence"}}'
+# The form comes first, so that all prompts begin alike, and is shown as JSON: of the forms tried, the untuned model tries
+# to follow this one most often.
+INSTRUCTION = (
+    f'Answer with one JSON object only: {{"category":"{_either(CATEGORIES)}",'
+    f'"urgency":"low (no rush), normal or high (urgent)","product":"{_either(PRODUCTS)}",'
+    '"order_number":"A-12345 or null","summary":"one short sentence"}'
 )
 
 _TONE_SHARES: dict[Tone, float] = {"polite": 0.27, "angry": 0.2, "terse": 0.22, "rambling": 0.11, "broken": 0.2}
@@ -198,8 +200,8 @@ def _facts(draw: random.Random, product: str, other: str, order_number: str | No
 
 
 def prompt_for(ticket: Ticket) -> str:
-    """What is asked about a ticket: its text, and the form of the answer with the fields and their allowed values."""
-    return f"{ticket.text}\n\nAnswer with one JSON object only: {ANSWER_FORM}"
+    """What is asked about a ticket: the form of the answer with the fields and their allowed values, then its text."""
+    return f"{INSTRUCTION}\n\nTicket: {ticket.text}\n\nJSON:"
 
 
 def answer_for(ticket: Ticket) -> str:

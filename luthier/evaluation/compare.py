@@ -20,7 +20,7 @@ from luthier.evaluation.verdict import Answered, Comparison, Evaluation, Measure
 from luthier.generation.engine import Request, generate
 from luthier.generation.settings import Sampling
 from luthier.models.language_model import LanguageModel
-from luthier.training.workers import Workers
+from luthier.ops.workers import Workers
 from luthier.types import Batch, Completion, Example, Origin, Record
 
 Progress = Callable[[str, int, int], None]
@@ -62,7 +62,7 @@ def evaluate_records(
     *,
     tokens_per_micro_batch: int = 1024,
     limit: int | None = None,
-    max_rows: int = 32,
+    max_rows: int = 64,
     progress: Progress = lambda task, done, total: None,
 ) -> Evaluation:
     """All candidates on the same rows: loss and perplexity, and by generation exact match, token F1 and ROUGE-L.

@@ -9,8 +9,8 @@ import torch
 from luthier.models.call import Adapters
 from luthier.models.language_model import LanguageModel
 from luthier.objectives.contract import Objective
+from luthier.ops.workers import Workers
 from luthier.training.loop import autocast
-from luthier.training.workers import Workers
 from luthier.types import Batch
 
 

@@ -1,15 +1,20 @@
 """Text from a model: requests go in, tokens and text come out.
 
-Callers hand over requests and read what comes back; key-value caches, padding and batches stay in here. Rows of like
-length are computed together, left-padded, and leave the batch when their answer ends.
+Callers hand over requests and read what comes back; key-value caches, padding, batches and threads stay in here. Rows of
+like length are computed together and leave the batch when their answer ends: prompts packed, where the model's family
+allows it, then token by token over a left-padded cache. On a CPU several batches are computed side by side, each by one
+thread with one core.
 
 Shapes: B rows in the batch, T new tokens of a row, L tokens of a row in cache and new, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
@@ -17,9 +22,15 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from luthier.errors import DataError
+from luthier.generation.cache import GrowingCache, PackedKeys
+from luthier.generation.prefill import groups_within, pack_prompts
 from luthier.generation.sampling import sample, uniforms
 from luthier.generation.settings import Sampling
 from luthier.generation.text import TextStream, decode_text
+from luthier.ops.workers import Workers
+from luthier.types import Layout, Segment
+
+_PREFILL_TOKENS = 2048  # most prompt tokens computed at once, if one prompt alone does not have more
 
 FinishReason = Literal["stop", "length", "stop_string"]
 Progress = Callable[[int, int], None]
@@ -44,6 +55,21 @@ class Decoder(Protocol):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
+
+    @property
+    def layout(self) -> Layout:
+        """Whether prompts may be packed into one row."""
+
+    def prefill(
+        self,
+        tokens_1T: Tensor,
+        positions_1T: Tensor,
+        segments: tuple[Segment, ...],
+        last_B: Tensor,
+        cache: DynamicCache,
+        adapters: str | None = None,
+    ) -> Tensor:
+        """Scores of the token that follows each prompt of a packed row, fp32, shape (B, V); `cache` takes their keys."""
 
     def decode(
         self, tokens_BT: Tensor, positions_BT: Tensor, mask_BL: Tensor, cache: DynamicCache, adapters: str | None = None
@@ -82,30 +108,55 @@ def generate(
     model: Decoder,
     requests: Sequence[Request],
     *,
-    max_rows: int = 32,
-    max_cache_tokens: int = 32_768,
+    max_rows: int = 64,
+    max_cache_tokens: int = 65_536,
     progress: Progress | None = None,
 ) -> list[Completed]:
     """One answer for each request, in their order.
 
     Args:
         max_rows: most requests computed together.
-        max_cache_tokens: most tokens (prompts, answers and padding of a batch) that its cache may come to hold.
+        max_cache_tokens: most tokens (prompts, answers and padding) that the caches may come to hold.
         progress: called as answers end.
 
     Raises: DataError, if a prompt is empty or leaves no room in the context; NotFinite, if the model gives NaN.
     """
     budgets = [_token_budget(model, request) for request in requests]
-    completed: dict[int, Completed] = {}
-    for rows in _plan(requests, budgets, max_rows, max_cache_tokens):
-        answers = [_Answer(row, requests[row], budgets[row], model) for row in rows]
-        batch = _LiveBatch(model, answers)
-        while batch.answers:
-            for answer in batch.step():
-                completed[answer.row] = answer.completed()
-                if progress is not None:
-                    progress(len(completed), len(requests))
-    return [completed[row] for row in range(len(requests))]
+    ended = _Ended(len(requests), progress)
+    with Workers(_num_threads(model, len(requests))) as workers:
+        share = math.ceil(min(max_rows, len(requests)) / workers.count)
+        batches = _plan(requests, budgets, share, max_cache_tokens // workers.count)
+
+        def answer(rows: Sequence[int]) -> None:
+            batch = _LiveBatch(model, [_Answer(row, requests[row], budgets[row], model) for row in rows])
+            while batch.answers and not workers.are_stopping.is_set():
+                for answer in batch.step():
+                    ended.add(answer.row, answer.completed())
+
+        workers.run([partial(answer, rows) for rows in batches])
+    return [ended.completed[row] for row in range(len(requests))]
+
+
+class _Ended:
+    """The answers that have ended, taken in from several threads."""
+
+    def __init__(self, num_requests: int, progress: Progress | None) -> None:
+        self.completed: dict[int, Completed] = {}
+        self._num_requests = num_requests
+        self._progress = progress
+        self._lock = threading.Lock()
+
+    def add(self, row: int, completed: Completed) -> None:
+        """Take in the answer to a request and tell of it."""
+        with self._lock:
+            self.completed[row] = completed
+            if self._progress is not None:
+                self._progress(len(self.completed), self._num_requests)
+
+
+def _num_threads(model: Decoder, num_requests: int) -> int:
+    """On a CPU as many threads as torch would use for one operation, if there is a request for each."""
+    return min(torch.get_num_threads(), max(1, num_requests)) if model.device.type == "cpu" else 1
 
 
 def stream(model: Decoder, request: Request) -> Generator[str, None, Completed]:
@@ -204,30 +255,56 @@ class _LiveBatch:
         self.answers = list(answers)
         self._model = model
         self._adapter = answers[0].request.adapter
-        self._cache = DynamicCache()
-        prompts = [answer.request.prompt for answer in answers]
-        longest = max(len(prompt) for prompt in prompts)
-        padding = [longest - len(prompt) for prompt in prompts]
-        # Padding stands on the left, so that every row's next token is in the last column. It is masked: any id serves.
-        rows = [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
-        self._tokens_BT = torch.tensor(rows, device=model.device)
-        padding_B = torch.tensor(padding, device=model.device)
-        self._mask_BL = torch.arange(longest, device=model.device) >= padding_B[:, None]
-        self._positions_BT = (self._mask_BL.cumsum(-1) - 1).clamp(min=0)
+        self._cache = GrowingCache()
+        self._prompts = [answer.request.prompt for answer in answers]
+        longest = max(len(prompt) for prompt in self._prompts)
+        # Padding stands on the left, so that every row's next token is in the last column.
+        lengths_B = torch.tensor([len(prompt) for prompt in self._prompts], device=model.device)
+        self._mask_BL = torch.arange(longest, device=model.device) >= longest - lengths_B[:, None]
+        self._position_B1 = lengths_B[:, None] - 1  # of the latest token
+        self._token_B1: Tensor | None = None
 
     @torch.no_grad()
     def step(self) -> list[_Answer]:
         """Add one token to every answer; return those that ended with it."""
-        logits_BV = self._model.decode(self._tokens_BT, self._positions_BT, self._mask_BL, self._cache, self._adapter)
+        logits_BV = self._prompt_scores() if self._token_B1 is None else self._next_scores(self._token_B1)
         samplings = [answer.request.sampling for answer in self.answers]
         number = [len(answer.tokens) for answer in self.answers]
         token_B = sample(logits_BV, samplings, uniforms([sampling.seed for sampling in samplings], number))
         for answer, token in zip(self.answers, token_B.tolist(), strict=True):
             answer.add(token)
-        self._positions_BT = self._positions_BT[:, -1:] + 1
-        self._tokens_BT = token_B[:, None]
-        self._mask_BL = torch.cat([self._mask_BL, torch.ones_like(self._mask_BL[:, :1])], dim=1)
+        self._token_B1 = token_B[:, None]
         return self._release_ended()
+
+    def _prompt_scores(self) -> Tensor:
+        """The scores (B, V) of the first token after each prompt; the cache comes to hold the prompts."""
+        if self._model.layout == "packed":
+            return self._packed_scores()
+        longest = self._mask_BL.shape[1]
+        # Padding is masked: any id serves.
+        rows = [[0] * (longest - len(prompt)) + list(prompt) for prompt in self._prompts]
+        tokens_BT = torch.tensor(rows, device=self._model.device)
+        positions_BT = (self._mask_BL.cumsum(-1) - 1).clamp(min=0)
+        return self._model.decode(tokens_BT, positions_BT, self._mask_BL, self._cache, self._adapter)
+
+    def _packed_scores(self) -> Tensor:
+        scores: list[Tensor] = []
+        packed: list[PackedKeys] = []
+        device = self._model.device
+        for group in groups_within([len(prompt) for prompt in self._prompts], _PREFILL_TOKENS):
+            row = pack_prompts([self._prompts[index] for index in group])
+            cache = DynamicCache()
+            tokens_1T, positions_1T, last_B = (x.to(device) for x in (row.tokens_1T, row.positions_1T, row.last_B))
+            scores.append(self._model.prefill(tokens_1T, positions_1T, row.segments, last_B, cache, self._adapter))
+            packed.append(PackedKeys(cache, row.segments_of))
+        self._cache.fill(packed)
+        return torch.cat(scores)
+
+    def _next_scores(self, token_B1: Tensor) -> Tensor:
+        """The scores (B, V) of the token after the latest, which the cache comes to hold."""
+        self._position_B1 = self._position_B1 + 1
+        self._mask_BL = torch.cat([self._mask_BL, torch.ones_like(self._mask_BL[:, :1])], dim=1)
+        return self._model.decode(token_B1, self._position_B1, self._mask_BL, self._cache, self._adapter)
 
     def _release_ended(self) -> list[_Answer]:
         """Take the rows out of the batch whose answers have ended."""
@@ -240,7 +317,8 @@ class _LiveBatch:
         return ended
 
     def _keep(self, rows: Tensor) -> None:
+        assert self._token_B1 is not None
         self._cache.batch_select_indices(rows)
-        self._tokens_BT, self._positions_BT, self._mask_BL = (
-            state[rows] for state in (self._tokens_BT, self._positions_BT, self._mask_BL)
+        self._token_B1, self._position_B1, self._mask_BL = (
+            state[rows] for state in (self._token_B1, self._position_B1, self._mask_BL)
         )

@@ -63,6 +63,11 @@ class Attachment(ABC):
     def adapter(self) -> str | None:
         """The name to pass as `adapters` so that the method takes part; None if the method is the model itself."""
 
+    @property
+    def draws(self) -> bool:
+        """Whether training draws for each document (dropout): documents then cannot share the tokens of a prefix."""
+        return False
+
     @abstractmethod
     def write(self, folder: Path, announce: Callable[[str], None]) -> None:
         """Write the trained state into `folder` (which exists) as files that other tools read."""

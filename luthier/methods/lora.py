@@ -223,6 +223,11 @@ class LoRAAttachment(Attachment):
         """The adapter's own name."""
         return self.name
 
+    @property
+    def draws(self) -> bool:
+        """Whether there is dropout."""
+        return self.settings.dropout > 0
+
     @torch.no_grad()
     def load(self, file: LoRAFile) -> None:
         """Take the tensors of a file. Raises RecipeError for missing, unexpected or misshapen ones."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -9,6 +11,7 @@ from luthier.models.anatomy import Anatomy, replace_module
 from luthier.models.families import RMSNormForm
 from luthier.ops.gated import Activation, gated_product, without_keeping
 from luthier.ops.norm import rms_norm
+from luthier.ops.products import frozen_linear, prefers_onednn
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -33,6 +36,21 @@ class FastRMSNorm(nn.Module):
         return rms_norm(x, gain_D, self.eps)
 
 
+class FastLinear(nn.Linear):
+    """A linear layer whose product is `ops.products`' choice; as `nn.Linear` where its own weight trains."""
+
+    def __init__(self, plain: nn.Linear) -> None:
+        nn.Module.__init__(self)  # not nn.Linear's, which would draw a weight only to have it exchanged
+        self.in_features, self.out_features = plain.in_features, plain.out_features
+        self.weight, self.bias = plain.weight, plain.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        trains = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
+        if trains or torch.is_autocast_enabled(x.device.type):
+            return F.linear(x, self.weight, self.bias)
+        return frozen_linear(x, self.weight, self.bias)
+
+
 class FastGatedMLP(nn.Module):
     """A gated feed-forward layer by `ops.gated`."""
 
@@ -52,6 +70,26 @@ class FastGatedMLP(nn.Module):
         with without_keeping(product_TF, gate_TF, up_TF, self.activation):
             hidden: Tensor = down(product_TF)
         return hidden
+
+
+def use_fast_layers(model: PreTrainedModel, anatomy: Anatomy, *, norm: bool, gated_mlp: bool, linear: bool) -> None:
+    """Exchange the kinds of layers that are asked for."""
+    if norm:
+        use_fast_norms(model, anatomy)
+    if linear:
+        use_fast_linears(model, anatomy)
+    if gated_mlp:
+        use_fast_gated_mlps(model, anatomy)
+
+
+def use_fast_linears(model: PreTrainedModel, anatomy: Anatomy) -> None:
+    """Exchange every `nn.Linear` of the layers and the head, on processors where another product is the faster."""
+    if not prefers_onednn():
+        return
+    for name in (*anatomy.linears, anatomy.head):
+        linear = model.get_submodule(name)
+        if type(linear) is nn.Linear:  # not a subclass, which computes something else
+            replace_module(model, name, FastLinear(linear))
 
 
 def use_fast_norms(model: PreTrainedModel, anatomy: Anatomy) -> None:

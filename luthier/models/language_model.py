@@ -17,11 +17,11 @@ from luthier.models.anatomy import Anatomy, config_number, read_anatomy
 from luthier.models.attention import FAST, REFERENCE, register_attention
 from luthier.models.call import Adapters, Call, Draws, Run, call_of_batch, calling, current_call
 from luthier.models.families import family_of
-from luthier.models.fast_layers import use_fast_gated_mlps, use_fast_norms
+from luthier.models.fast_layers import FastLinear, use_fast_layers
 from luthier.models.settings import ModelSettings
 from luthier.models.sources import ModelSource, fingerprint, locate, read_config, read_tokenizer, read_weights
 from luthier.ops.head import token_logprobs, token_logprobs_recomputed, token_logprobs_reference
-from luthier.types import Batch, Layout
+from luthier.types import Batch, Layout, Segment
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -34,6 +34,7 @@ class FastModel:
     head: bool = True
     gated_mlp: bool = True
     norm: bool = True
+    linear: bool = True
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,26 @@ class LanguageModel:
         hidden_ND = self._hidden(batch, call).flatten(0, 1).index_select(0, source_N)
         return Outputs(self._logprobs(hidden_ND, batch.targets.token_N, call.at(source_N)))
 
+    def prefill(
+        self,
+        tokens_1T: Tensor,
+        positions_1T: Tensor,
+        segments: tuple[Segment, ...],
+        last_B: Tensor,
+        cache: DynamicCache,
+        adapters: str | None = None,
+    ) -> Tensor:
+        """fp32 logits of the token that follows each prompt of a packed row, shape (B, V); their keys go into `cache`.
+
+        last_B: where each prompt's last token is. Only for models of the packed layout.
+        """
+        with torch.inference_mode(), calling(Call(segments, (Run(0, tokens_1T.numel(), adapters),))):
+            output = self.hf.get_submodule(self.anatomy.trunk)(
+                input_ids=tokens_1T, position_ids=positions_1T, past_key_values=cache, use_cache=True
+            )
+            last_BD = output.last_hidden_state[0, last_B]
+        return self._next_logits(last_BD, adapters)
+
     def decode(
         self,
         tokens_BT: Tensor,
@@ -169,6 +190,9 @@ class LanguageModel:
                 use_cache=True,
             )
             last_BD = output.last_hidden_state[:, -1]
+        return self._next_logits(last_BD, adapters)
+
+    def _next_logits(self, last_BD: Tensor, adapters: str | None) -> Tensor:
         with torch.inference_mode(), calling(Call(None, (Run(0, len(last_BD), adapters),))):
             return self._logits(last_BD).float()
 
@@ -194,7 +218,7 @@ class LanguageModel:
         if not self.fast.head:
             return token_logprobs_reference(hidden_ND, tokens_N, logits_of)
         head = self.hf.get_submodule(self.anatomy.head)
-        is_plain = type(head) is nn.Linear and not head.weight.requires_grad
+        is_plain = type(head) in (nn.Linear, FastLinear) and not head.weight.requires_grad
         if not is_plain or torch.is_autocast_enabled(hidden_ND.device.type):
             return token_logprobs_recomputed(hidden_ND, tokens_N, logits_of)
         bias_V = head.bias if isinstance(head, nn.Linear) else None
@@ -280,10 +304,7 @@ def load_model(
     implementation = (FAST if fast.attention else REFERENCE) if family.layout == "packed" else "sdpa"
     hf = read_weights(source, config, dtype, attn_implementation=implementation)
     anatomy = read_anatomy(hf, family)
-    if fast.norm:
-        use_fast_norms(hf, anatomy)
-    if fast.gated_mlp:
-        use_fast_gated_mlps(hf, anatomy)
+    use_fast_layers(hf, anatomy, norm=fast.norm, gated_mlp=fast.gated_mlp, linear=fast.linear)
     hf.requires_grad_(False).train(False).to(device)
     tokenizer = read_tokenizer(source)
     num_parameters = sum(p.numel() for p in hf.parameters())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +56,7 @@ def segment_positions(segments: Sequence[Segment]) -> list[int]:
     return starts
 
 
+@lru_cache(maxsize=512)
 def _block_mask(queries: int, keys: int, causal: bool, window: int | None, device: torch.device) -> Tensor | None:
     """What the last `queries` of `keys` positions see, True where seen; None if they see everything."""
     key_K = torch.arange(keys, device=device)

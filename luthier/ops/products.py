@@ -11,7 +11,7 @@ from __future__ import annotations
 import platform
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,25 @@ def linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Ten
         product = torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, bias_O, "none", [], "")
         return cast(Tensor, product)
     return F.linear(x_NI, weight_OI, bias_O)
+
+
+def frozen_linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """The same for a weight and bias that do not train, with a gradient for x (any leading shape), keeping W only."""
+    y_NO = cast(Tensor, _FrozenLinear.apply(x.reshape(-1, x.shape[-1]), weight_OI, bias_O))  # type: ignore[no-untyped-call]
+    return y_NO.view(*x.shape[:-1], len(weight_OI))
+
+
+class _FrozenLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight_OI)
+        return linear(x_NI, weight_OI, bias_O)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (dy_NO,) = grad_outputs
+        (weight_OI,) = ctx.saved_tensors
+        return linear(dy_NO, weight_OI.t()), None, None
 
 
 @cache

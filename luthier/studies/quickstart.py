@@ -34,8 +34,8 @@ from luthier.types import Message
 Announce = Callable[[str], None]
 OnStep = Callable[[dict[str, Any]], None]
 
-NUM_TRAIN = 200
-NUM_HELD_OUT = 48
+NUM_TRAIN = 240
+NUM_HELD_OUT = 40
 NUM_SHOWN = 5
 MAX_NEW_TOKENS = 90  # the longest right answer has about 45; an untuned model that indents its JSON needs more
 _SHOWN_LETTERS = 300

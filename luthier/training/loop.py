@@ -23,6 +23,7 @@ from luthier.methods.contract import Attachment
 from luthier.models.call import Draws
 from luthier.models.language_model import LanguageModel
 from luthier.objectives.contract import Objective
+from luthier.ops.workers import Workers
 from luthier.training.checkpoint import Checkpoint
 from luthier.training.flat import FlatTrainables
 from luthier.training.memory import memory_bytes, peak_memory_bytes
@@ -30,7 +31,6 @@ from luthier.training.optimizers import FlatAdamW
 from luthier.training.schedule import lr_factor
 from luthier.training.settings import EarlyStopping, TrainingSettings
 from luthier.training.stop import StopRequest
-from luthier.training.workers import Workers
 
 _CALMER = "Begin a new run with a lower training.peak_lr or a longer training.schedule.warmup_fraction."
 

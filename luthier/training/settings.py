@@ -47,6 +47,13 @@ class FastPaths(Settings):
         True, description="SwiGLU-type products that keep only their inputs; off: as in transformers."
     )
     norm: bool = Field(True, description="RMSNorm that keeps only its input; off: as in transformers.")
+    linear: bool = Field(
+        True, description="Frozen linear layers by the faster of torch's products on this processor; off: torch's own."
+    )
+    prefix: bool = Field(
+        True,
+        description="A beginning that the rows of a micro-batch have in common is computed once (on a CPU, without dropout); off: in every row.",
+    )
 
 
 class TrainingSettings(Settings):

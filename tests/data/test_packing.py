@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_examples import rows_of
 
-from luthier.data.packing import assign_workers, check_lengths, collate, plan_micro_batches
+from luthier.data.packing import assign_workers, check_lengths, collate, common_prefix, plan_micro_batches
 from luthier.errors import RecipeError
 from luthier.types import Batch, Example, Layout, Origin, Part
 
@@ -177,3 +177,72 @@ def test_batches_are_what_torch_models_take() -> None:
         assert batch.tokens_BT.dtype == batch.positions_BT.dtype == batch.targets.source_N.dtype == torch.int64
         assert batch.targets.weight_N.dtype == torch.float32
         assert batch.targets.token_N.dtype == batch.targets.sample_N.dtype == torch.int64
+
+
+# ── a beginning in common ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def chat(document: int, system: list[int], rest: list[int], learned: int) -> Example:
+    """A row that begins with a system prompt and learns its last so many tokens."""
+    tokens = np.array([*system, *rest], dtype=np.int64)
+    source = np.arange(len(tokens) - learned - 1, len(tokens) - 1)
+    ones, zeros = np.ones(learned, dtype=np.float32), np.zeros(learned, dtype=np.int64)
+    return Example((Part(tokens),), source, tokens[source + 1], ones, zeros, document, Origin("rows.jsonl", 1))
+
+
+def documents_of(batch: Batch) -> list[list[int]]:
+    """What each document reads, its ancestors' tokens first."""
+    tokens = batch.tokens_BT[0].tolist()
+    parents = {segment.parent for segment in batch.segments}
+    read = []
+    for index, segment in enumerate(batch.segments):
+        if index not in parents:
+            before = [] if segment.parent is None else batch.segments[segment.parent]
+            head = tokens[before.start : before.end] if isinstance(before, type(segment)) else []
+            read.append(head + tokens[segment.start : segment.end])
+    return read
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    system=st.integers(0, 12),
+    rests=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=5),
+    learned=st.integers(1, 4),
+)
+def test_sharing_a_beginning_changes_no_document_and_no_target(
+    system: int, rests: list[list[int]], learned: int
+) -> None:
+    rows = [chat(i, [9, *range(50, 50 + system)], rest, min(learned, len(rest))) for i, rest in enumerate(rests)]
+    plain, shared = (collate(rows, "packed", 0, shares_prefix=shares) for shares in (False, True))
+    assert documents_of(shared) == documents_of(plain)
+    assert targets_of(shared) == targets_of(plain)
+    sources = (batch.positions_BT[0][batch.targets.source_N] for batch in (shared, plain))
+    assert torch.equal(*sources)
+    assert shared.num_real_tokens <= plain.num_real_tokens
+    assert [segment.start for segment in shared.segments[1:]] == [segment.end for segment in shared.segments[:-1]]
+
+
+def test_a_beginning_in_common_stands_once_and_its_rows_go_on_from_it() -> None:
+    rows = [chat(4, [7] * 6, [1, 2, 3], 2), chat(5, [7] * 6, [4, 5], 1), chat(6, [7] * 6, [6, 8, 9, 9], 1)]
+    batch = collate(rows, "packed", 0, shares_prefix=True)
+    assert batch.tokens_BT.tolist() == [[7] * 6 + [1, 2, 3, 4, 5, 6, 8, 9, 9]]
+    assert batch.positions_BT.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 8, 6, 7, 6, 7, 8, 9]]
+    assert [(s.start, s.end, s.parent) for s in batch.segments] == [(0, 6, None), (6, 9, 0), (9, 11, 0), (11, 15, 0)]
+    assert batch.documents == (4, 4, 5, 6)
+    assert batch.targets.source_N.tolist() == [6, 7, 9, 13]
+
+
+def test_a_token_that_is_learned_from_is_not_shared() -> None:
+    rows = [chat(0, [7] * 6, [1], 3), chat(1, [7] * 6, [2], 1)]  # the first learns two tokens of what both begin with
+    assert [segment.end for segment in collate(rows, "packed", 0, shares_prefix=True).segments] == [3, 7, 11]
+
+
+@pytest.mark.parametrize("rows", [[pair(1), pair(2)], [chat(0, [7] * 6, [1], 1)], rows_of([5, 6])])
+def test_where_there_is_nothing_to_share_the_row_is_as_ever(rows: list[Example]) -> None:
+    shared, plain = (collate(rows, "packed", 0, shares_prefix=shares) for shares in (True, False))
+    assert shared.segments == plain.segments
+
+
+def test_rows_that_differ_at_once_have_no_beginning_in_common() -> None:
+    assert common_prefix([np.array([1, 2]), np.array([2, 2])], 2) == 0
+    assert common_prefix([np.array([1, 2, 3]), np.array([1, 2, 4, 5]), np.array([1, 2, 3])], 3) == 2

@@ -13,7 +13,7 @@ from luthier.methods.lora import LoRA
 from luthier.models.language_model import load_model
 from luthier.models.settings import ModelSettings
 from luthier.objectives.sft import SFT
-from luthier.training.workers import Workers
+from luthier.ops.workers import Workers
 from luthier.types import Completion, Conversation, Message, Origin, PlainText
 
 SAMPLING = Sampling(max_new_tokens=12)

@@ -63,6 +63,7 @@ class TinyDecoder:
         self.tokenizer = byte_tokenizer()
         self.stop_ids = frozenset(stop_ids)
         self.context_length = context
+        self.layout = "bucketed"
         self.device = torch.device("cpu")
         self.shapes: list[tuple[int, int]] = []
         self.adapters: list[str | None] = []
@@ -91,6 +92,7 @@ class Script:
         self.tokenizer = byte_tokenizer() if tokenizer is None else tokenizer
         self.stop_ids = frozenset([len(self.tokenizer) - 1])
         self.context_length = None
+        self.layout = "bucketed"
         self.device = torch.device("cpu")
         self._tokens = list(tokens)
         self._said = 0

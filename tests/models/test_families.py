@@ -16,6 +16,7 @@ from luthier.errors import RecipeError
 from luthier.methods.contract import Attachment
 from luthier.models.call import Draws
 from luthier.models.families import FAMILIES, family_of
+from luthier.models.fast_layers import FastLinear
 from luthier.models.language_model import FastModel, LanguageModel
 
 
@@ -68,11 +69,27 @@ def test_the_fast_paths_and_the_plain_ones_agree_in_the_gradient_of_every_base_w
         assert float((results[0][key] - expected).abs().max()) <= 1e-5 * largest
 
 
-@pytest.mark.parametrize("switch", ["attention", "head", "gated_mlp", "norm"])
+@pytest.mark.parametrize("switch", ["attention", "head", "gated_mlp", "norm", "linear"])
 def test_each_switch_alone_changes_nothing(switch: str) -> None:
     expected = tiny_model("gemma2").forward(batch_of(LENGTHS, "packed")).logprob_N
     model = tiny_model("gemma2", FastModel(**{switch: False}))
     assert_near(model.forward(batch_of(LENGTHS, "packed")).logprob_N, expected)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "falcon-new"])
+def test_fast_linears_compute_and_train_as_those_of_torch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for onednn in (True, False):
+        monkeypatch.setattr("luthier.models.fast_layers.prefers_onednn", lambda onednn=onednn: onednn)
+        model = tiny_model(name)
+        linears = [type(model.hf.get_submodule(target)) for target in (*model.anatomy.linears, model.anatomy.head)]
+        assert (FastLinear in linears) == onednn
+        for trained in (model.anatomy.final_norm, model.anatomy.layers[0].norms[0]):  # gradients through frozen layers
+            model.hf.get_submodule(trained).requires_grad_(True)
+        weights = [weight for weight in model.hf.parameters() if weight.requires_grad]
+        logprob_N = model.forward(batch_of(LENGTHS, model.layout)).logprob_N
+        results.append([logprob_N, *torch.autograd.grad(logprob_N.sum(), weights)])
+    assert_all_near(*results)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -104,6 +104,26 @@ def test_two_answers_to_one_shared_prompt_get_what_each_gets_in_a_row_of_its_own
     assert_near(together, plain_logprobs(plain_model(name), alone))
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "mistral"])
+def test_rows_that_share_a_beginning_give_the_values_and_gradients_of_rows_that_do_not(name: str) -> None:
+    model = tiny_model(name)
+    weights = list(random_lora(model).trainables.values())
+    rows = [behind(random_row(12, 99), random_row(length, number)) for number, length in enumerate((7, 3, 9))]
+    results = []
+    for shares in (False, True):
+        batch = collate(rows, "packed", 0, shares_prefix=shares)
+        logprob_N = model.forward(batch, "default").logprob_N
+        results.append([logprob_N, *torch.autograd.grad(logprob_N.sum(), weights)])
+    assert batch.num_real_tokens == 12 + sum(row.num_tokens - 12 for row in rows)
+    assert_all_near(*results)
+
+
+def behind(prefix: Example, row: Example) -> Example:
+    """The row after the tokens of another, of which nothing is learned."""
+    tokens = np.concatenate([prefix.parts[0].tokens_T, row.parts[0].tokens_T])
+    return replace(row, parts=(Part(tokens),), source_N=row.source_N + prefix.num_tokens)
+
+
 def test_more_learned_positions_than_one_chunk_holds_are_all_computed() -> None:
     rows = [random_row(60, document, learned=1.0) for document in range(6)]
     model = tiny_model("phi")

@@ -18,11 +18,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from luthier.models.anatomy import read_anatomy
 from luthier.models.attention import FAST, REFERENCE, register_attention
 from luthier.models.families import family_of
-from luthier.models.fast_layers import use_fast_gated_mlps, use_fast_norms
+from luthier.models.fast_layers import use_fast_layers
 from luthier.models.language_model import FastModel, Identity, LanguageModel
 
 VOCABULARY = 61
-PLAIN = FastModel(attention=False, head=False, gated_mlp=False, norm=False)
+PLAIN = FastModel(attention=False, head=False, gated_mlp=False, norm=False, linear=False)
 
 _WIDE = {
     "vocab_size": VOCABULARY,
@@ -129,8 +129,5 @@ def tiny_model(name: str, fast: FastModel | None = None, dtype: torch.dtype = to
     packed = FAST if fast.attention else REFERENCE
     hf = plain_model(name, packed if family.layout == "packed" else "sdpa", dtype)
     anatomy = read_anatomy(hf, family)
-    if fast.norm:
-        use_fast_norms(hf, anatomy)
-    if fast.gated_mlp:
-        use_fast_gated_mlps(hf, anatomy)
+    use_fast_layers(hf, anatomy, norm=fast.norm, gated_mlp=fast.gated_mlp, linear=fast.linear)
     return LanguageModel(hf, tiny_tokenizer(), anatomy, Identity(f"tiny-{name}", "0" * 64), fast)

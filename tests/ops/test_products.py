@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from near import assert_near
 
-from luthier.ops.products import linear
+from luthier.ops.products import frozen_linear, linear
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 7])
@@ -31,3 +31,18 @@ def test_a_slice_of_a_wider_tensor_is_multiplied_as_it_is() -> None:
     wide = torch.randn(6, 30)
     weight = torch.randn(8, 10)
     assert_near(linear(wide[:, 10:20], weight), wide[:, 10:20] @ weight.t())
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_product_with_a_frozen_weight_hands_gradients_on_and_keeps_the_weight_alone(bias: bool) -> None:
+    x = torch.randn(2, 3, 12, requires_grad=True)
+    weight = torch.randn(20, 12)
+    offset = torch.randn(20) if bias else None
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        y = frozen_linear(x, weight, offset)
+    assert [tensor.data_ptr() for tensor in kept] == [weight.data_ptr()]
+    expected = F.linear(x, weight, offset)
+    assert_near(y, expected)
+    direction = torch.randn_like(y)
+    assert_near(*(torch.autograd.grad(out, x, direction)[0] for out in (y, expected)))

@@ -14,10 +14,10 @@ from torch import Tensor
 from luthier.data.batches import StepBatches
 from luthier.methods import LoRA, Method
 from luthier.objectives import SFT
+from luthier.ops.workers import Workers
 from luthier.training.checkpoint import Checkpoint
 from luthier.training.loop import Outside, Plan, Progress, train
 from luthier.training.settings import TrainingSettings
-from luthier.training.workers import Workers
 from luthier.types import Example
 
 LENGTHS = (12, 5, 9, 7, 12, 3, 10, 8, 6, 11)

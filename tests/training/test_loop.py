@@ -16,11 +16,11 @@ from luthier.data.batches import evaluation_batches
 from luthier.evaluation.loss import held_out_loss
 from luthier.methods import Full, LoRA, Method
 from luthier.objectives import SFT
+from luthier.ops.workers import Workers
 from luthier.training.checkpoint import load_checkpoint, save_checkpoint
 from luthier.training.loop import Progress
 from luthier.training.schedule import lr_factor
 from luthier.training.settings import TrainingSettings
-from luthier.training.workers import Workers
 
 # ── one step ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from luthier.training.workers import Workers
+from luthier.ops.workers import Workers
 
 
 @pytest.fixture(autouse=True)
