@@ -47,6 +47,8 @@ PATHS = (
     FastPath("lora", "LoRA as one operation", ("--set", "training.fast.lora=false")),
     FastPath("gated-mlp", "SwiGLU that keeps its inputs only", ("--set", "training.fast.gated_mlp=false")),
     FastPath("norm", "RMSNorm that keeps its input only", ("--set", "training.fast.norm=false")),
+    FastPath("linear", "frozen linears by the faster product", ("--set", "training.fast.linear=false")),
+    FastPath("prefix", "a beginning in common computed once", ("--set", "training.fast.prefix=false")),
     FastPath("allocator", "allocator keeps freed memory", ("--plain-allocator",)),
     FastPath("workers", "one worker thread a core", ("--set", "training.workers=1")),
 )
