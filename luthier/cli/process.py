@@ -11,6 +11,7 @@ from collections.abc import Callable
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_MAX = -4
+_M_ARENA_MAX = -8
 
 _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -39,7 +40,9 @@ def keep_freed_memory(announce: Callable[[str], None]) -> bool:
     if not glibc_version():
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20)):
+    # one arena: what one worker thread has freed, another can use
+    settings = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 8 << 20))
+    for parameter, value in settings:
         mallopt(parameter, value)
     announce("Allocator: freed memory is kept for reuse (--plain-allocator leaves it as it is).")
     return True

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from luthier.ops.draws import token_keys
+from luthier.ops.recompute import Recomputable
 from luthier.types import Batch, Segment
 
 
@@ -43,11 +44,13 @@ class Call:
     segments: the documents of a packed row, or None where a mask says what is seen.
     runs: the adapters over the flattened tokens, in order and without gaps.
     keys_N: one key a token for random draws; None draws nothing (no dropout).
+    recomputable: takes tensors that the backward pass should compute again; None keeps everything.
     """
 
     segments: tuple[Segment, ...] | None
     runs: tuple[Run, ...]
     keys_N: Tensor | None = None
+    recomputable: Recomputable | None = None
 
     def at(self, source_N: Tensor) -> Call:
         """The call over chosen positions, which must be in the order of the runs; each keeps its adapter and its key."""

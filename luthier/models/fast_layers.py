@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from luthier.models.anatomy import Anatomy, replace_module
+from luthier.models.call import current_call
 from luthier.models.families import RMSNormForm
 from luthier.ops.gated import Activation, gated_product, without_keeping
 from luthier.ops.norm import rms_norm
@@ -32,8 +33,20 @@ class FastRMSNorm(nn.Module):
         self.gain_offset = gain_offset
 
     def forward(self, x: Tensor) -> Tensor:
+        y = self._normal(x)
+        recomputable = current_call().recomputable
+        if recomputable is not None:
+            detached = x.detach()
+            recomputable.add(y, lambda: self._again(detached))
+        return y
+
+    def _normal(self, x: Tensor) -> Tensor:
         gain_D = self.weight if self.gain_offset == 0 else self.weight + self.gain_offset
         return rms_norm(x, gain_D, self.eps)
+
+    @torch.no_grad()
+    def _again(self, x: Tensor) -> Tensor:
+        return self._normal(x)
 
 
 class FastLinear(nn.Linear):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from luthier.models.fast_layers import FastLinear, use_fast_layers
 from luthier.models.settings import ModelSettings
 from luthier.models.sources import ModelSource, fingerprint, locate, read_config, read_tokenizer, read_weights
 from luthier.ops.head import token_logprobs, token_logprobs_recomputed, token_logprobs_reference
+from luthier.ops.recompute import Recomputable
 from luthier.types import Batch, Layout, Segment
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -128,7 +129,11 @@ class LanguageModel:
         return self._hidden(batch, call_of_batch(batch, adapters, draws))
 
     def _hidden(self, batch: Batch, call: Call) -> Tensor:
-        with calling(call):
+        recomputable = Recomputable() if self.fast.norm and torch.is_grad_enabled() else None
+        with (
+            calling(replace(call, recomputable=recomputable)),
+            nullcontext() if recomputable is None else recomputable.hooks(),
+        ):
             output = self.hf.get_submodule(self.anatomy.trunk)(
                 input_ids=batch.tokens_BT,
                 position_ids=batch.positions_BT,

@@ -1,8 +1,9 @@
 """Attention over a packed row, document by document.
 
 A segment sees itself (its past only, if causal) and the whole of its ancestors. The fast path calls the fused kernel
-once for each segment, so that no score between two documents is ever computed; on a CUDA device with half precision all
-segments without parents go to one variable-length kernel. The reference computes one dense mask over the row.
+once for each segment, so that no score between two documents is ever computed. On a CPU that is one operation for the
+whole row, which keeps q, k, v and its output once; on a CUDA device with half precision all segments without parents go
+to one variable-length kernel. The reference computes one dense mask over the row.
 
 Shapes: H query heads, K key/value heads (H is a multiple of K), T tokens, E head width.
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -119,6 +121,10 @@ def packed_attention(
     """The same as `packed_attention_reference`, segment by segment."""
     if _fits_varlen_kernel(q_1HTE, segments, terms):
         return _varlen_attention(q_1HTE, k_1KTE, v_1KTE, segments, terms)
+    is_fp32 = q_1HTE.dtype == k_1KTE.dtype == v_1KTE.dtype == torch.float32
+    if q_1HTE.device.type == "cpu" and is_fp32 and terms.is_plain and has_cpu_kernel():
+        out_1HTE = _RowAttention.apply(q_1HTE, k_1KTE, v_1KTE, segments, terms)  # type: ignore[no-untyped-call]
+        return cast(Tensor, out_1HTE)
     lengths = [segment.length for segment in segments]
     q_parts = q_1HTE.split(lengths, dim=2)  # split and cat: their backward passes touch each number once
     k_parts = k_1KTE.split(lengths, dim=2)
@@ -134,6 +140,92 @@ def packed_attention(
         mask = _block_mask(segment.length, k.shape[2], segment.causal, terms.window, q_1HTE.device)
         outputs.append(masked_attention(q_parts[index], k, v, mask, terms))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+
+class _RowAttention(torch.autograd.Function):
+    """All segments by the fused CPU kernel; the output lies in memory as (T, H, E), as the next layer reads it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q_1HTE: Tensor,
+        k_1KTE: Tensor,
+        v_1KTE: Tensor,
+        segments: Sequence[Segment],
+        terms: AttentionTerms,
+    ) -> Tensor:
+        _, heads, num_tokens, width = q_1HTE.shape
+        out_1HTE = q_1HTE.new_empty(1, num_tokens, heads, width).transpose(1, 2)
+        lse = []
+        for index, segment in enumerate(segments):
+            q, k, v = _of_segment(q_1HTE, k_1KTE, v_1KTE, segments, index)
+            mask, is_causal = _mask_of(segment, k.shape[2], terms, q)
+            out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                q, k, v, 0.0, is_causal, attn_mask=mask, scale=terms.scale
+            )
+            out_1HTE[:, :, segment.start : segment.end] = out
+            lse.append(sums)
+        ctx.save_for_backward(q_1HTE, k_1KTE, v_1KTE, out_1HTE, *lse)
+        ctx.segments, ctx.terms = segments, terms
+        return out_1HTE
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (dout_1HTE,) = grad_outputs
+        q_1HTE, k_1KTE, v_1KTE, out_1HTE, *lse = ctx.saved_tensors
+        segments: Sequence[Segment] = ctx.segments
+        dq_1HTE, dk_1KTE, dv_1KTE = (_zeros_by_token(x) for x in (q_1HTE, k_1KTE, v_1KTE))
+        for index, segment in enumerate(segments):
+            q, k, v = _of_segment(q_1HTE, k_1KTE, v_1KTE, segments, index)
+            mask, is_causal = _mask_of(segment, k.shape[2], ctx.terms, q)
+            span = slice(segment.start, segment.end)
+            dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                dout_1HTE[:, :, span], q, k, v, out_1HTE[:, :, span], lse[index], 0.0, is_causal,
+                attn_mask=mask, scale=ctx.terms.scale,
+            )  # fmt: skip
+            dq_1HTE[:, :, span] = dq
+            at = 0
+            for seen in (segments[i] for i in ancestors(segments, index)):
+                dk_1KTE[:, :, seen.start : seen.end] += dk[:, :, at : at + seen.length]
+                dv_1KTE[:, :, seen.start : seen.end] += dv[:, :, at : at + seen.length]
+                at += seen.length
+        return dq_1HTE, dk_1KTE, dv_1KTE, None, None
+
+
+def _of_segment(
+    q_1HTE: Tensor, k_1KTE: Tensor, v_1KTE: Tensor, segments: Sequence[Segment], index: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A segment's queries, and the keys and values of it and its ancestors."""
+    spans = [slice(segments[i].start, segments[i].end) for i in ancestors(segments, index)]
+    if len(spans) == 1:
+        return q_1HTE[:, :, spans[0]], k_1KTE[:, :, spans[0]], v_1KTE[:, :, spans[0]]
+    k, v = (torch.cat([x[:, :, span] for span in spans], dim=2) for x in (k_1KTE, v_1KTE))
+    return q_1HTE[:, :, spans[-1]], k, v
+
+
+def _mask_of(segment: Segment, num_keys: int, terms: AttentionTerms, q: Tensor) -> tuple[Tensor | None, bool]:
+    """What a segment's queries see of its keys as the kernel takes it: added to the scores, or plainly causal."""
+    if segment.causal and num_keys == segment.length and _window_is_idle(terms.window, segment.length):
+        return None, True
+    seen_QK = _block_mask(segment.length, num_keys, segment.causal, terms.window, q.device)
+    return None if seen_QK is None else torch.zeros_like(seen_QK, dtype=q.dtype).masked_fill_(
+        ~seen_QK, -torch.inf
+    ), False
+
+
+def _zeros_by_token(x_1HTE: Tensor) -> Tensor:
+    """Zeros of the same shape, in memory as (T, H, E): so gradients reach the projections without a copy."""
+    return torch.zeros_like(x_1HTE.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+
+
+@cache
+def has_cpu_kernel() -> bool:
+    """Whether this torch has the operation that its own attention calls on a CPU, which is not a public one."""
+    names = ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward")
+    try:
+        return all(getattr(torch.ops.aten, name) is not None for name in names)
+    except AttributeError:
+        return False
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

@@ -70,7 +70,7 @@ def test_merged_computes_the_same_function_and_is_plain_transformers_again(name:
     assert_apart(unmerged, logprobs(model, None))
     attachment.merge()
     assert_near(logprobs(model, None), unmerged)
-    assert type(model.hf.get_submodule(model.anatomy.head)) is torch.nn.Linear
+    assert isinstance(model.hf.get_submodule(model.anatomy.head), torch.nn.Linear)
     assert not any("lora" in key for key in model.hf.state_dict())
     assert_near(plain_logprobs(as_plain(name, model), random_rows(LENGTHS)), unmerged)
 
