@@ -7,7 +7,6 @@ happens in between.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -229,7 +228,6 @@ def _status(folder: Path, announce: Announce) -> Iterator[None]:
 
 
 def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) -> RunResult:
-    began = time.perf_counter()
     prepared = check_recipe(recipe, announce)
     announce_gate(prepared.gate, announce)
     model = _load_base(recipe, announce)
@@ -243,10 +241,11 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) ->
     _settle_provenance(recipe, folder, model, dataset, announce)
     checkpoint = _last_checkpoint(recipe, folder, announce)
     with Workers(_workers(recipe.training.workers, model.device)) as workers:
-        outside = _outside(recipe, folder, model, attachment, dataset, plan, workers, announce, on_step)
-        cut_metrics(folder, 0 if checkpoint is None else checkpoint.step)
+        steps_before = 0 if checkpoint is None else checkpoint.step
+        cut_metrics(folder, steps_before)
+        outside = _outside(recipe, folder, model, attachment, dataset, plan, workers, steps_before, announce, on_step)
         progress = train(model, attachment, recipe.objective, batches, plan, outside, workers, checkpoint)
-    return _finish(recipe, folder, attachment, progress, announce, time.perf_counter() - began)
+    return _finish(recipe, folder, attachment, progress, announce)
 
 
 def _load_base(recipe: Recipe, announce: Announce) -> LanguageModel:
@@ -389,6 +388,7 @@ def _outside(
     dataset: Dataset,
     plan: Plan,
     workers: Workers,
+    steps_before: int,
     announce: Announce,
     on_step: OnStep,
 ) -> Outside:
@@ -401,7 +401,7 @@ def _outside(
         model.pad_id,
         shares_prefix=_shares_prefix(recipe, model),
     )
-    trackers = open_trackers(recipe.training.trackers, folder, recipe.model_dump(mode="json"))
+    trackers = open_trackers(recipe.training.trackers, folder, recipe.model_dump(mode="json"), steps_before)
 
     def evaluate() -> float:
         return held_out_loss(model, recipe.objective, held_out, attachment.adapter, workers, plan.autocast)
@@ -427,7 +427,7 @@ def _prune(recipe: Recipe, folder: Path, step: int, best_step: int | None) -> No
 
 
 def _finish(
-    recipe: Recipe, folder: Path, attachment: Attachment, progress: Progress, announce: Announce, seconds: float
+    recipe: Recipe, folder: Path, attachment: Attachment, progress: Progress, announce: Announce
 ) -> RunResult:
     """Write the adapter or model, the plot and the report."""
     _prune(recipe, folder, progress.step, progress.best_step)
@@ -449,7 +449,6 @@ def _finish(
             "Method": f"{recipe.method.kind}, {attachment.num_trainable:,} numbers trained",
             "Data": ", ".join([recipe.data.train] if isinstance(recipe.data.train, str) else recipe.data.train),
             "Steps": str(progress.step),
-            "Time": f"{seconds:.0f} s",
             "Result": str(output),
         },
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -24,10 +25,15 @@ class Tracker(Protocol):
         """Flush what is held."""
 
 
-def open_trackers(names: Sequence[str], run: Path, settings: Mapping[str, Any]) -> list[Tracker]:
-    """The trackers that a recipe names. Raises RecipeError for one whose library is not installed."""
+def open_trackers(
+    names: Sequence[str], run: Path, settings: Mapping[str, Any], steps_before: int = 0
+) -> list[Tracker]:
+    """The trackers that a recipe names. Raises RecipeError for one whose library is not installed.
+
+    steps_before: where the run goes on; what TensorBoard was told of later steps is taken back.
+    """
     openers: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
-        "tensorboard": TensorBoard,
+        "tensorboard": partial(TensorBoard, steps_before=steps_before),
         "wandb": WandB,
         "mlflow": MLflow,
     }
@@ -53,11 +59,11 @@ def _library(name: str, extra: str) -> ModuleType:
 class TensorBoard:
     """Event files in the run's `tensorboard/` folder."""
 
-    def __init__(self, run: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, run: Path, settings: Mapping[str, Any], steps_before: int = 0) -> None:
         _library("tensorboard", "tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(run / "tensorboard"))
+        self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=steps_before + 1 if steps_before else None)
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         """One scalar for each number."""

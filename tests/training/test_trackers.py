@@ -29,6 +29,21 @@ def test_tensorboard_holds_every_number_of_every_step(tmp_path: Path):
     assert set(events.Tags()["scalars"]) == {"loss", "lr", "learned_tokens"}
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_shows_each_step_once_after_a_run_went_on_from_an_earlier_one(tmp_path: Path):
+    for steps_before, steps in ((0, (1, 2, 3)), (1, (2, 3))):
+        (tracker,) = open_trackers(("tensorboard",), tmp_path, {}, steps_before)
+        for step in steps:
+            tracker.log(step, {"loss": 10.0 * steps_before + step})
+        tracker.close()
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 12.0), (3, 13.0)]
+
+
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_tracker_without_its_library_is_refused_before_training(name: str, tmp_path: Path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, name, None)
