@@ -426,9 +426,7 @@ def _prune(recipe: Recipe, folder: Path, step: int, best_step: int | None) -> No
     prune_checkpoints(folder, recipe.training.keep_last, keep)
 
 
-def _finish(
-    recipe: Recipe, folder: Path, attachment: Attachment, progress: Progress, announce: Announce
-) -> RunResult:
+def _finish(recipe: Recipe, folder: Path, attachment: Attachment, progress: Progress, announce: Announce) -> RunResult:
     """Write the adapter or model, the plot and the report."""
     _prune(recipe, folder, progress.step, progress.best_step)
     if recipe.training.early_stopping is not None and progress.best_step not in (None, progress.step):

@@ -58,6 +58,11 @@ def segment_positions(segments: Sequence[Segment]) -> list[int]:
     return starts
 
 
+def _depth(segments: Sequence[Segment]) -> list[int]:
+    """For each segment, the position after its last token."""
+    return [start + s.length for start, s in zip(segment_positions(segments), segments, strict=True)]
+
+
 @lru_cache(maxsize=512)
 def _block_mask(queries: int, keys: int, causal: bool, window: int | None, device: torch.device) -> Tensor | None:
     """What the last `queries` of `keys` positions see, True where seen; None if they see everything."""
@@ -122,8 +127,9 @@ def packed_attention(
     if _fits_varlen_kernel(q_1HTE, segments, terms):
         return _varlen_attention(q_1HTE, k_1KTE, v_1KTE, segments, terms)
     is_fp32 = q_1HTE.dtype == k_1KTE.dtype == v_1KTE.dtype == torch.float32
-    if q_1HTE.device.type == "cpu" and is_fp32 and terms.is_plain and has_cpu_kernel():
-        out_1HTE = _RowAttention.apply(q_1HTE, k_1KTE, v_1KTE, segments, terms)  # type: ignore[no-untyped-call]
+    is_dense = terms.is_plain and _window_is_idle(terms.window, max(_depth(segments)))
+    if q_1HTE.device.type == "cpu" and is_fp32 and is_dense and has_cpu_kernel():
+        out_1HTE = _RowAttention.apply(q_1HTE, k_1KTE, v_1KTE, tuple(segments), terms.scale)  # type: ignore[no-untyped-call]
         return cast(Tensor, out_1HTE)
     lengths = [segment.length for segment in segments]
     q_parts = q_1HTE.split(lengths, dim=2)  # split and cat: their backward passes touch each number once
@@ -143,74 +149,71 @@ def packed_attention(
 
 
 class _RowAttention(torch.autograd.Function):
-    """All segments by the fused CPU kernel; the output lies in memory as (T, H, E), as the next layer reads it."""
+    """All segments by the fused CPU kernel; the output lies in memory as (T, H, E), as the next layer reads it.
+
+    A segment's own tokens and each of its ancestors are separate blocks of keys: out = Σ_b out_b exp(lse_b − lse) with
+    lse = log Σ_b exp(lse_b), and given that out and lse, the gradient is the sum of the blocks' gradients.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        q_1HTE: Tensor,
-        k_1KTE: Tensor,
-        v_1KTE: Tensor,
-        segments: Sequence[Segment],
-        terms: AttentionTerms,
+        ctx: Any, q_1HTE: Tensor, k_1KTE: Tensor, v_1KTE: Tensor, segments: tuple[Segment, ...], scale: float
     ) -> Tensor:
         _, heads, num_tokens, width = q_1HTE.shape
         out_1HTE = q_1HTE.new_empty(1, num_tokens, heads, width).transpose(1, 2)
-        lse = []
-        for index, segment in enumerate(segments):
-            q, k, v = _of_segment(q_1HTE, k_1KTE, v_1KTE, segments, index)
-            mask, is_causal = _mask_of(segment, k.shape[2], terms, q)
-            out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                q, k, v, 0.0, is_causal, attn_mask=mask, scale=terms.scale
+        lse_1HT = q_1HTE.new_empty(1, heads, num_tokens)
+        for queries, keys, is_causal, is_first in _blocks(segments):
+            out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                q_1HTE[:, :, queries], k_1KTE[:, :, keys], v_1KTE[:, :, keys], 0.0, is_causal, scale=scale
             )
-            out_1HTE[:, :, segment.start : segment.end] = out
-            lse.append(sums)
-        ctx.save_for_backward(q_1HTE, k_1KTE, v_1KTE, out_1HTE, *lse)
-        ctx.segments, ctx.terms = segments, terms
+            if not is_first:
+                before = lse_1HT[:, :, queries]
+                both = torch.logaddexp(before, lse)
+                share = (before - both).exp_().unsqueeze(-1)
+                out = torch.lerp(out, out_1HTE[:, :, queries], share)
+                lse = both
+            out_1HTE[:, :, queries] = out
+            lse_1HT[:, :, queries] = lse
+        ctx.save_for_backward(q_1HTE, k_1KTE, v_1KTE, out_1HTE, lse_1HT)
+        ctx.segments, ctx.scale = segments, scale
         return out_1HTE
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (dout_1HTE,) = grad_outputs
-        q_1HTE, k_1KTE, v_1KTE, out_1HTE, *lse = ctx.saved_tensors
-        segments: Sequence[Segment] = ctx.segments
+        q_1HTE, k_1KTE, v_1KTE, out_1HTE, lse_1HT = ctx.saved_tensors
         dq_1HTE, dk_1KTE, dv_1KTE = (_zeros_by_token(x) for x in (q_1HTE, k_1KTE, v_1KTE))
-        for index, segment in enumerate(segments):
-            q, k, v = _of_segment(q_1HTE, k_1KTE, v_1KTE, segments, index)
-            mask, is_causal = _mask_of(segment, k.shape[2], ctx.terms, q)
-            span = slice(segment.start, segment.end)
+        for queries, keys, is_causal, _ in _blocks(ctx.segments):
             dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                dout_1HTE[:, :, span], q, k, v, out_1HTE[:, :, span], lse[index], 0.0, is_causal,
-                attn_mask=mask, scale=ctx.terms.scale,
+                dout_1HTE[:, :, queries], q_1HTE[:, :, queries], k_1KTE[:, :, keys], v_1KTE[:, :, keys],
+                out_1HTE[:, :, queries], lse_1HT[:, :, queries].contiguous(), 0.0, is_causal, scale=ctx.scale,
             )  # fmt: skip
-            dq_1HTE[:, :, span] = dq
-            at = 0
-            for seen in (segments[i] for i in ancestors(segments, index)):
-                dk_1KTE[:, :, seen.start : seen.end] += dk[:, :, at : at + seen.length]
-                dv_1KTE[:, :, seen.start : seen.end] += dv[:, :, at : at + seen.length]
-                at += seen.length
+            dq_1HTE[:, :, queries] += dq
+            dk_1KTE[:, :, keys] += dk
+            dv_1KTE[:, :, keys] += dv
         return dq_1HTE, dk_1KTE, dv_1KTE, None, None
 
 
-def _of_segment(
-    q_1HTE: Tensor, k_1KTE: Tensor, v_1KTE: Tensor, segments: Sequence[Segment], index: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A segment's queries, and the keys and values of it and its ancestors."""
-    spans = [slice(segments[i].start, segments[i].end) for i in ancestors(segments, index)]
-    if len(spans) == 1:
-        return q_1HTE[:, :, spans[0]], k_1KTE[:, :, spans[0]], v_1KTE[:, :, spans[0]]
-    k, v = (torch.cat([x[:, :, span] for span in spans], dim=2) for x in (k_1KTE, v_1KTE))
-    return q_1HTE[:, :, spans[-1]], k, v
+@lru_cache(maxsize=64)
+def _blocks(segments: tuple[Segment, ...]) -> list[tuple[slice, slice, bool, bool]]:
+    """Queries and keys that are computed together, whether causally, and whether these queries meet keys the first time.
 
-
-def _mask_of(segment: Segment, num_keys: int, terms: AttentionTerms, q: Tensor) -> tuple[Tensor | None, bool]:
-    """What a segment's queries see of its keys as the kernel takes it: added to the scores, or plainly causal."""
-    if segment.causal and num_keys == segment.length and _window_is_idle(terms.window, segment.length):
-        return None, True
-    seen_QK = _block_mask(segment.length, num_keys, segment.causal, terms.window, q.device)
-    return None if seen_QK is None else torch.zeros_like(seen_QK, dtype=q.dtype).masked_fill_(
-        ~seen_QK, -torch.inf
-    ), False
+    Each segment meets its own tokens; then neighbours that share an ancestor meet it together, all of it.
+    """
+    blocks = [(slice(s.start, s.end), slice(s.start, s.end), s.causal, True) for s in segments]
+    parents = {segment.parent for segment in segments}
+    for index, seen in enumerate(segments):
+        start: int | None = None
+        if index not in parents:
+            continue
+        for other, segment in enumerate([*segments, None]):
+            is_below = segment is not None and other != index and index in ancestors(segments, other)
+            if is_below and segment is not None:
+                start, end = segment.start if start is None else start, segment.end
+            elif start is not None:
+                blocks.append((slice(start, end), slice(seen.start, seen.end), False, False))
+                start = None
+    return blocks
 
 
 def _zeros_by_token(x_1HTE: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """The matrix product x Wᵀ, by whichever of torch's two CPU libraries is the faster on this processor.
 
 For fp32 torch calls MKL. On AMD processors with AVX-512, oneDNN, which torch carries too, is 5–15 % faster at the shapes
-of linear layers and up to 40 % faster at a head's (and its work space makes a training run a tenth larger); on Intel
-processors the two are equal and MKL stays. torch gives no public way to choose, so the operation that its own compiler emits is called where it exists, and `F.linear` elsewhere.
+of linear layers and up to 40 % faster at a head's (its work space makes a training run a tenth larger); on Intel processors
+the two are equal and MKL stays. torch gives no public way to choose, so the operation that its own compiler emits is
+called where it exists, and `F.linear` elsewhere.
 Shapes: N tokens, I inputs, O outputs.
 """
 

@@ -25,9 +25,7 @@ class Tracker(Protocol):
         """Flush what is held."""
 
 
-def open_trackers(
-    names: Sequence[str], run: Path, settings: Mapping[str, Any], steps_before: int = 0
-) -> list[Tracker]:
+def open_trackers(names: Sequence[str], run: Path, settings: Mapping[str, Any], steps_before: int = 0) -> list[Tracker]:
     """The trackers that a recipe names. Raises RecipeError for one whose library is not installed.
 
     steps_before: where the run goes on; what TensorBoard was told of later steps is taken back.
