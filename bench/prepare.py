@@ -100,7 +100,7 @@ def shape_of(model: LanguageModel, attachment: LoRAAttachment) -> Shape:
     config = model.hf.config
     linears = []
     for name, layer in attachment.layers.items():
-        rank_inputs, outputs_rank = layer.lora_a[ADAPTER].shape, layer.lora_b[ADAPTER].shape
+        rank_inputs, outputs_rank = (tensor.shape for tensor in layer.branch(ADAPTER).tensors.values())
         reads_embedding = model.anatomy.layer_of(name) == 0 and name.endswith(("q_proj", "k_proj", "v_proj"))
         linears.append(Linear(name, rank_inputs[1], outputs_rank[0], not reads_embedding))
     width = config.hidden_size // config.num_attention_heads if config.head_dim is None else config.head_dim

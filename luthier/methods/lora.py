@@ -21,11 +21,11 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 import torch
 from pydantic import Field, ValidationError, field_validator, model_validator
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import RecipeError
+from luthier.methods.bank import AdaptedEmbedding, AdaptedLinear, Branch, adapted
 from luthier.methods.contract import Attachment, Group, Method, Traits
-from luthier.methods.lora_layers import LoRAEmbedding, LoRALayer, LoRALinear, LowRank
+from luthier.methods.lora_layers import LoRABranch, LoRAEmbeddingBranch
 from luthier.methods.peft_files import LoRAFile, read_lora, write_lora
 from luthier.models.anatomy import find_targets, replace_module
 from luthier.models.language_model import LanguageModel
@@ -142,25 +142,22 @@ class LoRA(Method):
                 )
 
     def _attach_fresh(self, model: LanguageModel, name: str, seed: int, fast: bool) -> LoRAAttachment:
-        layers: dict[str, LoRALayer] = {}
-        for target in find_targets(model.anatomy, self.targets, self.layers):
-            layer = _wrapped(model, target, fast)
-            layer.add(name, self._low_rank(layer, target, seed))
-            layers[target] = layer
+        layers = {target: adapted(model, target) for target in find_targets(model.anatomy, self.targets, self.layers)}
+        for target, layer in layers.items():
+            layer.add(name, self._branch(layer, target, seed, fast))
         return LoRAAttachment(self, model, name, layers)
 
-    def _low_rank(self, layer: LoRALayer, target: str, seed: int) -> LowRank:
+    def _branch(self, layer: AdaptedLinear | AdaptedEmbedding, target: str, seed: int, fast: bool) -> Branch:
         rows, columns = layer.weight.shape
-        rank, device = self.rank_of(target), layer.weight.device
+        rank, scale, device = self.rank_of(target), self.scale_of(target), layer.weight.device
         generator = torch.Generator().manual_seed((salt_of(target) ^ seed) & (2**63 - 1))
-        if isinstance(layer, LoRAEmbedding):
-            a_RV = torch.zeros(rank, rows)
+        if isinstance(layer, AdaptedEmbedding):
             b_DR = torch.randn(columns, rank, generator=generator)
-            return LowRank(_parameter(a_RV, device), _parameter(b_DR, device), self.scale_of(target))
+            return LoRAEmbeddingBranch(_parameter(torch.zeros(rank, rows), device), _parameter(b_DR, device), scale)
         # Kaiming-uniform with a = √5, as in the paper's code: bound 1 / √I
         a_RI = (torch.rand(rank, columns, generator=generator) * 2 - 1) / math.sqrt(columns)
         b_OR = torch.zeros(rows, rank)
-        return LowRank(_parameter(a_RI, device), _parameter(b_OR, device), self.scale_of(target), self.dropout)
+        return LoRABranch(_parameter(a_RI, device), _parameter(b_OR, device), scale, self.dropout, fast)
 
 
 def match_pattern(patterns: Mapping[str, Value], layer: str, default: Value) -> Value:
@@ -175,25 +172,12 @@ def _parameter(tensor: Tensor, device: torch.device) -> nn.Parameter:
     return nn.Parameter(tensor.to(device=device, dtype=torch.float32))
 
 
-def _wrapped(model: LanguageModel, target: str, fast: bool) -> LoRALayer:
-    """The layer of that name with a bank around it; one that has a bank already is given back as it is."""
-    module = model.hf.get_submodule(target)
-    if isinstance(module, LoRALinear | LoRAEmbedding):
-        return module
-    layer: LoRALayer
-    if isinstance(module, nn.Embedding):
-        layer = LoRAEmbedding(module, target, fast)
-    else:
-        assert isinstance(module, nn.Linear | Conv1D)
-        layer = LoRALinear(module, target, fast)
-    replace_module(model.hf, target, layer)
-    return layer
-
-
 class LoRAAttachment(Attachment):
     """A LoRA at work: its layers by the names that the model knew them by."""
 
-    def __init__(self, settings: LoRA, model: LanguageModel, name: str, layers: dict[str, LoRALayer]) -> None:
+    def __init__(
+        self, settings: LoRA, model: LanguageModel, name: str, layers: dict[str, AdaptedLinear | AdaptedEmbedding]
+    ) -> None:
         self.extra: dict[str, Any] = {}
         self.settings = settings
         self.model = model
@@ -203,8 +187,11 @@ class LoRAAttachment(Attachment):
     @property
     def groups(self) -> tuple[Group, ...]:
         """A and B of every layer; apart where LoRA+ gives them different rates."""
-        a = {f"{target}.{layer.file_suffixes[0]}": layer.lora_a[self.name] for target, layer in self.layers.items()}
-        b = {f"{target}.{layer.file_suffixes[1]}": layer.lora_b[self.name] for target, layer in self.layers.items()}
+        pairs = [
+            [(f"{target}.{ending}", tensor) for ending, tensor in layer.branch(self.name).tensors.items()]
+            for target, layer in self.layers.items()
+        ]
+        a, b = dict(first for first, _ in pairs), dict(second for _, second in pairs)
         if self.settings.lr_ratio == 1:
             return (Group({**a, **b}),)
         return Group(a), Group(b, lr_factor=self.settings.lr_ratio)
@@ -247,7 +234,7 @@ class LoRAAttachment(Attachment):
     def write(self, folder: Path, announce: Callable[[str], None]) -> None:
         """Write peft's two files."""
         tensors = {key: tensor.detach() for key, tensor in self.trainables.items()}
-        is_transposed = any(isinstance(layer, LoRALinear) and layer.is_transposed for layer in self.layers.values())
+        is_transposed = any(isinstance(layer, AdaptedLinear) and layer.is_transposed for layer in self.layers.values())
         settings = self.settings.model_dump(exclude={"begin_from"})
         settings["targets"] = tuple(self.layers)
         file = LoRAFile(str(folder), settings, tensors, self.model.identity.name, self.extra)
@@ -262,9 +249,8 @@ class LoRAAttachment(Attachment):
         if anatomy.is_head_tied and {anatomy.embedding, anatomy.head} & set(self.layers):
             _untie(self.model)
         for target, layer in self.layers.items():
-            base = layer.merged(self.name)
-            layer.remove(self.name)
-            if not layer.adapters:
+            base = layer.merge(self.name)
+            if not layer.branches:
                 replace_module(self.model.hf, target, base)
         self.layers = {}
 
@@ -272,7 +258,7 @@ class LoRAAttachment(Attachment):
 def _untie(model: LanguageModel) -> None:
     """Give the head its own copy of the weight that it shares with the embedding."""
     head = model.hf.get_submodule(model.anatomy.head)
-    holder = head.base if isinstance(head, LoRALinear) else head
+    holder = head.base if isinstance(head, AdaptedLinear) else head
     assert isinstance(holder, nn.Linear)
     holder.weight = nn.Parameter(holder.weight.detach().clone(), requires_grad=False)
     model.hf.config.tie_word_embeddings = False

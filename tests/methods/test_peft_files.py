@@ -366,4 +366,4 @@ def test_a_recipe_that_states_the_same_shape_or_only_how_to_train_is_taken(adapt
         {"from": str(adapter), "rank": 2, "alpha": 4, "targets": ["q_proj"], "dropout": 0.1, "lr_ratio": 4}
     ).attach(model, "default", seed=0)
     bank = model.hf.get_submodule("model.layers.0.self_attn.q_proj")
-    assert bank.adapters["default"].drop == 0.1
+    assert bank.branch("default").drop == 0.1

@@ -52,7 +52,7 @@ def test_an_adapter_for_each_document_of_one_batch_equals_separate_runs(name: st
 def test_mixed_adapters_get_the_gradients_of_their_own_documents_dropout_included(name: str) -> None:
     model = with_two_adapters(name, dropout=0.4)
     banks = [model.hf.get_submodule(target) for target in model.anatomy.linears]
-    wanted = [bank.lora_a[one] for one in ("one", "two") for bank in banks]
+    wanted = [bank.branch(one).tensors["lora_A.weight"] for one in ("one", "two") for bank in banks]
     rows, names, draws = random_rows((7, 5, 9)), ("one", "two", "one"), Draws(3, 4)
     mixed = torch.autograd.grad(
         model.forward(collate(rows, model.layout, 0), names, draws).logprob_N.sum(), wanted, materialize_grads=True

@@ -1,0 +1,190 @@
+"""Frozen layers that hold a bank of named branches: what each adapter does there.
+
+Which branch a token uses is read from the current call: one for the whole batch, or runs of neighbouring tokens with one
+each, so that several adapters of any kinds train or serve in one batch over one frozen base.
+Shapes: N tokens, I inputs, O outputs, D width of an embedding.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from luthier.errors import RecipeError
+from luthier.models.anatomy import replace_module
+from luthier.models.call import Run, current_call
+from luthier.models.language_model import LanguageModel
+from luthier.ops.draws import salt_of
+from luthier.ops.lora import Dropout
+
+
+class Branch(nn.Module, ABC):
+    """One adapter at one layer."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """What trains, by the ending of its name in files."""
+
+    @abstractmethod
+    def merge_into(self, layer: AdaptedLayer) -> None:
+        """Change the frozen layer for good so that it computes what the branch did. Raises RecipeError if none can."""
+
+
+class LinearBranch(Branch):
+    """One adapter at a linear layer."""
+
+    @abstractmethod
+    def forward(self, x_NI: Tensor, layer: AdaptedLinear, run: Run) -> Tensor:
+        """The adapted layer's output (N, O) for the tokens of a run."""
+
+    def merged(self, weight_OI: Tensor, bias_O: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias, fp32, of a plain linear layer that computes the same."""
+        raise RecipeError(
+            "This method computes something that no linear layer can, so it cannot be merged.",
+            "Keep the adapter beside the base model.",
+            field="method.kind",
+        )
+
+    @torch.no_grad()
+    def merge_into(self, layer: AdaptedLayer) -> None:
+        """Write `merged` into the frozen layer, cast once."""
+        assert isinstance(layer, AdaptedLinear)
+        bias_O = None if layer.bias is None else layer.bias.float()
+        weight_OI, bias_O = self.merged(layer.weight.float(), bias_O)
+        layer.store(weight_OI, bias_O)
+
+
+class AdaptedLayer(nn.Module, ABC):
+    """A frozen layer and its named branches."""
+
+    def __init__(self, base: nn.Module, name: str) -> None:
+        super().__init__()
+        self.base = base
+        self.salt = salt_of(name)
+        self.branches = nn.ModuleDict()
+
+    def add(self, name: str, branch: Branch) -> None:
+        """Take in an adapter's branch; one of the same name is replaced."""
+        self.branches[name] = branch
+
+    def branch(self, name: str) -> Branch:
+        """The branch of that name."""
+        branch = self.branches[name]
+        assert isinstance(branch, Branch)
+        return branch
+
+    def merge(self, name: str) -> nn.Module:
+        """Fold a branch into the frozen layer and forget it; returns the frozen layer."""
+        self.branch(name).merge_into(self)
+        del self.branches[name]
+        return self.base
+
+    @abstractmethod
+    def _flat(self, x: Tensor) -> Tensor:
+        """The input with one row a token."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The base alone where no run has a branch here, else each run by its own."""
+        runs = current_call().runs
+        if not any(run.adapter is not None and run.adapter in self.branches for run in runs):
+            base: Tensor = self.base(x)
+            return base
+        flat = self._flat(x)
+        lead = x.shape if flat.dim() == 1 else x.shape[:-1]
+        pieces = [self._of_run(flat if len(runs) == 1 else flat[run.start : run.stop], run) for run in runs]
+        y = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return y.view(*lead, y.shape[-1])
+
+    def _of_run(self, x: Tensor, run: Run) -> Tensor:
+        """What one run of tokens gives."""
+        if run.adapter is None or run.adapter not in self.branches:
+            base: Tensor = self.base(x)
+            return base
+        adapted: Tensor = self.branches[run.adapter](x, self, run)
+        return adapted
+
+
+class AdaptedLinear(AdaptedLayer):
+    """A frozen linear layer (`nn.Linear` or `Conv1D`)."""
+
+    def __init__(self, base: nn.Linear | Conv1D, name: str) -> None:
+        super().__init__(base, name)
+        self.is_transposed = isinstance(base, Conv1D)
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight as (O, I), whatever the layer stores."""
+        weight = self.base.get_parameter("weight")
+        return weight.t() if self.is_transposed else weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias (O,), if there is one."""
+        return dict(self.base.named_parameters(recurse=False)).get("bias")
+
+    def product(self, x_NI: Tensor) -> Tensor:
+        """What the frozen layer gives, shape (N, O)."""
+        y_NO: Tensor = self.base(x_NI)
+        return y_NO
+
+    def dropout(self, drop: float, run: Run) -> Dropout | None:
+        """Which inputs of a run's branch are dropped in this call; None drops nothing."""
+        keys_N = current_call().keys_N
+        return None if drop == 0 or keys_N is None else Dropout(keys_N[run.start : run.stop], self.salt, drop)
+
+    @torch.no_grad()
+    def store(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+        """Overwrite the frozen weight and bias; a layer without a bias gets one if it needs it."""
+        weight = self.base.get_parameter("weight")
+        weight.copy_(weight_OI.t() if self.is_transposed else weight_OI)
+        if bias_O is None:
+            return
+        if self.bias is None:
+            self.base.register_parameter("bias", nn.Parameter(bias_O.to(weight.dtype), requires_grad=False))
+        else:
+            self.bias.copy_(bias_O)
+
+    def _flat(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, x.shape[-1])
+
+
+class AdaptedEmbedding(AdaptedLayer):
+    """A frozen embedding."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen table (V, D)."""
+        return self.base.get_parameter("weight")
+
+    @property
+    def row_factor(self) -> float:
+        """What the base multiplies its rows by: √D in Gemma, else 1."""
+        factor = dict(self.base.named_buffers(recurse=False)).get("embed_scale")
+        return 1.0 if factor is None else float(factor)
+
+    def rows(self, tokens_N: Tensor) -> Tensor:
+        """The frozen rows (N, D)."""
+        rows_ND: Tensor = self.base(tokens_N)
+        return rows_ND
+
+    def _flat(self, x: Tensor) -> Tensor:
+        return x.reshape(-1)
+
+
+def adapted(model: LanguageModel, target: str) -> AdaptedLinear | AdaptedEmbedding:
+    """The layer of that name with a bank around it; one that has a bank already is given back as it is."""
+    module = model.hf.get_submodule(target)
+    if isinstance(module, AdaptedLinear | AdaptedEmbedding):
+        return module
+    layer: AdaptedLinear | AdaptedEmbedding
+    if isinstance(module, nn.Embedding):
+        layer = AdaptedEmbedding(module, target)
+    else:
+        assert isinstance(module, nn.Linear | Conv1D)
+        layer = AdaptedLinear(module, target)
+    replace_module(model.hf, target, layer)
+    return layer
