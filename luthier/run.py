@@ -253,7 +253,9 @@ def _load_base(recipe: Recipe, announce: Announce) -> LanguageModel:
     model = load_model(
         _trainable_dtype(recipe),
         announce,
-        fast=FastModel(fast.attention, fast.head, fast.gated_mlp, fast.norm, fast.linear),
+        fast=FastModel(
+            attention=fast.attention, head=fast.head, gated_mlp=fast.gated_mlp, norm=fast.norm, linear=fast.linear
+        ),
     )
     if recipe.training.gradient_checkpointing:
         model.checkpoint_layers()

@@ -35,7 +35,7 @@ class FastRMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self._normal(x)
         recomputable = current_call().recomputable
-        if recomputable is not None:
+        if recomputable is not None and y.requires_grad:  # else nobody keeps it, and its input must not be held either
             detached = x.detach()
             recomputable.add(y, lambda: self._again(detached))
         return y

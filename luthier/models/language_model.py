@@ -242,13 +242,13 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        call = current_call()
+        call = replace(current_call(), recomputable=None)  # the layer's inputs alone are to be kept
         return checkpoint(
             forward,
             *args,
             use_reentrant=False,
             preserve_rng_state=False,  # draws are keyed by token: there is no generator to restore
-            context_fn=lambda: (nullcontext(), calling(call)),
+            context_fn=lambda: (calling(call), calling(call)),
             **kwargs,
         )
 
