@@ -18,7 +18,7 @@ from luthier.evaluation.compare import Candidate, Progress, evaluate_records
 from luthier.evaluation.verdict import Evaluation
 from luthier.generation.engine import Completed, Request, generate, stream
 from luthier.generation.settings import Sampling
-from luthier.methods import ADAPTER, Full
+from luthier.methods import ADAPTER
 from luthier.models.language_model import LanguageModel, load_model
 from luthier.models.settings import ModelSettings
 from luthier.ops.workers import Workers
@@ -67,7 +67,7 @@ def load(run: str | Path, announce: Announce = _log.info) -> TextModel:
     folder = find_run(str(run), RUNS)
     recipe = recipe_of_run(folder)
     model = load_run(folder, announce)
-    adapter = None if isinstance(recipe.method, Full) else ADAPTER
+    adapter = None if recipe.method.tunes_base else ADAPTER
     return TextModel(model, build_renderer(recipe.data, model.tokenizer), adapter)
 
 

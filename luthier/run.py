@@ -31,7 +31,7 @@ from luthier.errors import (
 )
 from luthier.evaluation.loss import held_out_loss
 from luthier.evaluation.report import write_loss_plot, write_report
-from luthier.methods import ADAPTER, Attachment, Full, LoRA
+from luthier.methods import ADAPTER, Attachment
 from luthier.models.language_model import FastModel, LanguageModel, load_model
 from luthier.models.settings import ModelSettings
 from luthier.models.sources import locate, read_config, read_tokenizer
@@ -158,13 +158,13 @@ def load_run(folder: Path, announce: Announce) -> LanguageModel:
     Raises NotFound if the run has not finished.
     """
     recipe = load_recipe(folder / RESOLVED if (folder / RESOLVED).is_file() else folder / RECIPE)
-    if isinstance(recipe.method, Full):
+    if recipe.method.tunes_base:
         tuned = folder / recipe.method.output_folder
         _require_output(tuned, folder)
         return load_model(recipe.model.model_copy(update={"name": str(tuned), "revision": None}), announce)
     _require_output(folder / recipe.method.output_folder, folder)
     model = _load_base(recipe, announce)
-    LoRA(begin_from=str(folder)).attach(model, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
+    recipe.method.continued(folder).attach(model, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
     return model
 
 
@@ -264,7 +264,7 @@ def _load_base(recipe: Recipe, announce: Announce) -> LanguageModel:
 
 def _trainable_dtype(recipe: Recipe) -> ModelSettings:
     """The model settings; base weights that train are loaded in fp32 unless the recipe says otherwise."""
-    if isinstance(recipe.method, Full) and recipe.model.dtype == "auto":
+    if recipe.method.tunes_base and recipe.model.dtype == "auto":
         return recipe.model.model_copy(update={"dtype": "fp32"})
     return recipe.model
 
@@ -334,7 +334,7 @@ def _plan(recipe: Recipe, num_steps: int, model: LanguageModel) -> Plan:
     assert training.evaluate_every is not None
     assert training.checkpoint_every is not None
     # trained fp32 weights among frozen bf16 ones meet only in autocast
-    is_mixed = isinstance(recipe.method, Full) and len({parameter.dtype for parameter in model.hf.parameters()}) > 1
+    is_mixed = recipe.method.tunes_base and len({parameter.dtype for parameter in model.hf.parameters()}) > 1
     if is_mixed and training.autocast == "none":
         raise RecipeError(
             "The trained layers are held in fp32 and the frozen ones in half precision, which only autocast computes.",
@@ -437,6 +437,7 @@ def _finish(recipe: Recipe, folder: Path, attachment: Attachment, progress: Prog
         with torch.no_grad():
             for name, tensor in attachment.trainables.items():
                 tensor.copy_(best.trainables[name])
+        attachment.load_state(best.method)
     output = folder / recipe.method.output_folder
     write_folder(output, lambda partial: attachment.write(partial, announce), replace=True)
     metrics = read_metrics(folder)

@@ -1,23 +1,47 @@
 """Fine-tuning methods: one file each, and their list."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Discriminator, Tag
 
-from luthier.methods.contract import ADAPTER, Attachment, Group, Method, Traits
+from luthier.methods.adapter import AdapterMethod
+from luthier.methods.contract import ADAPTER, Attachment, Group, Method, StepDone, Traits
 from luthier.methods.full import Full
 from luthier.methods.lora import LoRA
 
 METHODS: tuple[type[Method], ...] = (LoRA, Full)
 
 
+def kind_of(method: type[Method]) -> str:
+    """What a recipe calls a method."""
+    return str(method.model_fields["kind"].default)
+
+
 def _kind(value: object) -> str:
     """The `kind` of a method as a recipe writes it; lora where it is left out."""
     if isinstance(value, dict):
         return str(value.get("kind", "lora"))
-    return str(value.kind) if isinstance(value, LoRA | Full) else "lora"
+    return value.kind if isinstance(value, Method) else "lora"
 
 
-AnyMethod = Annotated[Annotated[LoRA, Tag("lora")] | Annotated[Full, Tag("full")], Discriminator(_kind)]
+if TYPE_CHECKING:
+    AnyMethod = Method
+else:  # one of the list, told apart by its kind
+    AnyMethod = Annotated[
+        Union[tuple(Annotated[method, Tag(kind_of(method))] for method in METHODS)], Discriminator(_kind)
+    ]
 
-__all__ = ["ADAPTER", "METHODS", "AnyMethod", "Attachment", "Full", "Group", "LoRA", "Method", "Traits"]
+__all__ = [
+    "ADAPTER",
+    "METHODS",
+    "AdapterMethod",
+    "AnyMethod",
+    "Attachment",
+    "Full",
+    "Group",
+    "LoRA",
+    "Method",
+    "StepDone",
+    "Traits",
+    "kind_of",
+]

@@ -10,15 +10,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import RecipeError
-from luthier.models.anatomy import replace_module
+from luthier.models.anatomy import is_linear, is_norm, replace_module
 from luthier.models.call import Run, current_call
+from luthier.models.families import RMSNormForm
+from luthier.models.fast_layers import FastRMSNorm
 from luthier.models.language_model import LanguageModel
 from luthier.ops.draws import salt_of
 from luthier.ops.lora import Dropout
+from luthier.ops.norm import rms_norm
 
 
 class Branch(nn.Module, ABC):
@@ -27,7 +31,22 @@ class Branch(nn.Module, ABC):
     @property
     @abstractmethod
     def tensors(self) -> dict[str, nn.Parameter]:
-        """What trains, by the ending of its name in files."""
+        """What trains, by the ending of its name in files; tensors that several branches share are not among them."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether training draws at random here."""
+        return False
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """What an adapter file holds, by ending."""
+        return {ending: tensor.detach() for ending, tensor in self.tensors.items()}
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `file_tensors` gave, the shapes checked."""
+        for ending, tensor in self.tensors.items():
+            tensor.copy_(tensors[ending])
 
     @abstractmethod
     def merge_into(self, layer: AdaptedLayer) -> None:
@@ -64,6 +83,7 @@ class AdaptedLayer(nn.Module, ABC):
     def __init__(self, base: nn.Module, name: str) -> None:
         super().__init__()
         self.base = base
+        self.name = name
         self.salt = salt_of(name)
         self.branches = nn.ModuleDict()
 
@@ -111,7 +131,7 @@ class AdaptedLayer(nn.Module, ABC):
 class AdaptedLinear(AdaptedLayer):
     """A frozen linear layer (`nn.Linear` or `Conv1D`)."""
 
-    def __init__(self, base: nn.Linear | Conv1D, name: str) -> None:
+    def __init__(self, base: nn.Module, name: str) -> None:
         super().__init__(base, name)
         self.is_transposed = isinstance(base, Conv1D)
 
@@ -175,16 +195,61 @@ class AdaptedEmbedding(AdaptedLayer):
         return x.reshape(-1)
 
 
-def adapted(model: LanguageModel, target: str) -> AdaptedLinear | AdaptedEmbedding:
+class NormBranch(Branch):
+    """One adapter at a norm."""
+
+    @abstractmethod
+    def forward(self, x_ND: Tensor, layer: AdaptedNorm, run: Run) -> Tensor:
+        """The adapted norm's output (N, D) for the tokens of a run."""
+
+
+class AdaptedNorm(AdaptedLayer):
+    """A frozen norm: `nn.LayerNorm`, or a family's RMSNorm."""
+
+    def __init__(self, base: nn.Module, name: str, form: RMSNormForm | None) -> None:
+        super().__init__(base, name)
+        self.form = None if isinstance(base, nn.LayerNorm) else form
+        eps = base.eps if self.form is None or isinstance(base, FastRMSNorm) else vars(base)[self.form.eps]
+        assert isinstance(eps, float)
+        self.eps = eps
+
+    @property
+    def gain(self) -> Tensor:
+        """The frozen gain as it is stored (D,): w, where the norm multiplies by w or by 1 + w."""
+        return self.base.get_parameter("weight")
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias (D,), if there is one."""
+        return dict(self.base.named_parameters(recurse=False)).get("bias")
+
+    def plain(self, x_ND: Tensor) -> Tensor:
+        """What the frozen norm gives."""
+        y_ND: Tensor = self.base(x_ND)
+        return y_ND
+
+    def normalized(self, x_ND: Tensor, gain_D: Tensor, bias_D: Tensor | None) -> Tensor:
+        """What the norm gives with another gain and bias, both stored as the family stores them."""
+        if self.form is None:
+            return F.layer_norm(x_ND, gain_D.shape, gain_D.to(x_ND.dtype), bias_D, self.eps)
+        return rms_norm(x_ND, gain_D + self.form.gain_offset, self.eps).to(x_ND.dtype)
+
+    def _flat(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, x.shape[-1])
+
+
+def adapted(model: LanguageModel, target: str) -> AdaptedLayer:
     """The layer of that name with a bank around it; one that has a bank already is given back as it is."""
     module = model.hf.get_submodule(target)
-    if isinstance(module, AdaptedLinear | AdaptedEmbedding):
+    if isinstance(module, AdaptedLayer):
         return module
-    layer: AdaptedLinear | AdaptedEmbedding
+    layer: AdaptedLayer
     if isinstance(module, nn.Embedding):
         layer = AdaptedEmbedding(module, target)
-    else:
-        assert isinstance(module, nn.Linear | Conv1D)
+    elif is_linear(module):
         layer = AdaptedLinear(module, target)
+    else:
+        assert is_norm(module)
+        layer = AdaptedNorm(module, target, model.anatomy.family.rms_norm)
     replace_module(model.hf, target, layer)
     return layer

@@ -4,6 +4,8 @@ A method is a frozen settings object (its file, its paper) that can `attach` its
 back, the attachment, is all that the loop, the checkpoints and the export ask:
 
 - which tensors train, in fp32, grouped by learning rate and decay, and the lowest layer that needs a backward pass;
+- the loss of a micro-batch (one forward pass, if the method has nothing else in mind), what the method itself adds to a
+  step's loss, and what it does after each step;
 - how the trained state is written for other tools, and how it is folded into the base, if it can be.
 
 Nothing else of a method is known outside its file.
@@ -12,14 +14,14 @@ Nothing else of a method is known outside its file.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
-from luthier.models.language_model import LanguageModel
+from luthier.models.language_model import LanguageModel, Outputs
 from luthier.types import Settings
 
 ADAPTER = "default"
@@ -45,6 +47,19 @@ class Group:
     decays: bool = True
 
 
+@dataclass(frozen=True)
+class StepDone:
+    """An optimizer step just taken: its number (from 1), how many there will be, and the gradients it used, by name."""
+
+    number: int
+    num_steps: int
+    gradients: Mapping[str, Tensor]
+
+
+Forward = Callable[[int], Outputs]
+"""A forward pass over a micro-batch; passes of different numbers have different random draws."""
+
+
 class Attachment(ABC):
     """A method at work on one model."""
 
@@ -68,6 +83,24 @@ class Attachment(ABC):
         """Whether training draws for each document (dropout): documents then cannot share the tokens of a prefix."""
         return False
 
+    def loss_sum(self, forward: Forward, loss_of: Callable[[Outputs], Tensor]) -> Tensor:
+        """The summed loss of a micro-batch, from as many passes as the method wants; `loss_of` is the objective's."""
+        return loss_of(forward(0))
+
+    def extra_loss(self) -> Tensor | None:
+        """What the method itself adds to the mean loss of a step, whatever the data; None for nothing."""
+        return None
+
+    def after_step(self, done: StepDone) -> None:
+        """Take notice of an optimizer step; may change trained tensors in place."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What `after_step` remembers, by name: part of every checkpoint."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state` gave."""
+
     @abstractmethod
     def write(self, folder: Path, announce: Callable[[str], None]) -> None:
         """Write the trained state into `folder` (which exists) as files that other tools read."""
@@ -88,12 +121,21 @@ class Attachment(ABC):
 
 
 class Method(Settings, ABC):
-    """The settings of a method; its `kind` names it in a recipe."""
+    """The settings of a method; its `kind` names it in a recipe.
+
+    paper: where it comes from. count: the formula of its trainable numbers. default_lr: the peak learning rate of a
+    recipe that gives none. output_folder: what a finished run calls its result. tunes_base: whether the base's own
+    weights train, so that the result is a whole model and not an adapter beside one.
+    """
 
     paper: ClassVar[str]
+    count: ClassVar[str]
     traits: ClassVar[Traits]
     default_lr: ClassVar[float]
     output_folder: ClassVar[str]
+    tunes_base: ClassVar[bool] = False
+
+    kind: str
 
     @abstractmethod
     def attach(self, model: LanguageModel, name: str, seed: int, *, fast: bool = True) -> Attachment:
@@ -102,3 +144,7 @@ class Method(Settings, ABC):
         name: how `LanguageModel.forward(adapters=…)` calls it. seed: decides the random start, each tensor by its name.
         fast: use the operations of `ops`. Raises RecipeError, naming the field, if the model has no place for it.
         """
+
+    def continued(self, folder: Path) -> Method:
+        """The method that, attached, takes up what a finished run of this one left in its folder."""
+        return self

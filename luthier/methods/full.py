@@ -27,6 +27,8 @@ class Full(Method):
     traits: ClassVar[Traits] = Traits(merges=True, deep_backward=True, over_4bit=False, identity_at_start=True)
     default_lr: ClassVar[float] = 2e-5
     output_folder: ClassVar[str] = "model"
+    tunes_base: ClassVar[bool] = True
+    count: ClassVar[str] = "the size of the chosen tensors; a head tied to the embedding counts once"
 
     kind: Literal["full"] = "full"
     layers: Literal["all"] | tuple[int, ...] = Field(

@@ -13,34 +13,65 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
-from pydantic import Field, ValidationError, field_validator, model_validator
-from torch import Tensor, nn
+from pydantic import Field, model_validator
+from torch import nn
 
-from luthier.errors import RecipeError
-from luthier.methods.bank import AdaptedEmbedding, AdaptedLinear, Branch, adapted
-from luthier.methods.contract import Attachment, Group, Method, Traits
+from luthier.methods.adapter import LayerMethod, trainable
+from luthier.methods.bank import AdaptedEmbedding, AdaptedLayer, AdaptedLinear, Branch
+from luthier.methods.contract import Group, Traits
 from luthier.methods.lora_layers import LoRABranch, LoRAEmbeddingBranch
-from luthier.methods.peft_files import LoRAFile, read_lora, write_lora
-from luthier.models.anatomy import find_targets, replace_module
-from luthier.models.language_model import LanguageModel
-from luthier.ops.draws import salt_of
+from luthier.methods.peft_files import PeftForm
 
 Value = TypeVar("Value")
 
+LORA_FORM = PeftForm(
+    title="plain LoRA",
+    peft_type="LORA",
+    fields={
+        "rank": "r",
+        "alpha": "lora_alpha",
+        "dropout": "lora_dropout",
+        "rslora": "use_rslora",
+        "rank_pattern": "rank_pattern",
+        "alpha_pattern": "alpha_pattern",
+    },
+    required=("r", "lora_alpha"),
+    missing={"dropout": 0.0, "rslora": False, "rank_pattern": {}, "alpha_pattern": {}},
+    endings=("lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B"),
+    allowed={
+        "bias": (None, "none"),
+        "use_dora": (None, False),
+        "lora_bias": (None, False),
+        "use_qalora": (None, False),
+        "use_bdlora": (None, False),
+        "modules_to_save": (None, []),
+        "trainable_token_indices": (None, [], {}),
+        "target_parameters": (None, []),
+        "layer_replication": (None, []),
+        "alora_invocation_tokens": (None, []),
+        "arrow_config": (None,),
+        "kasa_config": (None,),
+        "monteclora_config": (None,),
+        "velora_config": (None,),
+        "init_lora_weights": (None, True, False, "gaussian", "orthogonal", "eva"),
+    },
+    constants={"bias": "none", "init_lora_weights": True},
+)
 
-class LoRA(Method):
+
+class LoRA(LayerMethod):
     """Low-rank updates of chosen layers."""
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2106.09685"
+    count: ClassVar[str] = "Σ R (I + O) over the adapted layers"
     traits: ClassVar[Traits] = Traits(merges=True, deep_backward=True, over_4bit=True, identity_at_start=True)
     default_lr: ClassVar[float] = 2e-4
-    output_folder: ClassVar[str] = "adapter"
+    form: ClassVar[PeftForm] = LORA_FORM
+    free_fields: ClassVar[frozenset[str]] = frozenset({"dropout", "lr_ratio"})
 
     kind: Literal["lora"] = "lora"
     rank: int = Field(16, ge=1, description="Rank of each update.")
@@ -55,9 +86,6 @@ class LoRA(Method):
         "all-linear",
         description="Layers to adapt, by the last parts of their names; all-linear is every linear layer but the head. The embedding and the head can be named too.",
     )
-    layers: tuple[int, ...] | None = Field(
-        None, description="Only in these transformer layers, counted from 0; unset: in all."
-    )
     rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead.")
     rank_pattern: dict[str, int] = Field(
         {},
@@ -67,16 +95,6 @@ class LoRA(Method):
     lr_ratio: float = Field(
         1.0, ge=1, allow_inf_nan=False, description="Learning rate of B over that of A (LoRA+; the paper suggests 16)."
     )
-    begin_from: str | None = Field(
-        None,
-        alias="from",
-        description="Go on from this adapter: a run folder or a folder in peft's format. Its rank, strength and targets hold.",
-    )
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _one_name_is_a_list_of_one(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) and value != "all-linear" else value
 
     @model_validator(mode="after")
     def _patterns_are_sound(self) -> Self:
@@ -101,63 +119,35 @@ class LoRA(Method):
         rank = self.rank_of(layer)
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
-    def attach(self, model: LanguageModel, name: str, seed: int, *, fast: bool = True) -> LoRAAttachment:
-        """Wrap the targets. With `from`, the file's settings and tensors take the place of these."""
-        if self.begin_from is None:
-            return self._attach_fresh(model, name, seed, fast)
-        file = read_lora(self.begin_from)
-        file.check_layers({model.anatomy.embedding, *model.anatomy.linears, model.anatomy.head})
-        self._check_agrees(file, model)
-        attachment = self._with_shape_of(file)._attach_fresh(model, name, seed, fast)
-        attachment.load(file)
-        return attachment
-
-    def _with_shape_of(self, file: LoRAFile) -> LoRA:
-        """These settings over the file's rank, strength and targets. Raises RecipeError if those make no LoRA."""
-        try:
-            return LoRA(**{**file.settings, "dropout": self.dropout, "lr_ratio": self.lr_ratio})
-        except ValidationError as error:
-            fault = error.errors()[0]
-            raise RecipeError(
-                f"The adapter's config makes no LoRA: {fault['msg']}.",
-                "Mend the file, or save the adapter again.",
-                file=file.path,
-                field=".".join(map(str, fault["loc"])) or None,
-            ) from error
-
-    def _check_agrees(self, file: LoRAFile, model: LanguageModel) -> None:
-        """Raise RecipeError where the recipe states a shape that the adapter it goes on from does not have."""
-        stated = self.model_dump(
-            include=self.model_fields_set & {"rank", "alpha", "rslora", "rank_pattern", "alpha_pattern"}
-        )
-        if {"targets", "layers"} & self.model_fields_set:
-            stated["targets"] = tuple(sorted(find_targets(model.anatomy, self.targets, self.layers)))
-        found = {**file.settings, "targets": tuple(sorted(file.settings["targets"]))}
-        for field, value in stated.items():
-            if value != found[field]:
-                raise RecipeError(
-                    f"The recipe's {field} is not that of the adapter it goes on from: {value} against {found[field]}.",
-                    f"Leave method.{field} out, or begin afresh without method.from.",
-                    field=f"method.{field}",
-                )
-
-    def _attach_fresh(self, model: LanguageModel, name: str, seed: int, fast: bool) -> LoRAAttachment:
-        layers = {target: adapted(model, target) for target in find_targets(model.anatomy, self.targets, self.layers)}
-        for target, layer in layers.items():
-            layer.add(name, self._branch(layer, target, seed, fast))
-        return LoRAAttachment(self, model, name, layers)
-
-    def _branch(self, layer: AdaptedLinear | AdaptedEmbedding, target: str, seed: int, fast: bool) -> Branch:
-        rows, columns = layer.weight.shape
-        rank, scale, device = self.rank_of(target), self.scale_of(target), layer.weight.device
-        generator = torch.Generator().manual_seed((salt_of(target) ^ seed) & (2**63 - 1))
+    def branch(self, layer: AdaptedLayer, generator: torch.Generator, fast: bool) -> Branch:
+        """A random, B zero; at an embedding the other way round, as in peft."""
+        rank, scale = self.rank_of(layer.name), self.scale_of(layer.name)
         if isinstance(layer, AdaptedEmbedding):
-            b_DR = torch.randn(columns, rank, generator=generator)
-            return LoRAEmbeddingBranch(_parameter(torch.zeros(rank, rows), device), _parameter(b_DR, device), scale)
-        # Kaiming-uniform with a = √5, as in the paper's code: bound 1 / √I
-        a_RI = (torch.rand(rank, columns, generator=generator) * 2 - 1) / math.sqrt(columns)
-        b_OR = torch.zeros(rows, rank)
-        return LoRABranch(_parameter(a_RI, device), _parameter(b_OR, device), scale, self.dropout, fast)
+            (rows, width), device = layer.weight.shape, layer.weight.device
+            b_DR = torch.randn(width, rank, generator=generator)
+            return LoRAEmbeddingBranch(trainable(torch.zeros(rank, rows), device), trainable(b_DR, device), scale)
+        assert isinstance(layer, AdaptedLinear)
+        a_RI, b_OR = fresh_pair(layer, rank, generator)
+        return LoRABranch(a_RI, b_OR, scale, self.dropout, fast)
+
+    def grouped(self, tensors: dict[str, nn.Parameter]) -> tuple[Group, ...]:
+        """One group; with LoRA+ the A and the B apart."""
+        if self.lr_ratio == 1:
+            return (Group(tensors),)
+        a = {name: tensor for name, tensor in tensors.items() if name.endswith((".lora_A.weight", ".lora_embedding_A"))}
+        b = {name: tensor for name, tensor in tensors.items() if name not in a}
+        return Group(a), Group(b, lr_factor=self.lr_ratio)
+
+    def file_settings(self) -> dict[str, Any]:
+        """As for any adapter, with the strength settled."""
+        return {**super().file_settings(), "alpha": 2 * self.rank if self.alpha is None else self.alpha}
+
+
+def fresh_pair(layer: AdaptedLinear, rank: int, generator: torch.Generator) -> tuple[nn.Parameter, nn.Parameter]:
+    """A (R, I), Kaiming-uniform with a = √5 as in the paper's code (bound 1 / √I), and B (O, R), zero."""
+    (outputs, inputs), device = layer.weight.shape, layer.weight.device
+    a_RI = (torch.rand(rank, inputs, generator=generator) * 2 - 1) / math.sqrt(inputs)
+    return trainable(a_RI, device), trainable(torch.zeros(outputs, rank), device)
 
 
 def match_pattern(patterns: Mapping[str, Value], layer: str, default: Value) -> Value:
@@ -166,100 +156,3 @@ def match_pattern(patterns: Mapping[str, Value], layer: str, default: Value) -> 
         if re.fullmatch(rf"(.*\.)?({pattern})", layer):
             return value
     return default
-
-
-def _parameter(tensor: Tensor, device: torch.device) -> nn.Parameter:
-    return nn.Parameter(tensor.to(device=device, dtype=torch.float32))
-
-
-class LoRAAttachment(Attachment):
-    """A LoRA at work: its layers by the names that the model knew them by."""
-
-    def __init__(
-        self, settings: LoRA, model: LanguageModel, name: str, layers: dict[str, AdaptedLinear | AdaptedEmbedding]
-    ) -> None:
-        self.extra: dict[str, Any] = {}
-        self.settings = settings
-        self.model = model
-        self.name = name
-        self.layers = layers
-
-    @property
-    def groups(self) -> tuple[Group, ...]:
-        """A and B of every layer; apart where LoRA+ gives them different rates."""
-        pairs = [
-            [(f"{target}.{ending}", tensor) for ending, tensor in layer.branch(self.name).tensors.items()]
-            for target, layer in self.layers.items()
-        ]
-        a, b = dict(first for first, _ in pairs), dict(second for _, second in pairs)
-        if self.settings.lr_ratio == 1:
-            return (Group({**a, **b}),)
-        return Group(a), Group(b, lr_factor=self.settings.lr_ratio)
-
-    @property
-    def lowest_layer(self) -> int | None:
-        """The first adapted layer; None if the embedding is adapted."""
-        anatomy = self.model.anatomy
-        if anatomy.embedding in self.layers:
-            return None
-        indices = [index for target in self.layers if (index := anatomy.layer_of(target)) is not None]
-        return min(indices, default=len(anatomy.layers))
-
-    @property
-    def adapter(self) -> str | None:
-        """The adapter's own name."""
-        return self.name
-
-    @property
-    def draws(self) -> bool:
-        """Whether there is dropout."""
-        return self.settings.dropout > 0
-
-    @torch.no_grad()
-    def load(self, file: LoRAFile) -> None:
-        """Take the tensors of a file. Raises RecipeError for missing, unexpected or misshapen ones."""
-        self.extra = file.extra
-        own = self.trainables
-        file.check_names(set(own))
-        for key, parameter in own.items():
-            tensor = file.tensors[key]
-            if tensor.shape != parameter.shape:
-                raise RecipeError(
-                    f"{key} has shape {tuple(tensor.shape)} in the adapter, but {tuple(parameter.shape)} fits this model.",
-                    "Choose the base model that the adapter was trained on.",
-                    file=file.path,
-                )
-            parameter.copy_(tensor)
-
-    def write(self, folder: Path, announce: Callable[[str], None]) -> None:
-        """Write peft's two files."""
-        tensors = {key: tensor.detach() for key, tensor in self.trainables.items()}
-        is_transposed = any(isinstance(layer, AdaptedLinear) and layer.is_transposed for layer in self.layers.values())
-        settings = self.settings.model_dump(exclude={"begin_from"})
-        settings["targets"] = tuple(self.layers)
-        file = LoRAFile(str(folder), settings, tensors, self.model.identity.name, self.extra)
-        write_lora(folder, file, is_transposed, self.model.anatomy)
-
-    def merge(self) -> None:
-        """Fold every update into its layer, and take off banks that then are empty.
-
-        A head that is tied to the embedding is untied first, if either of them changes.
-        """
-        anatomy = self.model.anatomy
-        if anatomy.is_head_tied and {anatomy.embedding, anatomy.head} & set(self.layers):
-            _untie(self.model)
-        for target, layer in self.layers.items():
-            base = layer.merge(self.name)
-            if not layer.branches:
-                replace_module(self.model.hf, target, base)
-        self.layers = {}
-
-
-def _untie(model: LanguageModel) -> None:
-    """Give the head its own copy of the weight that it shares with the embedding."""
-    head = model.hf.get_submodule(model.anatomy.head)
-    holder = head.base if isinstance(head, AdaptedLinear) else head
-    assert isinstance(holder, nn.Linear)
-    holder.weight = nn.Parameter(holder.weight.detach().clone(), requires_grad=False)
-    model.hf.config.tie_word_embeddings = False
-    model.anatomy = replace(model.anatomy, is_head_tied=False)

@@ -27,6 +27,11 @@ class LoRABranch(LinearBranch):
         """A and B under peft's names."""
         return {"lora_A.weight": self.a_RI, "lora_B.weight": self.b_OR}
 
+    @property
+    def draws(self) -> bool:
+        """Whether there is dropout."""
+        return self.drop > 0
+
     def forward(self, x_NI: Tensor, layer: AdaptedLinear, run: Run) -> Tensor:
         """x Wᵀ + c + s · drop(x) Aᵀ Bᵀ."""
         use_fast = self.fast and not torch.is_autocast_enabled(x_NI.device.type)

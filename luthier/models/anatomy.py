@@ -59,7 +59,8 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a layer norm, or one of the families' RMSNorms."""
     return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm")
 
 
@@ -85,7 +86,7 @@ def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
                 attention=_join(name, family.attention),
                 feedforward=_join(name, family.feedforward),
                 linears=tuple(part for part, module in parts if is_linear(module)),
-                norms=tuple(part for part, module in parts if _is_norm(module)),
+                norms=tuple(part for part, module in parts if is_norm(module)),
             )
         )
     return Anatomy(

@@ -31,10 +31,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Draws:
-    """The address of a step's random draws: its seed and its number."""
+    """The address of a forward pass's random draws: the run's seed, the step, and which pass over a batch it is."""
 
     seed: int
     step: int
+    repeat: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,4 +120,4 @@ def _keys(batch: Batch, draws: Draws) -> Tensor:
     documents_N = torch.zeros(batch.tokens_BT.numel(), dtype=torch.int64, device=device)
     for segment, document in zip(batch.segments, batch.documents, strict=True):
         documents_N[segment.start : segment.end] = document
-    return token_keys(draws.seed, draws.step, documents_N, batch.positions_BT.reshape(-1))
+    return token_keys(draws.seed, draws.step + (draws.repeat << 40), documents_N, batch.positions_BT.reshape(-1))

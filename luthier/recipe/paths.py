@@ -7,7 +7,7 @@ from pathlib import Path
 
 from luthier.data.hub import is_hub_name
 from luthier.errors import NotFound
-from luthier.methods import LoRA
+from luthier.methods import AdapterMethod
 from luthier.models.builtin import BUILTIN_NAMES
 from luthier.recipe.settings import Recipe
 from luthier.recipe.yaml_text import Parsed, Source, dotted
@@ -43,7 +43,7 @@ def with_absolute_paths(recipe: Recipe, folder: Path, parsed: Parsed) -> Recipe:
     if model.name not in BUILTIN_NAMES:
         model = model.model_copy(update={"name": _find(model.name, folder) or model.name})
     method = recipe.method
-    if isinstance(method, LoRA) and method.begin_from is not None:
+    if isinstance(method, AdapterMethod) and method.begin_from is not None:
         method = method.model_copy(update={"begin_from": _find(method.begin_from, folder) or method.begin_from})
     data = data.model_copy(update={"train": train, "validation": validation, "chat_template": template})
     return recipe.model_copy(update={"data": data, "model": model, "method": method})

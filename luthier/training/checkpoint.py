@@ -2,6 +2,7 @@
 
     trainables.safetensors  the trained tensors, by name
     optimizer.safetensors   the optimizer's tensors, by name
+    method.safetensors      what the method remembers from step to step, by name
     state.json              the step, and everything else as plain JSON
     manifest.json           size and SHA-256 of the others, written last
 
@@ -34,7 +35,8 @@ from luthier.store.files import (
 )
 
 FOLDER = "checkpoints"
-_TRAINABLES, _OPTIMIZER, _STATE = "trainables.safetensors", "optimizer.safetensors", "state.json"
+_TRAINABLES, _OPTIMIZER, _METHOD = "trainables.safetensors", "optimizer.safetensors", "method.safetensors"
+_STATE = "state.json"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Checkpoint:
     step: int
     trainables: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    method: dict[str, Tensor]
     state: dict[str, Any]
 
 
@@ -56,6 +59,7 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint) -> Path:
     def fill(folder: Path) -> None:
         save_file(_plain(checkpoint.trainables), folder / _TRAINABLES)
         save_file(_plain(checkpoint.optimizer), folder / _OPTIMIZER)
+        save_file(_plain(checkpoint.method), folder / _METHOD)
         write_json(folder / _STATE, {"step": checkpoint.step, "state": checkpoint.state})
 
     path = _path(run_folder, checkpoint.step)
@@ -132,7 +136,8 @@ def _load(folder: Path, step: int) -> Checkpoint | str:
         saved = read_json(folder / _STATE)
         if not isinstance(saved, dict) or saved.get("step") != step or not isinstance(saved.get("state"), dict):
             return f"its {_STATE} is not that of step {step}"
-        return Checkpoint(step, load_file(folder / _TRAINABLES), load_file(folder / _OPTIMIZER), saved["state"])
+        tensors = (load_file(folder / name) for name in (_TRAINABLES, _OPTIMIZER, _METHOD))
+        return Checkpoint(step, *tensors, saved["state"])
     except (LuthierError, SafetensorError, OSError) as error:
         return f"it cannot be read ({error})"
 

@@ -74,6 +74,11 @@ class FlatTrainables:
             group.vector.grad = total
         return self.gradients[0]
 
+    def by_name(self, vectors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Views of flat vectors, one for each group, by the tensors that they belong to."""
+        pairs = zip(self.groups, vectors, strict=True)
+        return {name: group.view(vector, name) for group, vector in pairs for name in group.spans}
+
     def named(self) -> dict[str, Tensor]:
         """A copy of every trainable tensor by name, on the CPU."""
         return {

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from luthier.data.batches import Step, StepBatches
 from luthier.errors import Interrupted, NotFinite
-from luthier.methods.contract import Attachment
+from luthier.methods.contract import Attachment, StepDone
 from luthier.models.call import Draws
-from luthier.models.language_model import LanguageModel
+from luthier.models.language_model import LanguageModel, Outputs
 from luthier.objectives.contract import Objective
 from luthier.ops.workers import Workers
 from luthier.training.checkpoint import Checkpoint
@@ -31,6 +31,7 @@ from luthier.training.optimizers import FlatAdamW
 from luthier.training.schedule import lr_factor
 from luthier.training.settings import EarlyStopping, TrainingSettings
 from luthier.training.stop import StopRequest
+from luthier.types import Batch
 
 _CALMER = "Begin a new run with a lower training.peak_lr or a longer training.schedule.warmup_fraction."
 
@@ -92,11 +93,11 @@ def train(
     optimizer = FlatAdamW(trainables, plan.settings.optimizer)
     progress = Progress()
     if resume_from is not None:
-        progress = restore(resume_from, trainables, optimizer, batches)
+        progress = restore(resume_from, trainables, optimizer, batches, attachment)
 
     def checkpoint() -> None:
         _check_finite(trainables, progress.step)
-        outside.save(snapshot(progress, trainables, optimizer, batches))
+        outside.save(snapshot(progress, trainables, optimizer, batches, attachment))
 
     last_saved = progress.step
     with StopRequest() as stop:
@@ -153,6 +154,7 @@ def _step(
             gradient.mul_(clip / norm)
     lr = plan.peak_lr * lr_factor(plan.settings.schedule, number, plan.num_steps)
     optimizer.step(lr)
+    attachment.after_step(StepDone(number, plan.num_steps, trainables.by_name(gradients)))
     return {
         "step": number,
         "epoch": step.epoch,
@@ -179,7 +181,12 @@ def _gradient(
     The sums over micro-batches are divided once, at the end and in fp32: a small divisor would cost half precision bits.
     """
     trainables.clear_gradients()
-    draws = Draws(plan.seed, number)
+
+    def loss_of_batch(batch: Batch) -> Tensor:
+        def forward(repeat: int) -> Outputs:
+            return model.forward(batch, attachment.adapter, Draws(plan.seed, number, repeat))
+
+        return attachment.loss_sum(forward, lambda outputs: objective.loss_sum(outputs.logprob_N, batch.targets))
 
     def share_of(worker: int) -> Callable[[], float]:
         def compute() -> float:
@@ -189,8 +196,7 @@ def _gradient(
                     continue
                 on_device = batch.to(model.device)
                 with autocast(model.device, plan.autocast):
-                    logprob_N = model.forward(on_device, attachment.adapter, draws).logprob_N
-                    loss = objective.loss_sum(logprob_N, on_device.targets)
+                    loss = loss_of_batch(on_device)
                 trainables.add_gradients(worker, torch.autograd.grad(loss, trainables.tensors, allow_unused=True))
                 loss_sum += float(loss.detach())
             return loss_sum
@@ -201,7 +207,11 @@ def _gradient(
     gradients = trainables.sum_gradients()
     for gradient in gradients:
         gradient.div_(step.learned_weight)
-    return loss_sum / step.learned_weight, gradients
+    extra = attachment.extra_loss()
+    if extra is None:
+        return loss_sum / step.learned_weight, gradients
+    trainables.add_gradients(0, torch.autograd.grad(extra, trainables.tensors, allow_unused=True))
+    return loss_sum / step.learned_weight + float(extra.detach()), gradients
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
@@ -238,15 +248,29 @@ def progress_of(metrics: Sequence[Mapping[str, Any]], stopping: EarlyStopping | 
     return progress
 
 
-def snapshot(progress: Progress, trainables: FlatTrainables, optimizer: FlatAdamW, batches: StepBatches) -> Checkpoint:
+def snapshot(
+    progress: Progress,
+    trainables: FlatTrainables,
+    optimizer: FlatAdamW,
+    batches: StepBatches,
+    attachment: Attachment,
+) -> Checkpoint:
     """Everything that the next step depends on."""
     state = {"progress": vars(progress).copy(), "batches": batches.state_dict()}
-    return Checkpoint(progress.step, trainables.named(), optimizer.named_state(), state)
+    tensors = trainables.named(), optimizer.named_state(), attachment.state()
+    return Checkpoint(progress.step, *tensors, state)
 
 
-def restore(checkpoint: Checkpoint, trainables: FlatTrainables, optimizer: FlatAdamW, batches: StepBatches) -> Progress:
+def restore(
+    checkpoint: Checkpoint,
+    trainables: FlatTrainables,
+    optimizer: FlatAdamW,
+    batches: StepBatches,
+    attachment: Attachment,
+) -> Progress:
     """Take up a snapshot; the next step is the one that would have followed it."""
     trainables.load(checkpoint.trainables)
     optimizer.load_state(checkpoint.optimizer)
+    attachment.load_state(checkpoint.method)
     batches.load_state_dict(checkpoint.state["batches"])
     return Progress(**checkpoint.state["progress"])

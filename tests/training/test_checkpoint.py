@@ -19,7 +19,13 @@ def made(step: int) -> Checkpoint:
     """A checkpoint whose every number tells its step."""
     trainables = {"a": torch.full((3, 2), float(step)), "b": torch.tensor(step / 7)}
     optimizer = {"a.first": torch.full((3, 2), -float(step)), "count": torch.tensor(step)}
-    return Checkpoint(step, trainables, optimizer, {"best": {"loss": step / 3, "step": None}, "order": [step, 2, 1]})
+    return Checkpoint(
+        step,
+        trainables,
+        optimizer,
+        {"scores": torch.tensor([step / 7])},
+        {"best": {"loss": step / 3, "step": None}, "order": [step, 2, 1]},
+    )
 
 
 def bits(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size, bytes]]:
@@ -33,6 +39,7 @@ def assert_same(one: Checkpoint, other: Checkpoint) -> None:
     assert one.step == other.step
     assert bits(one.trainables) == bits(other.trainables)
     assert bits(one.optimizer) == bits(other.optimizer)
+    assert bits(one.method) == bits(other.method)
     assert one.state == other.state
 
 
@@ -64,7 +71,7 @@ def test_what_is_saved_is_loaded_to_the_bit(tmp_path: Path) -> None:
         "inf": float("inf"),
         "deep": [{"a": [1.5e-320]}],
     }
-    saved = Checkpoint(7, trainables, {}, state)
+    saved = Checkpoint(7, trainables, {}, {}, state)
     save_checkpoint(tmp_path, saved)
     loaded = load_checkpoint(tmp_path)
     assert bits(loaded.trainables) == {name: bits({name: tensor.detach()})[name] for name, tensor in trainables.items()}

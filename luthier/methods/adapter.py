@@ -1,0 +1,281 @@
+"""What all methods have in common that add small tensors beside a frozen base: where they sit, their files, `from`.
+
+A new method of this kind is a subclass of `LayerMethod` with its settings, `branch` (what it does at one layer), and the
+form of its files.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, ValidationError, field_validator
+from torch import Tensor, nn
+
+from luthier.errors import RecipeError
+from luthier.methods.adapter_files import AdapterFile, Form
+from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, adapted
+from luthier.methods.contract import Attachment, Group, Method
+from luthier.models.anatomy import find_targets, replace_module
+from luthier.models.language_model import LanguageModel
+from luthier.ops.draws import salt_of
+
+
+class AdapterMethod(Method):
+    """A method that leaves the base as it is and adds tensors of its own.
+
+    form: how its adapters lie on disk. free_fields: settings that a recipe may choose anew when it goes on from an
+    adapter, because they do not shape it.
+    """
+
+    output_folder: ClassVar[str] = "adapter"
+    form: ClassVar[Form]
+    free_fields: ClassVar[frozenset[str]] = frozenset({"dropout"})
+
+    begin_from: str | None = Field(
+        None,
+        alias="from",
+        description="Go on from this adapter: a run folder or a folder in peft's format. Its rank, strength and targets hold.",
+    )
+
+    def attach(self, model: LanguageModel, name: str, seed: int, *, fast: bool = True) -> AdapterAttachment:
+        """Put the adapter into the model. With `from`, the file's settings and tensors take the place of these."""
+        if self.begin_from is None:
+            return self.place(model, name, seed, fast)
+        file = self.form.read(self.begin_from)
+        self.check_fits(file, model)
+        self._check_agrees(file, model)
+        attachment = self._shaped_by(file).place(model, name, seed, fast)
+        attachment.load(file)
+        return attachment
+
+    @abstractmethod
+    def place(self, model: LanguageModel, name: str, seed: int, fast: bool) -> AdapterAttachment:
+        """A fresh adapter in the model, its random start decided by the seed."""
+
+    def check_fits(self, file: AdapterFile, model: LanguageModel) -> None:
+        """Raise RecipeError if the file's adapter has places that the model lacks."""
+
+    def file_settings(self) -> dict[str, Any]:
+        """The settings that shape the adapter, automatic values settled, as a file keeps them."""
+        return self.model_dump(exclude={"begin_from", "kind"})
+
+    def stated(self, model: LanguageModel) -> dict[str, Any]:
+        """The shaping settings that the recipe itself states, to be compared with a file's."""
+        shaping = self.model_fields_set - self.free_fields - {"begin_from", "kind"}
+        return {field: value for field, value in self.file_settings().items() if field in shaping}
+
+    def grouped(self, tensors: dict[str, nn.Parameter]) -> tuple[Group, ...]:
+        """The trainable tensors as groups."""
+        return (Group(tensors),)
+
+    def continued(self, folder: Path) -> Method:
+        """The method that takes up the adapter in a run's folder, whatever the recipe states."""
+        values = {field: getattr(self, field) for field in type(self).model_fields}
+        return self.model_construct(_fields_set={"begin_from"}, **{**values, "begin_from": str(folder)})
+
+    def _shaped_by(self, file: AdapterFile) -> Self:
+        """These settings over the file's. Raises RecipeError if those make no such method."""
+        free = self.model_dump(include=set(self.free_fields))
+        try:
+            return type(self)(**{**file.settings, **free})
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise RecipeError(
+                f"The adapter's config makes no {self.kind} adapter: {fault['msg']}.",
+                "Mend the file, or save the adapter again.",
+                file=file.path,
+                field=".".join(map(str, fault["loc"])) or None,
+            ) from error
+
+    def _check_agrees(self, file: AdapterFile, model: LanguageModel) -> None:
+        """Raise RecipeError where the recipe states a shape that the adapter it goes on from does not have."""
+        for field, value in self.stated(model).items():
+            found = file.settings[field]
+            if field == "targets":
+                value, found = tuple(sorted(value)), tuple(sorted(found))
+            if value != found:
+                raise RecipeError(
+                    f"The recipe's {field} is not that of the adapter it goes on from: {value} against {found}.",
+                    f"Leave method.{field} out, or begin afresh without method.from.",
+                    field=f"method.{field}",
+                )
+
+
+class LayerMethod(AdapterMethod):
+    """A method whose adapter has one branch at each of some layers."""
+
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear",
+        description="Layers to adapt, by the last parts of their names; all-linear is every linear layer but the head.",
+    )
+    layers: tuple[int, ...] | None = Field(
+        None, description="Only in these transformer layers, counted from 0; unset: in all."
+    )
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_name_is_a_list_of_one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) and value != "all-linear" else value
+
+    def places(self, model: LanguageModel) -> tuple[str, ...]:
+        """The names of the layers that the adapter has branches at. Raises RecipeError if there are none."""
+        return find_targets(model.anatomy, self.targets, self.layers)
+
+    @abstractmethod
+    def branch(self, layer: AdaptedLayer, generator: torch.Generator, fast: bool) -> Branch:
+        """A fresh branch for a layer; its random start comes from the generator, which is the layer's own."""
+
+    def place(self, model: LanguageModel, name: str, seed: int, fast: bool) -> AdapterAttachment:
+        """A fresh branch at every place."""
+        layers = adapted_layers(model, self.places(model))
+        for target, layer in layers.items():
+            layer.add(name, self.branch(layer, generator_of(target, seed), fast))
+        return AdapterAttachment(self, model, name, layers)
+
+    def check_fits(self, file: AdapterFile, model: LanguageModel) -> None:
+        """Raise RecipeError if the file adapts a layer that the model lacks."""
+        file.check_layers({model.anatomy.embedding, *model.anatomy.linears, model.anatomy.head})
+
+    def stated(self, model: LanguageModel) -> dict[str, Any]:
+        """As for any adapter, with the targets by their whole names."""
+        stated = super().stated(model)
+        stated.pop("layers", None)
+        if {"targets", "layers"} & self.model_fields_set:
+            stated["targets"] = self.places(model)
+        return stated
+
+    def file_settings(self) -> dict[str, Any]:
+        """As for any adapter; a file names every layer, so it has no use for `layers`."""
+        return self.model_dump(exclude={"begin_from", "kind", "layers"})
+
+
+def adapted_layers(model: LanguageModel, names: tuple[str, ...]) -> dict[str, AdaptedLayer]:
+    """The layers of these names, each with a bank around it."""
+    return {name: adapted(model, name) for name in names}
+
+
+def generator_of(name: str, seed: int) -> torch.Generator:
+    """A generator for the random start of one layer: the same whatever other layers there are."""
+    return torch.Generator().manual_seed((salt_of(name) ^ seed) & (2**63 - 1))
+
+
+def trainable(tensor: Tensor, device: torch.device) -> nn.Parameter:
+    """A tensor as a trainable one: fp32, on the device."""
+    return nn.Parameter(tensor.to(device=device, dtype=torch.float32))
+
+
+class AdapterAttachment(Attachment):
+    """An adapter at work: its layers by the names that the model knew them by.
+
+    shared: trainable tensors of no single layer, by name. frozen: tensors that do not train but belong into the file.
+    """
+
+    def __init__(
+        self,
+        method: AdapterMethod,
+        model: LanguageModel,
+        name: str,
+        layers: Mapping[str, AdaptedLayer],
+        *,
+        shared: Mapping[str, nn.Parameter] | None = None,
+        frozen: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.method = method
+        self.model = model
+        self.name = name
+        self.layers = dict(layers)
+        self.shared = dict(shared or {})
+        self.frozen = dict(frozen or {})
+        self.extra: dict[str, Any] = {}
+
+    @property
+    def branches(self) -> dict[str, Branch]:
+        """The adapter's branch at each layer."""
+        return {target: layer.branch(self.name) for target, layer in self.layers.items()}
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Every branch's tensors, and those they share, in the method's groups."""
+        own = {
+            f"{target}.{ending}": tensor
+            for target, branch in self.branches.items()
+            for ending, tensor in branch.tensors.items()
+        }
+        return self.method.grouped({**own, **self.shared})
+
+    @property
+    def lowest_layer(self) -> int | None:
+        """The first adapted layer; None if the embedding is adapted."""
+        anatomy = self.model.anatomy
+        if anatomy.embedding in self.layers:
+            return None
+        indices = [index for target in self.layers if (index := anatomy.layer_of(target)) is not None]
+        return min(indices, default=len(anatomy.layers))
+
+    @property
+    def adapter(self) -> str | None:
+        """The adapter's own name."""
+        return self.name
+
+    @property
+    def draws(self) -> bool:
+        """Whether some branch draws at random in training."""
+        return any(branch.draws for branch in self.branches.values())
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """What the adapter's file holds, by name."""
+        own = {
+            f"{target}.{ending}": tensor
+            for target, branch in self.branches.items()
+            for ending, tensor in branch.file_tensors().items()
+        }
+        return {**own, **{name: tensor.detach() for name, tensor in self.shared.items()}, **self.frozen}
+
+    @torch.no_grad()
+    def load(self, file: AdapterFile) -> None:
+        """Take the tensors of a file. Raises RecipeError for missing, unexpected or misshapen ones."""
+        self.extra = file.extra
+        own = self.file_tensors()
+        file.check_names(set(own))
+        for name, tensor in own.items():
+            file.check_shape(name, tuple(tensor.shape))
+        for target, branch in self.branches.items():
+            branch.load_tensors({ending: file.tensors[f"{target}.{ending}"] for ending in branch.file_tensors()})
+        for name, tensor in (*self.shared.items(), *self.frozen.items()):
+            tensor.copy_(file.tensors[name])
+
+    def write(self, folder: Path, announce: Callable[[str], None]) -> None:
+        """Write the adapter in its method's form."""
+        settings = {**self.method.file_settings(), "targets": tuple(self.layers)}
+        file = AdapterFile(str(folder), settings, self.file_tensors(), self.model.identity.name, self.extra)
+        is_transposed = any(isinstance(layer, AdaptedLinear) and layer.is_transposed for layer in self.layers.values())
+        self.method.form.write(folder, file, self.model.anatomy, is_transposed)
+
+    def merge(self) -> None:
+        """Fold every update into its layer, and take off banks that then are empty.
+
+        A head that is tied to the embedding is untied first, if either of them changes.
+        """
+        anatomy = self.model.anatomy
+        if anatomy.is_head_tied and {anatomy.embedding, anatomy.head} & set(self.layers):
+            _untie(self.model)
+        for target, layer in self.layers.items():
+            base = layer.merge(self.name)
+            if not layer.branches:
+                replace_module(self.model.hf, target, base)
+        self.layers = {}
+
+
+def _untie(model: LanguageModel) -> None:
+    """Give the head its own copy of the weight that it shares with the embedding."""
+    head = model.hf.get_submodule(model.anatomy.head)
+    holder = head.base if isinstance(head, AdaptedLinear) else head
+    assert isinstance(holder, nn.Linear)
+    holder.weight = nn.Parameter(holder.weight.detach().clone(), requires_grad=False)
+    model.hf.config.tie_word_embeddings = False
+    model.anatomy = replace(model.anatomy, is_head_tied=False)

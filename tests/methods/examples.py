@@ -1,0 +1,15 @@
+"""One small setting of every method, for the tests that hold for all of them. A new method adds its entry here."""
+
+from __future__ import annotations
+
+from luthier.methods import Full, LoRA, Method
+
+EXAMPLES: tuple[Method, ...] = (
+    LoRA(rank=3, alpha=5),
+    Full(),
+)
+
+FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")
+
+REFUSED: dict[tuple[str, str], str] = {}
+"""(kind, family) → what the refusal says, where a family has no place for a method."""
