@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     AnyMethod = Method
 else:  # one of the list, told apart by its kind
     AnyMethod = Annotated[
-        Union[tuple(Annotated[method, Tag(kind_of(method))] for method in METHODS)], Discriminator(_kind)
+        Union[tuple(Annotated[method, Tag(kind_of(method))] for method in METHODS)],  # noqa: UP007 — no fixed list
+        Discriminator(_kind),
     ]
 
 __all__ = [

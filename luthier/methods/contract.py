@@ -93,6 +93,7 @@ class Attachment(ABC):
 
     def after_step(self, done: StepDone) -> None:
         """Take notice of an optimizer step; may change trained tensors in place."""
+        return
 
     def state(self) -> dict[str, Tensor]:
         """What `after_step` remembers, by name: part of every checkpoint."""
@@ -100,6 +101,7 @@ class Attachment(ABC):
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take over what `state` gave."""
+        assert not state, "a method that remembers something takes it up itself"
 
     @abstractmethod
     def write(self, folder: Path, announce: Callable[[str], None]) -> None:
