@@ -16,6 +16,7 @@ from luthier.cli.cache import cache
 from luthier.cli.chat import chat
 from luthier.cli.check import check
 from luthier.cli.combine import combine
+from luthier.cli.compare_methods import compare_methods
 from luthier.cli.doctor import doctor
 from luthier.cli.evaluate import evaluate
 from luthier.cli.generate import generate
@@ -50,6 +51,7 @@ app.command(rich_help_panel=_BEGIN)(check)
 app.command(rich_help_panel=_TUNE)(train)
 app.command(rich_help_panel=_TUNE)(resume)
 app.command(rich_help_panel=_TUNE)(evaluate)
+app.command("compare-methods", rich_help_panel=_TUNE)(compare_methods)
 app.command(rich_help_panel=_USE)(chat)
 app.command(rich_help_panel=_USE)(generate)
 app.command(rich_help_panel=_USE)(combine)
