@@ -14,12 +14,21 @@ if TYPE_CHECKING:
     from luthier.studies.inspection import Inspection, Shrunk
 
 _Run = Annotated[str, typer.Argument(help="The run: its folder, its name under runs/, or latest.")]
-_PLOT = "inspection.png"
+_PLOT, _ATTENTION = "inspection.png", "attention.png"
 _SHOWN = 12
 
 
-def inspect(run: _Run, as_json: Json = False) -> None:
+def inspect(
+    run: _Run,
+    text: Annotated[
+        str | None, typer.Option("--text", help="Show instead where each head looks in this text, base against tuned.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Show the spectrum of each layer's update, and the rank that would keep 99 % of it; writes a picture."""
+    if text is not None:
+        _attention(run, text, as_json)
+        return
     from luthier import api
     from luthier.store.runs import find_run
     from luthier.studies.inspection import inspect_run
@@ -30,6 +39,27 @@ def inspect(run: _Run, as_json: Json = False) -> None:
     write_inspection_plot(inspection, folder / _PLOT)
     document = {**inspection.as_json(), "plot": str(folder / _PLOT)}
     emit(document, _text(inspection, folder / _PLOT), as_json)
+
+
+def _attention(run: str, text: str, as_json: bool) -> None:
+    from luthier import api
+    from luthier.store.runs import find_run
+    from luthier.studies.attention_maps import attention_maps, write_attention_plot
+
+    tuned = api.load(run, say)
+    base = api.base_of(run, tuned, say)
+    maps = attention_maps(text, base.language_model, tuned.language_model, tuned.adapter)
+    picture = find_run(run, api.RUNS) / _ATTENTION
+    write_attention_plot(maps, picture)
+    change_LH = maps.change_LH
+    most = change_LH.flatten().topk(min(5, change_LH.numel()))
+    heads = [divmod(int(index), change_LH.shape[1]) for index in most.indices]
+    lines = [
+        f"layer {layer}, head {head}: {share:.1%} of its look moved"
+        for (layer, head), share in zip(heads, most.values.tolist(), strict=True)
+    ]
+    shown = ["Tokens: " + " | ".join(maps.tokens), "", *lines, "", f"Picture: {picture}"]
+    emit({**maps.as_json(), "plot": str(picture)}, "\n".join(shown), as_json)
 
 
 def shrink(

@@ -46,12 +46,14 @@ class Call:
     runs: the adapters over the flattened tokens, in order and without gaps.
     keys_N: one key a token for random draws; None draws nothing (no dropout).
     recomputable: takes tensors that the backward pass should compute again; None keeps everything.
+    watched: takes each layer's attention weights (1, H, T, T) in order; None does not compute them.
     """
 
     segments: tuple[Segment, ...] | None
     runs: tuple[Run, ...]
     keys_N: Tensor | None = None
     recomputable: Recomputable | None = None
+    watched: list[Tensor] | None = None
 
     def at(self, source_N: Tensor) -> Call:
         """The call over chosen positions, which must be in the order of the runs; each keeps its adapter and its key."""

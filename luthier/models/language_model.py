@@ -154,6 +154,19 @@ class LanguageModel:
         hidden_ND = self._hidden(batch, call).flatten(0, 1).index_select(0, source_N)
         return Outputs(self._logprobs(hidden_ND, batch.targets.token_N, call.at(source_N)))
 
+    @torch.no_grad()
+    def attention(self, batch: Batch, adapters: Adapters = None) -> Tensor:
+        """How much each token takes of each before it, fp32, shape (L, H, T, T). Raises RecipeError for other layouts."""
+        if self.layout != "packed":
+            raise RecipeError(
+                f"The attention of models of type {self.hf.config.model_type!r} cannot be looked into.",
+                "Choose a model whose attention goes through transformers' attention interface.",
+                field="model",
+            )
+        watched: list[Tensor] = []
+        self._hidden(batch, replace(call_of_batch(batch, adapters, None), watched=watched))
+        return torch.cat(watched)
+
     def prefill(
         self,
         tokens_1T: Tensor,

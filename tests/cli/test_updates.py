@@ -35,3 +35,12 @@ def test_combine_of_a_run_with_itself_at_half_weights_is_the_run(trained: Path, 
     assert ended.code == 0, ended.err
     assert ended.document["relative_error"] < 1e-5
     assert luthier("combine", "latest", "latest", "--weight", "1", "--out", "x", folder=trained).code != 0
+
+
+def test_inspect_of_a_text_names_the_heads_whose_look_moved(trained: Path) -> None:
+    told = luthier("inspect", "latest", "--text", "Where is parcel 3?", folder=trained)
+    assert told.code == 0, told.err
+    assert "of its look moved" in told.out
+    document = luthier("inspect", "latest", "--text", "Where is parcel 3?", "--json", folder=trained).document
+    assert "".join(document["tokens"]) == "Where is parcel 3?"
+    assert (trained / document["plot"]).is_file()
