@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Union
 from pydantic import Discriminator, Tag
 
 from luthier.methods.adapter import AdapterMethod
+from luthier.methods.attention_fusion import AttentionFusion
 from luthier.methods.contract import ADAPTER, Attachment, Group, Method, StepDone, Traits
 from luthier.methods.full import Full
 from luthier.methods.lora import LoRA
 
-METHODS: tuple[type[Method], ...] = (LoRA, Full)
+METHODS: tuple[type[Method], ...] = (LoRA, Full, AttentionFusion)
 
 
 def kind_of(method: type[Method]) -> str:
@@ -38,6 +39,7 @@ __all__ = [
     "AdapterMethod",
     "AnyMethod",
     "Attachment",
+    "AttentionFusion",
     "Full",
     "Group",
     "LoRA",

@@ -251,7 +251,9 @@ class AdapterAttachment(Attachment):
 
     def write(self, folder: Path, announce: Callable[[str], None]) -> None:
         """Write the adapter in its method's form."""
-        settings = {**self.method.file_settings(), "targets": tuple(self.layers)}
+        settings = self.method.file_settings()
+        if "targets" in settings:
+            settings["targets"] = tuple(self.layers)
         file = AdapterFile(str(folder), settings, self.file_tensors(), self.model.identity.name, self.extra)
         is_transposed = any(isinstance(layer, AdaptedLinear) and layer.is_transposed for layer in self.layers.values())
         self.method.form.write(folder, file, self.model.anatomy, is_transposed)

@@ -19,6 +19,7 @@ from luthier.models.call import Adapters, Call, Draws, Run, call_of_batch, calli
 from luthier.models.families import family_of
 from luthier.models.fast_layers import FastLinear, use_fast_layers
 from luthier.models.settings import ModelSettings
+from luthier.models.sides import Side, combined, tap_layers
 from luthier.models.sources import ModelSource, fingerprint, locate, read_config, read_tokenizer, read_weights
 from luthier.ops.head import token_logprobs, token_logprobs_recomputed, token_logprobs_reference
 from luthier.ops.recompute import Recomputable
@@ -62,6 +63,7 @@ class LanguageModel:
     anatomy: Anatomy
     identity: Identity
     fast: FastModel = field(default_factory=FastModel)
+    sides: dict[str, Side] = field(default_factory=dict)
 
     @property
     def layout(self) -> Layout:
@@ -129,19 +131,48 @@ class LanguageModel:
         return self._hidden(batch, call_of_batch(batch, adapters, draws))
 
     def _hidden(self, batch: Batch, call: Call) -> Tensor:
+        return self._trunk(
+            call,
+            input_ids=batch.tokens_BT,
+            position_ids=batch.positions_BT,
+            attention_mask=batch.mask_BT,
+            use_cache=False,
+        )
+
+    def _trunk(self, call: Call, **inputs: Any) -> Tensor:
+        """The hidden states after the final norm, shape (B, T, D): the base's, or a side network's where a run has one."""
+        sides = {run.adapter: self.sides[run.adapter] for run in call.runs if run.adapter in self.sides}
+        if not sides:
+            return self._base(call, inputs)
+        call = replace(call, tapped={})
+        with torch.no_grad() if all(run.adapter in sides for run in call.runs) else nullcontext():
+            hidden_BTD = self._base(call, inputs)
+        assert call.tapped is not None
+        tapped = call.tapped
+        with calling(replace(call, tapped=None)):
+            of_sides = {name: side(tapped, inputs) for name, side in sides.items()}
+        return combined(hidden_BTD, call, of_sides)
+
+    def _base(self, call: Call, inputs: dict[str, Any]) -> Tensor:
         recomputable = Recomputable() if self.fast.norm and torch.is_grad_enabled() else None
         with (
             calling(replace(call, recomputable=recomputable)),
             nullcontext() if recomputable is None else recomputable.hooks(),
         ):
-            output = self.hf.get_submodule(self.anatomy.trunk)(
-                input_ids=batch.tokens_BT,
-                position_ids=batch.positions_BT,
-                attention_mask=batch.mask_BT,
-                use_cache=False,
-            )
+            output = self.hf.get_submodule(self.anatomy.trunk)(**inputs)
         hidden_BTD: Tensor = output.last_hidden_state
         return hidden_BTD
+
+    def add_side(self, name: str, side: Side) -> None:
+        """Let a side network make the hidden states of an adapter's tokens."""
+        if not self.sides:
+            tap_layers(self.hf, self.anatomy)
+        self.sides[name] = side
+
+    def final_norm(self, hidden_BTD: Tensor) -> Tensor:
+        """The base's final norm."""
+        normed_BTD: Tensor = self.hf.get_submodule(self.anatomy.final_norm)(hidden_BTD)
+        return normed_BTD
 
     def forward(self, batch: Batch, adapters: Adapters = None, draws: Draws | None = None) -> Outputs:
         """Log-probabilities of the batch's targets; the head runs at learned positions only.
@@ -180,11 +211,12 @@ class LanguageModel:
 
         last_B: where each prompt's last token is. Only for models of the packed layout.
         """
-        with torch.inference_mode(), calling(Call(segments, (Run(0, tokens_1T.numel(), adapters),))):
-            output = self.hf.get_submodule(self.anatomy.trunk)(
-                input_ids=tokens_1T, position_ids=positions_1T, past_key_values=cache, use_cache=True
+        call = Call(segments, (Run(0, tokens_1T.numel(), adapters),))
+        with torch.inference_mode():
+            hidden_1TD = self._trunk(
+                call, input_ids=tokens_1T, position_ids=positions_1T, past_key_values=cache, use_cache=True
             )
-            last_BD = output.last_hidden_state[0, last_B]
+            last_BD = hidden_1TD[0, last_B]
         return self._next_logits(last_BD, adapters)
 
     def decode(
@@ -199,15 +231,17 @@ class LanguageModel:
 
         mask_BL covers the cached and the new positions; rows are padded on the left.
         """
-        with torch.inference_mode(), calling(Call(None, (Run(0, tokens_BT.numel(), adapters),))):
-            output = self.hf.get_submodule(self.anatomy.trunk)(
+        call = Call(None, (Run(0, tokens_BT.numel(), adapters),))
+        with torch.inference_mode():
+            hidden_BTD = self._trunk(
+                call,
                 input_ids=tokens_BT,
                 position_ids=positions_BT,
                 attention_mask=mask_BL,
                 past_key_values=cache,
                 use_cache=True,
             )
-            last_BD = output.last_hidden_state[:, -1]
+            last_BD = hidden_BTD[:, -1]
         return self._next_logits(last_BD, adapters)
 
     def _next_logits(self, last_BD: Tensor, adapters: str | None) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from luthier.methods import Full, LoRA, Method
+from luthier.methods import AttentionFusion, Full, LoRA, Method
 
 EXAMPLES: tuple[Method, ...] = (
     LoRA(rank=3, alpha=5),
     Full(),
+    AttentionFusion(),
 )
 
 FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")

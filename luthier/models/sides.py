@@ -1,0 +1,63 @@
+"""Networks beside a frozen model: they read what its layers give and make hidden states of their own from it.
+
+A side network never changes the base and needs no backward pass through it: its inputs carry no graph.
+Shapes: B rows, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from luthier.models.anatomy import Anatomy
+from luthier.models.call import Call, current_call
+
+
+class Side(nn.Module, ABC):
+    """A side network under the name of an adapter."""
+
+    @abstractmethod
+    def forward(self, tapped: Mapping[int, Tensor], inputs: Mapping[str, Any]) -> Tensor:
+        """Hidden states (B, T, D) in the place of those after the base's final norm.
+
+        tapped: what each layer gave, before the final norm, by 1, 2, … L; 0 is what entered the first layer.
+        inputs: what the base's trunk was called with (positions, mask, cache).
+        """
+
+
+def tap_layers(hf: PreTrainedModel, anatomy: Anatomy) -> None:
+    """From now on, note what each layer gives in the calls that ask for it."""
+    first = hf.get_submodule(anatomy.layers[0].name)
+    first.register_forward_pre_hook(_note_input, with_kwargs=True)
+    for layer in anatomy.layers:
+        hf.get_submodule(layer.name).register_forward_hook(_noting(layer.index + 1))
+
+
+def _note_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    tapped = current_call().tapped
+    if tapped is not None:
+        tapped[0] = (args[0] if args else kwargs["hidden_states"]).detach()
+
+
+def _noting(number: int) -> Any:
+    def note(module: nn.Module, args: Any, output: Tensor | tuple[Tensor, ...]) -> None:
+        tapped = current_call().tapped
+        if tapped is not None:
+            tapped[number] = (output if isinstance(output, Tensor) else output[0]).detach()
+
+    return note
+
+
+def combined(hidden_BTD: Tensor, call: Call, by_adapter: Mapping[str, Tensor]) -> Tensor:
+    """Each run's tokens from its own side network, or from the base where it has none, shape (B, T, D)."""
+    flat_ND = hidden_BTD.flatten(0, 1)
+    pieces = []
+    for run in call.runs:
+        own = by_adapter.get(run.adapter or "")
+        pieces.append((flat_ND if own is None else own.flatten(0, 1))[run.start : run.stop])
+    return torch.cat(pieces).view(hidden_BTD.shape)
