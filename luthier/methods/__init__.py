@@ -8,9 +8,10 @@ from luthier.methods.adapter import AdapterMethod
 from luthier.methods.attention_fusion import AttentionFusion
 from luthier.methods.contract import ADAPTER, Attachment, Group, Method, StepDone, Traits
 from luthier.methods.full import Full
+from luthier.methods.ladder import Ladder
 from luthier.methods.lora import LoRA
 
-METHODS: tuple[type[Method], ...] = (LoRA, Full, AttentionFusion)
+METHODS: tuple[type[Method], ...] = (LoRA, Full, AttentionFusion, Ladder)
 
 
 def kind_of(method: type[Method]) -> str:
@@ -42,6 +43,7 @@ __all__ = [
     "AttentionFusion",
     "Full",
     "Group",
+    "Ladder",
     "LoRA",
     "Method",
     "StepDone",

@@ -149,7 +149,7 @@ class LanguageModel:
             hidden_BTD = self._base(call, inputs)
         assert call.tapped is not None
         tapped = call.tapped
-        with calling(replace(call, tapped=None)):
+        with calling(call):
             of_sides = {name: side(tapped, inputs) for name, side in sides.items()}
         return combined(hidden_BTD, call, of_sides)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from luthier.models.anatomy import Anatomy
 from luthier.models.call import Call, current_call
@@ -61,3 +61,23 @@ def combined(hidden_BTD: Tensor, call: Call, by_adapter: Mapping[str, Tensor]) -
         own = by_adapter.get(run.adapter or "")
         pieces.append((flat_ND if own is None else own.flatten(0, 1))[run.start : run.stop])
     return torch.cat(pieces).view(hidden_BTD.shape)
+
+
+class LaterLayers(DynamicCache):
+    """The layers of a cache from `offset` on, as a cache of their own: where a side network keeps its keys and values.
+
+    They are rows of the one cache, so that rows are selected, grown and copied together with the base's.
+    """
+
+    def __init__(self, whole: DynamicCache, offset: int) -> None:
+        self._whole = whole
+        self._offset = offset
+
+    @property
+    def layers(self) -> list[Any]:  # type: ignore[override]
+        """The cache's later layers; empty until the first keys come."""
+        return self._whole.layers[self._offset :]
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Append to one of them."""
+        return self._whole.update(key_states, value_states, layer_idx + self._offset, *args, **kwargs)

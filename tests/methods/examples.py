@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from luthier.methods import AttentionFusion, Full, LoRA, Method
+from luthier.methods import AttentionFusion, Full, Ladder, LoRA, Method
 
 EXAMPLES: tuple[Method, ...] = (
     LoRA(rank=3, alpha=5),
     Full(),
     AttentionFusion(),
+    Ladder(reduction=2),
 )
 
 FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")
