@@ -67,6 +67,11 @@ class FusionSide(Side):
         self.gate = nn.Parameter(torch.zeros(()))
         self._final_norm = final_norm
 
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """All of them."""
+        return tuple(range(len(self.layer_bias)))
+
     def forward(self, tapped: Mapping[int, Tensor], inputs: Mapping[str, Any]) -> Tensor:
         """The fused states (B, T, D)."""
         last_BTD = tapped[len(tapped) - 1]

@@ -108,6 +108,11 @@ class LadderSide(Side):
         for index, layer in enumerate(anatomy.layers):
             small.get_submodule(layer.name).register_forward_pre_hook(self._rung(index), with_kwargs=True)
 
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """What enters the first layer, what the kept layers give, the last one among them."""
+        return (0, *(index + 1 for index in self._kept))
+
     def forward(self, tapped: Mapping[int, Tensor], inputs: Mapping[str, Any]) -> Tensor:
         """h_L + γ (U(norm(s)) − h_L) of every token, through the base's final norm."""
         cache = inputs.get("past_key_values")
