@@ -30,6 +30,11 @@ Part = dict[str, Any]
 KINDS: dict[str, dict[str, Part]] = {
     "plain": {},
     "full": {"method": {"kind": "full", "rank": None}, "training": {"peak_lr": 0.001}},
+    "adalora": {
+        "method": {"kind": "adalora", "rank": None, "init_rank": 3, "target_rank": 2},
+        "training": {"steps": 8},
+    },
+    "pissa": {"method": {"kind": "pissa", "niter": 2}},
     "dropout": {"method": {"dropout": 0.4, "lr_ratio": 4}},
     "two workers": {"training": {"workers": 2, "tokens_per_micro_batch": 96}, "data": {"max_length": 96}},
     "gradient checkpointing": {"training": {"gradient_checkpointing": True}, "method": {"dropout": 0.4}},

@@ -4,14 +4,18 @@ from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Discriminator, Tag
 
+from luthier.methods.adalora import AdaLoRA
 from luthier.methods.adapter import AdapterMethod
 from luthier.methods.attention_fusion import AttentionFusion
 from luthier.methods.contract import ADAPTER, Attachment, Group, Method, StepDone, Traits
+from luthier.methods.dora import DoRA
 from luthier.methods.full import Full
 from luthier.methods.ladder import Ladder
 from luthier.methods.lora import LoRA
+from luthier.methods.pissa import PiSSA
+from luthier.methods.vera import VeRA
 
-METHODS: tuple[type[Method], ...] = (LoRA, Full, AttentionFusion, Ladder)
+METHODS: tuple[type[Method], ...] = (LoRA, Full, AttentionFusion, Ladder, AdaLoRA, DoRA, PiSSA, VeRA)
 
 
 def kind_of(method: type[Method]) -> str:
@@ -37,16 +41,20 @@ else:  # one of the list, told apart by its kind
 __all__ = [
     "ADAPTER",
     "METHODS",
+    "AdaLoRA",
     "AdapterMethod",
     "AnyMethod",
     "Attachment",
     "AttentionFusion",
+    "DoRA",
     "Full",
     "Group",
     "Ladder",
     "LoRA",
     "Method",
+    "PiSSA",
     "StepDone",
     "Traits",
+    "VeRA",
     "kind_of",
 ]

@@ -1,7 +1,7 @@
 """What all methods have in common that add small tensors beside a frozen base: where they sit, their files, `from`.
 
 A new method of this kind is a subclass of `LayerMethod` with its settings, `branch` (what it does at one layer), and the
-form of its files.
+form of its files; of `TargetedMethod`, with `place`, where its layers have something in common.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ class AdapterMethod(Method):
                 )
 
 
-class LayerMethod(AdapterMethod):
-    """A method whose adapter has one branch at each of some layers."""
+class TargetedMethod(AdapterMethod):
+    """A method whose adapter sits at some layers."""
 
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
         "all-linear",
@@ -129,17 +129,6 @@ class LayerMethod(AdapterMethod):
         """The names of the layers that the adapter has branches at. Raises RecipeError if there are none."""
         return find_targets(model.anatomy, self.targets, self.layers)
 
-    @abstractmethod
-    def branch(self, layer: AdaptedLayer, generator: torch.Generator, fast: bool) -> Branch:
-        """A fresh branch for a layer; its random start comes from the generator, which is the layer's own."""
-
-    def place(self, model: LanguageModel, name: str, seed: int, fast: bool) -> AdapterAttachment:
-        """A fresh branch at every place."""
-        layers = adapted_layers(model, self.places(model))
-        for target, layer in layers.items():
-            layer.add(name, self.branch(layer, generator_of(target, seed), fast))
-        return AdapterAttachment(self, model, name, layers)
-
     def check_fits(self, file: AdapterFile, model: LanguageModel) -> None:
         """Raise RecipeError if the file adapts a layer that the model lacks."""
         file.check_layers({model.anatomy.embedding, *model.anatomy.linears, model.anatomy.head})
@@ -157,9 +146,35 @@ class LayerMethod(AdapterMethod):
         return self.model_dump(exclude={"begin_from", "kind", "layers"})
 
 
+class LayerMethod(TargetedMethod):
+    """A method whose adapter has one branch at each of some layers, which know nothing of each other."""
+
+    @abstractmethod
+    def branch(self, layer: AdaptedLayer, generator: torch.Generator, fast: bool) -> Branch:
+        """A fresh branch for a layer; its random start comes from the generator, which is the layer's own."""
+
+    def place(self, model: LanguageModel, name: str, seed: int, fast: bool) -> AdapterAttachment:
+        """A fresh branch at every place."""
+        layers = adapted_layers(model, self.places(model))
+        for target, layer in layers.items():
+            layer.add(name, self.branch(layer, generator_of(target, seed), fast))
+        return AdapterAttachment(self, model, name, layers)
+
+
 def adapted_layers(model: LanguageModel, names: tuple[str, ...]) -> dict[str, AdaptedLayer]:
     """The layers of these names, each with a bank around it."""
     return {name: adapted(model, name) for name in names}
+
+
+def linear_of(layer: AdaptedLayer, kind: str) -> AdaptedLinear:
+    """The layer as a linear one. Raises RecipeError if it is the embedding, where this kind of method has no place."""
+    if isinstance(layer, AdaptedLinear):
+        return layer
+    raise RecipeError(
+        f"The method {kind} is for linear layers; {layer.name} is not one.",
+        "Leave the embedding out of method.targets.",
+        field="method.targets",
+    )
 
 
 def generator_of(name: str, seed: int) -> torch.Generator:
@@ -230,6 +245,22 @@ class AdapterAttachment(Attachment):
         """Whether some branch draws at random in training."""
         return any(branch.draws for branch in self.branches.values())
 
+    def state(self) -> dict[str, Tensor]:
+        """The frozen tensors: a seed may draw others under another torch or on another device."""
+        return {name: tensor.detach().cpu() for name, tensor in self.frozen.items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state` gave."""
+        for name, tensor in self.frozen.items():
+            tensor.copy_(state[name])
+
+    def file_settings(self) -> dict[str, Any]:
+        """The settings that shape the adapter as it now is."""
+        settings = self.method.file_settings()
+        if "targets" in settings:
+            settings["targets"] = tuple(self.layers)
+        return settings
+
     def file_tensors(self) -> dict[str, Tensor]:
         """What the adapter's file holds, by name."""
         own = {
@@ -254,10 +285,7 @@ class AdapterAttachment(Attachment):
 
     def write(self, folder: Path, announce: Callable[[str], None]) -> None:
         """Write the adapter in its method's form."""
-        settings = self.method.file_settings()
-        if "targets" in settings:
-            settings["targets"] = tuple(self.layers)
-        file = AdapterFile(str(folder), settings, self.file_tensors(), self.model.identity.name, self.extra)
+        file = AdapterFile(str(folder), self.file_settings(), self.file_tensors(), self.model.identity.name, self.extra)
         is_transposed = any(isinstance(layer, AdaptedLinear) and layer.is_transposed for layer in self.layers.values())
         self.method.form.write(folder, file, self.model.anatomy, is_transposed)
 

@@ -65,17 +65,15 @@ LORA_FORM = PeftForm(
 )
 
 
-class LoRA(LayerMethod):
-    """Low-rank updates of chosen layers."""
+class LowRank(LayerMethod):
+    """What LoRA and the methods built on it set alike: ranks, strengths, and the rate of B.
 
-    paper: ClassVar[str] = "https://arxiv.org/abs/2106.09685"
-    count: ClassVar[str] = "Σ R (I + O) over the adapted layers"
-    traits: ClassVar[Traits] = Traits(merges=True, deep_backward=True, over_4bit=True, identity_at_start=True)
-    default_lr: ClassVar[float] = 2e-4
-    form: ClassVar[PeftForm] = LORA_FORM
+    alpha_over_rank: the strength that an unset `alpha` stands for, as a multiple of the rank.
+    """
+
+    alpha_over_rank: ClassVar[float] = 2.0
     free_fields: ClassVar[frozenset[str]] = frozenset({"dropout", "lr_ratio"})
 
-    kind: Literal["lora"] = "lora"
     rank: int = Field(16, ge=1, description="Rank of each update.")
     alpha: float | None = Field(
         None,
@@ -84,10 +82,6 @@ class LoRA(LayerMethod):
         description="Strength: the update is scaled by alpha / rank. Unset: twice the rank.",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of the branch's inputs dropped in training.")
-    targets: Literal["all-linear"] | tuple[str, ...] = Field(
-        "all-linear",
-        description="Layers to adapt, by the last parts of their names; all-linear is every linear layer but the head. The embedding and the head can be named too.",
-    )
     rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead.")
     rank_pattern: dict[str, int] = Field(
         {},
@@ -117,9 +111,40 @@ class LoRA(LayerMethod):
 
     def scale_of(self, layer: str) -> float:
         """The factor s of the update of a layer."""
-        alpha = match_pattern(self.alpha_pattern, layer, 2.0 * self.rank if self.alpha is None else self.alpha)
-        rank = self.rank_of(layer)
+        alpha, rank = match_pattern(self.alpha_pattern, layer, self._alpha), self.rank_of(layer)
         return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+    def grouped(self, tensors: dict[str, nn.Parameter]) -> tuple[Group, ...]:
+        """One group; with LoRA+ the B apart."""
+        if self.lr_ratio == 1:
+            return (Group(tensors),)
+        b = {name: tensor for name, tensor in tensors.items() if name.endswith((".lora_B.weight", ".lora_embedding_B"))}
+        others = {name: tensor for name, tensor in tensors.items() if name not in b}
+        return Group(others), Group(b, lr_factor=self.lr_ratio)
+
+    def file_settings(self) -> dict[str, Any]:
+        """As for any adapter, with the strength settled."""
+        return {**super().file_settings(), "alpha": self._alpha}
+
+    @property
+    def _alpha(self) -> float:
+        return self.alpha_over_rank * self.rank if self.alpha is None else self.alpha
+
+
+class LoRA(LowRank):
+    """Low-rank updates of chosen layers."""
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2106.09685"
+    count: ClassVar[str] = "Σ R (I + O) over the adapted layers"
+    traits: ClassVar[Traits] = Traits(merges=True, deep_backward=True, over_4bit=True, identity_at_start=True)
+    default_lr: ClassVar[float] = 2e-4
+    form: ClassVar[PeftForm] = LORA_FORM
+
+    kind: Literal["lora"] = "lora"
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear",
+        description="Layers to adapt, by the last parts of their names; all-linear is every linear layer but the head. The embedding and the head can be named too.",
+    )
 
     def branch(self, layer: AdaptedLayer, generator: torch.Generator, fast: bool) -> Branch:
         """A random, B zero; at an embedding the other way round, as in peft."""
@@ -131,18 +156,6 @@ class LoRA(LayerMethod):
         assert isinstance(layer, AdaptedLinear)
         a_RI, b_OR = fresh_pair(layer, rank, generator)
         return LoRABranch(a_RI, b_OR, scale, self.dropout, fast)
-
-    def grouped(self, tensors: dict[str, nn.Parameter]) -> tuple[Group, ...]:
-        """One group; with LoRA+ the A and the B apart."""
-        if self.lr_ratio == 1:
-            return (Group(tensors),)
-        a = {name: tensor for name, tensor in tensors.items() if name.endswith((".lora_A.weight", ".lora_embedding_A"))}
-        b = {name: tensor for name, tensor in tensors.items() if name not in a}
-        return Group(a), Group(b, lr_factor=self.lr_ratio)
-
-    def file_settings(self) -> dict[str, Any]:
-        """As for any adapter, with the strength settled."""
-        return {**super().file_settings(), "alpha": 2 * self.rank if self.alpha is None else self.alpha}
 
 
 def fresh_pair(layer: AdaptedLinear, rank: int, generator: torch.Generator) -> tuple[nn.Parameter, nn.Parameter]:

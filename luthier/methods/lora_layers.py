@@ -11,8 +11,23 @@ from torch import Tensor, nn
 
 from luthier.methods.bank import AdaptedEmbedding, AdaptedLayer, AdaptedLinear, Branch, LinearBranch
 from luthier.models.call import Run
-from luthier.ops.lora import lora_linear, lora_linear_reference
+from luthier.ops.lora import Dropout, lora_linear, lora_linear_reference
 from luthier.ops.spectrum import Factors
+
+
+def low_rank_linear(
+    fast: bool,
+    x_NI: Tensor,
+    weight_OI: Tensor,
+    bias_O: Tensor | None,
+    a_RI: Tensor,
+    b_OR: Tensor,
+    scale: float,
+    dropout: Dropout | None,
+) -> Tensor:
+    """x Wᵀ + c + s · drop(x) Aᵀ Bᵀ: as one operation if that is wanted and possible."""
+    compute = lora_linear if fast and not torch.is_autocast_enabled(x_NI.device.type) else lora_linear_reference
+    return compute(x_NI, weight_OI, bias_O, a_RI, b_OR, scale, dropout)
 
 
 class LoRABranch(LinearBranch):
@@ -35,10 +50,8 @@ class LoRABranch(LinearBranch):
 
     def forward(self, x_NI: Tensor, layer: AdaptedLinear, run: Run) -> Tensor:
         """x Wᵀ + c + s · drop(x) Aᵀ Bᵀ."""
-        use_fast = self.fast and not torch.is_autocast_enabled(x_NI.device.type)
-        compute = lora_linear if use_fast else lora_linear_reference
         dropout = layer.dropout(self.drop, run)
-        return compute(x_NI, layer.weight, layer.bias, self.a_RI, self.b_OR, self.scale, dropout)
+        return low_rank_linear(self.fast, x_NI, layer.weight, layer.bias, self.a_RI, self.b_OR, self.scale, dropout)
 
     def update(self, layer: AdaptedLinear) -> Factors:
         """s B A."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from luthier.methods import AttentionFusion, Full, Ladder, LoRA, Method
+from luthier.methods import AdaLoRA, AttentionFusion, DoRA, Full, Ladder, LoRA, Method, PiSSA, VeRA
 
 EXAMPLES: tuple[Method, ...] = (
     LoRA(rank=3, alpha=5),
     Full(),
     AttentionFusion(),
     Ladder(reduction=2),
+    AdaLoRA(init_rank=4, target_rank=4, alpha=32),  # no cuts: a layer that lost all ranks would not have moved
+    DoRA(rank=3, alpha=5),
+    PiSSA(rank=3, alpha=5),
+    VeRA(rank=6),
 )
 
 FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")
