@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -46,12 +46,14 @@ class Call:
     runs: the adapters over the flattened tokens, in order and without gaps.
     keys_N: one key a token for random draws; None draws nothing (no dropout).
     recomputable: takes tensors that the backward pass should compute again; None keeps everything.
+    notes: what one layer leaves for a later one, which takes it out, by the reader's name and the run's start.
     """
 
     segments: tuple[Segment, ...] | None
     runs: tuple[Run, ...]
     keys_N: Tensor | None = None
     recomputable: Recomputable | None = None
+    notes: dict[tuple[str, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def at(self, source_N: Tensor) -> Call:
         """The call over chosen positions, which must be in the order of the runs; each keeps its adapter and its key."""
