@@ -48,6 +48,7 @@ class AdapterMethod(Method):
             return self.place(model, name, seed, fast)
         file = self.form.read(self.begin_from)
         self.check_fits(file, model)
+        file = self.understood(file, model)
         self._check_agrees(file, model)
         attachment = self._shaped_by(file).place(model, name, seed, fast)
         attachment.load(file)
@@ -59,6 +60,10 @@ class AdapterMethod(Method):
 
     def check_fits(self, file: AdapterFile, model: LanguageModel) -> None:
         """Raise RecipeError if the file's adapter has places that the model lacks."""
+
+    def understood(self, file: AdapterFile, model: LanguageModel) -> AdapterFile:
+        """The file with those settings too that only the model it is for can tell."""
+        return file
 
     def file_settings(self) -> dict[str, Any]:
         """The settings that shape the adapter, automatic values settled, as a file keeps them."""
@@ -111,7 +116,7 @@ class LayerMethod(AdapterMethod):
 
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
         "all-linear",
-        description="Layers to adapt, by the last parts of their names; all-linear is every linear layer but the head.",
+        description="Layers to adapt, by the last parts of their names, or by what they do: role:query, role:key, role:value, role:attention_out, role:up, role:down; all-linear is every linear layer but the head.",
     )
     layers: tuple[int, ...] | None = Field(
         None, description="Only in these transformer layers, counted from 0; unset: in all."
@@ -152,6 +157,17 @@ class LayerMethod(AdapterMethod):
     def file_settings(self) -> dict[str, Any]:
         """As for any adapter; a file names every layer, so it has no use for `layers`."""
         return self.model_dump(exclude={"begin_from", "kind", "layers"})
+
+
+def linear_of(layer: AdaptedLayer, kind: str) -> AdaptedLinear:
+    """The layer, which must be linear. Raises RecipeError for an embedding."""
+    if isinstance(layer, AdaptedLinear):
+        return layer
+    raise RecipeError(
+        f"{layer.name} is an embedding, which {kind} cannot adapt.",
+        "Leave it out of method.targets; the kind lora adapts embeddings.",
+        field="method.targets",
+    )
 
 
 def adapted_layers(model: LanguageModel, names: tuple[str, ...]) -> dict[str, AdaptedLayer]:
@@ -251,7 +267,9 @@ class AdapterAttachment(Attachment):
 
     def write(self, folder: Path, announce: Callable[[str], None]) -> None:
         """Write the adapter in its method's form."""
-        settings = {**self.method.file_settings(), "targets": tuple(self.layers)}
+        settings = self.method.file_settings()
+        if "targets" in settings:  # whatever the recipe called them: a file names every layer
+            settings["targets"] = tuple(self.layers)
         file = AdapterFile(str(folder), settings, self.file_tensors(), self.model.identity.name, self.extra)
         is_transposed = any(isinstance(layer, AdaptedLinear) and layer.is_transposed for layer in self.layers.values())
         self.method.form.write(folder, file, self.model.anatomy, is_transposed)
