@@ -7,9 +7,15 @@ from pydantic import Discriminator, Tag
 from luthier.methods.adapter import AdapterMethod
 from luthier.methods.contract import ADAPTER, Attachment, Group, Method, StepDone, Traits
 from luthier.methods.full import Full
+from luthier.methods.ia3 import IA3
 from luthier.methods.lora import LoRA
 
-METHODS: tuple[type[Method], ...] = (LoRA, Full)
+METHODS: tuple[type[Method], ...] = (
+    LoRA,
+    Full,
+    # few numbers that scale, turn or multiply what frozen layers compute
+    IA3,
+)
 
 
 def kind_of(method: type[Method]) -> str:
@@ -33,6 +39,7 @@ else:  # one of the list, told apart by its kind
 
 __all__ = [
     "ADAPTER",
+    "IA3",
     "METHODS",
     "AdapterMethod",
     "AnyMethod",

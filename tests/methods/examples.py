@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from luthier.methods import Full, LoRA, Method
+from luthier.methods import IA3, Full, LoRA, Method
 
 EXAMPLES: tuple[Method, ...] = (
     LoRA(rank=3, alpha=5),
     Full(),
+    IA3(),
 )
 
 FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")
