@@ -8,6 +8,7 @@ from luthier.methods.adapter import AdapterMethod
 from luthier.methods.contract import ADAPTER, Attachment, Group, Method, StepDone, Traits
 from luthier.methods.full import Full
 from luthier.methods.ia3 import IA3
+from luthier.methods.loha import LoHa
 from luthier.methods.lora import LoRA
 
 METHODS: tuple[type[Method], ...] = (
@@ -15,6 +16,7 @@ METHODS: tuple[type[Method], ...] = (
     Full,
     # few numbers that scale, turn or multiply what frozen layers compute
     IA3,
+    LoHa,
 )
 
 
@@ -46,6 +48,7 @@ __all__ = [
     "Attachment",
     "Full",
     "Group",
+    "LoHa",
     "LoRA",
     "Method",
     "StepDone",
