@@ -9,6 +9,7 @@ from luthier.methods.contract import ADAPTER, Attachment, Group, Method, StepDon
 from luthier.methods.full import Full
 from luthier.methods.ia3 import IA3
 from luthier.methods.loha import LoHa
+from luthier.methods.lokr import LoKr
 from luthier.methods.lora import LoRA
 
 METHODS: tuple[type[Method], ...] = (
@@ -17,6 +18,7 @@ METHODS: tuple[type[Method], ...] = (
     # few numbers that scale, turn or multiply what frozen layers compute
     IA3,
     LoHa,
+    LoKr,
 )
 
 
@@ -49,6 +51,7 @@ __all__ = [
     "Full",
     "Group",
     "LoHa",
+    "LoKr",
     "LoRA",
     "Method",
     "StepDone",

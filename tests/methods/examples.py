@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from luthier.methods import IA3, Full, LoHa, LoRA, Method
+from luthier.methods import IA3, Full, LoHa, LoKr, LoRA, Method
 
 EXAMPLES: tuple[Method, ...] = (
     LoRA(rank=3, alpha=5),
     Full(),
     IA3(),
     LoHa(rank=3, alpha=5),
+    LoKr(rank=2, alpha=5),
 )
 
 FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")
