@@ -8,6 +8,7 @@ from luthier.methods.adapter import AdapterMethod
 from luthier.methods.contract import ADAPTER, Attachment, Group, Method, StepDone, Traits
 from luthier.methods.full import Full
 from luthier.methods.ia3 import IA3
+from luthier.methods.krona import KronA
 from luthier.methods.loha import LoHa
 from luthier.methods.lokr import LoKr
 from luthier.methods.lora import LoRA
@@ -17,6 +18,7 @@ METHODS: tuple[type[Method], ...] = (
     Full,
     # few numbers that scale, turn or multiply what frozen layers compute
     IA3,
+    KronA,
     LoHa,
     LoKr,
 )
@@ -50,6 +52,7 @@ __all__ = [
     "Attachment",
     "Full",
     "Group",
+    "KronA",
     "LoHa",
     "LoKr",
     "LoRA",
