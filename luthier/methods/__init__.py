@@ -9,6 +9,7 @@ from luthier.methods.contract import ADAPTER, Attachment, Group, Method, StepDon
 from luthier.methods.full import Full
 from luthier.methods.ia3 import IA3
 from luthier.methods.krona import KronA
+from luthier.methods.krona_b import KronAB
 from luthier.methods.loha import LoHa
 from luthier.methods.lokr import LoKr
 from luthier.methods.lora import LoRA
@@ -19,6 +20,7 @@ METHODS: tuple[type[Method], ...] = (
     # few numbers that scale, turn or multiply what frozen layers compute
     IA3,
     KronA,
+    KronAB,
     LoHa,
     LoKr,
 )
@@ -53,6 +55,7 @@ __all__ = [
     "Full",
     "Group",
     "KronA",
+    "KronAB",
     "LoHa",
     "LoKr",
     "LoRA",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from luthier.methods import IA3, Full, KronA, LoHa, LoKr, LoRA, Method
+from luthier.methods import IA3, Full, KronA, KronAB, LoHa, LoKr, LoRA, Method
 
 EXAMPLES: tuple[Method, ...] = (
     LoRA(rank=3, alpha=5),
     Full(),
     IA3(),
     KronA(scale=2.5),
+    KronAB(scale=2.5, residual=True),
     LoHa(rank=3, alpha=5),
     LoKr(rank=2, alpha=5),
 )
