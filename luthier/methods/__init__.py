@@ -13,6 +13,7 @@ from luthier.methods.krona_b import KronAB
 from luthier.methods.loha import LoHa
 from luthier.methods.lokr import LoKr
 from luthier.methods.lora import LoRA
+from luthier.methods.oft import OFT
 
 METHODS: tuple[type[Method], ...] = (
     LoRA,
@@ -23,6 +24,7 @@ METHODS: tuple[type[Method], ...] = (
     KronAB,
     LoHa,
     LoKr,
+    OFT,
 )
 
 
@@ -49,6 +51,7 @@ __all__ = [
     "ADAPTER",
     "IA3",
     "METHODS",
+    "OFT",
     "AdapterMethod",
     "AnyMethod",
     "Attachment",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luthier.methods import IA3, Full, KronA, KronAB, LoHa, LoKr, LoRA, Method
+from luthier.methods import IA3, OFT, Full, KronA, KronAB, LoHa, LoKr, LoRA, Method
 
 EXAMPLES: tuple[Method, ...] = (
     LoRA(rank=3, alpha=5),
@@ -12,6 +12,7 @@ EXAMPLES: tuple[Method, ...] = (
     KronAB(scale=2.5, residual=True),
     LoHa(rank=3, alpha=5),
     LoKr(rank=2, alpha=5),
+    OFT(block_size=8),
 )
 
 FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")
