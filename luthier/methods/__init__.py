@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Union
 from pydantic import Discriminator, Tag
 
 from luthier.methods.adapter import AdapterMethod
+from luthier.methods.boft import BOFT
 from luthier.methods.contract import ADAPTER, Attachment, Group, Method, StepDone, Traits
 from luthier.methods.full import Full
 from luthier.methods.ia3 import IA3
@@ -19,6 +20,7 @@ METHODS: tuple[type[Method], ...] = (
     LoRA,
     Full,
     # few numbers that scale, turn or multiply what frozen layers compute
+    BOFT,
     IA3,
     KronA,
     KronAB,
@@ -49,6 +51,7 @@ else:  # one of the list, told apart by its kind
 
 __all__ = [
     "ADAPTER",
+    "BOFT",
     "IA3",
     "METHODS",
     "OFT",
