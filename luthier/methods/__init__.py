@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Union
 from pydantic import Discriminator, Tag
 
 from luthier.methods.adapter import AdapterMethod
+from luthier.methods.attention_fusion import AttentionFusion
 from luthier.methods.boft import BOFT
 from luthier.methods.contract import ADAPTER, Attachment, Group, Method, StepDone, Traits
 from luthier.methods.full import Full
 from luthier.methods.ia3 import IA3
 from luthier.methods.krona import KronA
 from luthier.methods.krona_b import KronAB
+from luthier.methods.ladder import Ladder
 from luthier.methods.loha import LoHa
 from luthier.methods.lokr import LoKr
 from luthier.methods.lora import LoRA
@@ -19,6 +21,8 @@ from luthier.methods.oft import OFT
 METHODS: tuple[type[Method], ...] = (
     LoRA,
     Full,
+    AttentionFusion,
+    Ladder,
     # few numbers that scale, turn or multiply what frozen layers compute
     BOFT,
     IA3,
@@ -46,7 +50,8 @@ if TYPE_CHECKING:
     AnyMethod = Method
 else:  # one of the list, told apart by its kind
     AnyMethod = Annotated[
-        Union[tuple(Annotated[method, Tag(kind_of(method))] for method in METHODS)], Discriminator(_kind)
+        Union[tuple(Annotated[method, Tag(kind_of(method))] for method in METHODS)],  # noqa: UP007 — no fixed list
+        Discriminator(_kind),
     ]
 
 __all__ = [
@@ -58,10 +63,12 @@ __all__ = [
     "AdapterMethod",
     "AnyMethod",
     "Attachment",
+    "AttentionFusion",
     "Full",
     "Group",
     "KronA",
     "KronAB",
+    "Ladder",
     "LoHa",
     "LoKr",
     "LoRA",

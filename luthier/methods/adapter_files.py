@@ -105,10 +105,7 @@ class OwnForm(Form):
                 field="kind",
             )
         tensors = read_tensors(folder, self.WEIGHTS)
-        settings = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in config["settings"].items()
-        }
-        return AdapterFile(str(folder), settings, tensors, str(config.get("base") or ""))
+        return AdapterFile(str(folder), dict(config["settings"]), tensors, str(config.get("base") or ""))
 
     def write(self, folder: Path, file: AdapterFile, anatomy: Anatomy, is_transposed: bool) -> None:
         """Write it into a folder that exists; is_transposed: whether the adapted weights are stored as (in, out)."""

@@ -46,6 +46,9 @@ class Call:
     runs: the adapters over the flattened tokens, in order and without gaps.
     keys_N: one key a token for random draws; None draws nothing (no dropout).
     recomputable: takes tensors that the backward pass should compute again; None keeps everything.
+    watched: takes each layer's attention weights (1, H, T, T) in order; None does not compute them.
+    tapped: takes what each layer gives, by its number from 1, and as 0 what enters the first; None notes nothing.
+    entering: what enters the layer of this index: those below it compute nothing; None computes all.
     notes: what one layer leaves for a later one, which takes it out, by the reader's name and the run's start.
     """
 
@@ -53,6 +56,9 @@ class Call:
     runs: tuple[Run, ...]
     keys_N: Tensor | None = None
     recomputable: Recomputable | None = None
+    watched: list[Tensor] | None = None
+    tapped: dict[int, Tensor] | None = None
+    entering: tuple[int, Tensor] | None = None
     notes: dict[tuple[str, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def at(self, source_N: Tensor) -> Call:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from luthier.methods import BOFT, IA3, OFT, Full, KronA, KronAB, LoHa, LoKr, LoRA, Method
+from luthier.methods import BOFT, IA3, OFT, AttentionFusion, Full, KronA, KronAB, Ladder, LoHa, LoKr, LoRA, Method
 
 EXAMPLES: tuple[Method, ...] = (
     LoRA(rank=3, alpha=5),
     Full(),
+    AttentionFusion(),
+    Ladder(reduction=2),
     BOFT(block_size=4, factors=2),
     IA3(),
     KronA(scale=2.5),
