@@ -7,15 +7,38 @@ from pydantic import Discriminator, Tag
 from luthier.methods.adalora import AdaLoRA
 from luthier.methods.adapter import AdapterMethod
 from luthier.methods.attention_fusion import AttentionFusion
+from luthier.methods.boft import BOFT
 from luthier.methods.contract import ADAPTER, Attachment, Group, Method, StepDone, Traits
 from luthier.methods.dora import DoRA
 from luthier.methods.full import Full
+from luthier.methods.ia3 import IA3
+from luthier.methods.krona import KronA
+from luthier.methods.krona_b import KronAB
 from luthier.methods.ladder import Ladder
+from luthier.methods.loha import LoHa
+from luthier.methods.lokr import LoKr
 from luthier.methods.lora import LoRA
+from luthier.methods.oft import OFT
 from luthier.methods.pissa import PiSSA
 from luthier.methods.vera import VeRA
 
-METHODS: tuple[type[Method], ...] = (LoRA, Full, AttentionFusion, Ladder, AdaLoRA, DoRA, PiSSA, VeRA)
+METHODS: tuple[type[Method], ...] = (
+    LoRA,
+    AdaLoRA,
+    DoRA,
+    PiSSA,
+    VeRA,
+    LoHa,
+    LoKr,
+    KronA,
+    KronAB,
+    OFT,
+    BOFT,
+    IA3,
+    Full,
+    AttentionFusion,
+    Ladder,
+)
 
 
 def kind_of(method: type[Method]) -> str:
@@ -40,7 +63,10 @@ else:  # one of the list, told apart by its kind
 
 __all__ = [
     "ADAPTER",
+    "BOFT",
+    "IA3",
     "METHODS",
+    "OFT",
     "AdaLoRA",
     "AdapterMethod",
     "AnyMethod",
@@ -49,7 +75,11 @@ __all__ = [
     "DoRA",
     "Full",
     "Group",
+    "KronA",
+    "KronAB",
     "Ladder",
+    "LoHa",
+    "LoKr",
     "LoRA",
     "Method",
     "PiSSA",

@@ -49,6 +49,7 @@ class AdapterMethod(Method):
             return self.place(model, name, seed, fast)
         file = self.form.read(self.begin_from)
         self.check_fits(file, model)
+        file = self.understood(file, model)
         self._check_agrees(file, model)
         attachment = self._shaped_by(file).place(model, name, seed, fast)
         attachment.load(file)
@@ -60,6 +61,10 @@ class AdapterMethod(Method):
 
     def check_fits(self, file: AdapterFile, model: LanguageModel) -> None:
         """Raise RecipeError if the file's adapter has places that the model lacks."""
+
+    def understood(self, file: AdapterFile, model: LanguageModel) -> AdapterFile:
+        """The file with those settings too that only the model it is for can tell."""
+        return file
 
     def file_settings(self) -> dict[str, Any]:
         """The settings that shape the adapter, automatic values settled, as a file keeps them."""
@@ -114,7 +119,7 @@ class TargetedMethod(AdapterMethod):
 
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
         "all-linear",
-        description="Layers to adapt, by the last parts of their names; all-linear is every linear layer but the head.",
+        description="Layers to adapt, by the last parts of their names, or by what they do: role:query, role:key, role:value, role:attention_out, role:up, role:down; all-linear is every linear layer but the head.",
     )
     layers: tuple[int, ...] | None = Field(
         None, description="Only in these transformer layers, counted from 0; unset: in all."

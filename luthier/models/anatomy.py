@@ -6,20 +6,25 @@ when a layer is wrapped.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import RecipeError, TargetNotFound
-from luthier.models.families import Family
+from luthier.models.families import Family, Roles
+
+ROLE = "role:"
+"""What begins a target that names what layers do rather than how they are called."""
 
 
 @dataclass(frozen=True)
 class LayerAnatomy:
-    """One transformer layer: dotted names from the root of the model."""
+    """One transformer layer: dotted names from the root of the model; roles: those of its linear layers by what they do."""
 
     index: int
     name: str
@@ -27,6 +32,7 @@ class LayerAnatomy:
     feedforward: str
     linears: tuple[str, ...]
     norms: tuple[str, ...]
+    roles: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,10 @@ class Anatomy:
     def linears(self) -> tuple[str, ...]:
         """Every linear layer of every transformer layer; neither embedding nor head."""
         return tuple(name for layer in self.layers for name in layer.linears)
+
+    def of_role(self, role: str) -> tuple[str, ...]:
+        """The linear layer of that role in each transformer layer; none if there is no such role."""
+        return tuple(layer.roles[role] for layer in self.layers if role in layer.roles)
 
     def layer_of(self, name: str) -> int | None:
         """The index of the layer that holds a module or parameter; None for embedding, final norm and head."""
@@ -87,6 +97,7 @@ def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
                 feedforward=_join(name, family.feedforward),
                 linears=tuple(part for part, module in parts if is_linear(module)),
                 norms=tuple(part for part, module in parts if is_norm(module)),
+                roles=_roles(family.roles, name),
             )
         )
     return Anatomy(
@@ -100,16 +111,55 @@ def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
     )
 
 
-def find_targets(anatomy: Anatomy, targets: str | tuple[str, ...], layers: tuple[int, ...] | None) -> tuple[str, ...]:
-    """The modules that a method adapts: `all-linear`, or those whose dotted name ends in one of `targets`.
+def _roles(roles: Roles, layer: str) -> dict[str, str]:
+    names = {
+        "query": roles.query,
+        "key": roles.key,
+        "value": roles.value,
+        "attention_out": roles.attention_out,
+        "up": roles.up,
+        "down": roles.down,
+    }
+    return {role: _join(layer, name) for role, name in names.items()}
+
+
+def fused_outputs(config: PreTrainedConfig, family: Family, num_outputs: int) -> dict[str, Tensor]:
+    """Which outputs of a fused projection are queries, which keys and which values: their indices, in order."""
+    assert family.roles.fused is not None, "nothing to tell apart"
+    num_keys = num_key_value_heads(config)
+    num_heads = int(config.num_attention_heads)
+    width = num_outputs // (num_heads + 2 * num_keys)
+    num_groups = 1 if family.roles.fused == "blocks" else num_keys
+    keys = num_keys // num_groups
+    heads = torch.arange(num_heads + 2 * num_keys).view(num_groups, -1)
+    of_role = dict(zip(("query", "key", "value"), heads.split([heads.shape[1] - 2 * keys, keys, keys], 1), strict=True))
+    within = torch.arange(width)
+    return {role: (part.reshape(-1, 1) * width + within).flatten() for role, part in of_role.items()}
+
+
+def num_key_value_heads(config: PreTrainedConfig) -> int:
+    """How many heads have keys and values of their own; Falcon says it in three ways, by its age."""
+    values = config.to_dict()
+    if values.get("new_decoder_architecture"):
+        return int(values["num_kv_heads"])
+    if values.get("multi_query"):
+        return 1
+    return int(values.get("num_key_value_heads") or config.num_attention_heads)
+
+
+def find_targets(
+    anatomy: Anatomy, targets: str | tuple[str, ...], layers: tuple[int, ...] | None, field: str = "method.targets"
+) -> tuple[str, ...]:
+    """The modules that a method adapts: `all-linear`, those whose dotted name ends in one of `targets`, or by their role.
 
     Whole components are compared: `proj` does not match `q_proj`. The embedding and the head are found only by name.
-    Raises TargetNotFound for a target that no module bears, and RecipeError for a layer index that does not exist and
+    `role:value` is the linear layer that gives the values, whatever the family calls it and whatever else it gives.
+    field: what the recipe calls the targets. Raises TargetNotFound for a target that no module bears, and RecipeError for a layer index that does not exist and
     for an empty list.
     """
-    for field, named in (("method.targets", targets), ("method.layers", layers)):
+    for place, named in ((field, targets), ("method.layers", layers)):
         if named is not None and len(named) == 0:
-            raise RecipeError("The list is empty, so nothing would train.", "Name some, or leave it out.", field=field)
+            raise RecipeError("The list is empty, so nothing would train.", "Name some, or leave it out.", field=place)
     count = len(anatomy.layers)
     for index in layers or ():
         if not 0 <= index < count:
@@ -124,16 +174,19 @@ def find_targets(anatomy: Anatomy, targets: str | tuple[str, ...], layers: tuple
     wanted = (targets,) if isinstance(targets, str) else targets
     candidates = (anatomy.embedding, *chosen, anatomy.head)
     for target in wanted:
-        if not any(_ends_in(name, target) for name in candidates):
+        if not any(_is_meant(anatomy, name, target) for name in candidates):
+            roles = ", ".join(ROLE + role for role in anatomy.layers[0].roles)
             raise TargetNotFound(
                 f"No layer of the model is called {target!r}.",
-                f"Set method.targets to all-linear or to some of: {', '.join(_endings(candidates))}.",
-                field="method.targets",
+                f"Set {field} to all-linear or to some of: {', '.join(_endings(candidates))}; or of {roles}.",
+                field=field,
             )
-    return tuple(name for name in candidates if any(_ends_in(name, target) for target in wanted))
+    return tuple(name for name in candidates if any(_is_meant(anatomy, name, target) for target in wanted))
 
 
-def _ends_in(name: str, target: str) -> bool:
+def _is_meant(anatomy: Anatomy, name: str, target: str) -> bool:
+    if target.startswith(ROLE):
+        return name in anatomy.of_role(target.removeprefix(ROLE))
     return name == target or name.endswith("." + target)
 
 

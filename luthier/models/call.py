@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ class Call:
     watched: takes each layer's attention weights (1, H, T, T) in order; None does not compute them.
     tapped: takes what each layer gives, by its number from 1, and as 0 what enters the first; None notes nothing.
     entering: what enters the layer of this index: those below it compute nothing; None computes all.
+    notes: what one layer leaves for a later one, which takes it out, by the reader's name and the run's start.
     """
 
     segments: tuple[Segment, ...] | None
@@ -58,6 +59,7 @@ class Call:
     watched: list[Tensor] | None = None
     tapped: dict[int, Tensor] | None = None
     entering: tuple[int, Tensor] | None = None
+    notes: dict[tuple[str, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def at(self, source_N: Tensor) -> Call:
         """The call over chosen positions, which must be in the order of the runs; each keeps its adapter and its key."""

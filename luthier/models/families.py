@@ -21,6 +21,23 @@ class RMSNormForm:
 
 
 @dataclass(frozen=True)
+class Roles:
+    """What the linear layers of a transformer layer do: their names, from the layer.
+
+    One layer may give queries, keys and values at once; `fused` then says how its outputs lie: in blocks (all queries,
+    all keys, all values), or in groups (some heads' queries, the key and the value that they share, and so on).
+    """
+
+    query: str
+    key: str
+    value: str
+    attention_out: str
+    up: str
+    down: str
+    fused: Literal["blocks", "groups"] | None = None
+
+
+@dataclass(frozen=True)
 class Family:
     """Where an architecture keeps its parts.
 
@@ -37,6 +54,7 @@ class Family:
     final_norm: str  # from the trunk
     attention: str  # from a layer
     feedforward: str  # from a layer
+    roles: Roles
     rms_norm: RMSNormForm | None = None
     gated: tuple[str, str, str] | None = None  # gate, up, down: from the feed-forward
     activation_key: str = "hidden_act"  # in the config
@@ -48,10 +66,25 @@ class Family:
 _LLAMA_GATED = ("gate_proj", "up_proj", "down_proj")
 
 
+def _roles_apart(attention_out: str, up: str, down: str) -> Roles:
+    """Queries, keys and values each from a layer of their own, called as in Llama."""
+    query, key, value = (f"self_attn.{part}_proj" for part in "qkv")
+    return Roles(query, key, value, f"self_attn.{attention_out}", up, down)
+
+
+def _roles_fused(fused: Literal["blocks", "groups"], qkv: str, attention_out: str, up: str, down: str) -> Roles:
+    """Queries, keys and values from one layer."""
+    return Roles(qkv, qkv, qkv, attention_out, up, down, fused)
+
+
+_LLAMA_ROLES = _roles_apart("o_proj", "mlp.up_proj", "mlp.down_proj")
+
+
 def _llama_like(
     *model_types: str,
     rms_norm: RMSNormForm | None = RMSNormForm("variance_epsilon"),
     gated: tuple[str, str, str] | None = _LLAMA_GATED,
+    roles: Roles = _LLAMA_ROLES,
     final_norm: str = "norm",
     activation_key: str = "hidden_act",
     softcap_key: str | None = None,
@@ -67,6 +100,7 @@ def _llama_like(
         final_norm=final_norm,
         attention="self_attn",
         feedforward="mlp",
+        roles=roles,
         rms_norm=rms_norm,
         gated=gated,
         activation_key=activation_key,
@@ -80,8 +114,15 @@ _GEMMA_NORM = RMSNormForm("eps", gain_offset=1.0)
 FAMILIES: tuple[Family, ...] = (
     _llama_like("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2"),
     _llama_like("granite", logit_divisor_key="logits_scaling"),
-    _llama_like("phi3", gated=None),
-    _llama_like("phi", rms_norm=None, gated=None, final_norm="final_layernorm"),
+    _llama_like(
+        "phi3",
+        gated=None,
+        roles=_roles_fused("blocks", "self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"),
+    ),
+    _llama_like(
+        "phi",
+        rms_norm=None, gated=None, roles=_roles_apart("dense", "mlp.fc1", "mlp.fc2"), final_norm="final_layernorm",
+    ),
     _llama_like("gemma", rms_norm=_GEMMA_NORM, activation_key="hidden_act"),
     _llama_like(
         "gemma2", "gemma3_text",
@@ -91,21 +132,29 @@ FAMILIES: tuple[Family, ...] = (
         model_types=("gpt2",),
         kind="decoder", layout="packed", trunk="transformer", embedding="wte", layers="h", final_norm="ln_f",
         attention="attn", feedforward="mlp",
+        roles=_roles_fused("blocks", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
     ),
     Family(
         model_types=("gpt_neox",),
         kind="decoder", layout="packed", trunk="gpt_neox", embedding="embed_in", layers="layers",
         final_norm="final_layer_norm", attention="attention", feedforward="mlp",
+        roles=_roles_fused(
+            "groups", "attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"
+        ),
     ),
     Family(
         model_types=("opt",),
         kind="decoder", layout="packed", trunk="model.decoder", embedding="embed_tokens", layers="layers",
         final_norm="final_layer_norm", attention="self_attn", feedforward="",
+        roles=_roles_apart("out_proj", "fc1", "fc2"),
     ),
     Family(
         model_types=("falcon",),
         kind="decoder", layout="bucketed", trunk="transformer", embedding="word_embeddings", layers="h",
         final_norm="ln_f", attention="self_attention", feedforward="mlp", layer_gives_tuple=True,
+        roles=_roles_fused(
+            "groups", "self_attention.query_key_value", "self_attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"
+        ),
     ),
 )  # fmt: skip
 

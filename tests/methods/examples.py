@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
-from luthier.methods import AdaLoRA, AttentionFusion, DoRA, Full, Ladder, LoRA, Method, PiSSA, VeRA
+from luthier.methods import (
+    BOFT,
+    IA3,
+    OFT,
+    AdaLoRA,
+    AttentionFusion,
+    DoRA,
+    Full,
+    KronA,
+    KronAB,
+    Ladder,
+    LoHa,
+    LoKr,
+    LoRA,
+    Method,
+    PiSSA,
+    VeRA,
+)
 
 EXAMPLES: tuple[Method, ...] = (
     LoRA(rank=3, alpha=5),
@@ -13,6 +30,13 @@ EXAMPLES: tuple[Method, ...] = (
     DoRA(rank=3, alpha=5),
     PiSSA(rank=3, alpha=5),
     VeRA(rank=6),
+    BOFT(block_size=4, factors=2),
+    IA3(),
+    KronA(scale=2.5),
+    KronAB(scale=2.5, residual=True),
+    LoHa(rank=3, alpha=5),
+    LoKr(rank=2, alpha=5),
+    OFT(block_size=8),
 )
 
 FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")
