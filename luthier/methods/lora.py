@@ -22,7 +22,7 @@ from torch import nn
 
 from luthier.methods.adapter import LayerMethod, trainable
 from luthier.methods.bank import AdaptedEmbedding, AdaptedLayer, AdaptedLinear, Branch
-from luthier.methods.contract import Group, Traits
+from luthier.methods.contract import Group, Kin, Traits
 from luthier.methods.lora_layers import LoRABranch, LoRAEmbeddingBranch
 from luthier.methods.peft_files import PeftForm
 
@@ -66,6 +66,7 @@ LORA_FORM = PeftForm(
 class LoRA(LayerMethod):
     """Low-rank updates of chosen layers."""
 
+    family: ClassVar[Kin] = "low-rank"
     paper: ClassVar[str] = "https://arxiv.org/abs/2106.09685"
     count: ClassVar[str] = "Σ R (I + O) over the adapted layers"
     traits: ClassVar[Traits] = Traits(merges=True, deep_backward=True, over_4bit=True, identity_at_start=True)
