@@ -5,11 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Union
 from pydantic import Discriminator, Tag
 
 from luthier.methods.adapter import AdapterMethod
-from luthier.methods.contract import ADAPTER, Attachment, Group, Method, StepDone, Traits
+from luthier.methods.bitfit import BitFit
+from luthier.methods.contract import ADAPTER, Attachment, Group, Kin, Method, StepDone, Traits
 from luthier.methods.full import Full
+from luthier.methods.ln_tuning import LNTuning
 from luthier.methods.lora import LoRA
+from luthier.methods.rows import Rows
+from luthier.methods.top_layers import TopLayers
 
-METHODS: tuple[type[Method], ...] = (LoRA, Full)
+METHODS: tuple[type[Method], ...] = (LoRA, Full, BitFit, LNTuning, Rows, TopLayers)
 
 
 def kind_of(method: type[Method]) -> str:
@@ -28,7 +32,8 @@ if TYPE_CHECKING:
     AnyMethod = Method
 else:  # one of the list, told apart by its kind
     AnyMethod = Annotated[
-        Union[tuple(Annotated[method, Tag(kind_of(method))] for method in METHODS)], Discriminator(_kind)
+        Union[tuple(Annotated[method, Tag(kind_of(method))] for method in METHODS)],  # noqa: UP007 — no fixed list
+        Discriminator(_kind),
     ]
 
 __all__ = [
@@ -37,11 +42,16 @@ __all__ = [
     "AdapterMethod",
     "AnyMethod",
     "Attachment",
+    "BitFit",
     "Full",
     "Group",
+    "Kin",
+    "LNTuning",
     "LoRA",
     "Method",
+    "Rows",
     "StepDone",
+    "TopLayers",
     "Traits",
     "kind_of",
 ]

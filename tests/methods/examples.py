@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from luthier.methods import Full, LoRA, Method
+from luthier.methods import BitFit, Full, LNTuning, LoRA, Method, Rows, TopLayers
 
 EXAMPLES: tuple[Method, ...] = (
     LoRA(rank=3, alpha=5),
     Full(),
+    BitFit(),
+    LNTuning(),
+    Rows(tokens=tuple(range(40, 20, -1)), linear_rows=0.2),
+    TopLayers(),
 )
 
 FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")
 
-REFUSED: dict[tuple[str, str], str] = {}
+REFUSED: dict[tuple[str, str], str] = {
+    ("bitfit", "gemma2"): "no bias",
+    ("bitfit", "phi3"): "no bias",
+}
 """(kind, family) → what the refusal says, where a family has no place for a method."""
