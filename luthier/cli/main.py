@@ -18,6 +18,7 @@ from luthier.cli.check import check
 from luthier.cli.doctor import doctor
 from luthier.cli.evaluate import evaluate
 from luthier.cli.generate import generate
+from luthier.cli.methods import methods
 from luthier.cli.new import new
 from luthier.cli.output import print_error, say
 from luthier.cli.process import quiet_libraries
@@ -51,6 +52,7 @@ app.command(rich_help_panel=_TUNE)(evaluate)
 app.command(rich_help_panel=_USE)(chat)
 app.command(rich_help_panel=_USE)(generate)
 app.command(rich_help_panel=_LOOK)(runs)
+app.command(rich_help_panel=_LOOK)(methods)
 app.command(rich_help_panel=_LOOK)(schema)
 app.command(rich_help_panel=_LOOK)(doctor)
 app.add_typer(cache, name="cache", rich_help_panel=_LOOK)
