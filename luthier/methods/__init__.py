@@ -5,15 +5,17 @@ from typing import TYPE_CHECKING, Annotated, Union
 from pydantic import Discriminator, Tag
 
 from luthier.methods.adapter import AdapterMethod
+from luthier.methods.attention_fusion import AttentionFusion
 from luthier.methods.bitfit import BitFit
 from luthier.methods.contract import ADAPTER, Attachment, Group, Kin, Method, StepDone, Traits
 from luthier.methods.full import Full
+from luthier.methods.ladder import Ladder
 from luthier.methods.ln_tuning import LNTuning
 from luthier.methods.lora import LoRA
 from luthier.methods.rows import Rows
 from luthier.methods.top_layers import TopLayers
 
-METHODS: tuple[type[Method], ...] = (LoRA, Full, BitFit, LNTuning, Rows, TopLayers)
+METHODS: tuple[type[Method], ...] = (LoRA, Full, AttentionFusion, Ladder, BitFit, LNTuning, Rows, TopLayers)
 
 
 def kind_of(method: type[Method]) -> str:
@@ -42,11 +44,13 @@ __all__ = [
     "AdapterMethod",
     "AnyMethod",
     "Attachment",
+    "AttentionFusion",
     "BitFit",
     "Full",
     "Group",
     "Kin",
     "LNTuning",
+    "Ladder",
     "LoRA",
     "Method",
     "Rows",

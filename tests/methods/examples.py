@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luthier.methods import BitFit, Full, LNTuning, LoRA, Method, Rows, TopLayers
+from luthier.methods import AttentionFusion, BitFit, Full, Ladder, LNTuning, LoRA, Method, Rows, TopLayers
 
 EXAMPLES: tuple[Method, ...] = (
     LoRA(rank=3, alpha=5),
@@ -11,6 +11,8 @@ EXAMPLES: tuple[Method, ...] = (
     LNTuning(),
     Rows(tokens=tuple(range(40, 20, -1)), linear_rows=0.2),
     TopLayers(),
+    AttentionFusion(),
+    Ladder(reduction=2),
 )
 
 FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")
