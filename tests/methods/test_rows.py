@@ -139,6 +139,19 @@ def test_after_adamw_with_weight_decay_the_other_rows_have_their_bits_and_the_ch
     assert all(torch.equal(table_of(model, place), weight) for place, weight in expected.items())
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2"])
+def test_a_half_precision_base_starts_as_it_is_and_merges_into_its_own_format(name: str) -> None:
+    model = tiny_model(name, dtype=torch.bfloat16)
+    before = logprobs(model, None)
+    attachment = Rows(tokens=TOKENS, linear_rows=0.2).attach(model, "default", seed=0)
+    assert_near(logprobs(model), before, 0.02)
+    randomize(attachment, 0.3)
+    unmerged = logprobs(model)
+    attachment.merge()
+    assert {parameter.dtype for parameter in model.hf.parameters()} == {torch.bfloat16}
+    assert_near(logprobs(model, None), unmerged, 0.02)
+
+
 def test_tokens_may_be_named_by_their_texts() -> None:
     attachment = Rows(tokens=("w9", 5, "<eos>")).attach(tiny_model("llama"), "default", seed=0)
     by_id = Rows(tokens=(9, 5, 2)).attach(tiny_model("llama"), "default", seed=0)
