@@ -54,6 +54,7 @@ slow: env-test
 
 docs: env-test
 	$(BIN)/luthier schema --markdown > docs/recipe.md
+	$(BIN)/luthier methods --markdown > docs/methods.md
 
 docs-check: env-test
 	$(PYTEST) -q tests/test_docs.py

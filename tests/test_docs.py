@@ -13,6 +13,7 @@ import typer
 
 from luthier.cli.main import app
 from luthier.recipe import Recipe, load_recipe
+from luthier.recipe.method_table import methods_page
 from luthier.recipe.reference import recipe_page
 from luthier.recipe.yaml_text import parse_yaml
 
@@ -89,6 +90,10 @@ def test_the_python_of_the_pages_runs(text: str, tmp_path: Path, tiny_model: Pat
 
 def test_the_page_of_all_fields_is_that_of_the_settings():
     assert (REPOSITORY / "docs" / "recipe.md").read_text() == recipe_page() + "\n", "run: make docs"
+
+
+def test_the_page_of_all_methods_is_that_of_the_code():
+    assert (REPOSITORY / "docs" / "methods.md").read_text() == methods_page() + "\n", "run: make docs"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

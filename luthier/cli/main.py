@@ -21,6 +21,7 @@ from luthier.cli.doctor import doctor
 from luthier.cli.evaluate import evaluate
 from luthier.cli.generate import generate
 from luthier.cli.inspect import inspect, shrink
+from luthier.cli.methods import methods
 from luthier.cli.new import new
 from luthier.cli.output import print_error, say
 from luthier.cli.process import quiet_libraries
@@ -58,6 +59,7 @@ app.command(rich_help_panel=_USE)(combine)
 app.command(rich_help_panel=_USE)(shrink)
 app.command(rich_help_panel=_LOOK)(inspect)
 app.command(rich_help_panel=_LOOK)(runs)
+app.command(rich_help_panel=_LOOK)(methods)
 app.command(rich_help_panel=_LOOK)(schema)
 app.command(rich_help_panel=_LOOK)(doctor)
 app.add_typer(cache, name="cache", rich_help_panel=_LOOK)

@@ -7,19 +7,23 @@ from pydantic import Discriminator, Tag
 from luthier.methods.adalora import AdaLoRA
 from luthier.methods.adapter import AdapterMethod
 from luthier.methods.attention_fusion import AttentionFusion
+from luthier.methods.bitfit import BitFit
 from luthier.methods.boft import BOFT
-from luthier.methods.contract import ADAPTER, Attachment, Group, Method, StepDone, Traits
+from luthier.methods.contract import ADAPTER, Attachment, Group, Kin, Method, StepDone, Traits
 from luthier.methods.dora import DoRA
 from luthier.methods.full import Full
 from luthier.methods.ia3 import IA3
 from luthier.methods.krona import KronA
 from luthier.methods.krona_b import KronAB
 from luthier.methods.ladder import Ladder
+from luthier.methods.ln_tuning import LNTuning
 from luthier.methods.loha import LoHa
 from luthier.methods.lokr import LoKr
 from luthier.methods.lora import LoRA
 from luthier.methods.oft import OFT
 from luthier.methods.pissa import PiSSA
+from luthier.methods.rows import Rows
+from luthier.methods.top_layers import TopLayers
 from luthier.methods.vera import VeRA
 
 METHODS: tuple[type[Method], ...] = (
@@ -35,6 +39,10 @@ METHODS: tuple[type[Method], ...] = (
     OFT,
     BOFT,
     IA3,
+    BitFit,
+    LNTuning,
+    Rows,
+    TopLayers,
     Full,
     AttentionFusion,
     Ladder,
@@ -72,18 +80,23 @@ __all__ = [
     "AnyMethod",
     "Attachment",
     "AttentionFusion",
+    "BitFit",
     "DoRA",
     "Full",
     "Group",
+    "Kin",
     "KronA",
     "KronAB",
+    "LNTuning",
     "Ladder",
     "LoHa",
     "LoKr",
     "LoRA",
     "Method",
     "PiSSA",
+    "Rows",
     "StepDone",
+    "TopLayers",
     "Traits",
     "VeRA",
     "kind_of",

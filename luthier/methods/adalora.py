@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from luthier.errors import RecipeError
 from luthier.methods.adapter import AdapterAttachment, LayerMethod, linear_of, trainable
 from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, LinearBranch
-from luthier.methods.contract import StepDone, Traits
+from luthier.methods.contract import Kin, StepDone, Traits
 from luthier.methods.lora_layers import low_rank_linear
 from luthier.methods.peft_files import PeftForm
 from luthier.models.call import Run
@@ -93,6 +93,7 @@ class Schedule:
 class AdaLoRA(LayerMethod):
     """Low-rank updates whose ranks training shares out."""
 
+    family: ClassVar[Kin] = "low-rank"
     paper: ClassVar[str] = "https://arxiv.org/abs/2303.10512"
     count: ClassVar[str] = "Σ R (I + O + 1) over the adapted layers, R the initial rank"
     traits: ClassVar[Traits] = Traits(merges=True, deep_backward=True, over_4bit=True, identity_at_start=True)

@@ -1,7 +1,8 @@
 """What all methods have in common that add small tensors beside a frozen base: where they sit, their files, `from`.
 
-A new method of this kind is a subclass of `LayerMethod` with its settings, `branch` (what it does at one layer), and the
-form of its files; of `TargetedMethod`, with `place`, where its layers have something in common.
+A new method of this kind is a subclass of `LayerMethod` (linear layers) or `BranchMethod` (any modules) with its settings,
+`branch` (what it does at one layer), and the form of its files; of `TargetedMethod` or `PlacedMethod`, with `place`, where
+its layers have something in common.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from luthier.errors import RecipeError
 from luthier.methods.adapter_files import AdapterFile, Form
 from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, adapted
 from luthier.methods.contract import Attachment, Group, Method
-from luthier.models.anatomy import find_targets, replace_module
+from luthier.models.anatomy import Anatomy, find_targets, replace_module
 from luthier.models.language_model import LanguageModel
 from luthier.ops.draws import salt_of
 
@@ -30,12 +31,14 @@ class AdapterMethod(Method):
     """A method that leaves the base as it is and adds tensors of its own.
 
     form: how its adapters lie on disk. free_fields: settings that a recipe may choose anew when it goes on from an
-    adapter, because they do not shape it.
+    adapter, because they do not shape it. keeps_tie: whether it changes an embedding and the head tied to it alike, so
+    that they stay tied when it is merged.
     """
 
     output_folder: ClassVar[str] = "adapter"
     form: ClassVar[Form]
     free_fields: ClassVar[frozenset[str]] = frozenset({"dropout"})
+    keeps_tie: ClassVar[bool] = False
 
     begin_from: str | None = Field(
         None,
@@ -79,6 +82,9 @@ class AdapterMethod(Method):
         """The trainable tensors as groups."""
         return (Group(tensors),)
 
+    def prepare_merge(self, model: LanguageModel, layers: tuple[str, ...]) -> None:
+        """Make room in the base for what merging will write there. Raises RecipeError, naming the mend, if it has none."""
+
     def continued(self, folder: Path) -> Method:
         """The method that takes up the adapter in a run's folder, whatever the recipe states."""
         values = {field: getattr(self, field) for field in type(self).model_fields}
@@ -114,29 +120,24 @@ class AdapterMethod(Method):
                 )
 
 
-class TargetedMethod(AdapterMethod):
-    """A method whose adapter sits at some layers."""
+class PlacedMethod(AdapterMethod):
+    """A method whose adapter sits at some modules of the model; a subclass has a field `targets` that names them."""
 
-    targets: Literal["all-linear"] | tuple[str, ...] = Field(
-        "all-linear",
-        description="Layers to adapt, by the last parts of their names, or by what they do: role:query, role:key, role:value, role:attention_out, role:up, role:down; all-linear is every linear layer but the head.",
-    )
     layers: tuple[int, ...] | None = Field(
         None, description="Only in these transformer layers, counted from 0; unset: in all."
     )
 
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _one_name_is_a_list_of_one(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) and value != "all-linear" else value
-
+    @abstractmethod
     def places(self, model: LanguageModel) -> tuple[str, ...]:
-        """The names of the layers that the adapter has branches at. Raises RecipeError if there are none."""
-        return find_targets(model.anatomy, self.targets, self.layers)
+        """The names of the modules that the adapter has tensors at. Raises RecipeError if there are none."""
+
+    @abstractmethod
+    def known(self, anatomy: Anatomy) -> set[str]:
+        """The names of all modules that an adapter of this kind may have tensors at."""
 
     def check_fits(self, file: AdapterFile, model: LanguageModel) -> None:
-        """Raise RecipeError if the file adapts a layer that the model lacks."""
-        file.check_layers({model.anatomy.embedding, *model.anatomy.linears, model.anatomy.head})
+        """Raise RecipeError if the file adapts a module that the model lacks."""
+        file.check_layers(self.known(model.anatomy))
 
     def stated(self, model: LanguageModel) -> dict[str, Any]:
         """As for any adapter, with the targets by their whole names."""
@@ -151,8 +152,8 @@ class TargetedMethod(AdapterMethod):
         return self.model_dump(exclude={"begin_from", "kind", "layers"})
 
 
-class LayerMethod(TargetedMethod):
-    """A method whose adapter has one branch at each of some layers, which know nothing of each other."""
+class BranchMethod(PlacedMethod):
+    """A method whose adapter has one branch at each of its places."""
 
     @abstractmethod
     def branch(self, layer: AdaptedLayer, generator: torch.Generator, fast: bool) -> Branch:
@@ -164,6 +165,32 @@ class LayerMethod(TargetedMethod):
         for target, layer in layers.items():
             layer.add(name, self.branch(layer, generator_of(target, seed), fast))
         return AdapterAttachment(self, model, name, layers)
+
+
+class TargetedMethod(PlacedMethod):
+    """A method whose adapter sits at linear layers."""
+
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear",
+        description="Layers to adapt, by the last parts of their names, or by what they do: role:query, role:key, role:value, role:attention_out, role:up, role:down; all-linear is every linear layer but the head.",
+    )
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_name_is_a_list_of_one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) and value != "all-linear" else value
+
+    def places(self, model: LanguageModel) -> tuple[str, ...]:
+        """The names of the layers that the adapter has branches at. Raises RecipeError if there are none."""
+        return find_targets(model.anatomy, self.targets, self.layers)
+
+    def known(self, anatomy: Anatomy) -> set[str]:
+        """The linear layers, the embedding and the head."""
+        return {anatomy.embedding, *anatomy.linears, anatomy.head}
+
+
+class LayerMethod(TargetedMethod, BranchMethod):
+    """A method whose adapter has one branch at each of some linear layers."""
 
 
 def adapted_layers(model: LanguageModel, names: tuple[str, ...]) -> dict[str, AdaptedLayer]:
@@ -297,10 +324,12 @@ class AdapterAttachment(Attachment):
     def merge(self) -> None:
         """Fold every update into its layer, and take off banks that then are empty.
 
-        A head that is tied to the embedding is untied first, if either of them changes.
+        A head that is tied to the embedding is untied first, if the two change apart.
         """
         anatomy = self.model.anatomy
-        if anatomy.is_head_tied and {anatomy.embedding, anatomy.head} & set(self.layers):
+        self.method.prepare_merge(self.model, tuple(self.layers))
+        changes_one = {anatomy.embedding, anatomy.head} & set(self.layers) and not self.method.keeps_tie
+        if anatomy.is_head_tied and changes_one:
             _untie(self.model)
         for target, layer in self.layers.items():
             base = layer.merge(self.name)

@@ -44,7 +44,7 @@ class AdapterFile:
         strange = set(self.settings["targets"]) - known
         if strange:
             raise RecipeError(
-                f"The adapter does not fit the model, which has no linear layer called {_some(strange)}.",
+                f"The adapter does not fit the model, which has no layer to adapt called {_some(strange)}.",
                 "Choose the base model that it was trained on.",
                 file=self.path,
             )

@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from luthier.methods.adapter_files import OwnForm
-from luthier.methods.contract import Group, Traits
+from luthier.methods.contract import Group, Kin, Traits
 from luthier.methods.side import SideMethod
 from luthier.models.language_model import LanguageModel
 from luthier.models.sides import Side
@@ -34,6 +34,7 @@ _EPS = 1e-6
 class AttentionFusion(SideMethod):
     """Fuse the layers' outputs by attention."""
 
+    family: ClassVar[Kin] = "additive"
     paper: ClassVar[str] = "Cao, Prakash & Hamza 2022, Findings of NAACL, pp. 857-866"
     count: ClassVar[str] = "D + (L + 1) + 1"
     traits: ClassVar[Traits] = Traits(merges=False, deep_backward=False, over_4bit=True, identity_at_start=True)

@@ -23,6 +23,7 @@ from luthier.models.language_model import LanguageModel
 from luthier.ops.draws import salt_of
 from luthier.ops.lora import Dropout
 from luthier.ops.norm import rms_norm
+from luthier.ops.products import frozen_linear
 from luthier.ops.spectrum import Factors
 
 
@@ -151,12 +152,18 @@ class AdaptedLinear(AdaptedLayer):
     @property
     def bias(self) -> Tensor | None:
         """The frozen bias (O,), if there is one."""
-        return dict(self.base.named_parameters(recurse=False)).get("bias")
+        return own_parameters(self.base).get("bias")
 
     def product(self, x_NI: Tensor) -> Tensor:
         """What the frozen layer gives, shape (N, O)."""
         y_NO: Tensor = self.base(x_NI)
         return y_NO
+
+    def product_with(self, x_NI: Tensor, bias_O: Tensor) -> Tensor:
+        """What the frozen layer gives with another bias in the place of its own, shape (N, O)."""
+        if torch.is_autocast_enabled(x_NI.device.type):
+            return F.linear(x_NI, self.weight, bias_O)
+        return frozen_linear(x_NI, self.weight, bias_O)
 
     def dropout(self, drop: float, run: Run) -> Dropout | None:
         """Which inputs of a run's branch are dropped in this call; None drops nothing."""
@@ -189,9 +196,9 @@ class AdaptedEmbedding(AdaptedLayer):
 
     @property
     def row_factor(self) -> float:
-        """What the base multiplies its rows by: √D in Gemma, else 1."""
+        """What the base multiplies its rows by: √D in Gemma, rounded as the table is, else 1."""
         factor = dict(self.base.named_buffers(recurse=False)).get("embed_scale")
-        return 1.0 if factor is None else float(factor)
+        return 1.0 if factor is None else float(factor.to(self.weight.dtype))
 
     def rows(self, tokens_N: Tensor) -> Tensor:
         """The frozen rows (N, D)."""
@@ -228,7 +235,7 @@ class AdaptedNorm(AdaptedLayer):
     @property
     def bias(self) -> Tensor | None:
         """The frozen bias (D,), if there is one."""
-        return dict(self.base.named_parameters(recurse=False)).get("bias")
+        return own_parameters(self.base).get("bias")
 
     def plain(self, x_ND: Tensor) -> Tensor:
         """What the frozen norm gives."""
@@ -238,11 +245,23 @@ class AdaptedNorm(AdaptedLayer):
     def normalized(self, x_ND: Tensor, gain_D: Tensor, bias_D: Tensor | None) -> Tensor:
         """What the norm gives with another gain and bias, both stored as the family stores them."""
         if self.form is None:
+            bias_D = None if bias_D is None else bias_D.to(x_ND.dtype)
             return F.layer_norm(x_ND, gain_D.shape, gain_D.to(x_ND.dtype), bias_D, self.eps)
         return rms_norm(x_ND, gain_D + self.form.gain_offset, self.eps).to(x_ND.dtype)
 
     def _flat(self, x: Tensor) -> Tensor:
         return x.reshape(-1, x.shape[-1])
+
+
+def frozen_module(model: LanguageModel, name: str) -> nn.Module:
+    """The base's own module of that name, from within its bank if it has one."""
+    module = model.hf.get_submodule(name)
+    return module.base if isinstance(module, AdaptedLayer) else module
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that a module itself holds, by name."""
+    return dict(module.named_parameters(recurse=False))
 
 
 def adapted(model: LanguageModel, target: str) -> AdaptedLayer:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from luthier.errors import RecipeError
 from luthier.methods.adapter import LayerMethod, linear_of, trainable
 from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, LinearBranch
-from luthier.methods.contract import Traits
+from luthier.methods.contract import Kin, Traits
 from luthier.methods.oft import cayley_turn, turned
 from luthier.methods.peft_files import PeftForm
 from luthier.models.call import Run
@@ -57,6 +57,7 @@ class BOFTForm(PeftForm):
 class BOFT(LayerMethod):
     """Rotations of what frozen layers take, each a product of sparse ones, and scales of what they give."""
 
+    family: ClassVar[Kin] = "low-rank"
     paper: ClassVar[str] = "https://arxiv.org/abs/2311.06243"
     count: ClassVar[str] = "Σ m (I / B) B² + O over the adapted layers, B the block size, m the factors"
     traits: ClassVar[Traits] = Traits(merges=True, deep_backward=True, over_4bit=True, identity_at_start=True)

@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -26,6 +26,14 @@ from luthier.types import Settings
 
 ADAPTER = "default"
 """The name that a run's own adapter bears."""
+
+Kin = Literal["full", "low-rank", "selective", "adapter", "soft-prompt", "additive"]
+"""What a method trains, as the table of methods groups them.
+
+full: all weights. low-rank: a small factored change of weights (and kin of it). selective: some of the base's own numbers.
+adapter: small networks between the layers. soft-prompt: vectors that stand before the tokens. additive: anything else that
+is added beside the base.
+"""
 
 
 @dataclass(frozen=True)
@@ -133,11 +141,12 @@ class Attachment(ABC):
 class Method(Settings, ABC):
     """The settings of a method; its `kind` names it in a recipe.
 
-    paper: where it comes from. count: the formula of its trainable numbers. default_lr: the peak learning rate of a
-    recipe that gives none. output_folder: what a finished run calls its result. tunes_base: whether the base's own
-    weights train, so that the result is a whole model and not an adapter beside one.
+    family: what it trains. paper: where it comes from. count: the formula of its trainable numbers. default_lr: the peak
+    learning rate of a recipe that gives none. output_folder: what a finished run calls its result. tunes_base: whether
+    the base's own weights train, so that the result is a whole model and not an adapter beside one.
     """
 
+    family: ClassVar[Kin]
     paper: ClassVar[str]
     count: ClassVar[str]
     traits: ClassVar[Traits]

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from luthier.methods.adapter import linear_of, trainable
 from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, LinearBranch
-from luthier.methods.contract import Traits
+from luthier.methods.contract import Kin, Traits
 from luthier.methods.lora import LORA_FORM, LowRank, fresh_pair
 from luthier.methods.lora_layers import low_rank_linear
 from luthier.methods.peft_files import PeftForm
@@ -41,6 +41,7 @@ _MAGNITUDE = "lora_magnitude_vector"
 class DoRA(LowRank):
     """Low-rank updates of the rows' directions, and the rows' lengths."""
 
+    family: ClassVar[Kin] = "low-rank"
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.09353"
     count: ClassVar[str] = "Σ (R (I + O) + O) over the adapted layers"
     traits: ClassVar[Traits] = Traits(merges=True, deep_backward=True, over_4bit=True, identity_at_start=True)

@@ -16,13 +16,14 @@ from pydantic import Field
 from torch import nn
 
 from luthier.errors import RecipeError
-from luthier.methods.contract import Attachment, Group, Method, Traits
+from luthier.methods.contract import Attachment, Group, Kin, Method, Traits
 from luthier.models.language_model import LanguageModel
 
 
 class Full(Method):
     """The base weights themselves."""
 
+    family: ClassVar[Kin] = "full"
     paper: ClassVar[str] = "Howard & Ruder 2018, https://arxiv.org/abs/1801.06146"
     traits: ClassVar[Traits] = Traits(merges=True, deep_backward=True, over_4bit=False, identity_at_start=True)
     default_lr: ClassVar[float] = 2e-5
@@ -56,7 +57,7 @@ class Full(Method):
         places = [layer.name + "." for layer in anatomy.layers if whole or layer.index in self.layers]
         self._check_layers(len(anatomy.layers))
         if trains_head:
-            places += [anatomy.final_norm + ".", anatomy.head + "."]
+            places += [name + "." for name in (anatomy.final_norm, anatomy.head) if name is not None]
         if trains_embedding:
             places += [anatomy.embedding + "."]
         names = [

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from luthier.methods.adapter import AdapterAttachment, LayerMethod, adapted_layers, generator_of, linear_of, trainable
 from luthier.methods.adapter_files import AdapterFile
 from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, LinearBranch
-from luthier.methods.contract import Group, Traits
+from luthier.methods.contract import Group, Kin, Traits
 from luthier.methods.peft_files import PeftForm
 from luthier.models.anatomy import find_targets, fused_outputs
 from luthier.models.call import Run
@@ -56,6 +56,7 @@ class IA3Form(PeftForm):
 class IA3(LayerMethod):
     """Learned scales of what frozen layers give or take."""
 
+    family: ClassVar[Kin] = "additive"
     paper: ClassVar[str] = "https://arxiv.org/abs/2205.05638"
     count: ClassVar[str] = "2 Hkv dh + f in each layer: one for each scaled output or input"
     traits: ClassVar[Traits] = Traits(merges=True, deep_backward=True, over_4bit=True, identity_at_start=True)

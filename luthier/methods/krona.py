@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from luthier.methods.adapter import LayerMethod, linear_of, trainable
 from luthier.methods.adapter_files import AdapterFile
 from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, LinearBranch
-from luthier.methods.contract import Traits
+from luthier.methods.contract import Kin, Traits
 from luthier.methods.loha import uniform
 from luthier.methods.lokr import FACTOR_HELP, checked_factor, kron_shapes
 from luthier.methods.peft_files import PeftForm
@@ -61,6 +61,7 @@ class KronAForm(PeftForm):
 class KronA(LayerMethod):
     """Updates that are one Kronecker product each."""
 
+    family: ClassVar[Kin] = "low-rank"
     paper: ClassVar[str] = "https://arxiv.org/abs/2212.10650"
     count: ClassVar[str] = "Σ P Q + S T over the adapted layers, O = P S, I = Q T"
     traits: ClassVar[Traits] = Traits(merges=True, deep_backward=True, over_4bit=True, identity_at_start=True)

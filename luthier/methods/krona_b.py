@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from luthier.methods.adapter import AdapterAttachment, AdapterMethod, adapted_layers, generator_of, linear_of, trainable
 from luthier.methods.adapter_files import OwnForm
 from luthier.methods.bank import AdaptedLinear, LinearBranch
-from luthier.methods.contract import Traits
+from luthier.methods.contract import Kin, Traits
 from luthier.methods.loha import uniform
 from luthier.methods.lokr import FACTOR_HELP, checked_factor, kron_shapes
 from luthier.models.anatomy import find_targets
@@ -37,6 +37,7 @@ from luthier.ops.kronecker import kron_linear
 class KronAB(AdapterMethod):
     """Kronecker products beside whole feed-forward blocks."""
 
+    family: ClassVar[Kin] = "adapter"
     paper: ClassVar[str] = "https://arxiv.org/abs/2212.10650"
     count: ClassVar[str] = "P² + S² in each adapted layer, D = P S; 1 more with the residual"
     traits: ClassVar[Traits] = Traits(merges=False, deep_backward=True, over_4bit=True, identity_at_start=True)

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from luthier.errors import RecipeError
 from luthier.methods.adapter_files import OwnForm
-from luthier.methods.contract import Group, Traits
+from luthier.methods.contract import Group, Kin, Traits
 from luthier.methods.pruning import Kept, prune_layer, strongest_channels
 from luthier.methods.side import SideMethod
 from luthier.models.anatomy import Anatomy, read_anatomy
@@ -45,6 +45,7 @@ _DROPOUTS = ("hidden_dropout", "attention_dropout", "resid_pdrop", "embd_pdrop",
 class Ladder(SideMethod):
     """A thin transformer beside the base."""
 
+    family: ClassVar[Kin] = "additive"
     paper: ClassVar[str] = "https://arxiv.org/abs/2206.06522"
     count: ClassVar[str] = "side blocks and norm + (S + 1)(D d + d) + (d D + D) + S + 1, with d = D / reduction"
     traits: ClassVar[Traits] = Traits(merges=False, deep_backward=False, over_4bit=True, identity_at_start=True)
@@ -102,8 +103,9 @@ class LadderSide(Side):
         self._num_layers = len(model.anatomy.layers)
         self._final_norm: Callable[[Tensor], Tensor] = model.final_norm
         small.requires_grad_(False)
+        final = () if anatomy.final_norm is None else (anatomy.final_norm + ".",)
         for name, parameter in small.named_parameters():
-            if anatomy.layer_of(name) is not None or name.startswith(anatomy.final_norm + "."):
+            if anatomy.layer_of(name) is not None or name.startswith(final):
                 parameter.requires_grad_(True)
         for index, layer in enumerate(anatomy.layers):
             small.get_submodule(layer.name).register_forward_pre_hook(self._rung(index), with_kwargs=True)

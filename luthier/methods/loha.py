@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from luthier.methods.adapter import LayerMethod, linear_of, trainable
 from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, LinearBranch
-from luthier.methods.contract import Traits
+from luthier.methods.contract import Kin, Traits
 from luthier.methods.peft_files import PeftForm
 from luthier.models.call import Run
 from luthier.ops.hadamard import Factors, hadamard_linear, hadamard_linear_reference, hadamard_product
@@ -30,6 +30,7 @@ from luthier.ops.hadamard import Factors, hadamard_linear, hadamard_linear_refer
 class LoHa(LayerMethod):
     """Updates of high rank from few numbers: products, entry by entry, of two low-rank ones."""
 
+    family: ClassVar[Kin] = "low-rank"
     paper: ClassVar[str] = "https://arxiv.org/abs/2108.06098"
     count: ClassVar[str] = "Σ 2 R (I + O) over the adapted layers"
     traits: ClassVar[Traits] = Traits(merges=True, deep_backward=True, over_4bit=True, identity_at_start=True)

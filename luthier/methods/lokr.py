@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from luthier.methods.adapter import LayerMethod, linear_of, trainable
 from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, LinearBranch
-from luthier.methods.contract import Traits
+from luthier.methods.contract import Kin, Traits
 from luthier.methods.loha import uniform
 from luthier.methods.peft_files import PeftForm
 from luthier.models.call import Run
@@ -34,6 +34,7 @@ FACTOR_HELP = "Size of the outer part that a layer's inputs and its outputs are 
 class LoKr(LayerMethod):
     """Updates that are Kronecker products: of full rank from very few numbers."""
 
+    family: ClassVar[Kin] = "low-rank"
     paper: ClassVar[str] = "https://arxiv.org/abs/2309.14859"
     count: ClassVar[str] = "Σ P Q + R (S + T) over the adapted layers, O = P S, I = Q T; P Q + S T where D is whole"
     traits: ClassVar[Traits] = Traits(merges=True, deep_backward=True, over_4bit=True, identity_at_start=True)

@@ -22,7 +22,7 @@ from torch import nn
 
 from luthier.methods.adapter import AdapterAttachment, LayerMethod, trainable
 from luthier.methods.bank import AdaptedEmbedding, AdaptedLayer, AdaptedLinear, Branch
-from luthier.methods.contract import Group, Traits
+from luthier.methods.contract import Group, Kin, Traits
 from luthier.methods.lora_layers import LoRABranch, LoRAEmbeddingBranch
 from luthier.methods.peft_files import PeftForm
 from luthier.models.language_model import LanguageModel
@@ -71,6 +71,7 @@ class LowRank(LayerMethod):
     alpha_over_rank: the strength that an unset `alpha` stands for, as a multiple of the rank.
     """
 
+    family: ClassVar[Kin] = "low-rank"
     alpha_over_rank: ClassVar[float] = 2.0
     free_fields: ClassVar[frozenset[str]] = frozenset({"dropout", "lr_ratio"})
 

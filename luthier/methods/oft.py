@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from luthier.errors import RecipeError
 from luthier.methods.adapter import LayerMethod, linear_of, trainable
 from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, LinearBranch
-from luthier.methods.contract import Traits
+from luthier.methods.contract import Kin, Traits
 from luthier.methods.peft_files import PeftForm
 from luthier.models.call import Run
 
@@ -74,6 +74,7 @@ def _version(config: dict[str, Any]) -> tuple[int, int]:
 class OFT(LayerMethod):
     """Rotations of what frozen layers take."""
 
+    family: ClassVar[Kin] = "low-rank"
     paper: ClassVar[str] = "https://arxiv.org/abs/2306.07280"
     count: ClassVar[str] = "Σ (I / B) B (B − 1) / 2 over the adapted layers, B the block size; one block each if shared"
     traits: ClassVar[Traits] = Traits(merges=True, deep_backward=True, over_4bit=True, identity_at_start=True)

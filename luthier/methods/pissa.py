@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from luthier.errors import RecipeError
 from luthier.methods.adapter import AdapterAttachment, linear_of, trainable
 from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, LinearBranch
-from luthier.methods.contract import Method, Traits
+from luthier.methods.contract import Kin, Method, Traits
 from luthier.methods.lora import LORA_FORM, LoRA, LowRank
 from luthier.methods.lora_layers import low_rank_linear
 from luthier.methods.peft_files import PeftForm
@@ -48,6 +48,7 @@ _OVERSAMPLING = 8
 class PiSSA(LowRank):
     """Low-rank updates that start from each weight's principal singular vectors."""
 
+    family: ClassVar[Kin] = "low-rank"
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.02948"
     count: ClassVar[str] = "Σ R (I + O) over the adapted layers"
     traits: ClassVar[Traits] = Traits(merges=True, deep_backward=True, over_4bit=True, identity_at_start=True)

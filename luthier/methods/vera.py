@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from luthier.methods.adapter import AdapterAttachment, TargetedMethod, adapted_layers, linear_of, trainable
 from luthier.methods.adapter_files import AdapterFile
 from luthier.methods.bank import AdaptedLinear, LinearBranch
-from luthier.methods.contract import Traits
+from luthier.methods.contract import Kin, Traits
 from luthier.methods.peft_files import PeftForm
 from luthier.models.call import Run
 from luthier.models.language_model import LanguageModel
@@ -37,6 +37,7 @@ from luthier.ops.spectrum import Factors
 class VeRA(TargetedMethod):
     """Learned vectors around frozen random projections that all layers share."""
 
+    family: ClassVar[Kin] = "low-rank"
     paper: ClassVar[str] = "https://arxiv.org/abs/2310.11454"
     count: ClassVar[str] = "Σ (O + R) over the adapted layers"
     traits: ClassVar[Traits] = Traits(merges=True, deep_backward=True, over_4bit=True, identity_at_start=True)

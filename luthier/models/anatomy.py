@@ -43,7 +43,7 @@ class Anatomy:
     trunk: str
     embedding: str
     layers: tuple[LayerAnatomy, ...]
-    final_norm: str
+    final_norm: str | None  # a model whose layers end in norms may have none
     head: str
     is_head_tied: bool
 
@@ -55,6 +55,18 @@ class Anatomy:
     def of_role(self, role: str) -> tuple[str, ...]:
         """The linear layer of that role in each transformer layer; none if there is no such role."""
         return tuple(layer.roles[role] for layer in self.layers if role in layer.roles)
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """Every norm of every transformer layer, and the final one."""
+        final = () if self.final_norm is None else (self.final_norm,)
+        return (*(name for layer in self.layers for name in layer.norms), *final)
+
+    @property
+    def hidden_norms(self) -> tuple[str, ...]:
+        """The norms over the residual stream: all but those of queries and keys, which sit inside attention."""
+        inside = tuple(layer.attention + "." for layer in self.layers)
+        return tuple(name for name in self.norms if not name.startswith(inside))
 
     def layer_of(self, name: str) -> int | None:
         """The index of the layer that holds a module or parameter; None for embedding, final norm and head."""
@@ -84,6 +96,7 @@ def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
     layers_name = _join(family.trunk, family.layers)
     embedding = model.get_submodule(_join(family.trunk, family.embedding))
     head = cast(nn.Module, model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    final_norm = _join(family.trunk, family.final_norm)
     stack = model.get_submodule(layers_name)
     assert isinstance(stack, nn.ModuleList)
     for index, layer in enumerate(stack):
@@ -105,7 +118,7 @@ def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
         trunk=family.trunk,
         embedding=_join(family.trunk, family.embedding),
         layers=tuple(layers),
-        final_norm=_join(family.trunk, family.final_norm),
+        final_norm=final_norm if final_norm in dict(model.named_modules()) else None,
         head=next(name for name, module in model.named_modules() if module is head),
         is_head_tied=embedding.get_parameter("weight") is head.get_parameter("weight"),
     )
@@ -150,43 +163,76 @@ def num_key_value_heads(config: PreTrainedConfig) -> int:
 def find_targets(
     anatomy: Anatomy, targets: str | tuple[str, ...], layers: tuple[int, ...] | None, field: str = "method.targets"
 ) -> tuple[str, ...]:
-    """The modules that a method adapts: `all-linear`, those whose dotted name ends in one of `targets`, or by their role.
+    """The linear layers that a method adapts: `all-linear`, those whose dotted name ends in one of `targets`, or by role.
 
-    Whole components are compared: `proj` does not match `q_proj`. The embedding and the head are found only by name.
-    `role:value` is the linear layer that gives the values, whatever the family calls it and whatever else it gives.
-    field: what the recipe calls the targets. Raises TargetNotFound for a target that no module bears, and RecipeError for a layer index that does not exist and
-    for an empty list.
+    The embedding and the head are found only by name. `role:value` is the linear layer that gives the values, whatever
+    the family calls it and whatever else it gives. field: what the recipe calls the targets. Raises as `find_among`.
+    """
+    if targets == "all-linear":
+        return find_among(anatomy, anatomy.linears, None, layers, "all-linear", field)
+    wanted = (targets,) if isinstance(targets, str) else targets
+    modules = (anatomy.embedding, *anatomy.linears, anatomy.head)
+    return find_among(anatomy, modules, wanted, layers, "all-linear", field)
+
+
+def find_among(
+    anatomy: Anatomy,
+    modules: tuple[str, ...],
+    targets: tuple[str, ...] | None,
+    layers: tuple[int, ...] | None,
+    default: str,
+    field: str = "method.targets",
+) -> tuple[str, ...]:
+    """Those of some modules that a method adapts: whose dotted name ends in one of `targets`; None: all.
+
+    Whole components are compared: `proj` does not match `q_proj`. Where `layers` are chosen, a module of no layer is
+    found only by name. Raises TargetNotFound for a target that no module bears (`default` is what a recipe writes for
+    all of them), and RecipeError for a layer index that does not exist and for an empty list.
     """
     for place, named in ((field, targets), ("method.layers", layers)):
         if named is not None and len(named) == 0:
             raise RecipeError("The list is empty, so nothing would train.", "Name some, or leave it out.", field=place)
+    check_layer_indices(anatomy, layers or ())
+    indices = {name: anatomy.layer_of(name) for name in modules}
+    candidates = tuple(
+        name
+        for name, index in indices.items()
+        if layers is None or index in layers or (index is None and targets is not None)
+    )
+    if targets is None:
+        return candidates
+    for target in targets:
+        if not any(_is_meant(anatomy, name, target) for name in candidates):
+            roles = [ROLE + role for role in anatomy.layers[0].roles if set(anatomy.of_role(role)) <= set(modules)]
+            known = [*_endings(candidates), *roles]
+            raise TargetNotFound(
+                f"No layer of the model that this method can adapt is called {target!r}.",
+                f"Set {field} to {default} or to some of: {', '.join(known)}.",
+                field=field,
+            )
+    return tuple(name for name in candidates if any(_is_meant(anatomy, name, target) for target in targets))
+
+
+def _is_meant(anatomy: Anatomy, name: str, target: str) -> bool:
+    if target.startswith(ROLE):
+        return name in anatomy.of_role(target.removeprefix(ROLE))
+    return ends_in(name, target)
+
+
+def check_layer_indices(anatomy: Anatomy, layers: tuple[int, ...]) -> None:
+    """Raise RecipeError if one of these is no transformer layer."""
     count = len(anatomy.layers)
-    for index in layers or ():
+    for index in layers:
         if not 0 <= index < count:
             raise RecipeError(
                 f"The model has {count} layers; there is no layer {index}.",
                 f"Use indices from 0 to {count - 1}.",
                 field="method.layers",
             )
-    chosen = anatomy.linears if layers is None else tuple(n for n in anatomy.linears if anatomy.layer_of(n) in layers)
-    if targets == "all-linear":
-        return chosen
-    wanted = (targets,) if isinstance(targets, str) else targets
-    candidates = (anatomy.embedding, *chosen, anatomy.head)
-    for target in wanted:
-        if not any(_is_meant(anatomy, name, target) for name in candidates):
-            roles = ", ".join(ROLE + role for role in anatomy.layers[0].roles)
-            raise TargetNotFound(
-                f"No layer of the model is called {target!r}.",
-                f"Set {field} to all-linear or to some of: {', '.join(_endings(candidates))}; or of {roles}.",
-                field=field,
-            )
-    return tuple(name for name in candidates if any(_is_meant(anatomy, name, target) for target in wanted))
 
 
-def _is_meant(anatomy: Anatomy, name: str, target: str) -> bool:
-    if target.startswith(ROLE):
-        return name in anatomy.of_role(target.removeprefix(ROLE))
+def ends_in(name: str, target: str) -> bool:
+    """Whether a dotted name ends in another, from a whole component on."""
     return name == target or name.endswith("." + target)
 
 

@@ -55,7 +55,9 @@ class FastLinear(nn.Linear):
     def __init__(self, plain: nn.Linear) -> None:
         nn.Module.__init__(self)  # not nn.Linear's, which would draw a weight only to have it exchanged
         self.in_features, self.out_features = plain.in_features, plain.out_features
-        self.weight, self.bias = plain.weight, plain.bias
+        parameters = dict(plain.named_parameters(recurse=False))
+        self.register_parameter("weight", parameters["weight"])
+        self.register_parameter("bias", parameters.get("bias"))  # also where it is None: one may be given to it later
 
     def forward(self, x: Tensor) -> Tensor:
         trains = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
@@ -110,7 +112,7 @@ def use_fast_norms(model: PreTrainedModel, anatomy: Anatomy) -> None:
     form = anatomy.family.rms_norm
     if form is None:
         return
-    for name in (*(norm for layer in anatomy.layers for norm in layer.norms), anatomy.final_norm):
+    for name in anatomy.norms:
         replace_module(model, name, _fast_norm(model.get_submodule(name), form))
 
 

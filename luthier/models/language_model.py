@@ -205,7 +205,9 @@ class LanguageModel:
         self.sides[name] = side
 
     def final_norm(self, hidden_BTD: Tensor) -> Tensor:
-        """The base's final norm."""
+        """The base's final norm; the states as they are where it has none."""
+        if self.anatomy.final_norm is None:
+            return hidden_BTD
         normed_BTD: Tensor = self.hf.get_submodule(self.anatomy.final_norm)(hidden_BTD)
         return normed_BTD
 

@@ -29,7 +29,10 @@ def linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Ten
 
 
 def frozen_linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """The same for a weight and bias that do not train, with a gradient for x (any leading shape), keeping W only."""
+    """The same for a weight that does not train, with gradients for x (any leading shape) and for the bias; keeps W only.
+
+    The bias may be of another number format than x; its gradient is summed in its own.
+    """
     y_NO = cast(Tensor, _FrozenLinear.apply(x.reshape(-1, x.shape[-1]), weight_OI, bias_O))  # type: ignore[no-untyped-call]
     return y_NO.view(*x.shape[:-1], len(weight_OI))
 
@@ -38,13 +41,16 @@ class _FrozenLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight_OI)
-        return linear(x_NI, weight_OI, bias_O)
+        ctx.bias_dtype = None if bias_O is None else bias_O.dtype
+        return linear(x_NI, weight_OI, None if bias_O is None else bias_O.to(x_NI.dtype))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (dy_NO,) = grad_outputs
         (weight_OI,) = ctx.saved_tensors
-        return linear(dy_NO, weight_OI.t()), None, None
+        dx_NI = linear(dy_NO, weight_OI.t()) if ctx.needs_input_grad[0] else None
+        db_O = dy_NO.sum(0, dtype=ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+        return dx_NI, None, db_O
 
 
 @cache

@@ -53,8 +53,10 @@ def kind_of(model: type[Settings]) -> str | None:
 
 
 def fields_of(model: type[Settings], prefix: str = "") -> tuple[Place, ...]:
-    """The fields of one settings class under the names that a recipe uses."""
-    return tuple(Place(prefix + (info.alias or name), model, info) for name, info in model.model_fields.items())
+    """The fields of one settings class under the names that a recipe uses: `kind`, its own, then those of its bases."""
+    shared = {name for base in model.__mro__[1:] if issubclass(base, Settings) for name in base.model_fields} - {"kind"}
+    named = sorted(model.model_fields.items(), key=lambda item: (item[0] != "kind", item[0] in shared))
+    return tuple(Place(prefix + (info.alias or name), model, info) for name, info in named)
 
 
 def all_fields(model: type[Settings], prefix: str = "") -> Iterator[Place]:

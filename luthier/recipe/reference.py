@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from luthier.recipe.fields import all_fields, fields_of, kind_of, type_text
+from luthier.recipe.fields import all_fields, fields_of, kind_of, places_at, type_text
 from luthier.recipe.settings import Recipe
 from luthier.types import Settings
 
@@ -58,10 +58,14 @@ def recipe_page() -> str:
 
 def commented_recipe(model: str, data: str, opening: str) -> str:
     """A recipe for these rows, each field under a comment that says what it means; `opening` stands above it."""
-    meanings = {place.name: place.meaning for place in all_fields(Recipe)}
-    meanings["method.kind"] = "lora trains small added tensors; full trains the model's own weights."
-    meanings["objective.kind"] = "sft learns to write the answers in the data."
     defaults = Recipe.model_validate({"model": model, "data": {"train": data}}).model_dump(mode="json", by_alias=True)
+    meanings = {place.name: place.meaning for place in all_fields(Recipe)}
+    for block in ("method", "objective"):  # kinds that are not the default have fields of the same names
+        meanings |= {place.name: place.meaning for place in places_at(Recipe, (block,), defaults)}
+    meanings["method.kind"] = (
+        "lora trains small added tensors; full trains the model's own weights; 'luthier methods' lists them all."
+    )
+    meanings["objective.kind"] = "sft learns to write the answers in the data."
     defaults["model"] = model
     lines = [*(f"# {line}".rstrip() for line in opening.splitlines())]
     block = ""
@@ -88,14 +92,15 @@ def _section(name: str, model: type[Settings]) -> Iterator[str]:
     for place in fields_of(model, prefix):
         info = place.info
         meaning = place.meaning or "Which of the choices this is."
-        yield f"| `{place.name}` | {_cell(_type(info))} | {_default(info)} | {_cell(meaning)} |"
+        yield f"| `{place.name}` | {cell(type_of(info))} | {default_of(info)} | {cell(meaning)} |"
     yield ""
     for place in fields_of(model, prefix):
         for choice in place.choices:
             yield from _section(place.name, choice)
 
 
-def _type(info: FieldInfo) -> str:
+def type_of(info: FieldInfo) -> str:
+    """What a field may be, in words, with its limits."""
     text = type_text(info.annotation)
     signs = {Gt: ">", Ge: "≥", Lt: "<", Le: "≤"}
     limits = []
@@ -112,7 +117,8 @@ def _number(bound: object) -> str:
     return "2⁶³" if bound == 2**63 else str(bound)
 
 
-def _default(info: FieldInfo) -> str:
+def default_of(info: FieldInfo) -> str:
+    """What a field is when a recipe leaves it out."""
     if info.default is PydanticUndefined:
         return "required"
     if isinstance(info.default, BaseModel):
@@ -128,5 +134,6 @@ def _yaml(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
+    """Text as the cell of a Markdown table."""
     return text.replace("|", "\\|")

@@ -25,6 +25,7 @@ COMMANDS = (
     "chat",
     "generate",
     "runs",
+    "methods",
     "schema",
     "doctor",
     "cache",

@@ -8,22 +8,30 @@ from luthier.methods import (
     OFT,
     AdaLoRA,
     AttentionFusion,
+    BitFit,
     DoRA,
     Full,
     KronA,
     KronAB,
     Ladder,
+    LNTuning,
     LoHa,
     LoKr,
     LoRA,
     Method,
     PiSSA,
+    Rows,
+    TopLayers,
     VeRA,
 )
 
 EXAMPLES: tuple[Method, ...] = (
     LoRA(rank=3, alpha=5),
     Full(),
+    BitFit(),
+    LNTuning(),
+    Rows(tokens=tuple(range(40, 20, -1)), linear_rows=0.2),
+    TopLayers(),
     AttentionFusion(),
     Ladder(reduction=2),
     AdaLoRA(init_rank=4, target_rank=4, alpha=32),  # no cuts: a layer that lost all ranks would not have moved
@@ -41,5 +49,8 @@ EXAMPLES: tuple[Method, ...] = (
 
 FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")
 
-REFUSED: dict[tuple[str, str], str] = {}
+REFUSED: dict[tuple[str, str], str] = {
+    ("bitfit", "gemma2"): "no bias",
+    ("bitfit", "phi3"): "no bias",
+}
 """(kind, family) → what the refusal says, where a family has no place for a method."""

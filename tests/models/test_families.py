@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import RecipeError
 from luthier.methods.contract import Attachment
+from luthier.models.anatomy import is_norm
 from luthier.models.call import Draws
 from luthier.models.families import FAMILIES, family_of
 from luthier.models.fast_layers import FastLinear
@@ -110,6 +111,11 @@ def test_the_anatomy_names_every_part(name: str) -> None:
         assert layer.feedforward in modules
         assert all(anatomy.layer_of(part) == layer.index for part in (*layer.linears, *layer.norms))
     assert anatomy.layer_of(anatomy.embedding) is anatomy.layer_of(anatomy.head) is None
+    norms = {key for key, module in modules.items() if is_norm(module)}
+    assert set(anatomy.norms) == norms
+    assert {len(modules[norm].weight) for norm in anatomy.hidden_norms} == {32}
+    assert norms - set(anatomy.hidden_norms) == {key for key in norms if key.rpartition(".")[2][:2] in ("q_", "k_")}
+    assert (anatomy.final_norm is None) == (name == "opt-norm-after")
 
 
 @pytest.mark.parametrize("lengths", [(9, 4), (6, 6)])

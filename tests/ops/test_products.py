@@ -46,3 +46,15 @@ def test_the_product_with_a_frozen_weight_hands_gradients_on_and_keeps_the_weigh
     assert_near(y, expected)
     direction = torch.randn_like(y)
     assert_near(*(torch.autograd.grad(out, x, direction)[0] for out in (y, expected)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_bias_that_trains_beside_a_frozen_weight_gets_its_gradient_in_its_own_format(dtype: torch.dtype) -> None:
+    x, weight = torch.randn(2, 3, 12).to(dtype), torch.randn(20, 12).to(dtype)
+    offset = torch.randn(20, requires_grad=True)
+    y = frozen_linear(x, weight, offset)
+    assert y.dtype == dtype
+    direction = torch.randn(2, 3, 20).to(dtype)
+    (found,) = torch.autograd.grad(y, [offset], direction)
+    assert found.dtype == torch.float32
+    assert_near(found, direction.double().sum((0, 1)), 1e-6)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from luthier.methods import LoRA
 from luthier.recipe import Recipe, load_recipe, make_recipe
-from luthier.recipe.fields import all_fields, kind_of, places_at, type_text
+from luthier.recipe.fields import all_fields, fields_of, kind_of, places_at, type_text
 from luthier.recipe.reference import commented_recipe, recipe_page
 from luthier.training.settings import Schedule
 
@@ -36,6 +37,12 @@ def test_a_kind_chooses_among_the_fields_of_a_union():
     names = {place.name for place in places_at(Recipe, ("method",), {"method": {"kind": "full"}})}
     assert "method.layers" in names
     assert "method.rank" not in names
+
+
+def test_a_methods_own_fields_come_after_its_kind_and_before_those_that_it_shares():
+    names = [place.name for place in fields_of(LoRA)]
+    assert names[:2] == ["kind", "rank"]
+    assert set(names[-3:]) == {"from", "layers", "targets"}
 
 
 def test_a_kind_with_several_values_selects_nothing():
