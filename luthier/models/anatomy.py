@@ -19,7 +19,12 @@ from luthier.models.families import Family
 
 @dataclass(frozen=True)
 class LayerAnatomy:
-    """One transformer layer: dotted names from the root of the model."""
+    """One transformer layer: dotted names from the root of the model.
+
+    attention_out, down: the linear layers that end its attention and its feed-forward. attention_norm, feedforward_norm:
+    the norms that read the residual stream before them (or, with `Anatomy.norms_first` false, after them); None where
+    there is none. attention_post_norm, feedforward_post_norm: norms between them and the residual sum.
+    """
 
     index: int
     name: str
@@ -27,11 +32,20 @@ class LayerAnatomy:
     feedforward: str
     linears: tuple[str, ...]
     norms: tuple[str, ...]
+    attention_out: str
+    down: str
+    attention_norm: str | None
+    feedforward_norm: str | None
+    attention_post_norm: str | None
+    feedforward_post_norm: str | None
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A model's parts, as dotted names from its root, in the order of computation."""
+    """A model's parts, as dotted names from its root, in the order of computation.
+
+    norms_first: whether a layer's norms come before attention and feed-forward; else they follow the residual sums.
+    """
 
     family: Family
     trunk: str
@@ -40,6 +54,7 @@ class Anatomy:
     final_norm: str
     head: str
     is_head_tied: bool
+    norms_first: bool = True
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -71,6 +86,7 @@ def _join(*names: str) -> str:
 def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
     """The anatomy of a loaded model whose layers are not wrapped yet."""
     layers = []
+    roles = family.sublayers
     layers_name = _join(family.trunk, family.layers)
     embedding = model.get_submodule(_join(family.trunk, family.embedding))
     head = cast(nn.Module, model.get_output_embeddings())  # type: ignore[no-untyped-call]
@@ -87,6 +103,12 @@ def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
                 feedforward=_join(name, family.feedforward),
                 linears=tuple(part for part, module in parts if is_linear(module)),
                 norms=tuple(part for part, module in parts if is_norm(module)),
+                attention_out=_join(name, roles.attention_out),
+                down=_join(name, roles.down),
+                attention_norm=_first_of(roles.attention_norm, layer, name),
+                feedforward_norm=_first_of(roles.feedforward_norm, layer, name),
+                attention_post_norm=_first_of(roles.attention_post_norm, layer, name),
+                feedforward_post_norm=_first_of(roles.feedforward_post_norm, layer, name),
             )
         )
     return Anatomy(
@@ -97,7 +119,30 @@ def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
         final_norm=_join(family.trunk, family.final_norm),
         head=next(name for name, module in model.named_modules() if module is head),
         is_head_tied=embedding.get_parameter("weight") is head.get_parameter("weight"),
+        norms_first=family.norm_first_key is None or bool(model.config.to_dict()[family.norm_first_key]),
     )
+
+
+def _first_of(parts: tuple[str, ...], layer: nn.Module, name: str) -> str | None:
+    """The whole name of the first of these parts that a layer has; None if it has none."""
+    present = dict(layer.named_children())
+    return next((_join(name, part) for part in parts if part in present), None)
+
+
+def chosen_layers(anatomy: Anatomy, layers: tuple[int, ...] | None) -> tuple[LayerAnatomy, ...]:
+    """The layers of these indices; None: all. Raises RecipeError for an index that does not exist, or an empty list."""
+    if layers is None:
+        return anatomy.layers
+    _check_not_empty(layers, "method.layers")
+    count = len(anatomy.layers)
+    for index in layers:
+        if not 0 <= index < count:
+            raise RecipeError(
+                f"The model has {count} layers; there is no layer {index}.",
+                f"Use indices from 0 to {count - 1}.",
+                field="method.layers",
+            )
+    return tuple(layer for layer in anatomy.layers if layer.index in layers)
 
 
 def find_targets(anatomy: Anatomy, targets: str | tuple[str, ...], layers: tuple[int, ...] | None) -> tuple[str, ...]:
@@ -107,18 +152,8 @@ def find_targets(anatomy: Anatomy, targets: str | tuple[str, ...], layers: tuple
     Raises TargetNotFound for a target that no module bears, and RecipeError for a layer index that does not exist and
     for an empty list.
     """
-    for field, named in (("method.targets", targets), ("method.layers", layers)):
-        if named is not None and len(named) == 0:
-            raise RecipeError("The list is empty, so nothing would train.", "Name some, or leave it out.", field=field)
-    count = len(anatomy.layers)
-    for index in layers or ():
-        if not 0 <= index < count:
-            raise RecipeError(
-                f"The model has {count} layers; there is no layer {index}.",
-                f"Use indices from 0 to {count - 1}.",
-                field="method.layers",
-            )
-    chosen = anatomy.linears if layers is None else tuple(n for n in anatomy.linears if anatomy.layer_of(n) in layers)
+    _check_not_empty(targets, "method.targets")
+    chosen = tuple(name for layer in chosen_layers(anatomy, layers) for name in layer.linears)
     if targets == "all-linear":
         return chosen
     wanted = (targets,) if isinstance(targets, str) else targets
@@ -131,6 +166,11 @@ def find_targets(anatomy: Anatomy, targets: str | tuple[str, ...], layers: tuple
                 field="method.targets",
             )
     return tuple(name for name in candidates if any(_ends_in(name, target) for target in wanted))
+
+
+def _check_not_empty(named: str | tuple[object, ...], field: str) -> None:
+    if len(named) == 0:
+        raise RecipeError("The list is empty, so nothing would train.", "Name some, or leave it out.", field=field)
 
 
 def _ends_in(name: str, target: str) -> bool:

@@ -21,6 +21,22 @@ class RMSNormForm:
 
 
 @dataclass(frozen=True)
+class Sublayers:
+    """Where a layer's attention and feed-forward end, and the norms around them; names from the layer.
+
+    Each adds what its last linear layer gives to the residual stream, some families through one more norm (the post
+    norm). Of several names the first that a layer has is meant.
+    """
+
+    attention_out: str
+    down: str
+    attention_norm: tuple[str, ...] = ()
+    feedforward_norm: tuple[str, ...] = ()
+    attention_post_norm: tuple[str, ...] = ()
+    feedforward_post_norm: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Family:
     """Where an architecture keeps its parts.
 
@@ -37,24 +53,30 @@ class Family:
     final_norm: str  # from the trunk
     attention: str  # from a layer
     feedforward: str  # from a layer
+    sublayers: Sublayers
     rms_norm: RMSNormForm | None = None
     gated: tuple[str, str, str] | None = None  # gate, up, down: from the feed-forward
     activation_key: str = "hidden_act"  # in the config
     softcap_key: str | None = None  # in the config: cap on the final logits
     logit_divisor_key: str | None = None  # in the config: the final logits are divided by it
+    residual_factor_key: str | None = None  # in the config: what a sublayer gives is multiplied by it before the sum
+    norm_first_key: str | None = None  # in the config: false where the norms follow the residual sums
 
 
 _LLAMA_GATED = ("gate_proj", "up_proj", "down_proj")
+_LLAMA_SUBLAYERS = Sublayers("self_attn.o_proj", "mlp.down_proj", ("input_layernorm",), ("post_attention_layernorm",))
 
 
 def _llama_like(
     *model_types: str,
     rms_norm: RMSNormForm | None = RMSNormForm("variance_epsilon"),
     gated: tuple[str, str, str] | None = _LLAMA_GATED,
+    sublayers: Sublayers = _LLAMA_SUBLAYERS,
     final_norm: str = "norm",
     activation_key: str = "hidden_act",
     softcap_key: str | None = None,
     logit_divisor_key: str | None = None,
+    residual_factor_key: str | None = None,
 ) -> Family:
     return Family(
         model_types=model_types,
@@ -66,45 +88,71 @@ def _llama_like(
         final_norm=final_norm,
         attention="self_attn",
         feedforward="mlp",
+        sublayers=sublayers,
         rms_norm=rms_norm,
         gated=gated,
         activation_key=activation_key,
         softcap_key=softcap_key,
         logit_divisor_key=logit_divisor_key,
+        residual_factor_key=residual_factor_key,
     )
 
 
 _GEMMA_NORM = RMSNormForm("eps", gain_offset=1.0)
 
 FAMILIES: tuple[Family, ...] = (
-    _llama_like("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2"),
-    _llama_like("granite", logit_divisor_key="logits_scaling"),
+    _llama_like("llama", "mistral", "qwen2", "qwen3", "smollm3"),
+    _llama_like(
+        "olmo2",
+        sublayers=Sublayers(
+            "self_attn.o_proj", "mlp.down_proj",
+            attention_post_norm=("post_attention_layernorm",), feedforward_post_norm=("post_feedforward_layernorm",),
+        ),
+    ),
+    _llama_like("granite", logit_divisor_key="logits_scaling", residual_factor_key="residual_multiplier"),
     _llama_like("phi3", gated=None),
-    _llama_like("phi", rms_norm=None, gated=None, final_norm="final_layernorm"),
+    _llama_like(
+        "phi", rms_norm=None, gated=None, final_norm="final_layernorm",
+        sublayers=Sublayers("self_attn.dense", "mlp.fc2", ("input_layernorm",), ("input_layernorm",)),
+    ),
     _llama_like("gemma", rms_norm=_GEMMA_NORM, activation_key="hidden_act"),
     _llama_like(
         "gemma2", "gemma3_text",
         rms_norm=_GEMMA_NORM, activation_key="hidden_activation", softcap_key="final_logit_softcapping",
+        sublayers=Sublayers(
+            "self_attn.o_proj", "mlp.down_proj", ("input_layernorm",), ("pre_feedforward_layernorm",),
+            attention_post_norm=("post_attention_layernorm",), feedforward_post_norm=("post_feedforward_layernorm",),
+        ),
     ),
     Family(
         model_types=("gpt2",),
         kind="decoder", layout="packed", trunk="transformer", embedding="wte", layers="h", final_norm="ln_f",
         attention="attn", feedforward="mlp",
+        sublayers=Sublayers("attn.c_proj", "mlp.c_proj", ("ln_1",), ("ln_2",)),
     ),
     Family(
         model_types=("gpt_neox",),
         kind="decoder", layout="packed", trunk="gpt_neox", embedding="embed_in", layers="layers",
         final_norm="final_layer_norm", attention="attention", feedforward="mlp",
+        sublayers=Sublayers(
+            "attention.dense", "mlp.dense_4h_to_h", ("input_layernorm",), ("post_attention_layernorm",)
+        ),
     ),
     Family(
         model_types=("opt",),
         kind="decoder", layout="packed", trunk="model.decoder", embedding="embed_tokens", layers="layers",
         final_norm="final_layer_norm", attention="self_attn", feedforward="",
+        sublayers=Sublayers("self_attn.out_proj", "fc2", ("self_attn_layer_norm",), ("final_layer_norm",)),
+        norm_first_key="do_layer_norm_before",
     ),
     Family(
         model_types=("falcon",),
         kind="decoder", layout="bucketed", trunk="transformer", embedding="word_embeddings", layers="h",
         final_norm="ln_f", attention="self_attention", feedforward="mlp",
+        sublayers=Sublayers(
+            "self_attention.dense", "mlp.dense_4h_to_h",
+            ("ln_attn", "input_layernorm"), ("ln_mlp", "post_attention_layernorm", "input_layernorm"),
+        ),
     ),
 )  # fmt: skip
 

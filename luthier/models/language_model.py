@@ -20,9 +20,10 @@ from luthier.models.families import family_of
 from luthier.models.fast_layers import FastLinear, use_fast_layers
 from luthier.models.settings import ModelSettings
 from luthier.models.sources import ModelSource, fingerprint, locate, read_config, read_tokenizer, read_weights
-from luthier.ops.head import token_logprobs, token_logprobs_recomputed, token_logprobs_reference
+from luthier.ops.divergence import divergence_recomputed, divergence_reference
+from luthier.ops.head import LogitsOf, token_logprobs, token_logprobs_recomputed, token_logprobs_reference
 from luthier.ops.recompute import Recomputable
-from luthier.types import Batch, Layout, Segment
+from luthier.types import Batch, Layout, Segment, Targets
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,9 +49,15 @@ class Identity:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a forward pass gives an objective: log-probabilities (nats, fp32) of the batch's targets, shape (N,)."""
+    """What a forward pass gives an objective: log-probabilities (nats, fp32) of the batch's targets, shape (N,).
+
+    hidden_ND and head_call are what the head reads at the targets, for a loss over whole distributions.
+    """
 
     logprob_N: Tensor
+    hidden_ND: Tensor
+    targets: Targets
+    head_call: Call
 
 
 @dataclass
@@ -152,7 +159,16 @@ class LanguageModel:
         call = call_of_batch(batch, adapters, draws)
         source_N = batch.targets.source_N
         hidden_ND = self._hidden(batch, call).flatten(0, 1).index_select(0, source_N)
-        return Outputs(self._logprobs(hidden_ND, batch.targets.token_N, call.at(source_N)))
+        head_call = call.at(source_N)
+        logprob_N = self._logprobs(hidden_ND, batch.targets.token_N, head_call)
+        return Outputs(logprob_N, hidden_ND, batch.targets, head_call)
+
+    def divergence(self, first: Outputs, second: Outputs) -> Tensor:
+        """How far two passes over one batch disagree at each target: `ops.divergence`, nats, fp32, shape (N,)."""
+        heads = self._head(first.head_call), self._head(second.head_call)
+        if not self.fast.head:
+            return divergence_reference(first.hidden_ND, second.hidden_ND, *heads)
+        return divergence_recomputed(first.hidden_ND, second.hidden_ND, *heads)
 
     def prefill(
         self,
@@ -215,11 +231,17 @@ class LanguageModel:
     def _softcap(self) -> float | None:
         return config_number(self.hf.config, self.anatomy.family.softcap_key)
 
-    def _logprobs(self, hidden_ND: Tensor, tokens_N: Tensor, call: Call) -> Tensor:
+    def _head(self, call: Call) -> LogitsOf:
+        """The head as a function of the hidden states of neighbouring positions of a call."""
+
         def logits_of(chunk_ND: Tensor, start: int) -> Tensor:
             with calling(call.slice(start, start + len(chunk_ND))):
                 return self._logits(chunk_ND)
 
+        return logits_of
+
+    def _logprobs(self, hidden_ND: Tensor, tokens_N: Tensor, call: Call) -> Tensor:
+        logits_of = self._head(call)
         if not self.fast.head:
             return token_logprobs_reference(hidden_ND, tokens_N, logits_of)
         head = self.hf.get_submodule(self.anatomy.head)

@@ -112,6 +112,18 @@ def test_the_anatomy_names_every_part(name: str) -> None:
     assert anatomy.layer_of(anatomy.embedding) is anatomy.layer_of(anatomy.head) is None
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_anatomy_names_the_ends_of_both_sublayers_and_the_norms_around_them(name: str) -> None:
+    anatomy = tiny_model(name).anatomy
+    assert anatomy.norms_first == (name != "opt-norm-after")
+    for layer in anatomy.layers:
+        assert layer.attention_out in layer.linears
+        assert layer.down in layer.linears
+        norms = (layer.attention_norm, layer.feedforward_norm, layer.attention_post_norm, layer.feedforward_post_norm)
+        within = {part for part in layer.norms if not part.startswith(layer.attention + ".")}
+        assert {norm for norm in norms if norm is not None} == within
+
+
 @pytest.mark.parametrize("lengths", [(9, 4), (6, 6)])
 @pytest.mark.parametrize("name", NAMES)
 def test_decoding_over_a_cache_gives_what_a_whole_forward_pass_gives(name: str, lengths: tuple[int, int]) -> None:
