@@ -4,12 +4,17 @@ from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Discriminator, Tag
 
+from luthier.methods.adamix import AdaMix
 from luthier.methods.adapter import AdapterMethod
+from luthier.methods.compacter import Compacter
 from luthier.methods.contract import ADAPTER, Attachment, Group, Method, StepDone, Traits
 from luthier.methods.full import Full
+from luthier.methods.houlsby import Houlsby
 from luthier.methods.lora import LoRA
+from luthier.methods.parallel import Parallel
+from luthier.methods.pfeiffer import Pfeiffer
 
-METHODS: tuple[type[Method], ...] = (LoRA, Full)
+METHODS: tuple[type[Method], ...] = (LoRA, Full, AdaMix, Compacter, Houlsby, Parallel, Pfeiffer)
 
 
 def kind_of(method: type[Method]) -> str:
@@ -34,13 +39,18 @@ else:  # one of the list, told apart by its kind
 __all__ = [
     "ADAPTER",
     "METHODS",
+    "AdaMix",
     "AdapterMethod",
     "AnyMethod",
     "Attachment",
+    "Compacter",
     "Full",
     "Group",
+    "Houlsby",
     "LoRA",
     "Method",
+    "Parallel",
+    "Pfeiffer",
     "StepDone",
     "Traits",
     "kind_of",

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from luthier.methods import Full, LoRA, Method
+from luthier.methods import AdaMix, Compacter, Full, Houlsby, LoRA, Method, Parallel, Pfeiffer
+from luthier.methods.adamix import AdapterHost
 
 EXAMPLES: tuple[Method, ...] = (
     LoRA(rank=3, alpha=5),
     Full(),
+    AdaMix(host=AdapterHost(width=6), experts=3),
+    Compacter(width=8, rank=2),
+    Houlsby(width=6, scale=1.5),
+    Parallel(width=7),
+    Pfeiffer(width=5),
 )
 
 FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")
