@@ -15,9 +15,12 @@ import typer
 from luthier.cli.cache import cache
 from luthier.cli.chat import chat
 from luthier.cli.check import check
+from luthier.cli.combine import combine
+from luthier.cli.compare_methods import compare_methods
 from luthier.cli.doctor import doctor
 from luthier.cli.evaluate import evaluate
 from luthier.cli.generate import generate
+from luthier.cli.inspect import inspect, shrink
 from luthier.cli.new import new
 from luthier.cli.output import print_error, say
 from luthier.cli.process import quiet_libraries
@@ -48,8 +51,12 @@ app.command(rich_help_panel=_BEGIN)(check)
 app.command(rich_help_panel=_TUNE)(train)
 app.command(rich_help_panel=_TUNE)(resume)
 app.command(rich_help_panel=_TUNE)(evaluate)
+app.command("compare-methods", rich_help_panel=_TUNE)(compare_methods)
 app.command(rich_help_panel=_USE)(chat)
 app.command(rich_help_panel=_USE)(generate)
+app.command(rich_help_panel=_USE)(combine)
+app.command(rich_help_panel=_USE)(shrink)
+app.command(rich_help_panel=_LOOK)(inspect)
 app.command(rich_help_panel=_LOOK)(runs)
 app.command(rich_help_panel=_LOOK)(schema)
 app.command(rich_help_panel=_LOOK)(doctor)

@@ -95,7 +95,7 @@ def evaluate_records(
     notes += _left_out(len(chosen), len(questions), len(learned))
     measures: list[Measure] = []
     if learned:
-        losses = [_losses(c, learned, len(chosen), tokens_per_micro_batch, workers, progress) for c in candidates]
+        losses = [losses_by_row(c, learned, len(chosen), tokens_per_micro_batch, workers, progress) for c in candidates]
         measures += loss_measures(losses)
     answers = [_answers(candidate, questions, renderer, sampling, max_rows, progress) for candidate in candidates]
     if questions:
@@ -200,7 +200,7 @@ class RowLosses:
         return RowLosses(self.nats_R + other.nats_R, self.weight_R + other.weight_R)
 
 
-def _losses(
+def losses_by_row(
     candidate: Candidate, examples: Sequence[Example], num_rows: int, budget: int, workers: Workers, progress: Progress
 ) -> RowLosses:
     """The candidate's losses, on all worker threads; only rows with learned tokens, in their order."""

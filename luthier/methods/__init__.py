@@ -6,15 +6,21 @@ from pydantic import Discriminator, Tag
 
 from luthier.methods.adamix import AdaMix
 from luthier.methods.adapter import AdapterMethod
+from luthier.methods.attention_fusion import AttentionFusion
 from luthier.methods.compacter import Compacter
 from luthier.methods.contract import ADAPTER, Attachment, Group, Method, StepDone, Traits
 from luthier.methods.full import Full
 from luthier.methods.houlsby import Houlsby
+from luthier.methods.ladder import Ladder
 from luthier.methods.lora import LoRA
 from luthier.methods.parallel import Parallel
 from luthier.methods.pfeiffer import Pfeiffer
 
-METHODS: tuple[type[Method], ...] = (LoRA, Full, AdaMix, Compacter, Houlsby, Parallel, Pfeiffer)
+METHODS: tuple[type[Method], ...] = (
+    LoRA, Full,
+    AttentionFusion, Ladder,
+    AdaMix, Compacter, Houlsby, Parallel, Pfeiffer,
+)  # fmt: skip
 
 
 def kind_of(method: type[Method]) -> str:
@@ -33,7 +39,8 @@ if TYPE_CHECKING:
     AnyMethod = Method
 else:  # one of the list, told apart by its kind
     AnyMethod = Annotated[
-        Union[tuple(Annotated[method, Tag(kind_of(method))] for method in METHODS)], Discriminator(_kind)
+        Union[tuple(Annotated[method, Tag(kind_of(method))] for method in METHODS)],  # noqa: UP007 — no fixed list
+        Discriminator(_kind),
     ]
 
 __all__ = [
@@ -43,10 +50,12 @@ __all__ = [
     "AdapterMethod",
     "AnyMethod",
     "Attachment",
+    "AttentionFusion",
     "Compacter",
     "Full",
     "Group",
     "Houlsby",
+    "Ladder",
     "LoRA",
     "Method",
     "Parallel",

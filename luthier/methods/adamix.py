@@ -37,6 +37,7 @@ from luthier.methods.lora import LoRA
 from luthier.methods.sublayers import End, SerialBranch, AddedMap, sublayer_ends, with_branches
 from luthier.models.call import Run, current_call
 from luthier.models.language_model import LanguageModel, Outputs
+from luthier.ops.divergence import divergence_recomputed, divergence_reference
 from luthier.ops.draws import choose, salt_of
 from luthier.ops.lora import lora_linear, lora_linear_reference
 from luthier.types import Settings
@@ -191,7 +192,10 @@ class AdaMixAttachment(AdapterAttachment):
         first = forward(0)
         if self.consistency == 0:
             return loss_of(first)
-        divergence_N = self.model.divergence(first, forward(1))
+        second = forward(1)
+        heads = self.model.head_of(first.head_call), self.model.head_of(second.head_call)
+        divergence = divergence_recomputed if self.model.fast.head else divergence_reference
+        divergence_N = divergence(first.hidden_ND, second.hidden_ND, *heads)
         return loss_of(first) + self.consistency * (divergence_N * first.targets.weight_N).sum()
 
 

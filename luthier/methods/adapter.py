@@ -6,6 +6,7 @@ form of its files.
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -97,8 +98,8 @@ class AdapterMethod(Method):
         for field, value in self.stated(model).items():
             found = file.settings[field]
             if field == "targets":
-                value, found = tuple(sorted(value)), tuple(sorted(found))
-            if value != found:
+                value, found = sorted(value), sorted(found)
+            if json.dumps(value) != json.dumps(found):  # as a file would hold them: no tuples beside lists
                 raise RecipeError(
                     f"The recipe's {field} is not that of the adapter it goes on from: {value} against {found}.",
                     f"Leave method.{field} out, or begin afresh without method.from.",
@@ -251,7 +252,9 @@ class AdapterAttachment(Attachment):
 
     def write(self, folder: Path, announce: Callable[[str], None]) -> None:
         """Write the adapter in its method's form."""
-        settings = {**self.method.file_settings(), "targets": tuple(self.layers)}
+        settings = self.method.file_settings()
+        if "targets" in settings:
+            settings["targets"] = tuple(self.layers)
         file = AdapterFile(str(folder), settings, self.file_tensors(), self.model.identity.name, self.extra)
         is_transposed = any(isinstance(layer, AdaptedLinear) and layer.is_transposed for layer in self.layers.values())
         self.method.form.write(folder, file, self.model.anatomy, is_transposed)

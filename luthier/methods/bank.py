@@ -23,6 +23,7 @@ from luthier.models.language_model import LanguageModel
 from luthier.ops.draws import salt_of
 from luthier.ops.lora import Dropout
 from luthier.ops.norm import rms_norm
+from luthier.ops.spectrum import Factors
 
 
 class Branch(nn.Module, ABC):
@@ -59,6 +60,12 @@ class LinearBranch(Branch):
     @abstractmethod
     def forward(self, x_NI: Tensor, layer: AdaptedLinear, run: Run) -> Tensor:
         """The adapted layer's output (N, O) for the tokens of a run."""
+
+    def update(self, layer: AdaptedLinear) -> Tensor | Factors:
+        """What merging adds to the weight, fp32, shape (O, I); as a product where it is one."""
+        weight_OI = layer.weight.float()
+        merged_OI, _ = self.merged(weight_OI, None if layer.bias is None else layer.bias.float())
+        return merged_OI - weight_OI
 
     def merged(self, weight_OI: Tensor, bias_O: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Weight and bias, fp32, of a plain linear layer that computes the same."""

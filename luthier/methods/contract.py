@@ -74,6 +74,14 @@ class Attachment(ABC):
         """The first layer that needs a backward pass; None where it reaches the embedding."""
 
     @property
+    def taps(self) -> tuple[int, ...]:
+        """Which states of the base, by the number of the layer that gives them, are all that the method reads of it.
+
+        Nothing below them depends on what trains; empty where it does from the embedding or the first layer on.
+        """
+        return (self.lowest_layer,) if self.lowest_layer else ()
+
+    @property
     @abstractmethod
     def adapter(self) -> str | None:
         """The name to pass as `adapters` so that the method takes part; None if the method is the model itself."""
@@ -93,6 +101,7 @@ class Attachment(ABC):
 
     def after_step(self, done: StepDone) -> None:
         """Take notice of an optimizer step; may change trained tensors in place."""
+        return
 
     def state(self) -> dict[str, Tensor]:
         """What `after_step` remembers, by name: part of every checkpoint."""
@@ -100,6 +109,7 @@ class Attachment(ABC):
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take over what `state` gave."""
+        assert not state, "a method that remembers something takes it up itself"
 
     @abstractmethod
     def write(self, folder: Path, announce: Callable[[str], None]) -> None:

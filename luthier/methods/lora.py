@@ -20,11 +20,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from luthier.methods.adapter import LayerMethod, trainable
+from luthier.methods.adapter import AdapterAttachment, LayerMethod, trainable
 from luthier.methods.bank import AdaptedEmbedding, AdaptedLayer, AdaptedLinear, Branch
 from luthier.methods.contract import Group, Traits
 from luthier.methods.lora_layers import LoRABranch, LoRAEmbeddingBranch
 from luthier.methods.peft_files import PeftForm
+from luthier.models.language_model import LanguageModel
+from luthier.ops.spectrum import Factors
 
 Value = TypeVar("Value")
 
@@ -156,3 +158,19 @@ def match_pattern(patterns: Mapping[str, Value], layer: str, default: Value) -> 
         if re.fullmatch(rf"(.*\.)?({pattern})", layer):
             return value
     return default
+
+
+def lora_of_factors(model: LanguageModel, name: str, updates: Mapping[str, Factors]) -> AdapterAttachment:
+    """A LoRA of scale 1 that adds these products to the weights of these layers."""
+    ranks = {target: update.left_OR.shape[1] for target, update in updates.items()}
+    highest = max(ranks.values())
+    lower = {target: rank for target, rank in ranks.items() if rank != highest}
+    strengths = {target: float(rank) for target, rank in lower.items()}
+    method = LoRA(rank=highest, alpha=highest, targets=tuple(ranks), rank_pattern=lower, alpha_pattern=strengths)
+    attachment = method.attach(model, name, seed=0)
+    with torch.no_grad():
+        for target, branch in attachment.branches.items():
+            assert isinstance(branch, LoRABranch)
+            branch.b_OR.copy_(updates[target].left_OR)
+            branch.a_RI.copy_(updates[target].right_RI)
+    return attachment

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from luthier.methods.bank import AdaptedEmbedding, AdaptedLayer, AdaptedLinear, Branch, LinearBranch
 from luthier.models.call import Run
 from luthier.ops.lora import lora_linear, lora_linear_reference
+from luthier.ops.spectrum import Factors
 
 
 class LoRABranch(LinearBranch):
@@ -38,6 +39,10 @@ class LoRABranch(LinearBranch):
         compute = lora_linear if use_fast else lora_linear_reference
         dropout = layer.dropout(self.drop, run)
         return compute(x_NI, layer.weight, layer.bias, self.a_RI, self.b_OR, self.scale, dropout)
+
+    def update(self, layer: AdaptedLinear) -> Factors:
+        """s B A."""
+        return Factors(self.scale * self.b_OR.detach().float(), self.a_RI.detach().float())
 
     def merged(self, weight_OI: Tensor, bias_O: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """W + s B A."""

@@ -14,7 +14,14 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from luthier.models.call import current_call
-from luthier.ops.attention import AttentionTerms, masked_attention, packed_attention, packed_attention_reference
+from luthier.ops.attention import (
+    AttentionTerms,
+    attention_weights,
+    dense_mask,
+    masked_attention,
+    packed_attention,
+    packed_attention_reference,
+)
 
 FAST = "luthier"
 REFERENCE = "luthier-reference"
@@ -65,7 +72,11 @@ def _with(
     packed: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, terms: AttentionTerms
 ) -> tuple[Tensor, None]:
     """The attention output as transformers wants it, shape (B, T, H, E), and no weights."""
-    segments = current_call().segments
+    call = current_call()
+    segments = call.segments
+    if call.watched is not None and segments is not None:
+        seen_TT = dense_mask(segments, q.shape[2], terms.window, q.device)
+        call.watched.append(attention_weights(q, k, seen_TT, terms))
     out_BHTE = masked_attention(q, k, v, mask, terms) if segments is None else packed(q, k, v, segments, terms)
     return out_BHTE.transpose(1, 2), None
 

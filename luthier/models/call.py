@@ -53,6 +53,9 @@ class Call:
     draws: the address of draws that are made for the whole call; None draws nothing.
     recomputable: takes tensors that the backward pass should compute again; None keeps everything.
     notes: what one layer leaves for a later one, which takes it out, by the reader's name and the run's start.
+    watched: takes each layer's attention weights (1, H, T, T) in order; None does not compute them.
+    tapped: takes what each layer gives, by its number from 1, and as 0 what enters the first; None notes nothing.
+    entering: what enters the layer of this index: those below it compute nothing; None computes all.
     """
 
     segments: tuple[Segment, ...] | None
@@ -61,6 +64,9 @@ class Call:
     draws: Draws | None = None
     recomputable: Recomputable | None = None
     notes: dict[tuple[str, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
+    watched: list[Tensor] | None = None
+    tapped: dict[int, Tensor] | None = None
+    entering: tuple[int, Tensor] | None = None
 
     def at(self, source_N: Tensor) -> Call:
         """The call over chosen positions, which must be in the order of the runs; each keeps its adapter and its key."""

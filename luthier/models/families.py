@@ -61,6 +61,7 @@ class Family:
     logit_divisor_key: str | None = None  # in the config: the final logits are divided by it
     residual_factor_key: str | None = None  # in the config: what a sublayer gives is multiplied by it before the sum
     norm_first_key: str | None = None  # in the config: false where the norms follow the residual sums
+    layer_gives_tuple: bool = False  # whether a layer gives attention weights beside its state
 
 
 _LLAMA_GATED = ("gate_proj", "up_proj", "down_proj")
@@ -148,7 +149,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         model_types=("falcon",),
         kind="decoder", layout="bucketed", trunk="transformer", embedding="word_embeddings", layers="h",
-        final_norm="ln_f", attention="self_attention", feedforward="mlp",
+        final_norm="ln_f", attention="self_attention", feedforward="mlp", layer_gives_tuple=True,
         sublayers=Sublayers(
             "self_attention.dense", "mlp.dense_4h_to_h",
             ("ln_attn", "input_layernorm"), ("ln_mlp", "post_attention_layernorm", "input_layernorm"),

@@ -19,8 +19,9 @@ from luthier.models.call import Adapters, Call, Draws, Run, call_of_batch, calli
 from luthier.models.families import family_of
 from luthier.models.fast_layers import FastLinear, use_fast_layers
 from luthier.models.settings import ModelSettings
+from luthier.models.sides import Side, combined, skip_layers, tap_layers
 from luthier.models.sources import ModelSource, fingerprint, locate, read_config, read_tokenizer, read_weights
-from luthier.ops.divergence import divergence_recomputed, divergence_reference
+from luthier.models.trunk import TrunkCache
 from luthier.ops.head import LogitsOf, token_logprobs, token_logprobs_recomputed, token_logprobs_reference
 from luthier.ops.recompute import Recomputable
 from luthier.types import Batch, Layout, Segment, Targets
@@ -69,6 +70,8 @@ class LanguageModel:
     anatomy: Anatomy
     identity: Identity
     fast: FastModel = field(default_factory=FastModel)
+    sides: dict[str, Side] = field(default_factory=dict)
+    trunk_cache: TrunkCache | None = None
 
     @property
     def layout(self) -> Layout:
@@ -136,19 +139,80 @@ class LanguageModel:
         return self._hidden(batch, call_of_batch(batch, adapters, draws))
 
     def _hidden(self, batch: Batch, call: Call) -> Tensor:
+        inputs = {
+            "input_ids": batch.tokens_BT,
+            "position_ids": batch.positions_BT,
+            "attention_mask": batch.mask_BT,
+            "use_cache": False,
+        }
+        if self.trunk_cache is None:
+            return self._trunk(call, **inputs)
+        held = self.trunk_cache.read(batch)
+        if held is not None:
+            return self._above(call, held, inputs)
+        call = replace(call, tapped={})
+        hidden_BTD = self._trunk(call, **inputs)
+        assert call.tapped is not None
+        self.trunk_cache.write(batch, call.tapped)
+        return hidden_BTD
+
+    def _above(self, call: Call, held: dict[int, Tensor], inputs: dict[str, Any]) -> Tensor:
+        """What `_trunk` gives, begun with states that are held from before."""
+        sides = self._sides_of(call)
+        with calling(replace(call, tapped=held)):
+            of_sides = {name: side(held, inputs) for name, side in sides.items()}
+        if sides and all(run.adapter in sides for run in call.runs):
+            return combined(next(iter(of_sides.values())), call, of_sides)
+        highest = max(held)
+        hidden_BTD = self._base(replace(call, entering=(highest, held[highest].to(self.dtype))), inputs)
+        return combined(hidden_BTD, call, of_sides)
+
+    def _sides_of(self, call: Call) -> dict[str, Side]:
+        """The side networks of a call's runs by adapter."""
+        names = {run.adapter for run in call.runs if run.adapter is not None}
+        return {name: self.sides[name] for name in names & set(self.sides)}
+
+    def keep_trunk(self, cache: TrunkCache) -> None:
+        """From now on, keep what the frozen lower layers give for each document, and begin with it where it is held."""
+        if not self.sides:
+            tap_layers(self.hf, self.anatomy)
+        skip_layers(self.hf, self.anatomy)
+        self.trunk_cache = cache
+
+    def _trunk(self, call: Call, **inputs: Any) -> Tensor:
+        """The hidden states after the final norm, shape (B, T, D): the base's, or a side network's where a run has one."""
+        sides = self._sides_of(call)
+        if not sides:
+            return self._base(call, inputs)
+        call = replace(call, tapped={}) if call.tapped is None else call
+        with torch.no_grad() if all(run.adapter in sides for run in call.runs) else nullcontext():
+            hidden_BTD = self._base(call, inputs)
+        assert call.tapped is not None
+        tapped = call.tapped
+        with calling(call):
+            of_sides = {name: side(tapped, inputs) for name, side in sides.items()}
+        return combined(hidden_BTD, call, of_sides)
+
+    def _base(self, call: Call, inputs: dict[str, Any]) -> Tensor:
         recomputable = Recomputable() if self.fast.norm and torch.is_grad_enabled() else None
         with (
             calling(replace(call, recomputable=recomputable)),
             nullcontext() if recomputable is None else recomputable.hooks(),
         ):
-            output = self.hf.get_submodule(self.anatomy.trunk)(
-                input_ids=batch.tokens_BT,
-                position_ids=batch.positions_BT,
-                attention_mask=batch.mask_BT,
-                use_cache=False,
-            )
+            output = self.hf.get_submodule(self.anatomy.trunk)(**inputs)
         hidden_BTD: Tensor = output.last_hidden_state
         return hidden_BTD
+
+    def add_side(self, name: str, side: Side) -> None:
+        """Let a side network make the hidden states of an adapter's tokens."""
+        if not self.sides:
+            tap_layers(self.hf, self.anatomy)
+        self.sides[name] = side
+
+    def final_norm(self, hidden_BTD: Tensor) -> Tensor:
+        """The base's final norm."""
+        normed_BTD: Tensor = self.hf.get_submodule(self.anatomy.final_norm)(hidden_BTD)
+        return normed_BTD
 
     def forward(self, batch: Batch, adapters: Adapters = None, draws: Draws | None = None) -> Outputs:
         """Log-probabilities of the batch's targets; the head runs at learned positions only.
@@ -163,12 +227,18 @@ class LanguageModel:
         logprob_N = self._logprobs(hidden_ND, batch.targets.token_N, head_call)
         return Outputs(logprob_N, hidden_ND, batch.targets, head_call)
 
-    def divergence(self, first: Outputs, second: Outputs) -> Tensor:
-        """How far two passes over one batch disagree at each target: `ops.divergence`, nats, fp32, shape (N,)."""
-        heads = self._head(first.head_call), self._head(second.head_call)
-        if not self.fast.head:
-            return divergence_reference(first.hidden_ND, second.hidden_ND, *heads)
-        return divergence_recomputed(first.hidden_ND, second.hidden_ND, *heads)
+    @torch.no_grad()
+    def attention(self, batch: Batch, adapters: Adapters = None) -> Tensor:
+        """How much each token takes of each before it, fp32, shape (L, H, T, T). Raises RecipeError for other layouts."""
+        if self.layout != "packed":
+            raise RecipeError(
+                f"The attention of models of type {self.hf.config.model_type!r} cannot be looked into.",
+                "Choose a model whose attention goes through transformers' attention interface.",
+                field="model",
+            )
+        watched: list[Tensor] = []
+        self._hidden(batch, replace(call_of_batch(batch, adapters, None), watched=watched))
+        return torch.cat(watched)
 
     def prefill(
         self,
@@ -183,11 +253,12 @@ class LanguageModel:
 
         last_B: where each prompt's last token is. Only for models of the packed layout.
         """
-        with torch.inference_mode(), calling(Call(segments, (Run(0, tokens_1T.numel(), adapters),))):
-            output = self.hf.get_submodule(self.anatomy.trunk)(
-                input_ids=tokens_1T, position_ids=positions_1T, past_key_values=cache, use_cache=True
+        call = Call(segments, (Run(0, tokens_1T.numel(), adapters),))
+        with torch.inference_mode():
+            hidden_1TD = self._trunk(
+                call, input_ids=tokens_1T, position_ids=positions_1T, past_key_values=cache, use_cache=True
             )
-            last_BD = output.last_hidden_state[0, last_B]
+            last_BD = hidden_1TD[0, last_B]
         return self._next_logits(last_BD, adapters)
 
     def decode(
@@ -202,15 +273,17 @@ class LanguageModel:
 
         mask_BL covers the cached and the new positions; rows are padded on the left.
         """
-        with torch.inference_mode(), calling(Call(None, (Run(0, tokens_BT.numel(), adapters),))):
-            output = self.hf.get_submodule(self.anatomy.trunk)(
+        call = Call(None, (Run(0, tokens_BT.numel(), adapters),))
+        with torch.inference_mode():
+            hidden_BTD = self._trunk(
+                call,
                 input_ids=tokens_BT,
                 position_ids=positions_BT,
                 attention_mask=mask_BL,
                 past_key_values=cache,
                 use_cache=True,
             )
-            last_BD = output.last_hidden_state[:, -1]
+            last_BD = hidden_BTD[:, -1]
         return self._next_logits(last_BD, adapters)
 
     def _next_logits(self, last_BD: Tensor, adapters: str | None) -> Tensor:
@@ -231,7 +304,7 @@ class LanguageModel:
     def _softcap(self) -> float | None:
         return config_number(self.hf.config, self.anatomy.family.softcap_key)
 
-    def _head(self, call: Call) -> LogitsOf:
+    def head_of(self, call: Call) -> LogitsOf:
         """The head as a function of the hidden states of neighbouring positions of a call."""
 
         def logits_of(chunk_ND: Tensor, start: int) -> Tensor:
@@ -241,7 +314,7 @@ class LanguageModel:
         return logits_of
 
     def _logprobs(self, hidden_ND: Tensor, tokens_N: Tensor, call: Call) -> Tensor:
-        logits_of = self._head(call)
+        logits_of = self.head_of(call)
         if not self.fast.head:
             return token_logprobs_reference(hidden_ND, tokens_N, logits_of)
         head = self.hf.get_submodule(self.anatomy.head)

@@ -96,9 +96,14 @@ def masked_attention(
         return F.scaled_dot_product_attention(
             q_BHQE, k_BKTE, v_BKTE, attn_mask=mask, scale=terms.scale, enable_gqa=q_BHQE.shape[1] != k_BKTE.shape[1]
         )
-    repeat = q_BHQE.shape[1] // k_BKTE.shape[1]
-    k_BHTE = k_BKTE.repeat_interleave(repeat, dim=1)
-    v_BHTE = v_BKTE.repeat_interleave(repeat, dim=1)
+    weight_BHQT = attention_weights(q_BHQE, k_BKTE, mask, terms)
+    v_BHTE = v_BKTE.repeat_interleave(q_BHQE.shape[1] // v_BKTE.shape[1], dim=1)
+    return weight_BHQT.to(v_BHTE.dtype) @ v_BHTE
+
+
+def attention_weights(q_BHQE: Tensor, k_BKTE: Tensor, mask: Tensor | None, terms: AttentionTerms) -> Tensor:
+    """How much each query takes of each position, fp32, shape (B, H, Q, T); with sinks the rows sum to less than 1."""
+    k_BHTE = k_BKTE.repeat_interleave(q_BHQE.shape[1] // k_BKTE.shape[1], dim=1)
     score_BHQT = (q_BHQE @ k_BHTE.transpose(-1, -2)).float() * terms.scale
     if terms.softcap is not None:
         score_BHQT = torch.tanh(score_BHQT / terms.softcap) * terms.softcap
@@ -108,8 +113,7 @@ def masked_attention(
     if terms.sinks_H is not None:
         sink = terms.sinks_H.float().view(1, -1, 1, 1).expand(*score_BHQT.shape[:3], 1)
         score_BHQT = torch.cat([score_BHQT, sink], dim=-1)
-    weight_BHQT = score_BHQT.softmax(-1)[..., : k_BHTE.shape[2]].to(v_BHTE.dtype)
-    return weight_BHQT @ v_BHTE
+    return score_BHQT.softmax(-1)[..., : k_BHTE.shape[2]]
 
 
 def packed_attention_reference(

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from luthier.methods import AdaMix, Compacter, Full, Houlsby, LoRA, Method, Parallel, Pfeiffer
+from luthier.methods import (
+    AdaMix,
+    AttentionFusion,
+    Compacter,
+    Full,
+    Houlsby,
+    Ladder,
+    LoRA,
+    Method,
+    Parallel,
+    Pfeiffer,
+)
 from luthier.methods.adamix import AdapterHost
 
 EXAMPLES: tuple[Method, ...] = (
@@ -13,6 +24,8 @@ EXAMPLES: tuple[Method, ...] = (
     Houlsby(width=6, scale=1.5),
     Parallel(width=7),
     Pfeiffer(width=5),
+    AttentionFusion(),
+    Ladder(reduction=2),
 )
 
 FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")

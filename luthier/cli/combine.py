@@ -1,0 +1,61 @@
+"""`luthier combine`: several adapters of one base made into one."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from luthier.cli.options import Json
+from luthier.cli.output import emit, say
+from luthier.errors import UsageError
+
+
+class How(StrEnum):
+    """The rules that --how takes."""
+
+    LINEAR = "linear"
+    SVD = "svd"
+    TIES = "ties"
+    DARE = "dare"
+
+
+def combine(
+    runs: Annotated[list[str], typer.Argument(help="Two runs or more, of one base model.")],
+    out: Annotated[Path, typer.Option("--out", help="The new adapter's folder.")],
+    how: Annotated[
+        How, typer.Option("--how", help="linear: the exact sum; svd: the sum at --rank; ties, dare: at --rank.")
+    ] = How.LINEAR,
+    weight: Annotated[
+        list[float] | None, typer.Option("--weight", help="One for each run, in their order; unset: all 1.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option("--rank", min=1, help="Rank of the new adapter; unset: the largest of the runs'.")
+    ] = None,
+    density: Annotated[
+        float, typer.Option("--density", min=0.01, max=1.0, help="Share of entries that ties and dare keep.")
+    ] = 0.5,
+    seed: Annotated[int, typer.Option("--seed", help="Of dare's draws.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Make one LoRA from the adapters of several runs."""
+    from luthier import api
+    from luthier.store.runs import find_run
+    from luthier.studies.combining import Source, combine_runs
+
+    weights = weight or [1.0] * len(runs)
+    if len(weights) != len(runs):
+        raise UsageError(f"There are {len(runs)} runs and {len(weights)} weights.", "Give one --weight for each run.")
+    if how is How.LINEAR and rank is not None:
+        raise UsageError("The exact sum has the sum of the ranks.", "Use --how svd with --rank.")
+    folders = [find_run(run, api.RUNS) for run in runs]
+    sources = [Source(folder, api.recipe_of_run(folder), share) for folder, share in zip(folders, weights, strict=True)]
+    result = combine_runs(sources, out, say, how=how.value, rank=rank, density=density, seed=seed)
+    ranks = sorted(set(result.ranks.values()))
+    say(
+        f"{len(result.ranks)} layers of rank {', '.join(map(str, ranks))}; "
+        f"off what {how.value} asks for by {result.relative_error:.2%}."
+    )
+    emit(result.as_json(), str(out), as_json)

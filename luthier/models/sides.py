@@ -1,0 +1,107 @@
+"""Networks beside a frozen model: they read what its layers give and make hidden states of their own from it.
+
+A side network never changes the base and needs no backward pass through it: its inputs carry no graph.
+Shapes: B rows, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from luthier.models.anatomy import Anatomy
+from luthier.models.call import Call, current_call
+
+
+class Side(nn.Module, ABC):
+    """A side network under the name of an adapter."""
+
+    @property
+    @abstractmethod
+    def taps(self) -> tuple[int, ...]:
+        """The numbers of the states that it reads."""
+
+    @abstractmethod
+    def forward(self, tapped: Mapping[int, Tensor], inputs: Mapping[str, Any]) -> Tensor:
+        """Hidden states (B, T, D) in the place of those after the base's final norm.
+
+        tapped: what each layer gave, before the final norm, by 1, 2, … L; 0 is what entered the first layer.
+        inputs: what the base's trunk was called with (positions, mask, cache).
+        """
+
+
+def tap_layers(hf: PreTrainedModel, anatomy: Anatomy) -> None:
+    """From now on, note what each layer gives in the calls that ask for it."""
+    first = hf.get_submodule(anatomy.layers[0].name)
+    first.register_forward_pre_hook(_note_input, with_kwargs=True)
+    for layer in anatomy.layers:
+        hf.get_submodule(layer.name).register_forward_hook(_noting(layer.index + 1))
+
+
+def _note_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    tapped = current_call().tapped
+    if tapped is not None:
+        tapped[0] = (args[0] if args else kwargs["hidden_states"]).detach()
+
+
+def _noting(number: int) -> Any:
+    def note(module: nn.Module, args: Any, output: Tensor | tuple[Tensor, ...]) -> None:
+        tapped = current_call().tapped
+        if tapped is not None:
+            tapped[number] = (output if isinstance(output, Tensor) else output[0]).detach()
+
+    return note
+
+
+def skip_layers(hf: PreTrainedModel, anatomy: Anatomy) -> None:
+    """From now on, calls that say what enters a layer compute nothing in the layers below it."""
+    for layer in anatomy.layers:
+        module = hf.get_submodule(layer.name)
+        module.forward = _skipping(module.forward, layer.index, anatomy.family.layer_gives_tuple)
+
+
+def _skipping(forward: Callable[..., Any], index: int, gives_tuple: bool) -> Callable[..., Any]:
+    def skipping(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        entering = current_call().entering
+        if entering is None or index >= entering[0]:
+            return forward(hidden_states, *args, **kwargs)
+        return (entering[1], None) if gives_tuple else entering[1]
+
+    return skipping
+
+
+def combined(hidden_BTD: Tensor, call: Call, by_adapter: Mapping[str, Tensor]) -> Tensor:
+    """Each run's tokens from its own side network, or from the base where it has none, shape (B, T, D)."""
+    if not by_adapter:
+        return hidden_BTD
+    flat_ND = hidden_BTD.flatten(0, 1)
+    pieces = []
+    for run in call.runs:
+        own = by_adapter.get(run.adapter or "")
+        pieces.append((flat_ND if own is None else own.flatten(0, 1))[run.start : run.stop])
+    return torch.cat(pieces).view(hidden_BTD.shape)
+
+
+class LaterLayers(DynamicCache):
+    """The layers of a cache from `offset` on, as a cache of their own: where a side network keeps its keys and values.
+
+    They are rows of the one cache, so that rows are selected, grown and copied together with the base's.
+    """
+
+    def __init__(self, whole: DynamicCache, offset: int) -> None:
+        self._whole = whole
+        self._offset = offset
+
+    @property
+    def layers(self) -> list[Any]:  # type: ignore[override]
+        """The cache's later layers; empty until the first keys come."""
+        return self._whole.layers[self._offset :]
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Append to one of them."""
+        return self._whole.update(key_states, value_states, layer_idx + self._offset, *args, **kwargs)

@@ -1,0 +1,152 @@
+"""Several adapters of one base made into one adapter, and what that costs on each run's held-out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from luthier.errors import RecipeError, UsageError
+from luthier.methods import AdapterMethod
+from luthier.methods.adapter import AdapterAttachment, generator_of
+from luthier.methods.bank import AdaptedLinear, LinearBranch
+from luthier.methods.lora import lora_of_factors
+from luthier.models.language_model import LanguageModel
+from luthier.ops.combining import dare, linear, ties
+from luthier.ops.spectrum import Factors, svd_of
+from luthier.recipe import Recipe
+from luthier.run import load_base
+from luthier.store.files import write_folder
+
+Announce = Callable[[str], None]
+How = Literal["linear", "svd", "ties", "dare"]
+COMBINED = "combined"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A finished run whose adapter takes part, and its weight."""
+
+    folder: Path
+    recipe: Recipe
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Combined:
+    """The new adapter: a LoRA in peft's format.
+
+    ranks: by layer. relative_error: ‖what the adapter adds − what the rule says‖ / ‖what the rule says‖ over all layers.
+    """
+
+    out: Path
+    how: How
+    ranks: dict[str, int]
+    relative_error: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as one JSON document."""
+        return {**vars(self), "out": str(self.out)}
+
+
+def combine_runs(
+    sources: Sequence[Source],
+    out: Path,
+    announce: Announce,
+    *,
+    how: How = "linear",
+    rank: int | None = None,
+    density: float = 0.5,
+    seed: int = 0,
+) -> Combined:
+    """Write one adapter that does what several do together.
+
+    Args:
+        how: `linear` is exact, its rank the sum of the ranks; the others are approximated at `rank`.
+        rank: unset, the largest rank of any of the adapters.
+        density: the share of entries that TIES and DARE keep. seed: of DARE's draws.
+
+    Raises: UsageError; RecipeError for adapters of different bases, or that are no change of linear layers' weights.
+    """
+    _check(sources, out)
+    model = load_base(sources[0].folder, announce)
+    attachments = [_attach(source, model, f"source {index}") for index, source in enumerate(sources)]
+    by_layer = [_updates(attachment) for attachment in attachments]
+    names = [name for name in model.anatomy.linears if any(name in updates for updates in by_layer)]
+    weights = [source.weight for source in sources]
+    factors: dict[str, Factors] = {}
+    error = whole = 0.0
+    for name in names:
+        parts = [(updates[name], weight) for updates, weight in zip(by_layer, weights, strict=True) if name in updates]
+        wanted = _combine(parts, how, density, generator_of(name, seed))
+        factors[name] = wanted if isinstance(wanted, Factors) else svd_of(wanted).best(rank or _largest_rank(parts))
+        dense = wanted.dense() if isinstance(wanted, Factors) else wanted
+        error += float((factors[name].dense() - dense).double().square().sum())
+        whole += float(dense.double().square().sum())
+    attachment = lora_of_factors(model, COMBINED, factors)
+    write_folder(out, lambda partial: attachment.write(partial, announce))
+    ranks = {name: update.left_OR.shape[1] for name, update in factors.items()}
+    return Combined(out, how, ranks, (error / whole) ** 0.5 if whole else 0.0)
+
+
+def _check(sources: Sequence[Source], out: Path) -> None:
+    if len(sources) < 2:
+        raise UsageError("There is nothing to combine.", "Name two runs or more.")
+    if out.exists():
+        raise UsageError(f"{out} is there already.", "Choose another folder with --out.")
+    first = sources[0].recipe
+    for source in sources:
+        base, other = source.recipe.provenance, first.provenance
+        if base is None or other is None or base.model_sha256 != other.model_sha256:
+            raise RecipeError(
+                f"{source.folder} and {sources[0].folder} do not begin from the same base model: "
+                f"{source.recipe.model.name} and {first.model.name}.",
+                "Combine adapters of one base only.",
+            )
+
+
+def _attach(source: Source, model: LanguageModel, name: str) -> AdapterAttachment:
+    method = source.recipe.method
+    if not isinstance(method, AdapterMethod):
+        raise RecipeError(
+            f"{source.folder} is a run of {method.kind}, which has no adapter.",
+            f"Take its change out as one: luthier shrink {source.folder} --energy 0.99",
+        )
+    attachment = method.continued(source.folder).attach(model, name, source.recipe.seed)
+    assert isinstance(attachment, AdapterAttachment)
+    return attachment
+
+
+def _updates(attachment: AdapterAttachment) -> Mapping[str, Tensor | Factors]:
+    updates = {}
+    for name, layer in attachment.layers.items():
+        branch = layer.branch(attachment.name)
+        if not isinstance(layer, AdaptedLinear) or not isinstance(branch, LinearBranch):
+            raise RecipeError(
+                f"The adapter changes {name}, which is not a linear layer.",
+                "Combine adapters of LoRA and its kin at linear layers.",
+            )
+        updates[name] = branch.update(layer)
+    return updates
+
+
+def _combine(
+    parts: Sequence[tuple[Tensor | Factors, float]], how: How, density: float, generator: torch.Generator
+) -> Tensor | Factors:
+    if how == "linear" and all(isinstance(update, Factors) for update, _ in parts):
+        return linear([u for u, _ in parts if isinstance(u, Factors)], [weight for _, weight in parts])
+    dense_MOI = torch.stack(
+        [weight * (update.dense() if isinstance(update, Factors) else update) for update, weight in parts]
+    )
+    if how == "ties":
+        return ties(dense_MOI, density)
+    return dare(dense_MOI, density, generator) if how == "dare" else dense_MOI.sum(0)
+
+
+def _largest_rank(parts: Sequence[tuple[Tensor | Factors, float]]) -> int:
+    ranks = [u.left_OR.shape[1] if isinstance(u, Factors) else min(u.shape) for u, _ in parts]
+    return max(ranks)

@@ -1,0 +1,101 @@
+"""Adapters of several runs made into one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from near import assert_near
+from safetensors.torch import load_file
+from tiny_model import write_tiny_model
+from tiny_runs import begin, nothing, recipe_values, write_rows
+
+from luthier.api import recipe_of_run
+from luthier.errors import RecipeError, UsageError
+from luthier.studies.combining import Combined, Source, combine_runs
+
+
+def run_of(folder: Path, model: Path, **method: Any) -> Path:
+    """A finished run of the tiny model."""
+    folder.mkdir()
+    begin(recipe_values(model, write_rows(folder / "rows.jsonl", 24, len(str(method))), method=method), folder / "run")
+    return folder / "run"
+
+
+def combined(runs: list[tuple[Path, float]], out: Path, **wanted: Any) -> Combined:
+    return combine_runs([Source(run, recipe_of_run(run), weight) for run, weight in runs], out, nothing, **wanted)
+
+
+def updates_in(folder: Path, scale: float) -> dict[str, torch.Tensor]:
+    """s · B A of every layer in an adapter folder."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    names = [key.removesuffix(".lora_A.weight") for key in tensors if key.endswith("lora_A.weight")]
+    return {name: scale * tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"] for name in names}
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two runs: rank 2 at all layers, and rank 3 at the queries and keys."""
+    folder = tmp_path_factory.mktemp("pair")
+    one = run_of(folder / "one", tiny_model, rank=2, alpha=2)
+    other = run_of(folder / "other", tiny_model, rank=3, alpha=3, targets=["q_proj", "k_proj"])
+    return one, other
+
+
+def test_the_linear_sum_is_exact_where_both_adapt_and_where_only_one_does(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    result = combined([(pair[0], 0.5), (pair[1], 2.0)], tmp_path / "sum")
+    one, other = updates_in(pair[0] / "adapter", 1.0), updates_in(pair[1] / "adapter", 1.0)
+    made = updates_in(tmp_path / "sum", 1.0)
+    assert set(made) == set(one)
+    for name, update in made.items():
+        assert_near(update, 0.5 * one[name] + 2.0 * other.get(name, torch.zeros(())), 1e-4)
+    assert set(result.ranks.values()) == {2, 5}
+    assert result.relative_error == pytest.approx(0, abs=1e-6)
+
+
+def test_at_a_smaller_rank_the_error_is_the_energy_left_out(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    result = combined([(pair[0], 1.0), (pair[1], 1.0)], tmp_path / "svd", how="svd", rank=2)
+    one, other = updates_in(pair[0] / "adapter", 1.0), updates_in(pair[1] / "adapter", 1.0)
+    lost = whole = 0.0
+    for name in one:
+        sigma = torch.linalg.svdvals((one[name] + other.get(name, torch.zeros(()))).double())
+        lost, whole = lost + float(sigma[2:].square().sum()), whole + float(sigma.square().sum())
+    assert result.relative_error == pytest.approx((lost / whole) ** 0.5, rel=1e-3)
+    assert set(result.ranks.values()) == {2}
+
+
+@pytest.mark.parametrize("how", ["ties", "dare"])
+def test_sparse_rules_give_an_adapter_of_the_largest_rank_and_say_how_far_off_it_is(
+    how: str, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    result = combined([(pair[0], 1.0), (pair[1], 1.0)], tmp_path / how, how=how, density=0.5)
+    assert set(result.ranks.values()) == {2, 3}
+    assert 0 < result.relative_error < 1
+
+
+def test_runs_of_different_bases_are_not_combined(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    other = write_tiny_model(tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
+    run = run_of(tmp_path / "run", other, rank=2)
+    with pytest.raises(RecipeError, match="same base"):
+        combined([(pair[0], 1.0), (run, 1.0)], tmp_path / "out")
+
+
+def test_one_run_alone_and_a_folder_that_is_there_are_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing to combine"):
+        combined([(pair[0], 1.0)], tmp_path / "out")
+    with pytest.raises(UsageError, match="already"):
+        combined([(pair[0], 1.0), (pair[1], 1.0)], tmp_path)
+
+
+def test_a_fully_tuned_run_is_pointed_to_shrink(pair: tuple[Path, Path], tiny_model: Path, tmp_path: Path) -> None:
+    full = run_of(tmp_path / "full", tiny_model, kind="full", rank=None)
+    with pytest.raises(RecipeError, match="no adapter") as caught:
+        combined([(pair[0], 1.0), (full, 1.0)], tmp_path / "out")
+    assert "luthier shrink" in caught.value.mend
