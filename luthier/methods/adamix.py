@@ -34,7 +34,7 @@ from luthier.methods.bottleneck import Activation, bottleneck, fresh_down
 from luthier.methods.contract import Forward, Method, Traits
 from luthier.methods.houlsby import Houlsby
 from luthier.methods.lora import LoRA
-from luthier.methods.sublayers import End, SerialBranch, AddedMap, sublayer_ends, with_branches
+from luthier.methods.sublayers import AddedMap, End, SerialBranch, sublayer_ends, with_branches
 from luthier.models.call import Run, current_call
 from luthier.models.language_model import LanguageModel, Outputs
 from luthier.ops.divergence import divergence_recomputed, divergence_reference

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from luthier.methods.adapter import AdapterMethod, generator_of, trainable
 from luthier.methods.contract import Group, Traits
-from luthier.methods.sublayers import End, AddedMap
+from luthier.methods.sublayers import AddedMap, End
 from luthier.ops.gated import activate
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]

@@ -27,7 +27,7 @@ from luthier.methods.adapter import AdapterAttachment, AdapterMethod, generator_
 from luthier.methods.adapter_files import OwnForm
 from luthier.methods.bottleneck import matrices_and_biases
 from luthier.methods.contract import Group, Traits
-from luthier.methods.sublayers import End, SerialBranch, AddedMap, Sublayer, sublayer_ends, with_branches
+from luthier.methods.sublayers import AddedMap, End, SerialBranch, Sublayer, sublayer_ends, with_branches
 from luthier.models.language_model import LanguageModel
 from luthier.ops.gated import activate
 from luthier.ops.hypercomplex import kronecker_product, kronecker_product_reference
@@ -77,9 +77,7 @@ class Compacter(AdapterMethod):
         """Matrices, and biases, which do not decay."""
         return matrices_and_biases(tensors)
 
-    def fresh(
-        self, end: End, rule_MMM: nn.Parameter, seed: int, *, fast: bool = True
-    ) -> HypercomplexBottleneck:
+    def fresh(self, end: End, rule_MMM: nn.Parameter, seed: int, *, fast: bool = True) -> HypercomplexBottleneck:
         """A bottleneck for a sublayer's end over these rules, its random start decided by the seed and the place's name."""
         generator = generator_of(end.place, seed)
         down = HypercomplexLinear(rule_MMM, *self._factors(end.width, self.width, generator), fast)

@@ -24,8 +24,8 @@ from luthier.methods.bottleneck import Activation, BottleneckMethod
 from luthier.methods.sublayers import (
     AddedMap,
     AddingBranch,
-    noted_residual,
     norm_of_sum,
+    noted_residual,
     residual_noter,
     sublayer_ends,
     with_branches,

@@ -24,7 +24,9 @@ from luthier.models.language_model import LanguageModel
 Added = Callable[[Tensor, Tensor], Tensor]
 """What is added to r + u, from r and u."""
 
-POST_NORMS = {name: ("post_attention_layernorm", "post_feedforward_layernorm") for name in ("gemma2", "gemma3_text", "olmo2")}
+POST_NORMS = dict.fromkeys(
+    ("gemma2", "gemma3_text", "olmo2"), ("post_attention_layernorm", "post_feedforward_layernorm")
+)
 SIDE_BY_SIDE = ("phi", "gpt_neox", "falcon", "falcon-new")
 NORM_AFTER = "opt-norm-after"
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -128,7 +130,11 @@ def places(attachment: Attachment) -> dict[int, list[str]]:
 
 def dense(attachment: Attachment, place: str, activation: str, scale: float) -> Callable[[Tensor], Tensor]:
     """f(z) = s (σ(z Wdᵀ + cd) Wuᵀ + cu) from an attachment's tensors, in double precision."""
-    tensors = {key.removeprefix(place + "."): t.detach().double() for key, t in attachment.trainables.items() if key.startswith(place + ".")}
+    tensors = {
+        key.removeprefix(place + "."): t.detach().double()
+        for key, t in attachment.trainables.items()
+        if key.startswith(place + ".")
+    }
 
     def f(z: Tensor) -> Tensor:
         narrow = ACTIVATIONS[activation](z.double() @ tensors["adapter_down.weight"].T + tensors["adapter_down.bias"])

@@ -207,7 +207,9 @@ def test_averaged_bottlenecks_are_a_houlsby_adapter_of_the_feedforward(tmp_path:
     model, attachment = attached(BOTTLENECKS, layers=(1,))
     attachment.write(tmp_path, quiet)
     fresh = tiny_model("llama")
-    Houlsby.model_validate({"from": str(tmp_path), "sublayers": ["feedforward"], "width": 6}).attach(fresh, "default", 0)
+    Houlsby.model_validate({"from": str(tmp_path), "sublayers": ["feedforward"], "width": 6}).attach(
+        fresh, "default", 0
+    )
     assert_near(logprobs(fresh), logprobs(model))
     assert_apart(logprobs(fresh), logprobs(fresh, None))
 
@@ -238,7 +240,8 @@ def test_places_without_a_linear_layer_are_refused_by_the_hosts_field(
 
 
 @pytest.mark.parametrize(
-    "settings", [{"experts": 0}, {"consistency": -1}, {"host": {"kind": "lora", "width": 3}}, {"host": {"kind": "prefix"}}]
+    "settings",
+    [{"experts": 0}, {"consistency": -1}, {"host": {"kind": "lora", "width": 3}}, {"host": {"kind": "prefix"}}],
 )
 def test_values_that_make_no_mixture_are_refused_by_the_settings(settings: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

@@ -100,7 +100,8 @@ def test_a_refused_merge_leaves_the_adapter_at_work() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"width": 0}, {"scale": 0}, {"activation": "tanh"}, {"sublayers": ()}, {"sublayers": ("head",)}, {"dropout": 0.1}]
+    "settings",
+    [{"width": 0}, {"scale": 0}, {"activation": "tanh"}, {"sublayers": ()}, {"sublayers": ("head",)}, {"dropout": 0.1}],
 )
 def test_values_that_make_no_adapter_are_refused_by_the_settings(settings: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

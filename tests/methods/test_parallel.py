@@ -28,7 +28,9 @@ def test_f_of_the_residual_that_enters_the_feedforward_is_added_to_the_sum(name:
 
 @pytest.mark.parametrize("name", ["llama", "olmo2", NORM_AFTER, "gpt_neox"])
 def test_checkpointed_layers_give_the_same_gradients(name: str) -> None:
-    kept, recomputed = (gradients(name, lambda m: Parallel(width=5).attach(m, "default", seed=0), c) for c in (False, True))
+    kept, recomputed = (
+        gradients(name, lambda m: Parallel(width=5).attach(m, "default", seed=0), c) for c in (False, True)
+    )
     assert all(torch.equal(one, other) for one, other in zip(kept, recomputed, strict=True))
 
 

@@ -57,7 +57,9 @@ def test_no_note_outlives_a_forward_pass_or_its_backward_pass(name: str) -> None
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", NORM_AFTER, "falcon"])
 def test_checkpointed_layers_give_the_same_gradients(name: str) -> None:
-    kept, recomputed = (gradients(name, lambda m: Pfeiffer(width=5).attach(m, "default", seed=0), c) for c in (False, True))
+    kept, recomputed = (
+        gradients(name, lambda m: Pfeiffer(width=5).attach(m, "default", seed=0), c) for c in (False, True)
+    )
     assert all(torch.equal(one, other) for one, other in zip(kept, recomputed, strict=True))
 
 
