@@ -53,6 +53,7 @@ class Call:
     draws: the address of draws that are made for the whole call; None draws nothing.
     recomputable: takes tensors that the backward pass should compute again; None keeps everything.
     notes: what one layer leaves for a later one, which takes it out, by the reader's name and the run's start.
+    is_checkpointed: whether the layer at work keeps its inputs alone and is computed again in the backward pass.
     watched: takes each layer's attention weights (1, H, T, T) in order; None does not compute them.
     tapped: takes what each layer gives, by its number from 1, and as 0 what enters the first; None notes nothing.
     entering: what enters the layer of this index: those below it compute nothing; None computes all.
@@ -64,6 +65,7 @@ class Call:
     draws: Draws | None = None
     recomputable: Recomputable | None = None
     notes: dict[tuple[str, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
+    is_checkpointed: bool = False
     watched: list[Tensor] | None = None
     tapped: dict[int, Tensor] | None = None
     entering: tuple[int, Tensor] | None = None

@@ -337,7 +337,7 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        call = replace(current_call(), recomputable=None)  # the layer's inputs alone are to be kept
+        call = replace(current_call(), recomputable=None, is_checkpointed=True)
         return checkpoint(
             forward,
             *args,

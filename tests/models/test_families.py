@@ -161,6 +161,22 @@ def test_checkpointed_layers_give_the_same_gradients_dropout_included(name: str)
         assert torch.equal(one, other)
 
 
+def test_a_checkpointed_layer_is_computed_again_to_its_end_for_nothing_within_it_was_kept() -> None:
+    model = tiny_model("llama")
+    attachment = random_lora(model)
+    model.checkpoint_layers()
+    calls = dict.fromkeys((layer.down for layer in model.anatomy.layers), 0)
+
+    def count(name: str) -> None:
+        calls[name] += 1
+
+    for name in calls:
+        model.hf.get_submodule(name).register_forward_hook(lambda *_, name=name: count(name))
+    logprob_N = model.forward(batch_of(LENGTHS, "packed"), attachment.adapter).logprob_N
+    torch.autograd.grad(logprob_N.sum(), list(attachment.trainables.values()))
+    assert set(calls.values()) == {2}
+
+
 def test_an_unknown_family_is_refused_with_the_field_and_the_known_ones() -> None:
     with pytest.raises(RecipeError) as refused:
         family_of("mamba")
