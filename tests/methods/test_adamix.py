@@ -30,6 +30,8 @@ from luthier.types import Example
 BOTTLENECKS = AdaMix(host=AdapterHost(width=6), experts=3)
 UPDATES = AdaMix(host=LoRAHost(rank=3, alpha=5), experts=3)
 ROWS = random_rows(LENGTHS)
+STEP = 2
+"""A step whose two passes draw apart in both hosts."""
 HOSTS = [pytest.param(BOTTLENECKS, id="adapter"), pytest.param(UPDATES, id="lora")]
 
 
@@ -46,7 +48,7 @@ def loss(model: LanguageModel, attachment: AdaMixAttachment, rows: Sequence[Exam
     batch, objective = collate(rows, model.layout, 0), SFT()
 
     def forward(repeat: int) -> Outputs:
-        return model.forward(batch, attachment.adapter, Draws(7, 1, repeat))
+        return model.forward(batch, attachment.adapter, Draws(7, STEP, repeat))
 
     return attachment.loss_sum(forward, lambda outputs: objective.loss_sum(outputs.logprob_N, batch.targets))
 
@@ -90,7 +92,7 @@ def test_a_pass_trains_only_the_experts_that_it_draws(method: AdaMix) -> None:
     for (key, tensor), grad in zip(tensors.items(), gradient, strict=True):
         place = next(layer for layer in attachment.layers if key.startswith(layer + "."))
         side = "down" if "_down" in key or "lora_A" in key else "up"
-        chosen = drawn(f"{place}.{side}", len(tensor), 1)
+        chosen = drawn(f"{place}.{side}", len(tensor), STEP)
         assert [index for index, expert in enumerate(grad) if bool(expert.any())] == [chosen], key
 
 
@@ -130,14 +132,14 @@ def test_the_loss_is_that_of_one_pass_and_the_weighted_divergence_of_two(method:
     batch = batch_of(LENGTHS, "packed")
     logits = []
     for repeat in (0, 1):
-        hidden_ND = model.hidden(batch, "default", Draws(7, 1, repeat)).flatten(0, 1)[batch.targets.source_N]
+        hidden_ND = model.hidden(batch, "default", Draws(7, STEP, repeat)).flatten(0, 1)[batch.targets.source_N]
         logits.append((hidden_ND @ model.hf.get_submodule("lm_head").get_parameter("weight").T).log_softmax(-1))
     p, q = logits
     divergence_N = 0.5 * ((p.exp() * (p - q)).sum(-1) + (q.exp() * (q - p)).sum(-1))
     logprob_N = p.gather(-1, batch.targets.token_N[:, None])[:, 0]
     expected = ((2.5 * divergence_N - logprob_N) * batch.targets.weight_N).sum()
     assert_near(loss(model, attachment, ROWS), expected)
-    assert float((divergence_N * batch.targets.weight_N).sum()) > 1e-3
+    assert float(divergence_N.detach().sum()) > 1e-3
 
 
 def test_passes_that_draw_alike_cost_nothing_more() -> None:

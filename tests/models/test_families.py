@@ -171,7 +171,7 @@ def test_a_checkpointed_layer_is_computed_again_to_its_end_for_nothing_within_it
         calls[name] += 1
 
     for name in calls:
-        model.hf.get_submodule(name).register_forward_hook(lambda *_, name=name: count(name))
+        model.hf.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: count(name))
     logprob_N = model.forward(batch_of(LENGTHS, "packed"), attachment.adapter).logprob_N
     torch.autograd.grad(logprob_N.sum(), list(attachment.trainables.values()))
     assert set(calls.values()) == {2}
