@@ -118,7 +118,7 @@ class AddingBranch(Branch, ABC):
         """What the frozen layer gives, with what the adapter adds to the stream in front of the model's factor."""
         u_ND: Tensor = layer.base(x)
         plain = self.factor == 1
-        added_ND = self.added(self.reads(u_ND if plain else u_ND * self.factor, layer, run))
+        added_ND: Tensor = self.added(self.reads(u_ND if plain else u_ND * self.factor, layer, run))
         return u_ND + (added_ND if plain else added_ND / self.factor).to(u_ND.dtype)
 
     def merge_into(self, layer: AdaptedLayer) -> None:
