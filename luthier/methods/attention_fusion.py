@@ -86,4 +86,5 @@ class FusionSide(Side):
         """α: how much each token takes of each layer's state, shape (J, B, T); sums to 1 over J."""
         rms_JBT = states_JBTD.square().mean(-1).add(_EPS).sqrt()
         score_JBT = states_JBTD @ self.query / (rms_JBT * states_JBTD.shape[-1] ** 0.5)
-        return (score_JBT + self.layer_bias.view(-1, 1, 1)).softmax(0)
+        share_JBT: Tensor = (score_JBT + self.layer_bias.view(-1, 1, 1)).softmax(0)
+        return share_JBT

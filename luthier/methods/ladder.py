@@ -197,13 +197,14 @@ def _small_model(config: PreTrainedConfig, generator: torch.Generator) -> PreTra
     """A model of that config in fp32, its random start from the generator; its embeddings give nothing."""
     with torch.random.fork_rng():
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-        made: PreTrainedModel = AutoModelForCausalLM.from_config(
+        made: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, dtype=torch.float32, attn_implementation=config._attn_implementation
         )
     for module in made.modules():
         if isinstance(module, nn.Embedding):
             nn.init.zeros_(module.weight)
-    return made.eval()
+    made.train(False)
+    return made
 
 
 def _cut_out(

@@ -159,12 +159,13 @@ class LanguageModel:
     def _above(self, call: Call, held: dict[int, Tensor], inputs: dict[str, Any]) -> Tensor:
         """What `_trunk` gives, begun with states that are held from before."""
         sides = self._sides_of(call)
+        held = {number: states.to(self.dtype) for number, states in held.items()}
         with calling(replace(call, tapped=held)):
             of_sides = {name: side(held, inputs) for name, side in sides.items()}
         if sides and all(run.adapter in sides for run in call.runs):
             return combined(next(iter(of_sides.values())), call, of_sides)
         highest = max(held)
-        hidden_BTD = self._base(replace(call, entering=(highest, held[highest].to(self.dtype))), inputs)
+        hidden_BTD = self._base(replace(call, entering=(highest, held[highest])), inputs)
         return combined(hidden_BTD, call, of_sides)
 
     def _sides_of(self, call: Call) -> dict[str, Side]:

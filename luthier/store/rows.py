@@ -57,7 +57,7 @@ class RowCache:
             if entry is None:
                 return None
             rows = self._rows(entry)
-            if rows is None or (key not in self._checked and zlib.crc32(rows) != entry.crc):
+            if rows is None or (key not in self._checked and _crc(rows) != entry.crc):
                 del self._entries[key]
                 return None
             self._checked.add(key)
@@ -71,8 +71,8 @@ class RowCache:
         with self._lock:
             if key in self._entries:
                 return
-            entry = _Entry(self._end, len(data), zlib.crc32(data))
-            self._write(memoryview(data.reshape(-1)), entry.start * self._row_bytes)
+            entry = _Entry(self._end, len(data), _crc(data))
+            self._write(data.tobytes(), entry.start * self._row_bytes)
             line = {"key": key, "start": entry.start, "count": entry.count, "crc": entry.crc}
             append_line(self._folder / INDEX, json.dumps(line))
             self._entries[key] = entry
@@ -107,7 +107,7 @@ class RowCache:
             self._map = np.memmap(self._folder / ROWS, dtype=np.uint8, mode="r", shape=(size,))
         return self._map[entry.start * self._row_bytes : stop].reshape(entry.count, self._row_bytes)
 
-    def _write(self, data: memoryview, offset: int) -> None:
+    def _write(self, data: bytes, offset: int) -> None:
         # not through the map: a full disk would end the process there, and here it is an error
         try:
             while data:
@@ -120,3 +120,7 @@ class RowCache:
                     "Free some space, or set training.trunk_cache_gb to 0.",
                 ) from error
             raise
+
+
+def _crc(rows: Bytes) -> int:
+    return zlib.crc32(rows.tobytes())
