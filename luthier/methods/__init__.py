@@ -5,13 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Union
 from pydantic import Discriminator, Tag
 
 from luthier.methods.adalora import AdaLoRA
+from luthier.methods.adamix import AdaMix
 from luthier.methods.adapter import AdapterMethod
 from luthier.methods.attention_fusion import AttentionFusion
 from luthier.methods.bitfit import BitFit
 from luthier.methods.boft import BOFT
+from luthier.methods.compacter import Compacter
 from luthier.methods.contract import ADAPTER, Attachment, Group, Kin, Method, StepDone, Traits
 from luthier.methods.dora import DoRA
 from luthier.methods.full import Full
+from luthier.methods.houlsby import Houlsby
 from luthier.methods.ia3 import IA3
 from luthier.methods.krona import KronA
 from luthier.methods.krona_b import KronAB
@@ -21,6 +24,8 @@ from luthier.methods.loha import LoHa
 from luthier.methods.lokr import LoKr
 from luthier.methods.lora import LoRA
 from luthier.methods.oft import OFT
+from luthier.methods.parallel import Parallel
+from luthier.methods.pfeiffer import Pfeiffer
 from luthier.methods.pissa import PiSSA
 from luthier.methods.rows import Rows
 from luthier.methods.top_layers import TopLayers
@@ -44,6 +49,11 @@ METHODS: tuple[type[Method], ...] = (
     Rows,
     TopLayers,
     Full,
+    Houlsby,
+    Pfeiffer,
+    Parallel,
+    Compacter,
+    AdaMix,
     AttentionFusion,
     Ladder,
 )
@@ -76,14 +86,17 @@ __all__ = [
     "METHODS",
     "OFT",
     "AdaLoRA",
+    "AdaMix",
     "AdapterMethod",
     "AnyMethod",
     "Attachment",
     "AttentionFusion",
     "BitFit",
+    "Compacter",
     "DoRA",
     "Full",
     "Group",
+    "Houlsby",
     "Kin",
     "KronA",
     "KronAB",
@@ -93,6 +106,8 @@ __all__ = [
     "LoKr",
     "LoRA",
     "Method",
+    "Parallel",
+    "Pfeiffer",
     "PiSSA",
     "Rows",
     "StepDone",

@@ -24,7 +24,12 @@ ROLE = "role:"
 
 @dataclass(frozen=True)
 class LayerAnatomy:
-    """One transformer layer: dotted names from the root of the model; roles: those of its linear layers by what they do."""
+    """One transformer layer: dotted names from the root of the model.
+
+    roles: its linear layers by what they do. attention_norm, feedforward_norm: the norms that read the residual stream
+    before attention and feed-forward (or, with `Anatomy.norms_first` false, after them); None where there is none.
+    attention_post_norm, feedforward_post_norm: norms between what they give and the residual sum.
+    """
 
     index: int
     name: str
@@ -33,11 +38,28 @@ class LayerAnatomy:
     linears: tuple[str, ...]
     norms: tuple[str, ...]
     roles: Mapping[str, str]
+    attention_norm: str | None
+    feedforward_norm: str | None
+    attention_post_norm: str | None
+    feedforward_post_norm: str | None
+
+    @property
+    def attention_out(self) -> str:
+        """The linear layer that ends the attention."""
+        return self.roles["attention_out"]
+
+    @property
+    def down(self) -> str:
+        """The linear layer that ends the feed-forward."""
+        return self.roles["down"]
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A model's parts, as dotted names from its root, in the order of computation."""
+    """A model's parts, as dotted names from its root, in the order of computation.
+
+    norms_first: whether a layer's norms come before attention and feed-forward; else they follow the residual sums.
+    """
 
     family: Family
     trunk: str
@@ -46,6 +68,7 @@ class Anatomy:
     final_norm: str | None  # a model whose layers end in norms may have none
     head: str
     is_head_tied: bool
+    norms_first: bool = True
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -93,6 +116,7 @@ def _join(*names: str) -> str:
 def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
     """The anatomy of a loaded model whose layers are not wrapped yet."""
     layers = []
+    norms = family.norms
     layers_name = _join(family.trunk, family.layers)
     embedding = model.get_submodule(_join(family.trunk, family.embedding))
     head = cast(nn.Module, model.get_output_embeddings())  # type: ignore[no-untyped-call]
@@ -111,6 +135,10 @@ def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
                 linears=tuple(part for part, module in parts if is_linear(module)),
                 norms=tuple(part for part, module in parts if is_norm(module)),
                 roles=_roles(family.roles, name),
+                attention_norm=_first_of(norms.attention, layer, name),
+                feedforward_norm=_first_of(norms.feedforward, layer, name),
+                attention_post_norm=_first_of(norms.attention_post, layer, name),
+                feedforward_post_norm=_first_of(norms.feedforward_post, layer, name),
             )
         )
     return Anatomy(
@@ -121,6 +149,7 @@ def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
         final_norm=final_norm if final_norm in dict(model.named_modules()) else None,
         head=next(name for name, module in model.named_modules() if module is head),
         is_head_tied=embedding.get_parameter("weight") is head.get_parameter("weight"),
+        norms_first=family.norm_first_key is None or bool(model.config.to_dict()[family.norm_first_key]),
     )
 
 
@@ -134,6 +163,21 @@ def _roles(roles: Roles, layer: str) -> dict[str, str]:
         "down": roles.down,
     }
     return {role: _join(layer, name) for role, name in names.items()}
+
+
+def _first_of(parts: tuple[str, ...], layer: nn.Module, name: str) -> str | None:
+    """The whole name of the first of these parts that a layer has; None if it has none."""
+    present = dict(layer.named_children())
+    return next((_join(name, part) for part in parts if part in present), None)
+
+
+def chosen_layers(anatomy: Anatomy, layers: tuple[int, ...] | None) -> tuple[LayerAnatomy, ...]:
+    """The layers of these indices; None: all. Raises RecipeError for an index that does not exist, or an empty list."""
+    if layers is None:
+        return anatomy.layers
+    _check_not_empty(layers, "method.layers")
+    check_layer_indices(anatomy, layers)
+    return tuple(layer for layer in anatomy.layers if layer.index in layers)
 
 
 def fused_outputs(config: PreTrainedConfig, family: Family, num_outputs: int) -> dict[str, Tensor]:
@@ -190,8 +234,8 @@ def find_among(
     all of them), and RecipeError for a layer index that does not exist and for an empty list.
     """
     for place, named in ((field, targets), ("method.layers", layers)):
-        if named is not None and len(named) == 0:
-            raise RecipeError("The list is empty, so nothing would train.", "Name some, or leave it out.", field=place)
+        if named is not None:
+            _check_not_empty(named, place)
     check_layer_indices(anatomy, layers or ())
     indices = {name: anatomy.layer_of(name) for name in modules}
     candidates = tuple(
@@ -211,6 +255,11 @@ def find_among(
                 field=field,
             )
     return tuple(name for name in candidates if any(_is_meant(anatomy, name, target) for target in targets))
+
+
+def _check_not_empty(named: tuple[object, ...], field: str) -> None:
+    if len(named) == 0:
+        raise RecipeError("The list is empty, so nothing would train.", "Name some, or leave it out.", field=field)
 
 
 def _is_meant(anatomy: Anatomy, name: str, target: str) -> bool:

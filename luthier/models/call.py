@@ -37,6 +37,11 @@ class Draws:
     step: int
     repeat: int = 0
 
+    @property
+    def address(self) -> int:
+        """Step and pass as one number."""
+        return self.step + (self.repeat << 40)
+
 
 @dataclass(frozen=True)
 class Call:
@@ -45,7 +50,10 @@ class Call:
     segments: the documents of a packed row, or None where a mask says what is seen.
     runs: the adapters over the flattened tokens, in order and without gaps.
     keys_N: one key a token for random draws; None draws nothing (no dropout).
+    draws: the address of draws that are made for the whole call; None draws nothing.
     recomputable: takes tensors that the backward pass should compute again; None keeps everything.
+    notes: what one layer leaves for a later one, which takes it out, by the reader's name and the run's start.
+    is_checkpointed: whether the layer at work keeps its inputs alone and is computed again in the backward pass.
     watched: takes each layer's attention weights (1, H, T, T) in order; None does not compute them.
     tapped: takes what each layer gives, by its number from 1, and as 0 what enters the first; None notes nothing.
     entering: what enters the layer of this index: those below it compute nothing; None computes all.
@@ -55,7 +63,10 @@ class Call:
     segments: tuple[Segment, ...] | None
     runs: tuple[Run, ...]
     keys_N: Tensor | None = None
+    draws: Draws | None = None
     recomputable: Recomputable | None = None
+    notes: dict[tuple[str, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
+    is_checkpointed: bool = False
     watched: list[Tensor] | None = None
     tapped: dict[int, Tensor] | None = None
     entering: tuple[int, Tensor] | None = None
@@ -65,20 +76,20 @@ class Call:
         """The call over chosen positions, which must be in the order of the runs; each keeps its adapter and its key."""
         keys_N = None if self.keys_N is None else self.keys_N.index_select(0, source_N)
         if len(self.runs) == 1:
-            return Call(None, (Run(0, len(source_N), self.runs[0].adapter),), keys_N)
+            return Call(None, (Run(0, len(source_N), self.runs[0].adapter),), keys_N, self.draws)
         runs: list[Run] = []
         for run in self.runs:
             start = runs[-1].stop if runs else 0
             count = int(((source_N >= run.start) & (source_N < run.stop)).sum())
             runs.append(Run(start, start + count, run.adapter))
-        return Call(None, tuple(run for run in runs if run.stop > run.start), keys_N)
+        return Call(None, tuple(run for run in runs if run.stop > run.start), keys_N, self.draws)
 
     def slice(self, start: int, stop: int) -> Call:
         """The call over positions start..stop of this one."""
         keys_N = None if self.keys_N is None else self.keys_N[start:stop]
         inside = (run for run in self.runs if run.start < stop and run.stop > start)
         runs = tuple(Run(max(r.start, start) - start, min(r.stop, stop) - start, r.adapter) for r in inside)
-        return Call(None, runs, keys_N)
+        return Call(None, runs, keys_N, self.draws)
 
 
 _BASE = Call(segments=None, runs=(Run(0, 0, None),))
@@ -110,7 +121,7 @@ def call_of_batch(batch: Batch, adapters: Adapters, draws: Draws | None) -> Call
     keys_N = None if draws is None else _keys(batch, draws)
     segments = batch.segments if batch.layout == "packed" else None
     if not isinstance(adapters, tuple):
-        return Call(segments, (Run(0, num_tokens, adapters),), keys_N)
+        return Call(segments, (Run(0, num_tokens, adapters),), keys_N, draws)
     assert len(adapters) == len(batch.segments), "one adapter for each segment"
     runs: list[Run] = []
     ends = [segment.start for segment in batch.segments[1:]] + [num_tokens]
@@ -119,7 +130,7 @@ def call_of_batch(batch: Batch, adapters: Adapters, draws: Draws | None) -> Call
             runs[-1] = Run(runs[-1].start, stop, adapter)
         else:
             runs.append(Run(segment.start, stop, adapter))
-    return Call(segments, tuple(runs), keys_N)
+    return Call(segments, tuple(runs), keys_N, draws)
 
 
 def _keys(batch: Batch, draws: Draws) -> Tensor:
@@ -128,4 +139,4 @@ def _keys(batch: Batch, draws: Draws) -> Tensor:
     documents_N = torch.zeros(batch.tokens_BT.numel(), dtype=torch.int64, device=device)
     for segment, document in zip(batch.segments, batch.documents, strict=True):
         documents_N[segment.start : segment.end] = document
-    return token_keys(draws.seed, draws.step + (draws.repeat << 40), documents_N, batch.positions_BT.reshape(-1))
+    return token_keys(draws.seed, draws.address, documents_N, batch.positions_BT.reshape(-1))

@@ -38,6 +38,21 @@ class Roles:
 
 
 @dataclass(frozen=True)
+class Norms:
+    """The norms around a layer's attention and feed-forward; names from the layer.
+
+    attention, feedforward: those that read the residual stream before them (where norms follow the sums: after them).
+    attention_post, feedforward_post: those between what they give and the residual sum. Of several names the first that a
+    layer has is meant; without one there is no such norm.
+    """
+
+    attention: tuple[str, ...] = ()
+    feedforward: tuple[str, ...] = ()
+    attention_post: tuple[str, ...] = ()
+    feedforward_post: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Family:
     """Where an architecture keeps its parts.
 
@@ -55,15 +70,19 @@ class Family:
     attention: str  # from a layer
     feedforward: str  # from a layer
     roles: Roles
+    norms: Norms
     rms_norm: RMSNormForm | None = None
     gated: tuple[str, str, str] | None = None  # gate, up, down: from the feed-forward
     activation_key: str = "hidden_act"  # in the config
     softcap_key: str | None = None  # in the config: cap on the final logits
     logit_divisor_key: str | None = None  # in the config: the final logits are divided by it
+    residual_factor_key: str | None = None  # in the config: what a sublayer gives is multiplied by it before the sum
+    norm_first_key: str | None = None  # in the config: false where the norms follow the residual sums
     layer_gives_tuple: bool = False  # whether a layer gives attention weights beside its state
 
 
 _LLAMA_GATED = ("gate_proj", "up_proj", "down_proj")
+_LLAMA_NORMS = Norms(("input_layernorm",), ("post_attention_layernorm",))
 
 
 def _roles_apart(attention_out: str, up: str, down: str) -> Roles:
@@ -85,10 +104,12 @@ def _llama_like(
     rms_norm: RMSNormForm | None = RMSNormForm("variance_epsilon"),
     gated: tuple[str, str, str] | None = _LLAMA_GATED,
     roles: Roles = _LLAMA_ROLES,
+    norms: Norms = _LLAMA_NORMS,
     final_norm: str = "norm",
     activation_key: str = "hidden_act",
     softcap_key: str | None = None,
     logit_divisor_key: str | None = None,
+    residual_factor_key: str | None = None,
 ) -> Family:
     return Family(
         model_types=model_types,
@@ -101,19 +122,27 @@ def _llama_like(
         attention="self_attn",
         feedforward="mlp",
         roles=roles,
+        norms=norms,
         rms_norm=rms_norm,
         gated=gated,
         activation_key=activation_key,
         softcap_key=softcap_key,
         logit_divisor_key=logit_divisor_key,
+        residual_factor_key=residual_factor_key,
     )
 
 
 _GEMMA_NORM = RMSNormForm("eps", gain_offset=1.0)
 
 FAMILIES: tuple[Family, ...] = (
-    _llama_like("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2"),
-    _llama_like("granite", logit_divisor_key="logits_scaling"),
+    _llama_like("llama", "mistral", "qwen2", "qwen3", "smollm3"),
+    _llama_like(
+        "olmo2",
+        norms=Norms(
+            attention_post=("post_attention_layernorm",), feedforward_post=("post_feedforward_layernorm",)
+        ),
+    ),
+    _llama_like("granite", logit_divisor_key="logits_scaling", residual_factor_key="residual_multiplier"),
     _llama_like(
         "phi3",
         gated=None,
@@ -122,17 +151,23 @@ FAMILIES: tuple[Family, ...] = (
     _llama_like(
         "phi",
         rms_norm=None, gated=None, roles=_roles_apart("dense", "mlp.fc1", "mlp.fc2"), final_norm="final_layernorm",
+        norms=Norms(("input_layernorm",), ("input_layernorm",)),
     ),
     _llama_like("gemma", rms_norm=_GEMMA_NORM, activation_key="hidden_act"),
     _llama_like(
         "gemma2", "gemma3_text",
         rms_norm=_GEMMA_NORM, activation_key="hidden_activation", softcap_key="final_logit_softcapping",
+        norms=Norms(
+            ("input_layernorm",), ("pre_feedforward_layernorm",),
+            ("post_attention_layernorm",), ("post_feedforward_layernorm",),
+        ),
     ),
     Family(
         model_types=("gpt2",),
         kind="decoder", layout="packed", trunk="transformer", embedding="wte", layers="h", final_norm="ln_f",
         attention="attn", feedforward="mlp",
         roles=_roles_fused("blocks", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+        norms=Norms(("ln_1",), ("ln_2",)),
     ),
     Family(
         model_types=("gpt_neox",),
@@ -141,12 +176,15 @@ FAMILIES: tuple[Family, ...] = (
         roles=_roles_fused(
             "groups", "attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"
         ),
+        norms=Norms(("input_layernorm",), ("post_attention_layernorm",)),
     ),
     Family(
         model_types=("opt",),
         kind="decoder", layout="packed", trunk="model.decoder", embedding="embed_tokens", layers="layers",
         final_norm="final_layer_norm", attention="self_attn", feedforward="",
         roles=_roles_apart("out_proj", "fc1", "fc2"),
+        norms=Norms(("self_attn_layer_norm",), ("final_layer_norm",)),
+        norm_first_key="do_layer_norm_before",
     ),
     Family(
         model_types=("falcon",),
@@ -154,6 +192,9 @@ FAMILIES: tuple[Family, ...] = (
         final_norm="ln_f", attention="self_attention", feedforward="mlp", layer_gives_tuple=True,
         roles=_roles_fused(
             "groups", "self_attention.query_key_value", "self_attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"
+        ),
+        norms=Norms(
+            ("ln_attn", "input_layernorm"), ("ln_mlp", "post_attention_layernorm", "input_layernorm")
         ),
     ),
 )  # fmt: skip

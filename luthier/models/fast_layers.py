@@ -82,6 +82,9 @@ class FastGatedMLP(nn.Module):
         gate, up, down = (self.get_submodule(name) for name in self.names)
         gate_TF, up_TF = gate(x), up(x)
         product_TF = gated_product(gate_TF, up_TF, self.activation)
+        if current_call().is_checkpointed:  # hooks of our own would hide from it what `down` keeps, which then stayed
+            plain: Tensor = down(product_TF)
+            return plain
         with without_keeping(product_TF, gate_TF, up_TF, self.activation):
             hidden: Tensor = down(product_TF)
         return hidden

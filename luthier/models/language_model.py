@@ -22,9 +22,9 @@ from luthier.models.settings import ModelSettings
 from luthier.models.sides import Side, combined, skip_layers, tap_layers
 from luthier.models.sources import ModelSource, fingerprint, locate, read_config, read_tokenizer, read_weights
 from luthier.models.trunk import TrunkCache
-from luthier.ops.head import token_logprobs, token_logprobs_recomputed, token_logprobs_reference
+from luthier.ops.head import LogitsOf, token_logprobs, token_logprobs_recomputed, token_logprobs_reference
 from luthier.ops.recompute import Recomputable
-from luthier.types import Batch, Layout, Segment
+from luthier.types import Batch, Layout, Segment, Targets
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -50,9 +50,15 @@ class Identity:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a forward pass gives an objective: log-probabilities (nats, fp32) of the batch's targets, shape (N,)."""
+    """What a forward pass gives an objective: log-probabilities (nats, fp32) of the batch's targets, shape (N,).
+
+    hidden_ND and head_call are what the head reads at the targets, for a loss over whole distributions.
+    """
 
     logprob_N: Tensor
+    hidden_ND: Tensor
+    targets: Targets
+    head_call: Call
 
 
 @dataclass
@@ -220,7 +226,9 @@ class LanguageModel:
         call = call_of_batch(batch, adapters, draws)
         source_N = batch.targets.source_N
         hidden_ND = self._hidden(batch, call).flatten(0, 1).index_select(0, source_N)
-        return Outputs(self._logprobs(hidden_ND, batch.targets.token_N, call.at(source_N)))
+        head_call = call.at(source_N)
+        logprob_N = self._logprobs(hidden_ND, batch.targets.token_N, head_call)
+        return Outputs(logprob_N, hidden_ND, batch.targets, head_call)
 
     @torch.no_grad()
     def attention(self, batch: Batch, adapters: Adapters = None) -> Tensor:
@@ -299,11 +307,17 @@ class LanguageModel:
     def _softcap(self) -> float | None:
         return config_number(self.hf.config, self.anatomy.family.softcap_key)
 
-    def _logprobs(self, hidden_ND: Tensor, tokens_N: Tensor, call: Call) -> Tensor:
+    def head_of(self, call: Call) -> LogitsOf:
+        """The head as a function of the hidden states of neighbouring positions of a call."""
+
         def logits_of(chunk_ND: Tensor, start: int) -> Tensor:
             with calling(call.slice(start, start + len(chunk_ND))):
                 return self._logits(chunk_ND)
 
+        return logits_of
+
+    def _logprobs(self, hidden_ND: Tensor, tokens_N: Tensor, call: Call) -> Tensor:
+        logits_of = self.head_of(call)
         if not self.fast.head:
             return token_logprobs_reference(hidden_ND, tokens_N, logits_of)
         head = self.hf.get_submodule(self.anatomy.head)
@@ -326,7 +340,7 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        call = replace(current_call(), recomputable=None)  # the layer's inputs alone are to be kept
+        call = replace(current_call(), recomputable=None, is_checkpointed=True)
         return checkpoint(
             forward,
             *args,

@@ -45,6 +45,12 @@ def token_keys(seed: int, step: int, documents_T: Tensor, positions_T: Tensor) -
     return mix(key_T ^ positions_T)
 
 
+def choose(count: int, seed: int, step: int, salt: int) -> int:
+    """One of 0 … count − 1, each as likely as the others, for the whole of a forward pass."""
+    hashed = mix(mix(mix(torch.tensor([seed], dtype=torch.int64)) ^ step) ^ salt)
+    return int(_shift_right(hashed, 11)) % count
+
+
 def keep_mask(keys_T: Tensor, salt: int, width: int, drop: float) -> Tensor:
     """True with probability 1 − drop, independently for each token and column, shape (T, D)."""
     columns_D = torch.arange(width, dtype=torch.int64, device=keys_T.device)

@@ -7,10 +7,13 @@ from luthier.methods import (
     IA3,
     OFT,
     AdaLoRA,
+    AdaMix,
     AttentionFusion,
     BitFit,
+    Compacter,
     DoRA,
     Full,
+    Houlsby,
     KronA,
     KronAB,
     Ladder,
@@ -19,11 +22,14 @@ from luthier.methods import (
     LoKr,
     LoRA,
     Method,
+    Parallel,
+    Pfeiffer,
     PiSSA,
     Rows,
     TopLayers,
     VeRA,
 )
+from luthier.methods.adamix import AdapterHost
 
 EXAMPLES: tuple[Method, ...] = (
     LoRA(rank=3, alpha=5),
@@ -32,6 +38,11 @@ EXAMPLES: tuple[Method, ...] = (
     LNTuning(),
     Rows(tokens=tuple(range(40, 20, -1)), linear_rows=0.2),
     TopLayers(),
+    AdaMix(host=AdapterHost(width=6), experts=3),
+    Compacter(width=8, rank=2),
+    Houlsby(width=6, scale=1.5),
+    Parallel(width=7),
+    Pfeiffer(width=5),
     AttentionFusion(),
     Ladder(reduction=2),
     AdaLoRA(init_rank=4, target_rank=4, alpha=32),  # no cuts: a layer that lost all ranks would not have moved

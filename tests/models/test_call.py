@@ -50,6 +50,12 @@ def test_a_slice_is_the_positions_between_its_ends(call: Call, data: st.DataObje
     assert cut.keys_N is None or cut.keys_N.tolist() == list(range(start, stop))
 
 
+def test_chosen_positions_and_slices_draw_at_the_address_of_the_whole() -> None:
+    for adapters in ("a", ("a", "b", None)):
+        call = call_of_batch(batch_of((3, 2, 4), "packed"), adapters, Draws(1, 2, 3))
+        assert call.draws == call.at(torch.tensor([1, 4, 7])).draws == call.slice(2, 6).draws == Draws(1, 2, 3)
+
+
 def test_neighbouring_documents_of_one_adapter_are_one_run_and_padding_belongs_to_its_row() -> None:
     packed = call_of_batch(batch_of((3, 2, 4), "packed"), ("a", "a", None), None)
     assert packed.runs == (Run(0, 5, "a"), Run(5, 9, None))

@@ -118,6 +118,18 @@ def test_the_anatomy_names_every_part(name: str) -> None:
     assert (anatomy.final_norm is None) == (name == "opt-norm-after")
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_anatomy_names_the_ends_of_both_sublayers_and_the_norms_around_them(name: str) -> None:
+    anatomy = tiny_model(name).anatomy
+    assert anatomy.norms_first == (name != "opt-norm-after")
+    for layer in anatomy.layers:
+        assert layer.attention_out in layer.linears
+        assert layer.down in layer.linears
+        norms = (layer.attention_norm, layer.feedforward_norm, layer.attention_post_norm, layer.feedforward_post_norm)
+        within = {part for part in layer.norms if not part.startswith(layer.attention + ".")}
+        assert {norm for norm in norms if norm is not None} == within
+
+
 @pytest.mark.parametrize("lengths", [(9, 4), (6, 6)])
 @pytest.mark.parametrize("name", NAMES)
 def test_decoding_over_a_cache_gives_what_a_whole_forward_pass_gives(name: str, lengths: tuple[int, int]) -> None:
@@ -153,6 +165,22 @@ def test_checkpointed_layers_give_the_same_gradients_dropout_included(name: str)
         results.append(torch.autograd.grad(logprob_N.sum(), list(attachment.trainables.values())))
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_checkpointed_layer_is_computed_again_to_its_end_for_nothing_within_it_was_kept() -> None:
+    model = tiny_model("llama")
+    attachment = random_lora(model)
+    model.checkpoint_layers()
+    calls = dict.fromkeys((layer.down for layer in model.anatomy.layers), 0)
+
+    def count(name: str) -> None:
+        calls[name] += 1
+
+    for name in calls:
+        model.hf.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: count(name))
+    logprob_N = model.forward(batch_of(LENGTHS, "packed"), attachment.adapter).logprob_N
+    torch.autograd.grad(logprob_N.sum(), list(attachment.trainables.values()))
+    assert set(calls.values()) == {2}
 
 
 def test_an_unknown_family_is_refused_with_the_field_and_the_known_ones() -> None:

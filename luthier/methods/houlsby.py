@@ -1,0 +1,42 @@
+"""Houlsby adapters: a bottleneck after the attention and one after the feed-forward of every layer.
+
+Houlsby et al. 2019, https://arxiv.org/abs/1902.00751:  u' = u + f(u),  f(z) = s · (σ(z Wdᵀ + cd) Wuᵀ + cu),
+with u what the sublayer gives before the residual sum: h' = r + u', or LN(r + u') where norms follow the sums.
+
+Merges: no. Deep backward: yes, to the lowest adapter. Over 4 bits: yes. Identity at the start: exact (Wu = 0).
+Trainable numbers: K (2 D H + D + H), K = the number of sublayers.
+Shapes: D width of the model, H width of the bottleneck.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from luthier.methods.adapter import AdapterAttachment
+from luthier.methods.adapter_files import OwnForm
+from luthier.methods.bottleneck import BottleneckMethod
+from luthier.methods.contract import Kin
+from luthier.methods.sublayers import SerialBranch, Sublayer, sublayer_ends, with_branches
+from luthier.models.language_model import LanguageModel
+
+
+class Houlsby(BottleneckMethod):
+    """Bottlenecks in series with the sublayers."""
+
+    family: ClassVar[Kin] = "adapter"
+    paper: ClassVar[str] = "https://arxiv.org/abs/1902.00751"
+    count: ClassVar[str] = "K (2 D H + D + H), K = adapted sublayers, D = width, H = bottleneck"
+    form: ClassVar[OwnForm] = OwnForm("houlsby")
+
+    kind: Literal["houlsby"] = "houlsby"
+    sublayers: tuple[Sublayer, ...] = Field(
+        ("attention", "feedforward"), min_length=1, description="After which sublayers of a layer a bottleneck stands."
+    )
+
+    def place(self, model: LanguageModel, name: str, seed: int, fast: bool) -> AdapterAttachment:
+        """A fresh bottleneck after every chosen sublayer."""
+        ends = sublayer_ends(model, self.layers, self.sublayers)
+        branches = {end.place: SerialBranch(self.fresh(end, seed, model.device), end.factor) for end in ends}
+        return AdapterAttachment(self, model, name, with_branches(model, name, branches))
