@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from torch import Tensor
 from luthier.ops.draws import token_keys
 from luthier.ops.recompute import Recomputable
 from luthier.types import Batch, Segment
+
+if TYPE_CHECKING:
+    from luthier.models.virtual_tokens import PlacedPrefix
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Call:
     recomputable: takes tensors that the backward pass should compute again; None keeps everything.
     watched: takes each layer's attention weights (1, H, T, T) in order; None does not compute them.
     tapped: takes what each layer gives, by its number from 1, and as 0 what enters the first; None notes nothing.
+    positions_N: each token's position in its document; None at the head, where nothing depends on it.
+    prefixes: learned keys and values that take the place of some tokens' own.
     """
 
     segments: tuple[Segment, ...] | None
@@ -56,6 +62,8 @@ class Call:
     recomputable: Recomputable | None = None
     watched: list[Tensor] | None = None
     tapped: dict[int, Tensor] | None = None
+    positions_N: Tensor | None = None
+    prefixes: tuple[PlacedPrefix, ...] = ()
 
     def at(self, source_N: Tensor) -> Call:
         """The call over chosen positions, which must be in the order of the runs; each keeps its adapter and its key."""
