@@ -8,9 +8,23 @@ from luthier.methods.adapter import AdapterMethod
 from luthier.methods.attention_fusion import AttentionFusion
 from luthier.methods.contract import ADAPTER, Attachment, Group, Method, StepDone, Traits
 from luthier.methods.full import Full
+from luthier.methods.ipt import IPT
 from luthier.methods.lora import LoRA
+from luthier.methods.p_tuning import PTuning
+from luthier.methods.prefix_tuning import PrefixTuning
+from luthier.methods.prompt_tuning import PromptTuning
+from luthier.methods.warp import WARP
 
-METHODS: tuple[type[Method], ...] = (LoRA, Full, AttentionFusion)
+METHODS: tuple[type[Method], ...] = (
+    LoRA,
+    Full,
+    AttentionFusion,
+    IPT,
+    PTuning,
+    PrefixTuning,
+    PromptTuning,
+    WARP,
+)
 
 
 def kind_of(method: type[Method]) -> str:
@@ -35,7 +49,9 @@ else:  # one of the list, told apart by its kind
 
 __all__ = [
     "ADAPTER",
+    "IPT",
     "METHODS",
+    "WARP",
     "AdapterMethod",
     "AnyMethod",
     "Attachment",
@@ -44,6 +60,9 @@ __all__ = [
     "Group",
     "LoRA",
     "Method",
+    "PTuning",
+    "PrefixTuning",
+    "PromptTuning",
     "StepDone",
     "Traits",
     "kind_of",

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from luthier.models.call import Run
 
@@ -85,12 +86,21 @@ def with_prefixes(
     return k_BCKE.transpose(1, 2), v_BCKE.transpose(1, 2)
 
 
+def cached(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+    """The keys and values that a cache holds for each layer, each (B, K, C, E)."""
+    states: list[tuple[Tensor, Tensor]] = []
+    for layer in cache.layers:
+        assert isinstance(layer, DynamicLayer)
+        assert layer.keys is not None
+        assert layer.values is not None
+        states.append((layer.keys, layer.values))
+    return states
+
+
 def keep_prefixes(prefixes: Sequence[PlacedPrefix], cache: DynamicCache, num_new: int) -> None:
     """Overwrite the placeholders' own keys and values, which the layers have just put into the cache."""
-    for index, layer in enumerate(cache.layers):
-        assert isinstance(layer.keys, Tensor)
-        assert isinstance(layer.values, Tensor)
-        k_BCKE, v_BCKE = layer.keys.transpose(1, 2), layer.values.transpose(1, 2)
+    for index, (k_BKCE, v_BKCE) in enumerate(cached(cache)):
+        k_BCKE, v_BCKE = k_BKCE.transpose(1, 2), v_BKCE.transpose(1, 2)
         for prefix in prefixes:
             place = prefix.place(num_new, k_BCKE.shape[1])
             keys_MKE, values_MKE = prefix.of_layer(index)

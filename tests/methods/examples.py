@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from luthier.methods import AttentionFusion, Full, LoRA, Method
+from luthier.methods import IPT, WARP, AttentionFusion, Full, LoRA, Method, PrefixTuning, PromptTuning, PTuning
 
 EXAMPLES: tuple[Method, ...] = (
     LoRA(rank=3, alpha=5),
     Full(),
     AttentionFusion(),
+    IPT(num_virtual_tokens=3, intrinsic=4, inner=8),
+    PTuning(num_virtual_tokens=3, hidden=8),
+    PrefixTuning(num_virtual_tokens=3),
+    PromptTuning(num_virtual_tokens=3),
+    WARP(num_virtual_tokens=3, classes=("w5", "w9")),
 )
 
 FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")
 
-REFUSED: dict[tuple[str, str], str] = {}
+REFUSED: dict[tuple[str, str], str] = {("prefix-tuning", "falcon-new"): "takes no learned prefix"}
 """(kind, family) → what the refusal says, where a family has no place for a method."""

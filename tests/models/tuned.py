@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,6 +51,14 @@ def usual_batch(model: LanguageModel, adapters: Adapters) -> Batch:
 def logprobs(model: LanguageModel, adapter: str | None = "default") -> Tensor:
     """Of the usual rows in one batch."""
     return model.forward(usual_batch(model, adapter), adapter).logprob_N.detach()
+
+
+def logprobs_behind(model: LanguageModel, tokens: Sequence[int]) -> Tensor:
+    """Of the usual rows behind these tokens, by the base."""
+    placed = [with_placeholders(row, len(tokens)) for row in random_rows(LENGTHS)]
+    for row in placed:
+        row.parts[0].tokens_T[: len(tokens)] = tokens
+    return model.forward(collate(placed, model.layout, pad_id=0)).logprob_N.detach()
 
 
 def plain_attention(name: str) -> str:
