@@ -74,7 +74,7 @@ def rungs() -> tuple[list[Contestant], list[Contestant]]:
 def report(
     rounds: Rounds, work: Work, without: list[Contestant], ladder: list[Contestant], everything: Contestant
 ) -> str:
-    """Both tables, in the form of docs/benchmarks.md."""
+    """Both tables, in the form of docs/benchmarks.md; without rungs that leave one out, the first alone."""
     figures = {key: [figures_of(outcome, work.real_tokens) for outcome in outcomes] for key, outcomes in rounds.items()}
 
     def cells(contestant: Contestant, title: str, below: str) -> tuple[str, ...]:
@@ -98,6 +98,8 @@ def report(
     up = table(
         ("each on top of those above", *head), [cells(c, c.title, b) for c, b in zip(climb, befores, strict=True)]
     )
+    if not without:
+        return up
     head = ("tokens/s", "of everything", "per CPU-s", "peak GB")
     one = [cells(everything, everything.title, ALL), *(cells(c, c.title, ALL) for c in without)]
     return f"{up}\n\n{table(('one left out', *head), one)}"
@@ -107,6 +109,7 @@ def bench(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], st
     """All rounds of all rungs; the document and the text that tells it. Raises: SideFailed."""
     work = prepare(options, folder)
     without, ladder = rungs()
+    without = [] if options.climb else without
     everything = rung(ALL, "everything", ())
     contestants = [everything, *ladder, *without]
     rounds: Rounds = {contestant.key: [] for contestant in contestants}
@@ -131,6 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m bench.ladder", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add_work_options(parser, steps=6, rounds=3)
+    parser.add_argument("--climb", action="store_true", help="only the rungs upwards: half the time")
     options = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory(prefix="luthier-ladder-") as folder:

@@ -9,6 +9,7 @@ from luthier.methods.attention_fusion import AttentionFusion
 from luthier.methods.contract import ADAPTER, Attachment, Group, Method, StepDone, Traits
 from luthier.methods.full import Full
 from luthier.methods.ipt import IPT
+from luthier.methods.ladder import Ladder
 from luthier.methods.lora import LoRA
 from luthier.methods.p_tuning import PTuning
 from luthier.methods.prefix_tuning import PrefixTuning
@@ -19,6 +20,7 @@ METHODS: tuple[type[Method], ...] = (
     LoRA,
     Full,
     AttentionFusion,
+    Ladder,
     IPT,
     PTuning,
     PrefixTuning,
@@ -58,6 +60,7 @@ __all__ = [
     "AttentionFusion",
     "Full",
     "Group",
+    "Ladder",
     "LoRA",
     "Method",
     "PTuning",

@@ -6,6 +6,7 @@ form of its files.
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -109,8 +110,10 @@ class AdapterMethod(Method):
         for field, value in self.stated(model).items():
             found = file.settings[field]
             if field == "targets":
-                value, found = tuple(sorted(value)), tuple(sorted(found))
-            if value != found:
+                value, found = sorted(value), sorted(found)
+            if json.loads(json.dumps(value)) != json.loads(
+                json.dumps(found)
+            ):  # a file holds lists where we have tuples
                 raise RecipeError(
                     f"The recipe's {field} is not that of the adapter it goes on from: {value} against {found}.",
                     f"Leave method.{field} out, or begin afresh without method.from.",

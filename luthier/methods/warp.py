@@ -19,7 +19,7 @@ Shapes: V virtual tokens, D width of the embedding, O width of the states, C cla
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -69,11 +69,6 @@ class WARP(WordPromptMethod):
         beside = {"class_embeddings": branch.rows_CO, "class_bias": branch.bias_C}
         layers = {embedding.name: embedding, head.name: head}
         return SoftPromptAttachment(self, model, name, source, layers, beside=beside)
-
-    def stated(self, model: LanguageModel) -> dict[str, Any]:
-        """As for any adapter, with the classes as a list, as a file has them."""
-        stated = super().stated(model)
-        return {**stated, "classes": list(self.classes)} if "classes" in stated else stated
 
     def _class_tokens(self, model: LanguageModel) -> Tensor:
         """The token of each class, shape (C,). Raises RecipeError for a word of several tokens, or two of one."""

@@ -54,6 +54,7 @@ class Call:
     tapped: takes what each layer gives, by its number from 1, and as 0 what enters the first; None notes nothing.
     positions_N: each token's position in its document; None at the head, where nothing depends on it.
     prefixes: learned keys and values that take the place of some tokens' own.
+    entering: what enters the layer of this index: those below it compute nothing; None computes all.
     """
 
     segments: tuple[Segment, ...] | None
@@ -64,6 +65,7 @@ class Call:
     tapped: dict[int, Tensor] | None = None
     positions_N: Tensor | None = None
     prefixes: tuple[PlacedPrefix, ...] = ()
+    entering: tuple[int, Tensor] | None = None
 
     def at(self, source_N: Tensor) -> Call:
         """The call over chosen positions, which must be in the order of the runs; each keeps its adapter and its key."""

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from luthier.methods import IPT, WARP, AttentionFusion, Full, LoRA, Method, PrefixTuning, PromptTuning, PTuning
+from luthier.methods import (
+    IPT,
+    WARP,
+    AttentionFusion,
+    Full,
+    Ladder,
+    LoRA,
+    Method,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+)
 
 EXAMPLES: tuple[Method, ...] = (
     LoRA(rank=3, alpha=5),
     Full(),
     AttentionFusion(),
+    Ladder(reduction=2),
     IPT(num_virtual_tokens=3, intrinsic=4, inner=8),
     PTuning(num_virtual_tokens=3, hidden=8),
     PrefixTuning(num_virtual_tokens=3),
