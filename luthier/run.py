@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from luthier.data.batches import StepBatches, evaluation_batches
 from luthier.data.dataset import Dataset, load_dataset
 from luthier.data.gate import GateReport, check_gate, marked_text
+from luthier.data.placeholders import with_placeholders
 from luthier.errors import (
     CheckpointNotFound,
     GateRefusal,
@@ -245,9 +246,10 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) ->
     dataset = prepared.dataset
     attachment = recipe.method.attach(model, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
     announce(f"Method {recipe.method.kind}: {attachment.num_trainable:,} numbers train.")
-    _check_lengths(dataset, model)
-    recipe, batches = _resolve(recipe, dataset, model, attachment)
-    cache = open_trunk_cache(recipe.training, folder, model, attachment, dataset, announce)
+    placed = _placed(dataset, attachment.num_virtual)
+    _check_lengths(placed, model, attachment.num_virtual)
+    recipe, batches = _resolve(recipe, placed, model, attachment)
+    cache = open_trunk_cache(recipe.training, folder, model, attachment, placed, announce)
     if cache is not None:
         model.keep_trunk(cache)
     plan = _plan(recipe, batches.num_steps, model)
@@ -257,7 +259,7 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) ->
     with Workers(_workers(recipe.training.workers, model.device)) as workers:
         steps_before = 0 if checkpoint is None else checkpoint.step
         cut_metrics(folder, steps_before)
-        outside = _outside(recipe, folder, model, attachment, dataset, plan, workers, steps_before, announce, on_step)
+        outside = _outside(recipe, folder, model, attachment, placed, plan, workers, steps_before, announce, on_step)
         progress = train(model, attachment, recipe.objective, batches, plan, outside, workers, checkpoint)
     return _finish(recipe, folder, attachment, progress, announce)
 
@@ -283,14 +285,23 @@ def _trainable_dtype(recipe: Recipe) -> ModelSettings:
     return recipe.model
 
 
-def _check_lengths(dataset: Dataset, model: LanguageModel) -> None:
+def _placed(dataset: Dataset, num_virtual: int) -> Dataset:
+    """The rows behind the placeholders for the method's virtual tokens."""
+    train, validation = (
+        tuple(with_placeholders(row, num_virtual) for row in rows) for rows in (dataset.train, dataset.validation)
+    )
+    return replace(dataset, train=train, validation=validation)
+
+
+def _check_lengths(dataset: Dataset, model: LanguageModel, num_virtual: int) -> None:
     """Raise GateRefusal for a row longer than the model's positions reach, or than they are the same in any batch."""
     limits = [limit for limit in (model.context_length, model.longest_stable_row) if limit is not None]
+    counted = f" ({num_virtual} of them virtual)" if num_virtual else ""
     for example in (*dataset.train, *dataset.validation):
         if limits and example.num_tokens > min(limits):
             raise GateRefusal(
-                f"This row has {example.num_tokens} tokens, but the model's positions serve {min(limits)}.",
-                f"Set data.max_length to {min(limits)}, and data.too_long to truncate or drop.",
+                f"This row has {example.num_tokens} tokens{counted}, but the model's positions serve {min(limits)}.",
+                f"Set data.max_length to {min(limits) - num_virtual}, and data.too_long to truncate or drop.",
                 file=example.origin.file,
                 line=example.origin.line,
             )

@@ -116,6 +116,8 @@ class Example:
 
     Target n says: at flat position `source_N[n]` the next token should be `token_N[n]`, with weight `weight_N[n]`, as
     part of answer `sample_N[n]` (0 for the only answer; 0 and 1 for a preference pair).
+
+    num_virtual: how many of the tokens are placeholders for virtual tokens of a soft prompt.
     """
 
     parts: tuple[Part, ...]
@@ -125,11 +127,17 @@ class Example:
     sample_N: IntArray
     document: int
     origin: Origin
+    num_virtual: int = 0
 
     @property
     def num_tokens(self) -> int:
-        """Tokens over all parts."""
+        """Tokens over all parts, placeholders included: what is computed."""
         return sum(len(part.tokens_T) for part in self.parts)
+
+    @property
+    def num_real_tokens(self) -> int:
+        """Tokens over all parts that came from the row."""
+        return self.num_tokens - self.num_virtual
 
     @property
     def num_learned(self) -> int:

@@ -36,6 +36,8 @@ KINDS: dict[str, dict[str, Part]] = {
     },
     "pissa": {"method": {"kind": "pissa", "niter": 2}},
     "dropout": {"method": {"dropout": 0.4, "lr_ratio": 4}},
+    "on from another": {"method": {"from": "plain", "rank": None}},
+    "virtual tokens": {"method": {"kind": "prompt-tuning", "rank": None, "num_virtual_tokens": 4}},
     "two workers": {"training": {"workers": 2, "tokens_per_micro_batch": 96}, "data": {"max_length": 96}},
     "gradient checkpointing": {"training": {"gradient_checkpointing": True}, "method": {"dropout": 0.4}},
     "tokens per step": {"training": {"rows_per_step": None, "tokens_per_step": 160}},
@@ -70,6 +72,8 @@ class Workshop:
         parts = {name: dict(changes) for name, changes in KINDS[kind].items()}
         if parts.get("data", {}).get("validation") == "held-out":
             parts["data"]["validation"] = str(self.folder / "held-out.jsonl")
+        if "from" in parts.get("method", {}):
+            parts["method"]["from"] = str(self.unbroken(parts["method"]["from"]))
         return recipe_values(self.folder / "model", self.folder / "rows.jsonl", **parts)
 
     def unbroken(self, kind: str = "plain") -> Path:

@@ -23,8 +23,8 @@ class Step:
     """What one optimizer step computes.
 
     number: counted from 1. worker_of: for each micro-batch, who computes it. learned_weight: the sum of all targets'
-    weights, which the loss is divided by. rows: indices into the examples, in the order of the epoch. epoch: passes over
-    the rows that are complete once this step is done.
+    weights, which the loss is divided by. real_tokens: input tokens, neither padding nor placeholders. rows: indices into
+    the examples, in the order of the epoch. epoch: passes over the rows that are complete once this step is done.
     """
 
     number: int
@@ -70,8 +70,8 @@ class StepBatches(Iterator[Step]):
         """Stand before the first step.
 
         rows_per_step, tokens_per_step: one of them. A step takes so many rows, or rows until the next would pass so many
-        tokens, at least one.
-        budget: most tokens in a micro-batch, padding included.
+        tokens, at least one; placeholders do not count, so that a step holds the same rows whatever the method.
+        budget: most tokens in a micro-batch, padding and placeholders included.
         shares_prefix: as `collate` takes it.
         steps: how long the run is; unset, `epochs`.
 
@@ -81,8 +81,9 @@ class StepBatches(Iterator[Step]):
             raise DataError("There is no row to train on.", "Give at least one training row.")
         assert (rows_per_step is None) != (tokens_per_step is None), "a step is counted in rows or in tokens"
         self._examples = examples
-        self._lengths = [example.num_tokens for example in examples]
-        check_lengths(self._lengths, budget)  # now, not at the step that such a row would come in
+        self._lengths = [example.num_real_tokens for example in examples]
+        # now, not at the step that such a row would come in
+        check_lengths([example.num_tokens for example in examples], budget)
         self._rows_per_step = rows_per_step
         self._tokens_per_step = tokens_per_step
         self._budget = budget
@@ -118,7 +119,7 @@ class StepBatches(Iterator[Step]):
             worker_of=tuple(assign_workers([batch.tokens_BT.numel() for batch in batches], self._workers)),
             learned_weight=float(sum(float(example.weight_N.sum(dtype=np.float64)) for example in examples)),
             learned_tokens=sum(example.num_learned for example in examples),
-            real_tokens=sum(example.num_tokens for example in examples),
+            real_tokens=sum(example.num_real_tokens for example in examples),
             rows=rows,
             epoch=self._epoch + end / len(self._examples),
         )

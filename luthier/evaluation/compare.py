@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from luthier.data.batches import evaluation_batches
+from luthier.data.placeholders import with_placeholders
 from luthier.data.rendering import Renderer
 from luthier.errors import DataError
 from luthier.evaluation.intervals import Estimate, bootstrap_difference, bootstrap_mean, sign_test, wilson
@@ -91,7 +92,7 @@ def evaluate_records(
             file=chosen[0][1].file,
         )
     for candidate in candidates:
-        check_room(candidate.model, questions, learned)
+        check_room(candidate, questions, learned)
     notes += _left_out(len(chosen), len(questions), len(learned))
     measures: list[Measure] = []
     if learned:
@@ -145,13 +146,18 @@ def _question(record: Record, origin: Origin, renderer: Renderer) -> Question | 
     return None
 
 
-def check_room(model: LanguageModel, questions: Sequence[Question], examples: Sequence[Example]) -> None:
-    """Raises DataError, with the row's place, for an empty prompt, and for one or a row beyond the model's context."""
-    context = model.context_length
+def check_room(candidate: Candidate, questions: Sequence[Question], examples: Sequence[Example]) -> None:
+    """Raises DataError, with the row's place, for an empty prompt, and for one or a row beyond the model's context.
+
+    An adapter's virtual tokens take room from both.
+    """
+    context = candidate.model.context_length
+    num_virtual = candidate.model.num_virtual(candidate.adapter)
+    holds = f"{context}" if not num_virtual else f"{context}, {num_virtual} of them virtual"
     for example in examples:
-        if context is not None and example.num_tokens > context:
+        if context is not None and example.num_tokens + num_virtual > context:
             raise DataError(
-                f"The row has {example.num_tokens} tokens, but the model holds {context}.",
+                f"The row has {example.num_tokens} tokens, but the model holds {holds}.",
                 "Shorten the row, or leave it out.",
                 file=example.origin.file,
                 line=example.origin.line,
@@ -162,9 +168,9 @@ def check_room(model: LanguageModel, questions: Sequence[Question], examples: Se
             raise DataError(
                 "The prompt is empty, so nothing can be asked.", "Give the row a prompt.", file=file, line=line
             )
-        if context is not None and len(question.prompt) >= context:
+        if context is not None and len(question.prompt) + num_virtual >= context:
             raise DataError(
-                f"The prompt has {len(question.prompt)} tokens, but the model holds {context}, the answer included.",
+                f"The prompt has {len(question.prompt)} tokens, but the model holds {holds}, the answer included.",
                 "Shorten the row, or leave it out.",
                 file=file,
                 line=line,
@@ -205,8 +211,9 @@ def losses_by_row(
 ) -> RowLosses:
     """The candidate's losses, on all worker threads; only rows with learned tokens, in their order."""
     model = candidate.model
-    budget = max(budget, *(example.num_tokens for example in examples))  # a row too long for training can be measured
-    batches = evaluation_batches(examples, budget, workers.count, model.layout, model.pad_id)
+    placed = [with_placeholders(example, model.num_virtual(candidate.adapter)) for example in examples]
+    budget = max(budget, *(example.num_tokens for example in placed))  # a row too long for training can be measured
+    batches = evaluation_batches(placed, budget, workers.count, model.layout, model.pad_id)
     task = f"{candidate.name}: loss"
     done: list[int] = []  # appending is atomic: workers share it
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Protocol
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from luthier.data.placeholders import PLACEHOLDER
 from luthier.errors import DataError
 from luthier.generation.cache import GrowingCache, PackedKeys
 from luthier.generation.prefill import groups_within, pack_prompts
@@ -59,6 +60,9 @@ class Decoder(Protocol):
     @property
     def layout(self) -> Layout:
         """Whether prompts may be packed into one row."""
+
+    def num_virtual(self, adapter: str | None) -> int:
+        """How many placeholders a prompt must begin with under an adapter."""
 
     def prefill(
         self,
@@ -121,6 +125,7 @@ def generate(
 
     Raises: DataError, if a prompt is empty or leaves no room in the context; NotFinite, if the model gives NaN.
     """
+    requests = [_placed(model, request) for request in requests]
     budgets = [_token_budget(model, request) for request in requests]
     ended = _Ended(len(requests), progress)
     with Workers(_num_threads(model, len(requests))) as workers:
@@ -165,6 +170,7 @@ def stream(model: Decoder, request: Request) -> Generator[str, None, Completed]:
     Pieces are never empty, never split a character, and never hold the beginning of a stop text.
     Raises: as `generate`, at the first piece.
     """
+    request = _placed(model, request)
     answer = _Answer(0, request, _token_budget(model, request), model, watches_text=True)
     batch = _LiveBatch(model, [answer])
     while batch.answers:
@@ -174,16 +180,24 @@ def stream(model: Decoder, request: Request) -> Generator[str, None, Completed]:
     return answer.completed()
 
 
-def _token_budget(model: Decoder, request: Request) -> int:
-    """The most new tokens that the request may get."""
+def _placed(model: Decoder, request: Request) -> Request:
+    """The request with placeholders for its adapter's virtual tokens before its prompt."""
     if not request.prompt:
         raise DataError("A prompt has no tokens, so there is nothing to go on from.", "Give at least one character.")
+    before = (PLACEHOLDER,) * model.num_virtual(request.adapter)
+    return replace(request, prompt=before + request.prompt) if before else request
+
+
+def _token_budget(model: Decoder, request: Request) -> int:
+    """The most new tokens that the request may get."""
     if model.context_length is None:
         return request.sampling.max_new_tokens
     room = model.context_length - len(request.prompt)
     if room < 1:
+        num_virtual = model.num_virtual(request.adapter)
+        counted = f" ({num_virtual} of them virtual)" if num_virtual else ""
         raise DataError(
-            f"A prompt has {len(request.prompt)} tokens, but the model holds {model.context_length}, answer included.",
+            f"A prompt has {len(request.prompt)} tokens{counted}, but the model holds {model.context_length}, answer included.",
             f"Shorten the prompt by at least {1 - room} tokens, or choose a model with a longer context.",
         )
     return min(room, request.sampling.max_new_tokens)

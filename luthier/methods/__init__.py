@@ -16,6 +16,7 @@ from luthier.methods.dora import DoRA
 from luthier.methods.full import Full
 from luthier.methods.houlsby import Houlsby
 from luthier.methods.ia3 import IA3
+from luthier.methods.ipt import IPT
 from luthier.methods.krona import KronA
 from luthier.methods.krona_b import KronAB
 from luthier.methods.ladder import Ladder
@@ -24,12 +25,16 @@ from luthier.methods.loha import LoHa
 from luthier.methods.lokr import LoKr
 from luthier.methods.lora import LoRA
 from luthier.methods.oft import OFT
+from luthier.methods.p_tuning import PTuning
 from luthier.methods.parallel import Parallel
 from luthier.methods.pfeiffer import Pfeiffer
 from luthier.methods.pissa import PiSSA
+from luthier.methods.prefix_tuning import PrefixTuning
+from luthier.methods.prompt_tuning import PromptTuning
 from luthier.methods.rows import Rows
 from luthier.methods.top_layers import TopLayers
 from luthier.methods.vera import VeRA
+from luthier.methods.warp import WARP
 
 METHODS: tuple[type[Method], ...] = (
     LoRA,
@@ -54,6 +59,11 @@ METHODS: tuple[type[Method], ...] = (
     Parallel,
     Compacter,
     AdaMix,
+    PromptTuning,
+    PTuning,
+    PrefixTuning,
+    IPT,
+    WARP,
     AttentionFusion,
     Ladder,
 )
@@ -83,8 +93,10 @@ __all__ = [
     "ADAPTER",
     "BOFT",
     "IA3",
+    "IPT",
     "METHODS",
     "OFT",
+    "WARP",
     "AdaLoRA",
     "AdaMix",
     "AdapterMethod",
@@ -106,9 +118,12 @@ __all__ = [
     "LoKr",
     "LoRA",
     "Method",
+    "PTuning",
     "Parallel",
     "Pfeiffer",
     "PiSSA",
+    "PrefixTuning",
+    "PromptTuning",
     "Rows",
     "StepDone",
     "TopLayers",

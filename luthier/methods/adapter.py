@@ -32,13 +32,14 @@ class AdapterMethod(Method):
 
     form: how its adapters lie on disk. free_fields: settings that a recipe may choose anew when it goes on from an
     adapter, because they do not shape it. keeps_tie: whether it changes an embedding and the head tied to it alike, so
-    that they stay tied when it is merged.
+    that they stay tied when it is merged. path_fields: settings that name a file or folder, or several.
     """
 
     output_folder: ClassVar[str] = "adapter"
     form: ClassVar[Form]
     free_fields: ClassVar[frozenset[str]] = frozenset({"dropout"})
     keeps_tie: ClassVar[bool] = False
+    path_fields: ClassVar[tuple[str, ...]] = ("begin_from",)
 
     begin_from: str | None = Field(
         None,
@@ -89,6 +90,17 @@ class AdapterMethod(Method):
         """The method that takes up the adapter in a run's folder, whatever the recipe states."""
         values = {field: getattr(self, field) for field in type(self).model_fields}
         return self.model_construct(_fields_set={"begin_from"}, **{**values, "begin_from": str(folder)})
+
+    def with_paths(self, found: Callable[[str], str]) -> Self:
+        """These settings with every path that they name as `found` gives it."""
+        update: dict[str, Any] = {}
+        for field in self.path_fields:
+            value = getattr(self, field)
+            if isinstance(value, str):
+                update[field] = found(value)
+            elif value:
+                update[field] = tuple(found(path) for path in value)
+        return self.model_copy(update=update) if update else self
 
     def _shaped_by(self, file: AdapterFile) -> Self:
         """These settings over the file's. Raises RecipeError if those make no such method."""

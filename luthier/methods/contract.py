@@ -99,6 +99,11 @@ class Attachment(ABC):
         """Whether training draws for each document (dropout): documents then cannot share the tokens of a prefix."""
         return False
 
+    @property
+    def num_virtual(self) -> int:
+        """How many placeholder tokens every document must begin with, because the method puts virtual tokens there."""
+        return 0
+
     def loss_sum(self, forward: Forward, loss_of: Callable[[Outputs], Tensor]) -> Tensor:
         """The summed loss of a micro-batch, from as many passes as the method wants; `loss_of` is the objective's."""
         return loss_of(forward(0))

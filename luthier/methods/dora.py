@@ -127,4 +127,5 @@ def row_norms(weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float) -> Te
         plain_O = torch.linalg.vector_norm(weight_OI, dim=1, dtype=torch.float32).square()
         crossed_O = ((weight_OI @ a_RI.to(weight_OI.dtype).t()).float() * b_OR).sum(dim=1)
         added_O = ((b_OR @ (a_RI @ a_RI.t())) * b_OR).sum(dim=1)
-        return (plain_O + 2 * scale * crossed_O + scale * scale * added_O).clamp_min(_TINY).sqrt()
+        norm_O: Tensor = (plain_O + 2 * scale * crossed_O + scale * scale * added_O).clamp_min(_TINY).sqrt()
+        return norm_O

@@ -3,6 +3,7 @@
 Two entries, `luthier` and `luthier-reference`, registered under their own names: no existing entry is changed. In a
 packed call they attend document by document (or under one dense mask); otherwise under the mask that the model made.
 Sliding windows, softcap, scaling and sinks are honoured. A family that passes them in another way must not be packed.
+Learned prefixes of the call stand in for the keys and values of its placeholder tokens.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from luthier.models.call import current_call
+from luthier.models.virtual_tokens import with_prefixes
 from luthier.ops.attention import (
     AttentionTerms,
     attention_weights,
@@ -46,9 +48,8 @@ def _attend(
     s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    return _with(
-        packed_attention, query, key, value, attention_mask, _terms(query, scaling, sliding_window, softcap, s_aux)
-    )
+    terms = _terms(query, scaling, sliding_window, softcap, s_aux)
+    return _with(packed_attention, module, query, key, value, attention_mask, terms)
 
 
 def _attend_reference(
@@ -65,15 +66,17 @@ def _attend_reference(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     terms = _terms(query, scaling, sliding_window, softcap, s_aux)
-    return _with(packed_attention_reference, query, key, value, attention_mask, terms)
+    return _with(packed_attention_reference, module, query, key, value, attention_mask, terms)
 
 
 def _with(
-    packed: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, terms: AttentionTerms
+    packed: Any, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, terms: AttentionTerms
 ) -> tuple[Tensor, None]:
     """The attention output as transformers wants it, shape (B, T, H, E), and no weights."""
     call = current_call()
     segments = call.segments
+    if call.prefixes:
+        k, v = with_prefixes(call.prefixes, int(vars(module)["layer_idx"]), k, v, q.shape[2])
     if call.watched is not None and segments is not None:
         seen_TT = dense_mask(segments, q.shape[2], terms.window, q.device)
         call.watched.append(attention_weights(q, k, seen_TT, terms))

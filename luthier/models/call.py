@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from torch import Tensor
 from luthier.ops.draws import token_keys
 from luthier.ops.recompute import Recomputable
 from luthier.types import Batch, Segment
+
+if TYPE_CHECKING:
+    from luthier.models.virtual_tokens import PlacedPrefix
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,9 @@ class Call:
     is_checkpointed: whether the layer at work keeps its inputs alone and is computed again in the backward pass.
     watched: takes each layer's attention weights (1, H, T, T) in order; None does not compute them.
     tapped: takes what each layer gives, by its number from 1, and as 0 what enters the first; None notes nothing.
+    positions_N: each token's position in its document; None at the head, where nothing depends on it.
+    prefixes: learned keys and values that take the place of some tokens' own.
     entering: what enters the layer of this index: those below it compute nothing; None computes all.
-    notes: what one layer leaves for a later one, which takes it out, by the reader's name and the run's start.
     """
 
     segments: tuple[Segment, ...] | None
@@ -69,8 +74,9 @@ class Call:
     is_checkpointed: bool = False
     watched: list[Tensor] | None = None
     tapped: dict[int, Tensor] | None = None
+    positions_N: Tensor | None = None
+    prefixes: tuple[PlacedPrefix, ...] = ()
     entering: tuple[int, Tensor] | None = None
-    notes: dict[tuple[str, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def at(self, source_N: Tensor) -> Call:
         """The call over chosen positions, which must be in the order of the runs; each keeps its adapter and its key."""

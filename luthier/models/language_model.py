@@ -22,6 +22,7 @@ from luthier.models.settings import ModelSettings
 from luthier.models.sides import Side, combined, skip_layers, tap_layers
 from luthier.models.sources import ModelSource, fingerprint, locate, read_config, read_tokenizer, read_weights
 from luthier.models.trunk import TrunkCache
+from luthier.models.virtual_tokens import VirtualTokens, keep_prefixes, placed_prefixes
 from luthier.ops.head import LogitsOf, token_logprobs, token_logprobs_recomputed, token_logprobs_reference
 from luthier.ops.recompute import Recomputable
 from luthier.types import Batch, Layout, Segment, Targets
@@ -71,6 +72,7 @@ class LanguageModel:
     identity: Identity
     fast: FastModel = field(default_factory=FastModel)
     sides: dict[str, Side] = field(default_factory=dict)
+    virtual_tokens: dict[str, VirtualTokens] = field(default_factory=dict)
     trunk_cache: TrunkCache | None = None
 
     @property
@@ -134,6 +136,11 @@ class LanguageModel:
         pad = self.tokenizer.pad_token_id
         return pad if isinstance(pad, int) else 0
 
+    def num_virtual(self, adapter: str | None) -> int:
+        """How many placeholders a document must begin with under an adapter, because it puts virtual tokens there."""
+        virtual = None if adapter is None else self.virtual_tokens.get(adapter)
+        return 0 if virtual is None else virtual.count
+
     def hidden(self, batch: Batch, adapters: Adapters = None, draws: Draws | None = None) -> Tensor:
         """The hidden states after the final norm, shape (B, T, D)."""
         return self._hidden(batch, call_of_batch(batch, adapters, draws))
@@ -195,13 +202,17 @@ class LanguageModel:
         return combined(hidden_BTD, call, of_sides)
 
     def _base(self, call: Call, inputs: dict[str, Any]) -> Tensor:
+        positions_N = inputs["position_ids"].reshape(-1)
+        prefixes = placed_prefixes(self.virtual_tokens, call.runs, positions_N)
         recomputable = Recomputable() if self.fast.norm and torch.is_grad_enabled() else None
         with (
-            calling(replace(call, recomputable=recomputable)),
+            calling(replace(call, recomputable=recomputable, positions_N=positions_N, prefixes=prefixes)),
             nullcontext() if recomputable is None else recomputable.hooks(),
         ):
             output = self.hf.get_submodule(self.anatomy.trunk)(**inputs)
         hidden_BTD: Tensor = output.last_hidden_state
+        if prefixes and "past_key_values" in inputs:
+            keep_prefixes(prefixes, inputs["past_key_values"], hidden_BTD.shape[1])
         return hidden_BTD
 
     def add_side(self, name: str, side: Side) -> None:

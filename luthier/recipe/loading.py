@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from luthier.errors import NotFound, RecipeError
+from luthier.methods import AdapterMethod
 from luthier.recipe.faults import recipe_error
 from luthier.recipe.paths import with_absolute_paths
 from luthier.recipe.settings import Recipe
@@ -45,8 +46,16 @@ def make_recipe(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Rec
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML, every field written out; `load_recipe` reads the same recipe back."""
+    """The recipe as YAML, every field written out; `load_recipe` reads the same recipe back.
+
+    A method that goes on from an adapter has the fields alone that the recipe states: in the others the adapter's hold,
+    and their defaults, written out, would contradict it.
+    """
     values = recipe.model_dump(mode="json", by_alias=True)
+    method = recipe.method
+    if isinstance(method, AdapterMethod) and method.begin_from is not None:
+        stated = method.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        values["method"] = {"kind": method.kind, **stated}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
 
 

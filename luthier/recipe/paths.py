@@ -43,8 +43,8 @@ def with_absolute_paths(recipe: Recipe, folder: Path, parsed: Parsed) -> Recipe:
     if model.name not in BUILTIN_NAMES:
         model = model.model_copy(update={"name": _find(model.name, folder) or model.name})
     method = recipe.method
-    if isinstance(method, AdapterMethod) and method.begin_from is not None:
-        method = method.model_copy(update={"begin_from": _find(method.begin_from, folder) or method.begin_from})
+    if isinstance(method, AdapterMethod):
+        method = method.with_paths(lambda path: _find(path, folder) or path)
     data = data.model_copy(update={"train": train, "validation": validation, "chat_template": template})
     return recipe.model_copy(update={"data": data, "model": model, "method": method})
 

@@ -68,6 +68,9 @@ class TinyDecoder:
         self.shapes: list[tuple[int, int]] = []
         self.adapters: list[str | None] = []
 
+    def num_virtual(self, adapter: str | None) -> int:
+        return 0
+
     def decode(
         self, tokens_BT: Tensor, positions_BT: Tensor, mask_BL: Tensor, cache: DynamicCache, adapters: str | None = None
     ) -> Tensor:
@@ -96,6 +99,9 @@ class Script:
         self.device = torch.device("cpu")
         self._tokens = list(tokens)
         self._said = 0
+
+    def num_virtual(self, adapter: str | None) -> int:
+        return 0
 
     def decode(
         self, tokens_BT: Tensor, positions_BT: Tensor, mask_BL: Tensor, cache: DynamicCache, adapters: str | None = None

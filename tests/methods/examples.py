@@ -5,7 +5,9 @@ from __future__ import annotations
 from luthier.methods import (
     BOFT,
     IA3,
+    IPT,
     OFT,
+    WARP,
     AdaLoRA,
     AdaMix,
     AttentionFusion,
@@ -25,6 +27,9 @@ from luthier.methods import (
     Parallel,
     Pfeiffer,
     PiSSA,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
     Rows,
     TopLayers,
     VeRA,
@@ -56,6 +61,11 @@ EXAMPLES: tuple[Method, ...] = (
     LoHa(rank=3, alpha=5),
     LoKr(rank=2, alpha=5),
     OFT(block_size=8),
+    IPT(num_virtual_tokens=3, intrinsic=4, inner=8),
+    PTuning(num_virtual_tokens=3, hidden=8),
+    PrefixTuning(num_virtual_tokens=3),
+    PromptTuning(num_virtual_tokens=3),
+    WARP(num_virtual_tokens=3, classes=("w5", "w9")),
 )
 
 FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")
@@ -63,5 +73,6 @@ FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")
 REFUSED: dict[tuple[str, str], str] = {
     ("bitfit", "gemma2"): "no bias",
     ("bitfit", "phi3"): "no bias",
+    ("prefix-tuning", "falcon-new"): "takes no learned prefix",
 }
 """(kind, family) → what the refusal says, where a family has no place for a method."""

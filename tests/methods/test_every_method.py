@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from methods.examples import EXAMPLES, FAMILIES, REFUSED
-from models.rows import batch_of
 from models.tiny import tiny_model
-from models.tuned import LENGTHS, logprobs, quiet, randomize
+from models.tuned import logprobs, quiet, randomize, usual_batch
 from near import assert_apart, assert_near
 from torch import Tensor
 
@@ -42,7 +41,7 @@ def train(model: LanguageModel, attachment: Attachment) -> list[float]:
     """A few steps as the loop takes them; the losses."""
     tensors = attachment.trainables
     optimizer = torch.optim.AdamW(tensors.values(), lr=0.01, weight_decay=0.0)
-    batch = batch_of(LENGTHS, model.layout)
+    batch = usual_batch(model, attachment.adapter)
     objective = SFT()
     losses = []
     for number in range(1, NUM_STEPS + 1):
@@ -161,12 +160,12 @@ def test_rows_of_a_batch_may_each_have_their_own_adapter(method: Method, name: s
     model = tiny_model(name)
     randomize(method.attach(model, "default", seed=0))
     randomize(LoRA(rank=2).attach(model, "other", seed=1), 0.2)
-    batch = batch_of(LENGTHS, model.layout)
     whose = ("default", None, "other", "default")
+    batch = usual_batch(model, whose)
     mixed = model.forward(batch, whose).logprob_N
     row_N = row_of_target(batch.targets.source_N, [segment.start for segment in batch.segments])
     for row, adapter in enumerate(whose):
-        alone = model.forward(batch, adapter).logprob_N
+        alone = model.forward(usual_batch(model, adapter), adapter).logprob_N
         assert_near(mixed[row_N == row], alone[row_N == row], 1e-5)
 
 

@@ -45,7 +45,9 @@ def plain_logprobs(hf: PreTrainedModel, examples: Sequence[Example]) -> Tensor:
     pieces = []
     for example in examples:
         tokens_T = torch.from_numpy(example.parts[0].tokens_T)
-        logits_TV = hf(input_ids=tokens_T[None], use_cache=False).logits[0]
+        logits_TV = hf(input_ids=tokens_T[None], use_cache=False).logits[
+            0, -len(tokens_T) :
+        ]  # a soft prompt has its own
         logprob_TV = logits_TV.float().log_softmax(-1)
         pieces.append(logprob_TV[torch.from_numpy(example.source_N), torch.from_numpy(example.token_N)])
     return torch.cat(pieces)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from models.rows import batch_of
+from models.rows import random_rows
 from models.tiny import CONFIGS
 from torch import Tensor
 
+from luthier.data.packing import collate
+from luthier.data.placeholders import with_placeholders
 from luthier.methods import LoRA
 from luthier.methods.contract import Attachment
+from luthier.models.call import Adapters
 from luthier.models.language_model import LanguageModel
+from luthier.types import Batch
 
 LENGTHS = (7, 12, 2, 9)
 
@@ -35,9 +40,25 @@ def every_target(model: LanguageModel) -> tuple[str, ...]:
     return (model.anatomy.embedding, *model.anatomy.linears, model.anatomy.head)
 
 
+def usual_batch(model: LanguageModel, adapters: Adapters) -> Batch:
+    """The usual rows as one batch for these adapters: each row behind the placeholders of its own."""
+    names = adapters if isinstance(adapters, tuple) else (adapters,) * len(LENGTHS)
+    pairs = zip(random_rows(LENGTHS), names, strict=True)
+    rows = [with_placeholders(row, model.num_virtual(name)) for row, name in pairs]
+    return collate(rows, model.layout, pad_id=0)
+
+
 def logprobs(model: LanguageModel, adapter: str | None = "default") -> Tensor:
     """Of the usual rows in one batch."""
-    return model.forward(batch_of(LENGTHS, model.layout), adapter).logprob_N.detach()
+    return model.forward(usual_batch(model, adapter), adapter).logprob_N.detach()
+
+
+def logprobs_behind(model: LanguageModel, tokens: Sequence[int]) -> Tensor:
+    """Of the usual rows behind these tokens, by the base."""
+    placed = [with_placeholders(row, len(tokens)) for row in random_rows(LENGTHS)]
+    for row in placed:
+        row.parts[0].tokens_T[: len(tokens)] = tokens
+    return model.forward(collate(placed, model.layout, pad_id=0)).logprob_N.detach()
 
 
 def plain_attention(name: str) -> str:

@@ -1,0 +1,33 @@
+"""Placeholder tokens: what a document begins with where an adapter puts virtual tokens before it.
+
+They take positions 0 to V − 1, and what makes them (a learned prompt, a learned prefix) takes their place by position.
+Which token stands there does not matter, so it is token 0, which every model has. Nothing is learned at them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from luthier.types import Example
+
+PLACEHOLDER = 0
+"""The token that stands where a virtual token will be."""
+
+
+def with_placeholders(example: Example, count: int) -> Example:
+    """The example with `count` placeholders before each part that has no parent; its targets move along."""
+    if count == 0:
+        return example
+    assert example.num_virtual == 0, "one adapter's placeholders stand before a document"
+    before = np.full(count, PLACEHOLDER, dtype=np.int64)
+    is_root = np.array([part.parent is None for part in example.parts])
+    parts = tuple(
+        replace(part, tokens_T=np.concatenate([before, part.tokens_T])) if part.parent is None else part
+        for part in example.parts
+    )
+    starts = np.cumsum([0, *(len(part.tokens_T) for part in example.parts[:-1])])
+    part_N = np.searchsorted(starts, example.source_N, side="right") - 1
+    moved_N = example.source_N + count * np.cumsum(is_root)[part_N]
+    return replace(example, parts=parts, source_N=moved_N, num_virtual=count * int(is_root.sum()))

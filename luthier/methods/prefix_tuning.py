@@ -1,0 +1,163 @@
+"""Prefix tuning: learned keys and values before the document in every attention layer.
+
+Li & Liang 2021, https://arxiv.org/abs/2101.00190:  in layer ℓ, K = [Pk^ℓ; K] and V = [Pv^ℓ; V], each prefix (V, K, E); queries
+are unchanged. The keys are those after the rotation of positions, as in a cache; the document's positions begin at V.
+
+Keys and values train themselves, or, with `projection`, as the paper has it, a network makes them in training:
+
+    P = W₂ tanh(W₁ e + c₁) + c₂,   e (V, D),   P (V, 2 L K E)
+
+By default they begin as the true keys and values of random tokens of the vocabulary (`text`: of your own words; the paper
+found real words the better start). `random` is standard normal, as in peft. No start is the base model: even a key of
+zeros takes a share of the softmax.
+
+How it is computed: V placeholder tokens flow through the model, and in each layer the attention exchanges their keys and
+values for the learned ones; what else becomes of them is never seen. In a layer with a sliding window the prefix goes out
+of sight as real tokens of those positions do. Models whose attention is not Luthier's own (Falcon, and with it attention
+by linear biases) are refused.
+
+Merges: no. Deep backward: yes, to the first layer's keys and values. Over 4 bits: yes. Identity at the start: no.
+Trainable numbers: 2 L V K E; with projection VD + DH + H + H · 2LKE + 2LKE, of which 2 L V K E are kept.
+Shapes: L layers, V virtual tokens, K key/value heads, E head width, D width of the embedding, H width of the network.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from luthier.errors import RecipeError
+from luthier.methods.adapter import AdapterAttachment, generator_of
+from luthier.methods.adapter_files import AdapterFile
+from luthier.methods.contract import Group, Kin, Traits
+from luthier.methods.prompt_files import TABLE, PromptForm
+from luthier.methods.prompt_networks import draw_as_torch_does, empty_linear
+from luthier.methods.soft_prompts import PromptSource, RowSource, SoftPromptAttachment, WordPromptMethod, width_of
+from luthier.models.language_model import LanguageModel
+from luthier.models.virtual_tokens import VirtualTokens, cached
+from luthier.types import Segment
+
+
+class PrefixForm(PromptForm):
+    """PREFIX_TUNING: a row of the table is a virtual token's keys and values, key before value and layer after layer."""
+
+    def settings_of(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+        """The width of the network, if the prefix was made by one."""
+        projection = config.get("encoder_hidden_size") if config.get("prefix_projection") else None
+        return {"projection": projection, "init": "random"}
+
+    def config_of(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """The same in peft's words."""
+        width = settings["projection"]
+        return {"prefix_projection": width is not None, "encoder_hidden_size": width}
+
+
+class PrefixTuning(WordPromptMethod):
+    """Keys and values of virtual tokens in every layer."""
+
+    family: ClassVar[Kin] = "soft-prompt"
+    paper: ClassVar[str] = "Li & Liang 2021, https://arxiv.org/abs/2101.00190"
+    count: ClassVar[str] = "2 L V K E; with projection VD + DH + H + H · 2LKE + 2LKE"
+    traits: ClassVar[Traits] = Traits(merges=False, deep_backward=True, over_4bit=True, identity_at_start=False)
+    default_lr: ClassVar[float] = 5e-3
+    form: ClassVar[PrefixForm] = PrefixForm(title="prefix tuning", peft_type="PREFIX_TUNING")
+
+    kind: Literal["prefix-tuning"] = "prefix-tuning"
+    projection: int | None = Field(
+        None,
+        ge=1,
+        description="Width of the network that makes the prefix in training (the paper: 512); unset: the prefix trains itself.",
+    )
+
+    @model_validator(mode="after")
+    def _a_network_begins_at_random(self) -> Self:
+        if self.projection is not None and self.init not in (None, "random"):
+            raise ValueError("With projection the prefix begins at random; leave init and text out.")
+        return self
+
+    def place(self, model: LanguageModel, name: str, seed: int, fast: bool) -> AdapterAttachment:
+        """A fresh prefix in all layers."""
+        if model.layout != "packed":
+            raise RecipeError(
+                f"Models of type {model.hf.config.model_type!r} compute attention in a way that takes no learned prefix.",
+                "Set method.kind to prompt-tuning, or choose a model of another family.",
+                field="method.kind",
+            )
+        source = self.source(model, generator_of(self.kind, seed)).to(model.device)
+        layers, _, heads, width = sizes_of(model)
+
+        def prefix() -> Tensor:
+            rows: Tensor = source()
+            return rows.view(-1, layers, 2, heads, width).permute(1, 2, 0, 3, 4)
+
+        model.virtual_tokens[name] = VirtualTokens(self.num_virtual_tokens, prefix)
+        sizes = {"token_dim": heads * width, "num_layers": layers, "num_attention_heads": heads}
+        return SoftPromptAttachment(self, model, name, source, {}, sizes=sizes)
+
+    def source(self, model: LanguageModel, generator: torch.Generator) -> PromptSource:
+        """The prefix itself, or the network that makes it."""
+        if self.projection is None and self.init != "random":
+            states_LSVKE = states_of(model, self.first_tokens(model, generator))
+            return RowSource(states_LSVKE.permute(2, 0, 1, 3, 4).flatten(1))
+        row = math.prod(sizes_of(model))
+        if self.projection is None:
+            return RowSource(torch.randn(self.num_virtual_tokens, row, generator=generator))
+        return PrefixNetwork(self.num_virtual_tokens, width_of(model), self.projection, row, generator)
+
+    def check_fits(self, file: AdapterFile, model: LanguageModel) -> None:
+        """Raise RecipeError if a network made the file's prefix, and the file does not hold it."""
+        if file.settings["projection"] is not None and set(file.tensors) == {TABLE}:
+            raise RecipeError(
+                "The adapter holds the prefix that a network came to, but not the network.",
+                "Begin from a run of Luthier, which keeps the network; or set prefix_projection to false in the "
+                "adapter's config, to go on with the prefix itself.",
+                file=file.path,
+                field="method.from",
+            )
+
+    def grouped(self, tensors: dict[str, nn.Parameter]) -> tuple[Group, ...]:
+        """The prefix, or what the network reads, which do not decay, and the network's weights, which do."""
+        weights = {name: tensor for name, tensor in tensors.items() if name.startswith("network.")}
+        own = {name: tensor for name, tensor in tensors.items() if name not in weights}
+        return tuple(group for group in (Group(own, decays=False), Group(weights)) if group.tensors)
+
+
+class PrefixNetwork(PromptSource):
+    """e, and the network that makes the rows of a prefix of it."""
+
+    def __init__(self, count: int, width: int, hidden: int, row: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.randn(count, width, generator=generator))
+        self.network = nn.Sequential(empty_linear(width, hidden), nn.Tanh(), empty_linear(hidden, row))
+        draw_as_torch_does(self, generator)
+
+    def forward(self) -> Tensor:
+        """The rows (V, 2 L K E)."""
+        made: Tensor = self.network(self.embedding)
+        return made
+
+
+def states_of(model: LanguageModel, tokens_V: Tensor) -> Tensor:
+    """The keys and values that the base has for a text, fp32 on the CPU, shape (L, 2, V, K, E)."""
+    cache = DynamicCache()
+    count = len(tokens_V)
+    model.prefill(
+        tokens_V[None].to(model.device),
+        torch.arange(count, device=model.device)[None],
+        (Segment(0, count),),
+        torch.tensor([count - 1], device=model.device),
+        cache,
+    )
+    states_LSKVE = torch.stack([torch.cat(states) for states in cached(cache)])
+    return states_LSKVE.transpose(2, 3).float().cpu()
+
+
+def sizes_of(model: LanguageModel) -> tuple[int, int, int, int]:
+    """L, 2, K and E, as the model's own cache has them."""
+    layers, states, _, heads, width = states_of(model, torch.tensor([0])).shape
+    return layers, states, heads, width

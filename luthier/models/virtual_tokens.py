@@ -1,0 +1,108 @@
+"""Virtual tokens that an adapter puts before every document, and learned keys and values in their place.
+
+A document with V virtual tokens begins with V placeholders at positions 0 to V − 1, so packing, shared beginnings, padding
+and caches treat them as any token. A soft prompt exchanges the placeholders' embeddings. A prefix lets them flow through
+the model as they are, and in each layer's attention exchanges the keys and values that they came to, after the layer's
+rotation of keys: what they compute themselves is seen by nobody.
+
+Shapes: L layers, V virtual tokens, M placeholders of a call, B rows, T new tokens of a row, C columns of keys (cached ones
+first), K key/value heads, E head width, S = 2 for keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from luthier.models.call import Run
+
+
+@dataclass(frozen=True)
+class VirtualTokens:
+    """What an adapter puts before every document.
+
+    prefix: computes the learned keys and values of every layer, shape (L, 2, V, K, E); None if the virtual tokens have
+    embeddings instead.
+    """
+
+    count: int
+    prefix: Callable[[], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class PlacedPrefix:
+    """A prefix in one call: where in the flattened batch its placeholders are, and which virtual token each stands for."""
+
+    token_M: Tensor
+    virtual_M: Tensor
+    states_LSVKE: Tensor
+
+    def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The placeholders' keys and values in a layer, each (M, K, E)."""
+        keys_VKE, values_VKE = self.states_LSVKE[layer]
+        return keys_VKE[self.virtual_M], values_VKE[self.virtual_M]
+
+    def place(self, num_new: int, num_columns: int) -> tuple[Tensor, Tensor]:
+        """Row and column of each placeholder among keys whose last `num_new` columns are the call's own tokens."""
+        row_M = torch.div(self.token_M, num_new, rounding_mode="floor")
+        return row_M, num_columns - num_new + self.token_M % num_new
+
+
+def placed_prefixes(
+    known: Mapping[str, VirtualTokens], runs: Sequence[Run], positions_N: Tensor
+) -> tuple[PlacedPrefix, ...]:
+    """The prefixes of the adapters of a call, where the call holds placeholders; each prefix is computed once."""
+    placed: list[PlacedPrefix] = []
+    computed: dict[str, Tensor] = {}
+    for run in runs:
+        virtual = None if run.adapter is None else known.get(run.adapter)
+        if run.adapter is None or virtual is None or virtual.prefix is None:
+            continue
+        own_N = positions_N[run.start : run.stop]
+        (token_M,) = torch.nonzero(own_N < virtual.count, as_tuple=True)
+        if len(token_M) == 0:  # each step of generation but the first: the cache holds the prefix
+            continue
+        if run.adapter not in computed:
+            computed[run.adapter] = virtual.prefix()
+        placed.append(PlacedPrefix(token_M + run.start, own_N[token_M], computed[run.adapter]))
+    return tuple(placed)
+
+
+def with_prefixes(
+    prefixes: Sequence[PlacedPrefix], layer: int, k_BKCE: Tensor, v_BKCE: Tensor, num_new: int
+) -> tuple[Tensor, Tensor]:
+    """Keys and values with the learned ones at the placeholders."""
+    k_BCKE, v_BCKE = k_BKCE.transpose(1, 2), v_BKCE.transpose(1, 2)
+    for prefix in prefixes:
+        place = prefix.place(num_new, k_BCKE.shape[1])
+        keys_MKE, values_MKE = prefix.of_layer(layer)
+        k_BCKE = k_BCKE.index_put(place, keys_MKE.to(k_BCKE.dtype))
+        v_BCKE = v_BCKE.index_put(place, values_MKE.to(v_BCKE.dtype))
+    return k_BCKE.transpose(1, 2), v_BCKE.transpose(1, 2)
+
+
+def cached(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+    """The keys and values that a cache holds for each layer, each (B, K, C, E)."""
+    states: list[tuple[Tensor, Tensor]] = []
+    for layer in cache.layers:
+        assert isinstance(layer, DynamicLayer)
+        assert layer.keys is not None
+        assert layer.values is not None
+        states.append((layer.keys, layer.values))
+    return states
+
+
+def keep_prefixes(prefixes: Sequence[PlacedPrefix], cache: DynamicCache, num_new: int) -> None:
+    """Overwrite the placeholders' own keys and values, which the layers have just put into the cache."""
+    for index, (k_BKCE, v_BKCE) in enumerate(cached(cache)):
+        k_BCKE, v_BCKE = k_BKCE.transpose(1, 2), v_BKCE.transpose(1, 2)
+        for prefix in prefixes:
+            place = prefix.place(num_new, k_BCKE.shape[1])
+            keys_MKE, values_MKE = prefix.of_layer(index)
+            k_BCKE[place] = keys_MKE.to(k_BCKE.dtype)
+            v_BCKE[place] = values_MKE.to(v_BCKE.dtype)
