@@ -38,7 +38,16 @@ from luthier.models.sources import locate, read_config, read_tokenizer
 from luthier.ops.workers import Workers
 from luthier.recipe import Recipe, dump_recipe, load_recipe
 from luthier.recipe.provenance import check_same, environment, provenance_of
-from luthier.store.files import folder_fault, leftovers, make_folder, remove_file, write_folder, write_json, write_text
+from luthier.store.files import (
+    folder_fault,
+    leftovers,
+    make_folder,
+    remove_file,
+    remove_folder,
+    write_folder,
+    write_json,
+    write_text,
+)
 from luthier.store.runs import (
     METRICS,
     RECIPE,
@@ -55,6 +64,8 @@ from luthier.training.checkpoint import FOLDER as CHECKPOINTS
 from luthier.training.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from luthier.training.loop import Outside, Plan, Progress, progress_of, train
 from luthier.training.trackers import numbers_of, open_trackers
+from luthier.training.trunk import FOLDER as TRUNK_FOLDER
+from luthier.training.trunk import keeps_trunk, open_trunk_cache
 
 Announce = Callable[[str], None]
 OnStep = Callable[[dict[str, Any]], None]
@@ -236,6 +247,9 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) ->
     announce(f"Method {recipe.method.kind}: {attachment.num_trainable:,} numbers train.")
     _check_lengths(dataset, model)
     recipe, batches = _resolve(recipe, dataset, model, attachment)
+    cache = open_trunk_cache(recipe.training, folder, model, attachment, dataset, announce)
+    if cache is not None:
+        model.keep_trunk(cache)
     plan = _plan(recipe, batches.num_steps, model)
     write_status(folder, "running", total_steps=plan.num_steps)
     _settle_provenance(recipe, folder, model, dataset, announce)
@@ -300,7 +314,7 @@ def _resolve(
         layout=model.layout,
         pad_id=model.pad_id,
         seed=recipe.seed,
-        shares_prefix=_shares_prefix(recipe, model) and not attachment.draws,
+        shares_prefix=_shares_prefix(recipe, model, attachment, dataset) and not attachment.draws,
         epochs=training.epochs,
         steps=training.steps,
     )
@@ -316,9 +330,13 @@ def _resolve(
     return recipe.model_copy(update={"training": settled}), batches
 
 
-def _shares_prefix(recipe: Recipe, model: LanguageModel) -> bool:
-    """Whether rows computed together share a common beginning; a GPU's variable-length kernel knows no such rows."""
-    return recipe.training.fast.prefix and model.device.type == "cpu"
+def _shares_prefix(recipe: Recipe, model: LanguageModel, attachment: Attachment, dataset: Dataset) -> bool:
+    """Whether rows computed together share a common beginning.
+
+    A GPU's variable-length kernel knows no such rows, and what is kept of a row is kept whole.
+    """
+    is_kept = keeps_trunk(recipe.training, attachment, len(dataset.train))
+    return recipe.training.fast.prefix and model.device.type == "cpu" and not is_kept
 
 
 def _workers(asked: int | str, device: torch.device) -> int:
@@ -401,7 +419,7 @@ def _outside(
         workers.count,
         model.layout,
         model.pad_id,
-        shares_prefix=_shares_prefix(recipe, model),
+        shares_prefix=_shares_prefix(recipe, model, attachment, dataset),
     )
     trackers = open_trackers(recipe.training.trackers, folder, recipe.model_dump(mode="json"), steps_before)
 
@@ -438,6 +456,7 @@ def _finish(recipe: Recipe, folder: Path, attachment: Attachment, progress: Prog
             for name, tensor in attachment.trainables.items():
                 tensor.copy_(best.trainables[name])
         attachment.load_state(best.method)
+    remove_folder(folder / TRUNK_FOLDER)
     output = folder / recipe.method.output_folder
     write_folder(output, lambda partial: attachment.write(partial, announce), replace=True)
     metrics = read_metrics(folder)

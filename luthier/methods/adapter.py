@@ -99,7 +99,9 @@ class AdapterMethod(Method):
             found = file.settings[field]
             if field == "targets":
                 value, found = sorted(value), sorted(found)
-            if json.dumps(value) != json.dumps(found):  # as a file would hold them: no tuples beside lists
+            if json.loads(json.dumps(value)) != json.loads(
+                json.dumps(found)
+            ):  # a file holds lists where we have tuples
                 raise RecipeError(
                     f"The recipe's {field} is not that of the adapter it goes on from: {value} against {found}.",
                     f"Leave method.{field} out, or begin afresh without method.from.",

@@ -67,6 +67,11 @@ class FusionSide(Side):
         self.gate = nn.Parameter(torch.zeros(()))
         self._final_norm = final_norm
 
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """All of them."""
+        return tuple(range(len(self.layer_bias)))
+
     def forward(self, tapped: Mapping[int, Tensor], inputs: Mapping[str, Any]) -> Tensor:
         """The fused states (B, T, D)."""
         last_BTD = tapped[len(tapped) - 1]
@@ -81,4 +86,5 @@ class FusionSide(Side):
         """α: how much each token takes of each layer's state, shape (J, B, T); sums to 1 over J."""
         rms_JBT = states_JBTD.square().mean(-1).add(_EPS).sqrt()
         score_JBT = states_JBTD @ self.query / (rms_JBT * states_JBTD.shape[-1] ** 0.5)
-        return (score_JBT + self.layer_bias.view(-1, 1, 1)).softmax(0)
+        share_JBT: Tensor = (score_JBT + self.layer_bias.view(-1, 1, 1)).softmax(0)
+        return share_JBT

@@ -74,6 +74,14 @@ class Attachment(ABC):
         """The first layer that needs a backward pass; None where it reaches the embedding."""
 
     @property
+    def taps(self) -> tuple[int, ...]:
+        """Which states of the base, by the number of the layer that gives them, are all that the method reads of it.
+
+        Nothing below them depends on what trains; empty where it does from the embedding or the first layer on.
+        """
+        return (self.lowest_layer,) if self.lowest_layer else ()
+
+    @property
     @abstractmethod
     def adapter(self) -> str | None:
         """The name to pass as `adapters` so that the method takes part; None if the method is the model itself."""

@@ -108,6 +108,11 @@ class LadderSide(Side):
         for index, layer in enumerate(anatomy.layers):
             small.get_submodule(layer.name).register_forward_pre_hook(self._rung(index), with_kwargs=True)
 
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """What enters the first layer, what the kept layers give, the last one among them."""
+        return (0, *(index + 1 for index in self._kept))
+
     def forward(self, tapped: Mapping[int, Tensor], inputs: Mapping[str, Any]) -> Tensor:
         """h_L + γ (U(norm(s)) − h_L) of every token, through the base's final norm."""
         cache = inputs.get("past_key_values")
@@ -192,13 +197,14 @@ def _small_model(config: PreTrainedConfig, generator: torch.Generator) -> PreTra
     """A model of that config in fp32, its random start from the generator; its embeddings give nothing."""
     with torch.random.fork_rng():
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-        made: PreTrainedModel = AutoModelForCausalLM.from_config(
+        made: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, dtype=torch.float32, attn_implementation=config._attn_implementation
         )
     for module in made.modules():
         if isinstance(module, nn.Embedding):
             nn.init.zeros_(module.weight)
-    return made.eval()
+    made.train(False)
+    return made
 
 
 def _cut_out(

@@ -44,13 +44,12 @@ def prune_layer(
     for name, target in small.get_submodule(own.name).named_parameters():
         module_name, _, part = name.rpartition(".")
         source = model.hf.get_submodule(f"{layer.name}.{module_name}")
-        tensor = source.get_parameter(part)
-        is_transposed = isinstance(source, Conv1D) and tensor.dim() == 2
-        tensor = tensor.t() if is_transposed else tensor
+        whole = source.get_parameter(part)
+        is_transposed = isinstance(source, Conv1D) and whole.dim() == 2
+        cut: Tensor = whole.t() if is_transposed else whole
         shape = tuple(reversed(target.shape)) if is_transposed else tuple(target.shape)
         in_attention = f"{layer.name}.{module_name}".startswith(layer.attention + ".")
         is_output = module_name.rpartition(".")[2] in _OUTPUTS
-        cut = tensor
         for axis, size in enumerate(shape):
             if cut.shape[axis] == size:
                 continue

@@ -34,6 +34,11 @@ def _trained(side: Side) -> list[tuple[str, nn.Parameter]]:
 class SideAttachment(AdapterAttachment):
     """A side network at work: all its tensors are shared by all layers, and the base needs no backward pass."""
 
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """What the side network reads."""
+        return self.model.sides[self.name].taps
+
     def merge(self) -> None:
         """Refused: no weight of the base computes what the side network does."""
         raise RecipeError(

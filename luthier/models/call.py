@@ -48,6 +48,7 @@ class Call:
     recomputable: takes tensors that the backward pass should compute again; None keeps everything.
     watched: takes each layer's attention weights (1, H, T, T) in order; None does not compute them.
     tapped: takes what each layer gives, by its number from 1, and as 0 what enters the first; None notes nothing.
+    entering: what enters the layer of this index: those below it compute nothing; None computes all.
     """
 
     segments: tuple[Segment, ...] | None
@@ -56,6 +57,7 @@ class Call:
     recomputable: Recomputable | None = None
     watched: list[Tensor] | None = None
     tapped: dict[int, Tensor] | None = None
+    entering: tuple[int, Tensor] | None = None
 
     def at(self, source_N: Tensor) -> Call:
         """The call over chosen positions, which must be in the order of the runs; each keeps its adapter and its key."""

@@ -42,6 +42,7 @@ class Family:
     activation_key: str = "hidden_act"  # in the config
     softcap_key: str | None = None  # in the config: cap on the final logits
     logit_divisor_key: str | None = None  # in the config: the final logits are divided by it
+    layer_gives_tuple: bool = False  # whether a layer gives attention weights beside its state
 
 
 _LLAMA_GATED = ("gate_proj", "up_proj", "down_proj")
@@ -104,7 +105,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         model_types=("falcon",),
         kind="decoder", layout="bucketed", trunk="transformer", embedding="word_embeddings", layers="h",
-        final_norm="ln_f", attention="self_attention", feedforward="mlp",
+        final_norm="ln_f", attention="self_attention", feedforward="mlp", layer_gives_tuple=True,
     ),
 )  # fmt: skip
 

@@ -19,8 +19,9 @@ from luthier.models.call import Adapters, Call, Draws, Run, call_of_batch, calli
 from luthier.models.families import family_of
 from luthier.models.fast_layers import FastLinear, use_fast_layers
 from luthier.models.settings import ModelSettings
-from luthier.models.sides import Side, combined, tap_layers
+from luthier.models.sides import Side, combined, skip_layers, tap_layers
 from luthier.models.sources import ModelSource, fingerprint, locate, read_config, read_tokenizer, read_weights
+from luthier.models.trunk import TrunkCache
 from luthier.ops.head import token_logprobs, token_logprobs_recomputed, token_logprobs_reference
 from luthier.ops.recompute import Recomputable
 from luthier.types import Batch, Layout, Segment
@@ -64,6 +65,7 @@ class LanguageModel:
     identity: Identity
     fast: FastModel = field(default_factory=FastModel)
     sides: dict[str, Side] = field(default_factory=dict)
+    trunk_cache: TrunkCache | None = None
 
     @property
     def layout(self) -> Layout:
@@ -131,20 +133,53 @@ class LanguageModel:
         return self._hidden(batch, call_of_batch(batch, adapters, draws))
 
     def _hidden(self, batch: Batch, call: Call) -> Tensor:
-        return self._trunk(
-            call,
-            input_ids=batch.tokens_BT,
-            position_ids=batch.positions_BT,
-            attention_mask=batch.mask_BT,
-            use_cache=False,
-        )
+        inputs = {
+            "input_ids": batch.tokens_BT,
+            "position_ids": batch.positions_BT,
+            "attention_mask": batch.mask_BT,
+            "use_cache": False,
+        }
+        if self.trunk_cache is None:
+            return self._trunk(call, **inputs)
+        held = self.trunk_cache.read(batch)
+        if held is not None:
+            return self._above(call, held, inputs)
+        call = replace(call, tapped={})
+        hidden_BTD = self._trunk(call, **inputs)
+        assert call.tapped is not None
+        self.trunk_cache.write(batch, call.tapped)
+        return hidden_BTD
+
+    def _above(self, call: Call, held: dict[int, Tensor], inputs: dict[str, Any]) -> Tensor:
+        """What `_trunk` gives, begun with states that are held from before."""
+        sides = self._sides_of(call)
+        held = {number: states.to(self.dtype) for number, states in held.items()}
+        with calling(replace(call, tapped=held)):
+            of_sides = {name: side(held, inputs) for name, side in sides.items()}
+        if sides and all(run.adapter in sides for run in call.runs):
+            return combined(next(iter(of_sides.values())), call, of_sides)
+        highest = max(held)
+        hidden_BTD = self._base(replace(call, entering=(highest, held[highest])), inputs)
+        return combined(hidden_BTD, call, of_sides)
+
+    def _sides_of(self, call: Call) -> dict[str, Side]:
+        """The side networks of a call's runs by adapter."""
+        names = {run.adapter for run in call.runs if run.adapter is not None}
+        return {name: self.sides[name] for name in names & set(self.sides)}
+
+    def keep_trunk(self, cache: TrunkCache) -> None:
+        """From now on, keep what the frozen lower layers give for each document, and begin with it where it is held."""
+        if not self.sides:
+            tap_layers(self.hf, self.anatomy)
+        skip_layers(self.hf, self.anatomy)
+        self.trunk_cache = cache
 
     def _trunk(self, call: Call, **inputs: Any) -> Tensor:
         """The hidden states after the final norm, shape (B, T, D): the base's, or a side network's where a run has one."""
-        sides = {run.adapter: self.sides[run.adapter] for run in call.runs if run.adapter in self.sides}
+        sides = self._sides_of(call)
         if not sides:
             return self._base(call, inputs)
-        call = replace(call, tapped={})
+        call = replace(call, tapped={}) if call.tapped is None else call
         with torch.no_grad() if all(run.adapter in sides for run in call.runs) else nullcontext():
             hidden_BTD = self._base(call, inputs)
         assert call.tapped is not None

@@ -7,7 +7,7 @@ Shapes: B rows, T tokens, D width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,11 @@ from luthier.models.call import Call, current_call
 
 class Side(nn.Module, ABC):
     """A side network under the name of an adapter."""
+
+    @property
+    @abstractmethod
+    def taps(self) -> tuple[int, ...]:
+        """The numbers of the states that it reads."""
 
     @abstractmethod
     def forward(self, tapped: Mapping[int, Tensor], inputs: Mapping[str, Any]) -> Tensor:
@@ -53,8 +58,27 @@ def _noting(number: int) -> Any:
     return note
 
 
+def skip_layers(hf: PreTrainedModel, anatomy: Anatomy) -> None:
+    """From now on, calls that say what enters a layer compute nothing in the layers below it."""
+    for layer in anatomy.layers:
+        module = hf.get_submodule(layer.name)
+        module.forward = _skipping(module.forward, layer.index, anatomy.family.layer_gives_tuple)
+
+
+def _skipping(forward: Callable[..., Any], index: int, gives_tuple: bool) -> Callable[..., Any]:
+    def skipping(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        entering = current_call().entering
+        if entering is None or index >= entering[0]:
+            return forward(hidden_states, *args, **kwargs)
+        return (entering[1], None) if gives_tuple else entering[1]
+
+    return skipping
+
+
 def combined(hidden_BTD: Tensor, call: Call, by_adapter: Mapping[str, Tensor]) -> Tensor:
     """Each run's tokens from its own side network, or from the base where it has none, shape (B, T, D)."""
+    if not by_adapter:
+        return hidden_BTD
     flat_ND = hidden_BTD.flatten(0, 1)
     pieces = []
     for run in call.runs:

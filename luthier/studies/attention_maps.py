@@ -51,7 +51,7 @@ def attention_maps(text: str, base: LanguageModel, tuned: LanguageModel, adapter
     part = Part(np.array(ids, dtype=np.int64))
     example = Example((part,), empty, empty, np.zeros(0, dtype=np.float32), empty, 0, Origin("text", 1))
     batch = collate([example], tuned.layout, tuned.pad_id)
-    tokens = tuple(tuned.tokenizer.decode([token]) for token in ids)
+    tokens = tuple(str(tuned.tokenizer.decode([token])) for token in ids)
     return AttentionMaps(tokens, base.attention(batch), tuned.attention(batch, adapter))
 
 

@@ -136,8 +136,8 @@ def _load(folder: Path, step: int) -> Checkpoint | str:
         saved = read_json(folder / _STATE)
         if not isinstance(saved, dict) or saved.get("step") != step or not isinstance(saved.get("state"), dict):
             return f"its {_STATE} is not that of step {step}"
-        tensors = (load_file(folder / name) for name in (_TRAINABLES, _OPTIMIZER, _METHOD))
-        return Checkpoint(step, *tensors, saved["state"])
+        trainables, optimizer, method = (load_file(folder / name) for name in (_TRAINABLES, _OPTIMIZER, _METHOD))
+        return Checkpoint(step, trainables, optimizer, method, saved["state"])
     except (LuthierError, SafetensorError, OSError) as error:
         return f"it cannot be read ({error})"
 

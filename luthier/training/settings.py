@@ -99,6 +99,14 @@ class TrainingSettings(Settings):
         (),
         description="Where metrics go beside metrics.jsonl.",
     )
+    trunk_cache_gb: float = Field(
+        8.0,
+        ge=0,
+        description="Most disk for what frozen lower layers give for each row, so that later epochs begin above them; 0: keep nothing.",
+    )
+    trunk_cache_dtype: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Number format of what is kept; bf16 takes half the disk and rounds."
+    )
     fast: FastPaths = FastPaths()
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from luthier.errors import UsageError
 from luthier.studies.inspection import Inspection, Shrunk, inspect_run, shrink_run
 from luthier.studies.inspection_plot import grid, write_inspection_plot
 
-FULL = {"kind": "full", "rank": None}
+FULL = {"kind": "full", "rank": None, "layers": [0, 1]}
 
 
 def run_of(folder: Path, model: Path, validation: str = "none", **method: Any) -> Path:
@@ -88,9 +88,9 @@ def test_a_fully_tuned_model_comes_out_as_a_lora(tiny_model: Path, tmp_path: Pat
     assert result.losses is not None
     assert result.kept_energy == pytest.approx(1)
     base_to_run = result.losses["base"] - result.losses["run"]
-    assert result.losses["smaller"] - result.losses["run"] < 0.7 * base_to_run
-    assert any("norm" in name for name in result.left_out)
-    assert any("embed" in name for name in result.left_out)
+    assert result.losses["smaller"] - result.losses["run"] < 0.3 * base_to_run
+    assert result.left_out
+    assert all("norm" in name for name in result.left_out)
 
 
 def test_rank_and_energy_exclude_each_other_and_a_folder_is_not_overwritten(tiny_model: Path, tmp_path: Path) -> None:

@@ -1,0 +1,126 @@
+"""Rows of bytes kept on disk under keys, read through a memory map.
+
+    rows.bin    all rows, of one width, in the order in which they came
+    index.jsonl a line an entry: its key, where it begins, how many rows it has, and their CRC-32
+
+An entry counts once its line is written, and the line is written after its rows. What a dead process or a lost disk cache
+left half written fails its checksum, and is as if it had never been there.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import threading
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from luthier.errors import DiskFull
+from luthier.store.files import append_line, make_folder
+
+ROWS, INDEX = "rows.bin", "index.jsonl"
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    start: int
+    count: int
+    crc: int
+
+
+class RowCache:
+    """A store of entries of rows, for one process and its threads."""
+
+    def __init__(self, folder: Path, row_bytes: int) -> None:
+        """Open the cache in a folder, with what is in it from before; row_bytes: the width of every row."""
+        make_folder(folder)
+        self._folder = folder
+        self._row_bytes = row_bytes
+        self._lock = threading.Lock()
+        self._entries: dict[str, _Entry] = {}
+        self._checked: set[str] = set()
+        self._end = 0
+        self._map: Bytes | None = None
+        self._file = os.open(folder / ROWS, os.O_RDWR | os.O_CREAT, 0o644)
+        self._read_index()
+
+    def get(self, key: str) -> Bytes | None:
+        """The rows of an entry, shape (count, row_bytes), read-only; None if there is no whole entry of that key."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                return None
+            rows = self._rows(entry)
+            if rows is None or (key not in self._checked and _crc(rows) != entry.crc):
+                del self._entries[key]
+                return None
+            self._checked.add(key)
+            return rows
+
+    def put(self, key: str, rows: Bytes) -> None:
+        """Keep an entry; one that is there already stays. Raises DiskFull."""
+        data = np.ascontiguousarray(rows)
+        assert data.ndim == 2
+        assert data.shape[1] == self._row_bytes
+        with self._lock:
+            if key in self._entries:
+                return
+            entry = _Entry(self._end, len(data), _crc(data))
+            self._write(data.tobytes(), entry.start * self._row_bytes)
+            line = {"key": key, "start": entry.start, "count": entry.count, "crc": entry.crc}
+            append_line(self._folder / INDEX, json.dumps(line))
+            self._entries[key] = entry
+            self._checked.add(key)
+            self._end += entry.count
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._map = None
+        os.close(self._file)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _read_index(self) -> None:
+        index = self._folder / INDEX
+        for text in index.read_text(encoding="utf-8").splitlines() if index.is_file() else ():
+            try:
+                line = json.loads(text)
+                entry = _Entry(int(line["start"]), int(line["count"]), int(line["crc"]))
+            except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+                continue  # the line that a dead process was writing
+            self._entries[str(line["key"])] = entry
+            self._end = max(self._end, entry.start + entry.count)
+
+    def _rows(self, entry: _Entry) -> Bytes | None:
+        stop = (entry.start + entry.count) * self._row_bytes
+        if self._map is None or self._map.size < stop:
+            size = os.fstat(self._file).st_size
+            if size < stop:
+                return None
+            self._map = np.memmap(self._folder / ROWS, dtype=np.uint8, mode="r", shape=(size,))
+        return self._map[entry.start * self._row_bytes : stop].reshape(entry.count, self._row_bytes)
+
+    def _write(self, data: bytes, offset: int) -> None:
+        # not through the map: a full disk would end the process there, and here it is an error
+        try:
+            while data:
+                written = os.pwrite(self._file, data, offset)
+                data, offset = data[written:], offset + written
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFull(
+                    f"The disk is full: {self._folder / ROWS}.",
+                    "Free some space, or set training.trunk_cache_gb to 0.",
+                ) from error
+            raise
+
+
+def _crc(rows: Bytes) -> int:
+    return zlib.crc32(rows.tobytes())
