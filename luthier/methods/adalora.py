@@ -171,17 +171,21 @@ class AdaLoRA(LayerMethod):
 
     def place(self, model: LanguageModel, name: str, seed: int, fast: bool) -> AdapterAttachment:
         """A fresh branch at every place, and what shares the ranks out."""
+        for layer in sorted(set(self.ranks) - set(self.places(model))):
+            raise RecipeError(
+                f"method.ranks names {layer!r}, which is no adapted layer.",
+                "Give a layer's whole name, such as model.layers.0.self_attn.q_proj.",
+                field="method.ranks",
+            )
         return AdaLoRAAttachment(self, model, name, super().place(model, name, seed, fast).layers)
 
     def branch(self, layer: AdaptedLayer, generator: torch.Generator, fast: bool) -> Branch:
         """A and B small and random, e zero."""
-        (outputs, inputs), device = linear_of(layer, self.kind).weight.shape, layer.base.get_parameter("weight").device
-        rank = self.ranks.get(layer.name, self.init_rank)
-        a_RI = torch.randn(rank, inputs, generator=generator) * _START_DEVIATION
-        b_OR = torch.randn(outputs, rank, generator=generator) * _START_DEVIATION
-        return AdaLoRABranch(
-            trainable(a_RI, device), trainable(b_OR, device), self._alpha / (self.init_rank + 1e-5), self.dropout, fast
-        )
+        weight_OI = linear_of(layer, self.kind).weight
+        (outputs, inputs), rank = weight_OI.shape, self.ranks.get(layer.name, self.init_rank)
+        a_RI = trainable(torch.randn(rank, inputs, generator=generator) * _START_DEVIATION, weight_OI.device)
+        b_OR = trainable(torch.randn(outputs, rank, generator=generator) * _START_DEVIATION, weight_OI.device)
+        return AdaLoRABranch(a_RI, b_OR, self._alpha / (self.init_rank + 1e-5), self.dropout, fast)
 
     def file_settings(self) -> dict[str, Any]:
         """As for any adapter, with the strength settled."""

@@ -36,6 +36,7 @@ from luthier.models.call import Run
 from luthier.ops.lora import Dropout
 
 _MAGNITUDE = "lora_magnitude_vector"
+_TINY = torch.finfo(torch.float32).tiny  # a row of zeros has no direction: it stays zero rather than become 0 / 0
 
 
 class DoRA(LowRank):
@@ -110,9 +111,6 @@ class DoRABranch(LinearBranch):
         return (self.m_O / length_O)[:, None] * turned_OI, bias_O
 
 
-_TINY = torch.finfo(torch.float32).tiny  # a row of zeros has no direction: it stays zero rather than become 0 / 0
-
-
 @torch.no_grad()
 def row_norms_reference(weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
     """‖W + s B A‖ by rows, fp32, shape (O,), without a gradient."""
@@ -124,7 +122,7 @@ def row_norms_reference(weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, scale: fl
 def row_norms(weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
     """The same by thin products; W Aᵀ in the number format of W, as the layer's own output is."""
     with torch.autocast(weight_OI.device.type, enabled=False):
-        plain_O = torch.linalg.vector_norm(weight_OI, dim=1, dtype=torch.float32).square()
+        plain_O: Tensor = torch.linalg.vector_norm(weight_OI, dim=1, dtype=torch.float32).square()
         crossed_O = ((weight_OI @ a_RI.to(weight_OI.dtype).t()).float() * b_OR).sum(dim=1)
         added_O = ((b_OR @ (a_RI @ a_RI.t())) * b_OR).sum(dim=1)
         norm_O: Tensor = (plain_O + 2 * scale * crossed_O + scale * scale * added_O).clamp_min(_TINY).sqrt()

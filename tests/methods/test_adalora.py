@@ -331,6 +331,16 @@ def test_the_embedding_is_refused_with_the_mend() -> None:
     assert refused.value.mend
 
 
+def test_a_rank_for_a_layer_that_is_not_adapted_is_refused_by_name() -> None:
+    with pytest.raises(RecipeError) as refused:
+        AdaLoRA(ranks={"q_proj": 3}).attach(tiny_model("llama"), "default", seed=0)
+    assert refused.value.field == "method.ranks"
+    assert "'q_proj'" in refused.value.found
+    name = "model.layers.1.self_attn.q_proj"
+    attachment = attached(AdaLoRA(ranks={name: 3}))
+    assert [target for target, branch in attachment.ada_branches.items() if len(branch.kept_R) == 3] == [name]
+
+
 @pytest.mark.parametrize(
     "settings",
     [
