@@ -18,7 +18,7 @@ from luthier.data.rendering import Renderer, build_renderer
 from luthier.data.settings import DataSettings
 from luthier.errors import DataError, LuthierError, NotFound, UsageError
 from luthier.methods import ADAPTER, LoRA
-from luthier.methods.lora import LoRAAttachment
+from luthier.methods.adapter import AdapterAttachment
 from luthier.models.language_model import LanguageModel, load_model
 from luthier.models.settings import ModelSettings
 from luthier.models.sources import locate
@@ -95,7 +95,7 @@ def work_row(rendered: Rendered) -> WorkRow:
     return WorkRow(tokens, labels)
 
 
-def shape_of(model: LanguageModel, attachment: LoRAAttachment) -> Shape:
+def shape_of(model: LanguageModel, attachment: AdapterAttachment) -> Shape:
     """The sizes that the counting of arithmetic needs."""
     config = model.hf.config
     linears = []
