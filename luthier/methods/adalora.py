@@ -97,7 +97,7 @@ class AdaLoRA(LayerMethod):
     paper: ClassVar[str] = "https://arxiv.org/abs/2303.10512"
     count: ClassVar[str] = "Σ R (I + O + 1) over the adapted layers, R the initial rank"
     traits: ClassVar[Traits] = Traits(merges=True, deep_backward=True, over_4bit=True, identity_at_start=True)
-    default_lr: ClassVar[float] = 1e-3
+    default_lr: ClassVar[float] = 2e-3  # the paper: up to 1.2e-3 in runs of many thousand steps; e starts slowly
     form: ClassVar[PeftForm] = AdaLoRAForm(
         title="AdaLoRA",
         peft_type="ADALORA",

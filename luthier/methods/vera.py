@@ -41,7 +41,7 @@ class VeRA(TargetedMethod):
     paper: ClassVar[str] = "https://arxiv.org/abs/2310.11454"
     count: ClassVar[str] = "Σ (O + R) over the adapted layers"
     traits: ClassVar[Traits] = Traits(merges=True, deep_backward=True, over_4bit=True, identity_at_start=True)
-    default_lr: ClassVar[float] = 5e-3
+    default_lr: ClassVar[float] = 1e-2  # the paper: 1e-3 to 2e-2
     form: ClassVar[PeftForm] = PeftForm(
         title="VeRA",
         peft_type="VERA",
