@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from luthier.methods import AdapterMethod
+from luthier.training.flat import FlatTrainables
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -39,6 +40,7 @@ def written_here(method: AdapterMethod, name: str, folder: Path, size: float = 0
     model = tiny_model(name)
     attachment = method.attach(model, "default", seed=0)
     randomize(attachment, size)
+    FlatTrainables(attachment.groups, workers=1)  # as the loop leaves them: views of one vector
     folder.mkdir(exist_ok=True)
     attachment.write(folder, quiet)
     return logprobs(model)
