@@ -42,6 +42,7 @@ class Family:
     activation_key: str = "hidden_act"  # in the config
     softcap_key: str | None = None  # in the config: cap on the final logits
     logit_divisor_key: str | None = None  # in the config: the final logits are divided by it
+    norms_heads_first: bool = False  # whether norms of queries and keys see (B, heads, T, D), not (B, T, heads, D)
     layer_gives_tuple: bool = False  # whether a layer gives attention weights beside its state
 
 
@@ -56,6 +57,7 @@ def _llama_like(
     activation_key: str = "hidden_act",
     softcap_key: str | None = None,
     logit_divisor_key: str | None = None,
+    norms_heads_first: bool = False,
 ) -> Family:
     return Family(
         model_types=model_types,
@@ -72,6 +74,7 @@ def _llama_like(
         activation_key=activation_key,
         softcap_key=softcap_key,
         logit_divisor_key=logit_divisor_key,
+        norms_heads_first=norms_heads_first,
     )
 
 
@@ -81,11 +84,12 @@ FAMILIES: tuple[Family, ...] = (
     _llama_like("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2"),
     _llama_like("granite", logit_divisor_key="logits_scaling"),
     _llama_like("phi3", gated=None),
-    _llama_like("phi", rms_norm=None, gated=None, final_norm="final_layernorm"),
+    _llama_like("phi", rms_norm=None, gated=None, final_norm="final_layernorm", norms_heads_first=True),
     _llama_like("gemma", rms_norm=_GEMMA_NORM, activation_key="hidden_act"),
     _llama_like(
         "gemma2", "gemma3_text",
         rms_norm=_GEMMA_NORM, activation_key="hidden_activation", softcap_key="final_logit_softcapping",
+        norms_heads_first=True,
     ),
     Family(
         model_types=("gpt2",),
