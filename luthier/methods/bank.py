@@ -115,6 +115,10 @@ class AdaptedLayer(nn.Module, ABC):
     def _flat(self, x: Tensor) -> Tensor:
         """The input with one row a token."""
 
+    def _unflat(self, y: Tensor, x: Tensor) -> Tensor:
+        """The output of all tokens in the order of the input's axes."""
+        return y.view(*x.shape[:-1], y.shape[-1])
+
     def forward(self, x: Tensor) -> Tensor:
         """The base alone where no run has a branch here, else each run by its own."""
         runs = current_call().runs
@@ -122,10 +126,8 @@ class AdaptedLayer(nn.Module, ABC):
             base: Tensor = self.base(x)
             return base
         flat = self._flat(x)
-        lead = x.shape if flat.dim() == 1 else x.shape[:-1]
         pieces = [self._of_run(flat if len(runs) == 1 else flat[run.start : run.stop], run) for run in runs]
-        y = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        return y.view(*lead, y.shape[-1])
+        return self._unflat(pieces[0] if len(pieces) == 1 else torch.cat(pieces), x)
 
     def _of_run(self, x: Tensor, run: Run) -> Tensor:
         """What one run of tokens gives."""
@@ -208,20 +210,27 @@ class AdaptedEmbedding(AdaptedLayer):
     def _flat(self, x: Tensor) -> Tensor:
         return x.reshape(-1)
 
+    def _unflat(self, y: Tensor, x: Tensor) -> Tensor:
+        return y.view(*x.shape, y.shape[-1])
+
 
 class NormBranch(Branch):
     """One adapter at a norm."""
 
     @abstractmethod
     def forward(self, x_ND: Tensor, layer: AdaptedNorm, run: Run) -> Tensor:
-        """The adapted norm's output (N, D) for the tokens of a run."""
+        """The adapted norm's output for the tokens of a run: (N, D), or (N, heads, D) within attention."""
 
 
 class AdaptedNorm(AdaptedLayer):
-    """A frozen norm: `nn.LayerNorm`, or a family's RMSNorm."""
+    """A frozen norm: `nn.LayerNorm`, or a family's RMSNorm.
 
-    def __init__(self, base: nn.Module, name: str, form: RMSNormForm | None) -> None:
+    One of queries or keys gets a row a head of every token; `heads_first`: as (B, heads, T, D), not (B, T, heads, D).
+    """
+
+    def __init__(self, base: nn.Module, name: str, form: RMSNormForm | None, heads_first: bool) -> None:
         super().__init__(base, name)
+        self.heads_first = heads_first
         self.form = None if isinstance(base, nn.LayerNorm) else form
         eps = base.eps if self.form is None or isinstance(base, FastRMSNorm) else vars(base)[self.form.eps]
         assert isinstance(eps, float)
@@ -250,7 +259,14 @@ class AdaptedNorm(AdaptedLayer):
         return rms_norm(x_ND, gain_D + self.form.gain_offset, self.eps).to(x_ND.dtype)
 
     def _flat(self, x: Tensor) -> Tensor:
+        if x.dim() == 4:
+            return (x.transpose(1, 2) if self.heads_first else x).flatten(0, 1)
         return x.reshape(-1, x.shape[-1])
+
+    def _unflat(self, y: Tensor, x: Tensor) -> Tensor:
+        if x.dim() == 4 and self.heads_first:
+            return y.view(x.transpose(1, 2).shape).transpose(1, 2)
+        return y.view(x.shape)
 
 
 def frozen_module(model: LanguageModel, name: str) -> nn.Module:
@@ -276,6 +292,7 @@ def adapted(model: LanguageModel, target: str) -> AdaptedLayer:
         layer = AdaptedLinear(module, target)
     else:
         assert is_norm(module)
-        layer = AdaptedNorm(module, target, model.anatomy.family.rms_norm)
+        family = model.anatomy.family
+        layer = AdaptedNorm(module, target, family.rms_norm, family.norms_heads_first)
     replace_module(model.hf, target, layer)
     return layer

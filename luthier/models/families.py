@@ -78,6 +78,7 @@ class Family:
     logit_divisor_key: str | None = None  # in the config: the final logits are divided by it
     residual_factor_key: str | None = None  # in the config: what a sublayer gives is multiplied by it before the sum
     norm_first_key: str | None = None  # in the config: false where the norms follow the residual sums
+    norms_heads_first: bool = False  # whether norms of queries and keys see (B, heads, T, D), not (B, T, heads, D)
     layer_gives_tuple: bool = False  # whether a layer gives attention weights beside its state
 
 
@@ -110,6 +111,7 @@ def _llama_like(
     softcap_key: str | None = None,
     logit_divisor_key: str | None = None,
     residual_factor_key: str | None = None,
+    norms_heads_first: bool = False,
 ) -> Family:
     return Family(
         model_types=model_types,
@@ -129,6 +131,7 @@ def _llama_like(
         softcap_key=softcap_key,
         logit_divisor_key=logit_divisor_key,
         residual_factor_key=residual_factor_key,
+        norms_heads_first=norms_heads_first,
     )
 
 
@@ -151,7 +154,7 @@ FAMILIES: tuple[Family, ...] = (
     _llama_like(
         "phi",
         rms_norm=None, gated=None, roles=_roles_apart("dense", "mlp.fc1", "mlp.fc2"), final_norm="final_layernorm",
-        norms=Norms(("input_layernorm",), ("input_layernorm",)),
+        norms=Norms(("input_layernorm",), ("input_layernorm",)), norms_heads_first=True,
     ),
     _llama_like("gemma", rms_norm=_GEMMA_NORM, activation_key="hidden_act"),
     _llama_like(
@@ -161,6 +164,7 @@ FAMILIES: tuple[Family, ...] = (
             ("input_layernorm",), ("pre_feedforward_layernorm",),
             ("post_attention_layernorm",), ("post_feedforward_layernorm",),
         ),
+        norms_heads_first=True,
     ),
     Family(
         model_types=("gpt2",),

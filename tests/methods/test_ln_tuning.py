@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from models.rows import plain_logprobs, random_rows
+from models.rows import batch_of, plain_logprobs, random_rows
 from models.tiny import CONFIGS, plain_model, tiny_model
 from models.tuned import LENGTHS, logprobs, plain_attention, quiet, randomize
-from near import assert_near
+from near import assert_apart, assert_near
 from peft import LNTuningConfig, PeftModel, get_peft_model
 from torch import Tensor
 
@@ -98,6 +98,24 @@ def test_norms_of_queries_and_keys_train_only_where_they_are_named(name: str) ->
     assert not trained_norms(LNTuning().attach(tiny_model(name), "default", seed=0)) & inside
     endings = tuple({norm.rpartition(".")[2] for norm in inside})
     assert trained_norms(LNTuning(targets=endings).attach(tiny_model(name), "default", seed=0)) == inside
+
+
+@pytest.mark.parametrize("name", ["qwen3", "olmo2", "phi", "gemma3_text"])
+def test_norms_of_queries_and_keys_take_each_tokens_own_adapter_too(name: str) -> None:
+    model = tiny_model(name)
+    endings = tuple({norm.rpartition(".")[2] for norm in model.anatomy.norms if "self_attn" in norm})
+    for index, adapter in enumerate(("one", "two")):
+        attachment = LNTuning(targets=endings).attach(model, adapter, seed=0)
+        randomize(attachment, 1.0 + index)
+    alone = {adapter: logprobs(model, adapter) for adapter in ("one", "two", None)}
+    batch = batch_of(LENGTHS, model.layout)
+    whose = ("two", None, "one", "two")
+    mixed = model.forward(batch, whose).logprob_N
+    starts = torch.tensor([segment.start for segment in batch.segments[1:]])
+    row_N = torch.bucketize(batch.targets.source_N, starts, right=True)
+    for row, adapter in enumerate(whose):
+        assert_near(mixed[row_N == row], alone[adapter][row_N == row])
+    assert_apart(alone["one"], alone["two"])
 
 
 def test_chosen_layers_leave_the_final_norm_out_unless_it_is_named() -> None:
