@@ -105,7 +105,7 @@ WRONG = [
     ("lr: 1e-4", 3, "lr", "Did you mean training.peak_lr?"),
     ("epochs: 3", 3, "epochs", "Did you mean training.epochs?"),
     ("method: {kind: lorra}", 3, "method.kind", "Did you mean lora?"),
-    ("method:\n  kind: full\n  rank: 3", 5, "method.rank", "It belongs to kind lora."),
+    ("method:\n  kind: full\n  rank: 3", 5, "method.rank", "It belongs to kind lora"),
     ("method: lora", 3, "method", "Give a mapping"),
     ("method: {rank: 0}", 3, "method.rank", "Give at least 1."),
     ("method: {rank: '8'}", 3, "method.rank", "Give a whole number."),
