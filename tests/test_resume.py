@@ -37,7 +37,10 @@ KINDS: dict[str, dict[str, Part]] = {
     "pissa": {"method": {"kind": "pissa", "niter": 2}},
     "dropout": {"method": {"dropout": 0.4, "lr_ratio": 4}},
     "on from another": {"method": {"from": "plain", "rank": None}},
-    "virtual tokens": {"method": {"kind": "prompt-tuning", "rank": None, "num_virtual_tokens": 4}},
+    "virtual tokens": {
+        "method": {"kind": "p-tuning", "rank": None, "num_virtual_tokens": 4, "encoder": "LSTM", "hidden": 8},
+        "training": {"workers": 2},
+    },
     "two workers": {"training": {"workers": 2, "tokens_per_micro_batch": 96}, "data": {"max_length": 96}},
     "gradient checkpointing": {"training": {"gradient_checkpointing": True}, "method": {"dropout": 0.4}},
     "tokens per step": {"training": {"rows_per_step": None, "tokens_per_step": 160}},

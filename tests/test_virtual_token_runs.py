@@ -13,13 +13,14 @@ from tiny_runs import begin, nothing, recipe_values, write_rows
 from luthier import api
 from luthier.data.dataset import load_dataset
 from luthier.errors import DataError, GateRefusal
-from luthier.evaluation.compare import Candidate, losses_by_row
+from luthier.evaluation.compare import Candidate, Question, check_room, losses_by_row
 from luthier.generation.engine import Request, generate
 from luthier.generation.settings import Sampling
 from luthier.methods import ADAPTER
 from luthier.ops.workers import Workers
 from luthier.recipe import make_recipe
 from luthier.run import load_run
+from luthier.types import Origin
 
 METHODS: dict[str, dict[str, Any]] = {
     "prompt-tuning": {"num_virtual_tokens": 5},
@@ -83,6 +84,10 @@ def test_virtual_tokens_take_room_in_the_context(desk: Path) -> None:
     with pytest.raises(DataError, match="5 of them virtual"):
         generate(model, [Request((9,) * (1024 - 5), sampling, ADAPTER)])
     generate(model, [Request((9,) * (1024 - 5), Sampling(max_new_tokens=1))])
+    question = Question(Origin("rows", 1), (9,) * (1024 - 5), "", "")
+    check_room(Candidate("base", model), [question], [])
+    with pytest.raises(DataError, match="5 of them virtual"):
+        check_room(Candidate("tuned", model, ADAPTER), [question], [])
 
 
 def test_a_row_that_no_longer_fits_behind_the_virtual_tokens_is_refused_with_the_length_that_does(desk: Path) -> None:

@@ -70,7 +70,7 @@ class IPT(SoftPromptMethod):
     paper: ClassVar[str] = "Qin et al. 2021, https://arxiv.org/abs/2110.07867"
     count: ClassVar[str] = "tune: I; subspace: VD · I + I + HI + H + H · VD + VD"
     traits: ClassVar[Traits] = Traits(merges=False, deep_backward=True, over_4bit=True, identity_at_start=False)
-    default_lr: ClassVar[float] = 1e-3
+    default_lr: ClassVar[float] = 3e-3
     form: ClassVar[IPTForm] = IPTForm()
     path_fields: ClassVar[tuple[str, ...]] = ("begin_from", "tasks", "decoder")
 

@@ -59,7 +59,7 @@ class PTuning(SoftPromptMethod):
 
     family: ClassVar[Kin] = "soft-prompt"
     paper: ClassVar[str] = "Liu et al. 2021, https://arxiv.org/abs/2103.10385"
-    count: ClassVar[str] = "MLP: VD + DH + H + H² + H + HD + D"
+    count: ClassVar[str] = "MLP: VD + DH + H + H² + H + HD + D; LSTM: VD + Σ 8H (I + H + 2) + 4H² + 2H + 2HD + D"
     traits: ClassVar[Traits] = Traits(merges=False, deep_backward=True, over_4bit=True, identity_at_start=False)
     default_lr: ClassVar[float] = 1e-3
     form: ClassVar[PTuningForm] = PTuningForm(title="p-tuning", peft_type="P_TUNING")

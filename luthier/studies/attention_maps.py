@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from luthier.data.packing import collate
+from luthier.data.placeholders import with_placeholders
 from luthier.errors import UsageError
 from luthier.models.language_model import LanguageModel
 from luthier.store.files import write_bytes
@@ -43,16 +44,22 @@ class AttentionMaps:
 
 
 def attention_maps(text: str, base: LanguageModel, tuned: LanguageModel, adapter: str | None) -> AttentionMaps:
-    """Both models' attention over a text. Raises UsageError for a text without tokens or with too many."""
+    """Both models' attention over a text. Raises UsageError for a text without tokens or with too many.
+
+    What the text takes of an adapter's virtual tokens is left out, so that such rows sum to less than 1.
+    """
     ids = tuned.tokenizer(text, add_special_tokens=False)["input_ids"]
     if not 0 < len(ids) <= MOST_TOKENS:
         raise UsageError(f"The text has {len(ids)} tokens.", f"Give one of 1 to {MOST_TOKENS} tokens.")
     empty = np.zeros(0, dtype=np.int64)
     part = Part(np.array(ids, dtype=np.int64))
     example = Example((part,), empty, empty, np.zeros(0, dtype=np.float32), empty, 0, Origin("text", 1))
-    batch = collate([example], tuned.layout, tuned.pad_id)
     tokens = tuple(str(tuned.tokenizer.decode([token])) for token in ids)
-    return AttentionMaps(tokens, base.attention(batch), tuned.attention(batch, adapter))
+    num_virtual = tuned.num_virtual(adapter)
+    batch = collate([example], tuned.layout, tuned.pad_id)
+    placed = collate([with_placeholders(example, num_virtual)], tuned.layout, tuned.pad_id)
+    tuned_LHTT = tuned.attention(placed, adapter)[..., num_virtual:, num_virtual:]
+    return AttentionMaps(tokens, base.attention(batch), tuned_LHTT)
 
 
 def write_attention_plot(maps: AttentionMaps, path: Path) -> None:

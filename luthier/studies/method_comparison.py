@@ -106,9 +106,10 @@ def compare_methods(
         budget_tokens: about so many tokens of input for each; unset, the recipe's own epochs or steps.
         seeds: so many seeds, from the recipe's own on.
 
-    Raises: UsageError, before anything trains, for a kind that does not exist, and without held-out rows.
+    Raises: UsageError, before anything trains, for a kind that does not exist or has settings without defaults, and
+    without held-out rows.
     """
-    _check_kinds(kinds)
+    _check_kinds(kinds, recipe)
     prepared = check_recipe(recipe, announce)
     held_out = prepared.dataset.validation
     if not held_out:
@@ -130,11 +131,18 @@ def compare_methods(
     return found
 
 
-def _check_kinds(kinds: Sequence[str]) -> None:
-    known = [kind_of(method) for method in METHODS]
+def _check_kinds(kinds: Sequence[str], recipe: Recipe) -> None:
+    by_kind = {kind_of(method): method for method in METHODS}
+    known = list(by_kind)
     for kind in kinds:
         if kind not in known:
             raise UsageError(f"There is no method {kind!r}.", f"Choose among: {', '.join(known)}.")
+        needed = [name for name, field in by_kind[kind].model_fields.items() if field.is_required()]
+        if needed and kind != recipe.method.kind:
+            raise UsageError(
+                f"The method {kind!r} has no default for {', '.join(needed)}.",
+                "Give a recipe whose own method it is: that one keeps its settings.",
+            )
     if not kinds or len(set(kinds)) < len(kinds):
         raise UsageError("Each method is to be named once.", f"Choose among: {', '.join(known)}.")
 

@@ -27,7 +27,20 @@ from luthier.models.language_model import LanguageModel
 from luthier.types import Segment
 
 pytestmark = PEFT_WARNINGS
-FAMILIES = ("llama", "gpt2", "gpt_neox", "opt", "phi", "granite")
+FAMILIES = (
+    "llama",
+    "gpt2",
+    "gpt_neox",
+    "opt",
+    "phi",
+    "granite",
+    "gemma2",
+    "qwen3",
+    "phi3",
+    "olmo2",
+    "gemma",
+    "mistral",
+)
 
 
 @pytest.mark.parametrize("fast", [None, PLAIN], ids=["fast", "plain"])

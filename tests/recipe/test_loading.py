@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from luthier.errors import LuthierError, NotFound, RecipeError
-from luthier.methods import Full, LoRA
+from luthier.methods import IPT, Full, LoRA
 from luthier.recipe import Recipe, dump_recipe, json_schema, load_recipe, make_recipe
 
 SHORTEST = "model: smollm2-135m\ndata: {train: rows.jsonl}\n"
@@ -215,6 +216,28 @@ def test_a_template_file_a_model_folder_and_an_adapter_become_absolute(folder: P
     assert recipe.model.name == str(folder / "base")
     assert isinstance(recipe.method, LoRA)
     assert recipe.method.begin_from == str(folder / "before")
+
+
+def test_every_folder_that_a_method_names_becomes_absolute(folder: Path):
+    for name in ("one", "two", "subspace"):
+        (folder / name).mkdir()
+    text = "model: m\ndata: {train: rows.jsonl}\nmethod: {kind: ipt, stage: subspace, tasks: [one, ./two, three]}\n"
+    method = read(folder, text).method
+    assert isinstance(method, IPT)
+    assert method.tasks == (str(folder / "one"), str(folder / "two"), "three")
+    method = read(folder, "model: m\ndata: {train: rows.jsonl}\nmethod: {kind: ipt, decoder: subspace}\n").method
+    assert isinstance(method, IPT)
+    assert method.decoder == str(folder / "subspace")
+
+
+def test_a_recipe_that_goes_on_from_an_adapter_is_written_with_what_it_states_of_its_method_alone(folder: Path):
+    (folder / "before").mkdir()
+    text = "model: m\ndata: {train: rows.jsonl}\nmethod: {from: before, dropout: 0.1}\n"
+    recipe = read(folder, text)
+    written = yaml.safe_load(dump_recipe(recipe))
+    assert written["method"] == {"kind": "lora", "from": str(folder / "before"), "dropout": 0.1}
+    assert read(folder, dump_recipe(recipe)) == recipe
+    assert yaml.safe_load(dump_recipe(read(folder, text.replace("from: before, ", ""))))["method"]["rank"] == 16
 
 
 def test_the_recipe_of_a_run_is_read_without_its_rows(folder: Path):

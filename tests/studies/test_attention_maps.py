@@ -12,6 +12,7 @@ from models.tuned import random_lora
 from near import assert_near
 
 from luthier.errors import RecipeError, UsageError
+from luthier.methods import PrefixTuning, PromptTuning
 from luthier.studies.attention_maps import AttentionMaps, attention_maps, write_attention_plot
 
 
@@ -38,6 +39,17 @@ def test_a_model_beside_itself_has_not_changed_and_an_adapter_moves_shares() -> 
     moved = attention_maps("w5 w9 w3 w7", model, model, "default").change_LH
     assert moved.shape == (2, 4)
     assert 0 < float(moved.max()) <= 1
+
+
+@pytest.mark.parametrize("method", [PromptTuning, PrefixTuning])
+def test_behind_virtual_tokens_a_text_looks_as_behind_the_words_that_they_stand_for(
+    method: type[PromptTuning | PrefixTuning],
+) -> None:
+    model = tiny_model("llama")
+    method(num_virtual_tokens=2, init="text", text="w3 w40").attach(model, "default", seed=0)
+    maps = attention_maps("w5 w9 w7", model, model, "default")
+    whole = attention_maps("w3 w40 w5 w9 w7", model, model, None).base_LHTT
+    assert_near(maps.tuned_LHTT, whole[..., 2:, 2:])
 
 
 def test_the_change_is_the_share_that_went_elsewhere() -> None:

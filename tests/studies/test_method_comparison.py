@@ -83,6 +83,8 @@ def test_unknown_kinds_and_a_recipe_without_held_out_rows_are_refused_before_any
     recipe = recipe_of(tmp_path, tiny_model)
     with pytest.raises(UsageError, match="no method 'lorra'"):
         compared(recipe, tmp_path / "study", kinds=("lora", "lorra"))
+    with pytest.raises(UsageError, match="'warp' has no default for classes"):
+        compared(recipe, tmp_path / "study", kinds=("lora", "warp"))
     with pytest.raises(UsageError, match="once"):
         compared(recipe, tmp_path / "study", kinds=("lora", "lora"))
     with pytest.raises(UsageError, match="holds out no rows"):
