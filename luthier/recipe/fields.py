@@ -54,8 +54,9 @@ def kind_of(model: type[Settings]) -> str | None:
 
 def fields_of(model: type[Settings], prefix: str = "") -> tuple[Place, ...]:
     """The fields of one settings class under the names that a recipe uses: `kind`, its own, then those of its bases."""
-    shared = {name for base in model.__mro__[1:] if issubclass(base, Settings) for name in base.model_fields} - {"kind"}
-    named = sorted(model.model_fields.items(), key=lambda item: (item[0] != "kind", item[0] in shared))
+    lines = [base for base in model.__mro__ if issubclass(base, Settings)]
+    depth = {name: line for line, base in enumerate(lines) for name in base.model_fields}  # where it is first declared
+    named = sorted(model.model_fields.items(), key=lambda item: (item[0] != "kind", depth[item[0]]))
     return tuple(Place(prefix + (info.alias or name), model, info) for name, info in named)
 
 

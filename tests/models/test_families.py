@@ -53,7 +53,7 @@ def test_the_fast_paths_and_the_plain_ones_agree_in_value_and_in_every_lora_grad
         attachment = random_lora(model, fast=fast.head, targets="all-linear")
         results.append(loss_gradients(model, attachment, LENGTHS))
     assert_near(results[0][0], results[1][0])
-    assert_all_near(results[0][1], results[1][1])
+    assert_all_near(results[0][1], results[1][1], 2e-5)  # how sums round depends on the number of threads
 
 
 @pytest.mark.parametrize("name", NAMES)
