@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from luthier.data.packing import collate
 from luthier.methods import LoRA
 from luthier.models.call import Adapters
-from luthier.models.language_model import LanguageModel, load_model
+from luthier.models.language_model import LanguageModel
+from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
 from luthier.types import Batch, Example, Origin, Part
 

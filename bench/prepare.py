@@ -19,7 +19,8 @@ from luthier.data.settings import DataSettings
 from luthier.errors import DataError, LuthierError, NotFound, UsageError
 from luthier.methods import ADAPTER, LoRA
 from luthier.methods.adapter import AdapterAttachment
-from luthier.models.language_model import LanguageModel, load_model
+from luthier.models.language_model import LanguageModel
+from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
 from luthier.models.sources import locate
 from luthier.types import Conversation, Message, Rendered

@@ -19,12 +19,14 @@ from luthier.evaluation.verdict import Evaluation
 from luthier.generation.engine import Completed, Request, generate, stream
 from luthier.generation.settings import Sampling
 from luthier.methods import ADAPTER
-from luthier.models.language_model import LanguageModel, load_model
+from luthier.models.language_model import LanguageModel
+from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
 from luthier.ops.workers import Workers
 from luthier.recipe import Recipe, load_recipe, make_recipe
-from luthier.run import RunResult, load_base, load_run, train_recipe
-from luthier.store.runs import RECIPE, RESOLVED, find_run, is_run, new_run_folder
+from luthier.run import RunResult, train_recipe
+from luthier.store.runs import find_run, is_run, new_run_folder
+from luthier.tuned import load_base, load_run, recipe_of_run
 from luthier.types import Completion, Example, Message, Record
 
 Announce = Callable[[str], None]
@@ -144,11 +146,6 @@ def _rows_to_evaluate(
     if not dataset.validation:
         raise UsageError("The run held out no rows.", "Give rows to evaluate on with --data FILE.")
     return list(zip(dataset.validation_records, dataset.validation, strict=True))
-
-
-def recipe_of_run(folder: Path) -> Recipe:
-    """The recipe of a run, settled where the run got so far."""
-    return load_recipe(folder / (RESOLVED if (folder / RESOLVED).is_file() else RECIPE))
 
 
 def make_sampling(values: Mapping[str, Any]) -> Sampling:

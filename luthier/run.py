@@ -9,20 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from luthier.data.batches import StepBatches, evaluation_batches
-from luthier.data.dataset import Dataset, load_dataset
-from luthier.data.gate import GateReport, check_gate, marked_text
-from luthier.data.placeholders import with_placeholders
+from luthier.data.dataset import Dataset
 from luthier.errors import (
     CheckpointNotFound,
-    GateRefusal,
     Interrupted,
     LuthierError,
     NotFinite,
@@ -33,10 +29,9 @@ from luthier.errors import (
 from luthier.evaluation.loss import held_out_loss
 from luthier.evaluation.report import write_loss_plot, write_report
 from luthier.methods import ADAPTER, Attachment
-from luthier.models.language_model import FastModel, LanguageModel, load_model
-from luthier.models.settings import ModelSettings
-from luthier.models.sources import locate, read_config, read_tokenizer
+from luthier.models.language_model import LanguageModel
 from luthier.ops.workers import Workers
+from luthier.prepared import announce_gate, check_lengths, check_recipe, placed_rows
 from luthier.recipe import Recipe, dump_recipe, load_recipe
 from luthier.recipe.provenance import check_same, environment, provenance_of
 from luthier.store.files import (
@@ -67,6 +62,7 @@ from luthier.training.loop import Outside, Plan, Progress, progress_of, train
 from luthier.training.trackers import numbers_of, open_trackers
 from luthier.training.trunk import FOLDER as TRUNK_FOLDER
 from luthier.training.trunk import keeps_trunk, open_trunk_cache
+from luthier.tuned import load_base_of
 
 Announce = Callable[[str], None]
 OnStep = Callable[[dict[str, Any]], None]
@@ -85,15 +81,6 @@ class RunResult:
     best_validation_loss: float | None
     best_step: int | None
     stopped_early: bool
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A recipe's data, read and passed by the gate."""
-
-    dataset: Dataset
-    tokenizer: PreTrainedTokenizerBase
-    gate: GateReport
 
 
 def train_recipe(recipe: Recipe, folder: Path, *, announce: Announce, on_step: OnStep) -> RunResult:
@@ -146,52 +133,6 @@ def resume_run(folder: Path, *, announce: Announce, on_step: OnStep) -> RunResul
     )
 
 
-def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
-    """Read the recipe's data and let the gate judge it, without loading the model's weights."""
-    source = locate(recipe.model, announce)
-    config = read_config(source)
-    tokenizer = read_tokenizer(source)
-    dataset = load_dataset(recipe.data, tokenizer, recipe.objective.example, announce)
-    return Prepared(dataset, tokenizer, check_gate(dataset, int(config.vocab_size)))
-
-
-def announce_gate(gate: GateReport, announce: Announce) -> None:
-    """Say what the gate found, and show rows with what will be learned of them between ⟦ and ⟧."""
-    for note in gate.notes:
-        announce(note)
-    announce(f"{gate.num_learned:,} of {gate.num_tokens:,} tokens will be learned, those between ⟦ and ⟧:")
-    for row in gate.rows:
-        announce(marked_text(row))
-
-
-def load_run(folder: Path, announce: Announce) -> LanguageModel:
-    """The model of a run with what it learned: the adapter under the name `default`, or the tuned weights themselves.
-
-    Raises NotFound if the run has not finished.
-    """
-    recipe = load_recipe(folder / RESOLVED if (folder / RESOLVED).is_file() else folder / RECIPE)
-    if recipe.method.tunes_base:
-        tuned = folder / recipe.method.output_folder
-        _require_output(tuned, folder)
-        return load_model(recipe.model.model_copy(update={"name": str(tuned), "revision": None}), announce)
-    _require_output(folder / recipe.method.output_folder, folder)
-    model = _load_base(recipe, announce)
-    recipe.method.continued(folder).attach(model, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
-    return model
-
-
-def load_base(folder: Path, announce: Announce) -> LanguageModel:
-    """The base model that a run began from."""
-    return _load_base(load_recipe(folder / RESOLVED if (folder / RESOLVED).is_file() else folder / RECIPE), announce)
-
-
-def _require_output(output: Path, folder: Path) -> None:
-    if not output.is_dir():
-        raise NotFound(
-            f"The run {folder} has not finished: there is no {output.name}/ in it.", f"Run 'luthier resume {folder}'."
-        )
-
-
 def _finished(recipe: Recipe, folder: Path) -> RunResult | None:
     """How a run ended; None if it has not, or if its adapter or model is no longer whole."""
     if read_run(folder).state != "finished" or folder_fault(folder / recipe.method.output_folder) is not None:
@@ -242,12 +183,12 @@ def _status(folder: Path, announce: Announce) -> Iterator[None]:
 def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) -> RunResult:
     prepared = check_recipe(recipe, announce)
     announce_gate(prepared.gate, announce)
-    model = _load_base(recipe, announce)
+    model = load_base_of(recipe, announce)
     dataset = prepared.dataset
     attachment = recipe.method.attach(model, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
     announce(f"Method {recipe.method.kind}: {attachment.num_trainable:,} numbers train.")
-    placed = _placed(dataset, attachment.num_virtual)
-    _check_lengths(placed, model, attachment.num_virtual)
+    placed = placed_rows(dataset, attachment.num_virtual)
+    check_lengths(placed, model, attachment.num_virtual)
     recipe, batches = _resolve(recipe, placed, model, attachment)
     cache = open_trunk_cache(recipe.training, folder, model, attachment, placed, announce)
     if cache is not None:
@@ -262,49 +203,6 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) ->
         outside = _outside(recipe, folder, model, attachment, placed, plan, workers, steps_before, announce, on_step)
         progress = train(model, attachment, recipe.objective, batches, plan, outside, workers, checkpoint)
     return _finish(recipe, folder, attachment, progress, announce)
-
-
-def _load_base(recipe: Recipe, announce: Announce) -> LanguageModel:
-    fast = recipe.training.fast
-    model = load_model(
-        _trainable_dtype(recipe),
-        announce,
-        fast=FastModel(
-            attention=fast.attention, head=fast.head, gated_mlp=fast.gated_mlp, norm=fast.norm, linear=fast.linear
-        ),
-    )
-    if recipe.training.gradient_checkpointing:
-        model.checkpoint_layers()
-    return model
-
-
-def _trainable_dtype(recipe: Recipe) -> ModelSettings:
-    """The model settings; base weights that train are loaded in fp32 unless the recipe says otherwise."""
-    if recipe.method.tunes_base and recipe.model.dtype == "auto":
-        return recipe.model.model_copy(update={"dtype": "fp32"})
-    return recipe.model
-
-
-def _placed(dataset: Dataset, num_virtual: int) -> Dataset:
-    """The rows behind the placeholders for the method's virtual tokens."""
-    train, validation = (
-        tuple(with_placeholders(row, num_virtual) for row in rows) for rows in (dataset.train, dataset.validation)
-    )
-    return replace(dataset, train=train, validation=validation)
-
-
-def _check_lengths(dataset: Dataset, model: LanguageModel, num_virtual: int) -> None:
-    """Raise GateRefusal for a row longer than the model's positions reach, or than they are the same in any batch."""
-    limits = [limit for limit in (model.context_length, model.longest_stable_row) if limit is not None]
-    counted = f" ({num_virtual} of them virtual)" if num_virtual else ""
-    for example in (*dataset.train, *dataset.validation):
-        if limits and example.num_tokens > min(limits):
-            raise GateRefusal(
-                f"This row has {example.num_tokens} tokens{counted}, but the model's positions serve {min(limits)}.",
-                f"Set data.max_length to {min(limits) - num_virtual}, and data.too_long to truncate or drop.",
-                file=example.origin.file,
-                line=example.origin.line,
-            )
 
 
 def _resolve(

@@ -23,7 +23,7 @@ from tiny_runs import begin, files_of, go_on, one_thread, outcome, recipe_values
 
 from luthier import run
 from luthier.errors import DiskFull, LuthierError, NotFinite
-from luthier.models.language_model import load_model
+from luthier.models.loading import load_model
 from luthier.store import disk, files, owners
 from luthier.store.files import write_bytes
 from luthier.store.runs import read_run

@@ -20,6 +20,7 @@ ROWS = (
     ("jobs",),
     ("studies",),
     ("run",),
+    ("prepared", "tuned"),
     ("planner",),
     ("recipe",),
     ("rlhf",),

@@ -19,7 +19,7 @@ from luthier.generation.settings import Sampling
 from luthier.methods import ADAPTER
 from luthier.ops.workers import Workers
 from luthier.recipe import make_recipe
-from luthier.run import load_run
+from luthier.tuned import load_run
 from luthier.types import Origin
 
 METHODS: dict[str, dict[str, Any]] = {

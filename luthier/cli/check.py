@@ -43,7 +43,7 @@ def check(
 
 def report_recipe(recipe: Recipe, as_json: bool) -> None:
     """Print what the gate says of a recipe's rows. Raises typer.Exit(3), after printing them, for faults in the rows."""
-    from luthier.run import check_recipe
+    from luthier.prepared import check_recipe
 
     try:
         report = check_recipe(recipe, say).gate

@@ -44,6 +44,7 @@ def combine(
     from luthier import api
     from luthier.store.runs import find_run
     from luthier.studies.combining import Source, combine_runs
+    from luthier.tuned import recipe_of_run
 
     weights = weight or [1.0] * len(runs)
     if len(weights) != len(runs):
@@ -51,7 +52,7 @@ def combine(
     if how is How.LINEAR and rank is not None:
         raise UsageError("The exact sum has the sum of the ranks.", "Use --how svd with --rank.")
     folders = [find_run(run, api.RUNS) for run in runs]
-    sources = [Source(folder, api.recipe_of_run(folder), share) for folder, share in zip(folders, weights, strict=True)]
+    sources = [Source(folder, recipe_of_run(folder), share) for folder, share in zip(folders, weights, strict=True)]
     result = combine_runs(sources, out, say, how=how.value, rank=rank, density=density, seed=seed)
     ranks = sorted(set(result.ranks.values()))
     say(

@@ -33,9 +33,10 @@ def inspect(
     from luthier.store.runs import find_run
     from luthier.studies.inspection import inspect_run
     from luthier.studies.inspection_plot import write_inspection_plot
+    from luthier.tuned import recipe_of_run
 
     folder = find_run(run, api.RUNS)
-    inspection = inspect_run(folder, api.recipe_of_run(folder), say)
+    inspection = inspect_run(folder, recipe_of_run(folder), say)
     write_inspection_plot(inspection, folder / _PLOT)
     document = {**inspection.as_json(), "plot": str(folder / _PLOT)}
     emit(document, _text(inspection, folder / _PLOT), as_json)
@@ -76,10 +77,11 @@ def shrink(
     from luthier import api
     from luthier.store.runs import find_run
     from luthier.studies.inspection import shrink_run
+    from luthier.tuned import recipe_of_run
 
     folder = find_run(run, api.RUNS)
     name = f"adapter-rank-{rank}" if rank is not None else f"adapter-energy-{energy}"
-    result = shrink_run(folder, api.recipe_of_run(folder), out or folder / name, say, rank=rank, energy=energy)
+    result = shrink_run(folder, recipe_of_run(folder), out or folder / name, say, rank=rank, energy=energy)
     emit(result.as_json(), _text_of_shrunk(result), as_json)
 
 

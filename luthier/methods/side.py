@@ -21,7 +21,15 @@ class SideMethod(AdapterMethod):
         """A fresh side network for the model, its trainable tensors fp32."""
 
     def place(self, model: LanguageModel, name: str, seed: int, fast: bool) -> AdapterAttachment:
-        """The side network under the adapter's name."""
+        """The side network under the adapter's name. Raises RecipeError for a model that projects after its layers."""
+        width = model.hf.get_submodule(model.anatomy.embedding).get_parameter("weight").shape[1]
+        if width != model.hf.config.hidden_size:
+            raise RecipeError(
+                f"The model's layers have width {model.hf.config.hidden_size} and its embedding {width}: what stands beside "
+                "its layers cannot take the place of what it projects.",
+                "Choose another method, or a model without projections at its ends.",
+                field="method.kind",
+            )
         side = self.side(model, generator_of(self.kind, seed)).to(model.device)
         model.add_side(name, side)
         return SideAttachment(self, model, name, {}, shared=dict(_trained(side)))

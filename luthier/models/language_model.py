@@ -12,22 +12,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from luthier.errors import RecipeError, ResourceError
-from luthier.models.anatomy import Anatomy, config_number, read_anatomy
-from luthier.models.attention import FAST, REFERENCE, register_attention
+from luthier.errors import RecipeError
+from luthier.models.anatomy import Anatomy, config_number
 from luthier.models.call import Adapters, Call, Draws, Run, call_of_batch, calling, current_call
-from luthier.models.families import family_of
-from luthier.models.fast_layers import FastLinear, use_fast_layers
-from luthier.models.settings import ModelSettings
+from luthier.models.fast_layers import FastLinear
 from luthier.models.sides import Side, combined, skip_layers, tap_layers
-from luthier.models.sources import ModelSource, fingerprint, locate, read_config, read_tokenizer, read_weights
 from luthier.models.trunk import TrunkCache
 from luthier.models.virtual_tokens import VirtualTokens, keep_prefixes, placed_prefixes
 from luthier.ops.head import LogitsOf, token_logprobs, token_logprobs_recomputed, token_logprobs_reference
 from luthier.ops.recompute import Recomputable
 from luthier.types import Batch, Layout, Segment, Targets
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -362,74 +356,3 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
         )
 
     return wrapped
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that a recipe names; `auto` is the first GPU, else the CPU. Raises ResourceError if it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise RecipeError(
-            f"{name!r} is not a device.", "Use auto, cpu, cuda or cuda:N.", field="model.device"
-        ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ResourceError(
-            "This machine has no CUDA device that torch can use.", "Set model.device to cpu.", field="model.device"
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise RecipeError(
-            f"Luthier does not run on {device.type!r}.", "Use auto, cpu, cuda or cuda:N.", field="model.device"
-        )
-    return device
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The number format that a recipe names; `auto` is bf16 on a GPU that computes in it, else fp32."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    return DTYPES[name]
-
-
-def load_model(
-    settings: ModelSettings,
-    announce: Callable[[str], None],
-    *,
-    fast: FastModel | None = None,
-) -> LanguageModel:
-    """The base model of a recipe, frozen, without dropout, ready on its device.
-
-    Raises the errors of `sources`, and RecipeError for an unknown family.
-    """
-    source = locate(settings, announce)
-    config = read_config(source)
-    family = family_of(config.model_type)
-    if config.to_dict().get("use_bidirectional_attention"):
-        raise RecipeError(
-            f"{settings.name} reads its text in both directions, so it cannot learn to write.",
-            "Choose a model that was made for writing.",
-            field="model",
-        )
-    device = choose_device(settings.device)
-    dtype = choose_dtype(settings.dtype, device)
-    fast = fast or FastModel()
-    register_attention()
-    implementation = (FAST if fast.attention else REFERENCE) if family.layout == "packed" else "sdpa"
-    hf = read_weights(source, config, dtype, attn_implementation=implementation)
-    anatomy = read_anatomy(hf, family)
-    use_fast_layers(hf, anatomy, norm=fast.norm, gated_mlp=fast.gated_mlp, linear=fast.linear)
-    hf.requires_grad_(False).train(False).to(device)
-    tokenizer = read_tokenizer(source)
-    num_parameters = sum(p.numel() for p in hf.parameters())
-    announce(f"Model {settings.name}: {num_parameters / 1e6:.1f} M weights, {_short(dtype)}, on {device}.")
-    return LanguageModel(hf, tokenizer, anatomy, identify(settings, source), fast)
-
-
-def identify(settings: ModelSettings, source: ModelSource) -> Identity:
-    """The name and hash of a model's weights."""
-    return Identity(settings.name, fingerprint(source))
-
-
-def _short(dtype: torch.dtype) -> str:
-    return next(name for name, value in DTYPES.items() if value == dtype)

@@ -19,8 +19,8 @@ from luthier.models.language_model import LanguageModel
 from luthier.ops.combining import dare, linear, ties
 from luthier.ops.spectrum import Factors, svd_of
 from luthier.recipe import Recipe
-from luthier.run import load_base
 from luthier.store.files import write_folder
+from luthier.tuned import load_base
 
 Announce = Callable[[str], None]
 How = Literal["linear", "svd", "ties", "dare"]

@@ -24,9 +24,10 @@ from luthier.methods.lora import lora_of_factors
 from luthier.models.language_model import LanguageModel
 from luthier.ops.spectrum import SVD, Factors, effective_rank, energy_by_rank, rank_for, svd_of
 from luthier.ops.workers import Workers
+from luthier.prepared import check_recipe
 from luthier.recipe import Recipe
-from luthier.run import check_recipe, load_base, load_run
 from luthier.store.files import write_folder
+from luthier.tuned import load_base, load_run
 
 Announce = Callable[[str], None]
 

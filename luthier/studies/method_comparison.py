@@ -19,11 +19,12 @@ from luthier.errors import LuthierError, UsageError
 from luthier.evaluation.compare import Candidate, losses_by_row
 from luthier.methods import ADAPTER, METHODS, kind_of
 from luthier.ops.workers import Workers
+from luthier.prepared import check_recipe
 from luthier.recipe import Recipe, dump_recipe
-from luthier.run import check_recipe, load_base, load_run
 from luthier.store.files import read_json, write_json, write_text
 from luthier.store.runs import is_run, read_metrics, read_run
 from luthier.training.checkpoint import load_checkpoint
+from luthier.tuned import load_base, load_run
 
 Announce = Callable[[str], None]
 

@@ -26,9 +26,10 @@ from luthier.methods import ADAPTER, LoRA
 from luthier.models.language_model import LanguageModel
 from luthier.models.settings import ModelSettings
 from luthier.recipe import Recipe
-from luthier.run import load_run, train_recipe
+from luthier.run import train_recipe
 from luthier.store.files import write_text
 from luthier.training.settings import AdamW, Schedule, TrainingSettings
+from luthier.tuned import load_run
 from luthier.types import Message
 
 Announce = Callable[[str], None]

@@ -34,7 +34,7 @@ def open_trunk_cache(
     """The cache in a run's folder; None where it would not serve, or would take more disk than the recipe allows."""
     if not keeps_trunk(settings, attachment, len(dataset.train)):
         return None
-    width = model.hf.get_submodule(model.anatomy.embedding).get_parameter("weight").shape[1]
+    width = int(model.hf.config.hidden_size)
     dtype = DTYPES[settings.trunk_cache_dtype]
     num_tokens = sum(example.num_tokens for example in (*dataset.train, *dataset.validation))
     gigabytes = num_tokens * bytes_a_token(len(attachment.taps), width, dtype) / 1e9

@@ -10,7 +10,7 @@ from luthier.errors import DataError
 from luthier.evaluation.compare import Candidate, evaluate_records, loss_measures, questions_of, row_losses
 from luthier.generation.settings import Sampling
 from luthier.methods.lora import LoRA
-from luthier.models.language_model import load_model
+from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
 from luthier.objectives.sft import SFT
 from luthier.ops.workers import Workers

@@ -9,6 +9,7 @@ from models.tiny import tiny_model
 from models.tuned import LENGTHS, logprobs
 from near import assert_near
 
+from luthier.errors import RecipeError
 from luthier.methods import AttentionFusion
 from luthier.methods.attention_fusion import FusionSide
 from luthier.models.language_model import LanguageModel
@@ -57,6 +58,12 @@ def test_with_the_gate_closed_it_is_the_base_whatever_the_query() -> None:
     model, side = fused()
     side.query.data.normal_(generator=torch.Generator().manual_seed(3))
     assert_near(logprobs(model), logprobs(model, None), 1e-6)
+
+
+def test_a_model_that_projects_at_its_ends_is_refused() -> None:
+    with pytest.raises(RecipeError, match="width 32 and its embedding 16") as caught:
+        fused("opt-norm-after")
+    assert caught.value.mend
 
 
 def test_nothing_of_the_base_has_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:

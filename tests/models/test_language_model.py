@@ -16,7 +16,8 @@ from luthier.data.packing import collate
 from luthier.errors import RecipeError
 from luthier.methods import LoRA
 from luthier.models.call import Draws
-from luthier.models.language_model import FastModel, LanguageModel, choose_device, choose_dtype
+from luthier.models.language_model import FastModel, LanguageModel
+from luthier.models.loading import choose_device, choose_dtype
 from luthier.types import Example, Origin, Part
 
 FAMILIES = ("llama", "gpt2", "falcon-new")

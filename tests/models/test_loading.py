@@ -15,7 +15,8 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from luthier.errors import RecipeError
 from luthier.models.fast_layers import FastGatedMLP, FastRMSNorm
-from luthier.models.language_model import FastModel, load_model
+from luthier.models.language_model import FastModel
+from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
 
 

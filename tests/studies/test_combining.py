@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from tiny_model import write_tiny_model
 from tiny_runs import begin, nothing, recipe_values, write_rows
 
-from luthier.api import recipe_of_run
 from luthier.errors import RecipeError, UsageError
 from luthier.studies.combining import Combined, Source, combine_runs
+from luthier.tuned import recipe_of_run
 
 
 def run_of(folder: Path, model: Path, **method: Any) -> Path:

@@ -1,0 +1,67 @@
+"""A recipe's rows made ready for its model: read, judged by the gate, and laid out for its method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from luthier.data.dataset import Dataset, load_dataset
+from luthier.data.gate import GateReport, check_gate, marked_text
+from luthier.data.placeholders import with_placeholders
+from luthier.errors import GateRefusal
+from luthier.models.language_model import LanguageModel
+from luthier.models.sources import locate, read_config, read_tokenizer
+from luthier.recipe import Recipe
+
+Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe's data, read and passed by the gate."""
+
+    dataset: Dataset
+    tokenizer: PreTrainedTokenizerBase
+    gate: GateReport
+
+
+def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
+    """Read the recipe's data and let the gate judge it, without loading the model's weights."""
+    source = locate(recipe.model, announce)
+    config = read_config(source)
+    tokenizer = read_tokenizer(source)
+    dataset = load_dataset(recipe.data, tokenizer, recipe.objective.example, announce)
+    return Prepared(dataset, tokenizer, check_gate(dataset, int(config.vocab_size)))
+
+
+def announce_gate(gate: GateReport, announce: Announce) -> None:
+    """Say what the gate found, and show rows with what will be learned of them between ⟦ and ⟧."""
+    for note in gate.notes:
+        announce(note)
+    announce(f"{gate.num_learned:,} of {gate.num_tokens:,} tokens will be learned, those between ⟦ and ⟧:")
+    for row in gate.rows:
+        announce(marked_text(row))
+
+
+def placed_rows(dataset: Dataset, num_virtual: int) -> Dataset:
+    """The rows behind the placeholders for the method's virtual tokens."""
+    train, validation = (
+        tuple(with_placeholders(row, num_virtual) for row in rows) for rows in (dataset.train, dataset.validation)
+    )
+    return replace(dataset, train=train, validation=validation)
+
+
+def check_lengths(dataset: Dataset, model: LanguageModel, num_virtual: int) -> None:
+    """Raise GateRefusal for a row longer than the model's positions reach, or than they are the same in any batch."""
+    limits = [limit for limit in (model.context_length, model.longest_stable_row) if limit is not None]
+    counted = f" ({num_virtual} of them virtual)" if num_virtual else ""
+    for example in (*dataset.train, *dataset.validation):
+        if limits and example.num_tokens > min(limits):
+            raise GateRefusal(
+                f"This row has {example.num_tokens} tokens{counted}, but the model's positions serve {min(limits)}.",
+                f"Set data.max_length to {min(limits) - num_virtual}, and data.too_long to truncate or drop.",
+                file=example.origin.file,
+                line=example.origin.line,
+            )

@@ -1,0 +1,71 @@
+"""The models of runs: what a recipe begins from, and what a finished run came to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from luthier.errors import NotFound
+from luthier.methods import ADAPTER
+from luthier.models.language_model import FastModel, LanguageModel
+from luthier.models.loading import load_model
+from luthier.models.settings import ModelSettings
+from luthier.recipe import Recipe, load_recipe
+from luthier.store.runs import RECIPE, RESOLVED
+
+Announce = Callable[[str], None]
+
+
+def recipe_of_run(folder: Path) -> Recipe:
+    """The recipe of a run, settled where the run got so far."""
+    return load_recipe(folder / (RESOLVED if (folder / RESOLVED).is_file() else RECIPE))
+
+
+def load_run(folder: Path, announce: Announce) -> LanguageModel:
+    """The model of a run with what it learned: the adapter under the name `default`, or the tuned weights themselves.
+
+    Raises NotFound if the run has not finished.
+    """
+    recipe = recipe_of_run(folder)
+    if recipe.method.tunes_base:
+        tuned = folder / recipe.method.output_folder
+        _require_output(tuned, folder)
+        return load_model(recipe.model.model_copy(update={"name": str(tuned), "revision": None}), announce)
+    _require_output(folder / recipe.method.output_folder, folder)
+    model = load_base_of(recipe, announce)
+    recipe.method.continued(folder).attach(model, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
+    return model
+
+
+def load_base(folder: Path, announce: Announce) -> LanguageModel:
+    """The base model that a run began from."""
+    return load_base_of(recipe_of_run(folder), announce)
+
+
+def _require_output(output: Path, folder: Path) -> None:
+    if not output.is_dir():
+        raise NotFound(
+            f"The run {folder} has not finished: there is no {output.name}/ in it.", f"Run 'luthier resume {folder}'."
+        )
+
+
+def load_base_of(recipe: Recipe, announce: Announce) -> LanguageModel:
+    """The base model of a recipe, with the fast paths that it asks for."""
+    fast = recipe.training.fast
+    model = load_model(
+        _trainable_dtype(recipe),
+        announce,
+        fast=FastModel(
+            attention=fast.attention, head=fast.head, gated_mlp=fast.gated_mlp, norm=fast.norm, linear=fast.linear
+        ),
+    )
+    if recipe.training.gradient_checkpointing:
+        model.checkpoint_layers()
+    return model
+
+
+def _trainable_dtype(recipe: Recipe) -> ModelSettings:
+    """The model settings; base weights that train are loaded in fp32 unless the recipe says otherwise."""
+    if recipe.method.tunes_base and recipe.model.dtype == "auto":
+        return recipe.model.model_copy(update={"dtype": "fp32"})
+    return recipe.model
