@@ -28,6 +28,7 @@ from luthier.methods.bank import AdaptedLinear, LinearBranch
 from luthier.methods.contract import Kin, Traits
 from luthier.methods.loha import uniform
 from luthier.methods.lokr import FACTOR_HELP, checked_factor, kron_shapes
+from luthier.methods.sublayers import NoteBranch
 from luthier.models.anatomy import find_targets
 from luthier.models.call import Run, current_call
 from luthier.models.language_model import LanguageModel
@@ -62,7 +63,7 @@ class KronAB(AdapterMethod):
         starts, ends = (find_targets(model.anatomy, (f"role:{role}",), self.layers) for role in ("up", "down"))
         layers = adapted_layers(model, (*starts, *ends))
         for start, end in zip(starts, ends, strict=True):
-            layers[start].add(name, NoteBranch(end))
+            layers[start].add(name, NoteBranch(end, "input"))
             last = linear_of(layers[end], self.kind)
             last.add(name, self._branch(last, generator_of(end, seed)))
         return AdapterAttachment(self, model, name, layers)
@@ -74,24 +75,6 @@ class KronAB(AdapterMethod):
         a_PP, b_SS = trainable(uniform(*outer, generator), device), trainable(torch.zeros(inner), device)
         residual = trainable(torch.zeros(1), device) if self.residual else None
         return KronABBranch(a_PP, b_SS, residual, self.scale)
-
-
-class NoteBranch(LinearBranch):
-    """Changes nothing: notes the block's input in the call, for the branch at the layer `reader`."""
-
-    def __init__(self, reader: str) -> None:
-        super().__init__()
-        self.reader = reader
-
-    @property
-    def tensors(self) -> dict[str, nn.Parameter]:
-        """None."""
-        return {}
-
-    def forward(self, x_ND: Tensor, layer: AdaptedLinear, run: Run) -> Tensor:
-        """What the frozen layer gives."""
-        current_call().notes[self.reader, run.start] = x_ND
-        return layer.product(x_ND)
 
 
 class KronABBranch(LinearBranch):

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,9 +18,6 @@ from torch import Tensor
 from luthier.ops.draws import token_keys
 from luthier.ops.recompute import Recomputable
 from luthier.types import Batch, Segment
-
-if TYPE_CHECKING:
-    from luthier.models.virtual_tokens import PlacedPrefix
 
 
 @dataclass(frozen=True)
@@ -45,6 +41,25 @@ class Draws:
     def address(self) -> int:
         """Step and pass as one number."""
         return self.step + (self.repeat << 40)
+
+
+@dataclass(frozen=True)
+class PlacedPrefix:
+    """A prefix in one call: where in the flattened batch its placeholders are, and which virtual token each stands for."""
+
+    token_M: Tensor
+    virtual_M: Tensor
+    states_LSVKE: Tensor
+
+    def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The placeholders' keys and values in a layer, each (M, K, E)."""
+        keys_VKE, values_VKE = self.states_LSVKE[layer]
+        return keys_VKE[self.virtual_M], values_VKE[self.virtual_M]
+
+    def place(self, num_new: int, num_columns: int) -> tuple[Tensor, Tensor]:
+        """Row and column of each placeholder among keys whose last `num_new` columns are the call's own tokens."""
+        row_M = torch.div(self.token_M, num_new, rounding_mode="floor")
+        return row_M, num_columns - num_new + self.token_M % num_new
 
 
 @dataclass(frozen=True)

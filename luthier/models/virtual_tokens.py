@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from luthier.models.call import Run
+from luthier.models.call import PlacedPrefix, Run
 
 
 @dataclass(frozen=True)
@@ -32,25 +32,6 @@ class VirtualTokens:
 
     count: int
     prefix: Callable[[], Tensor] | None = None
-
-
-@dataclass(frozen=True)
-class PlacedPrefix:
-    """A prefix in one call: where in the flattened batch its placeholders are, and which virtual token each stands for."""
-
-    token_M: Tensor
-    virtual_M: Tensor
-    states_LSVKE: Tensor
-
-    def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
-        """The placeholders' keys and values in a layer, each (M, K, E)."""
-        keys_VKE, values_VKE = self.states_LSVKE[layer]
-        return keys_VKE[self.virtual_M], values_VKE[self.virtual_M]
-
-    def place(self, num_new: int, num_columns: int) -> tuple[Tensor, Tensor]:
-        """Row and column of each placeholder among keys whose last `num_new` columns are the call's own tokens."""
-        row_M = torch.div(self.token_M, num_new, rounding_mode="floor")
-        return row_M, num_columns - num_new + self.token_M % num_new
 
 
 def placed_prefixes(
