@@ -21,7 +21,7 @@ from failing_disk import FailingAt, Kind
 from tiny_model import write_tiny_model
 from tiny_runs import begin, files_of, go_on, one_thread, outcome, recipe_values, write_rows
 
-from luthier import run
+from luthier import run, tuned
 from luthier.errors import DiskFull, LuthierError, NotFinite
 from luthier.models.loading import load_model
 from luthier.store import disk, files, owners
@@ -61,7 +61,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Short]:
     with pytest.MonkeyPatch.context() as patch, one_thread():
         patch.setenv("HOME", str(folder))
         patch.setattr(run, "write_loss_plot", lambda metrics, path: write_bytes(path, b"plot"))
-        patch.setattr(run, "load_model", load_once)
+        patch.setattr(tuned, "load_model", load_once)
         begin(values, folder / "unbroken")
         yield Short(values, folder / "unbroken")
 
