@@ -122,9 +122,8 @@ class AdapterMethod(Method):
             found = file.settings[field]
             if field == "targets":
                 value, found = sorted(value), sorted(found)
-            if json.loads(json.dumps(value)) != json.loads(
-                json.dumps(found)
-            ):  # a file holds lists where we have tuples
+            stated, kept = (json.loads(json.dumps(each)) for each in (value, found))  # files hold lists, we have tuples
+            if stated != kept:
                 raise RecipeError(
                     f"The recipe's {field} is not that of the adapter it goes on from: {value} against {found}.",
                     f"Leave method.{field} out, or begin afresh without method.from.",
