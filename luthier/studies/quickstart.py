@@ -35,10 +35,10 @@ from luthier.types import Message
 Announce = Callable[[str], None]
 OnStep = Callable[[dict[str, Any]], None]
 
-NUM_TRAIN = 200
+NUM_TRAIN = 180
 NUM_HELD_OUT = 40
 NUM_SHOWN = 5
-MAX_NEW_TOKENS = 90  # the longest right answer has about 45; an untuned model that indents its JSON needs more
+MAX_NEW_TOKENS = 72  # the longest right answer has about 45; an untuned model that indents its JSON needs more
 _SHOWN_LETTERS = 300
 
 
@@ -171,7 +171,7 @@ def quickstart_recipe(train_file: Path, model: str, seed: int) -> Recipe:
         training=TrainingSettings(
             epochs=1,
             rows_per_step=4,
-            peak_lr=4e-3,
+            peak_lr=3e-3,
             schedule=Schedule(kind="linear", warmup_fraction=0.1),
             optimizer=AdamW(beta2=0.99),
             checkpoint_every=25,
