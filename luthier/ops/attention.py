@@ -10,7 +10,8 @@ Shapes: H query heads, K key/value heads (H is a multiple of K), T tokens, E hea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, cast
@@ -246,23 +247,42 @@ def _window_is_idle(window: int | None, length: int) -> bool:
 def _fits_varlen_kernel(q_1HTE: Tensor, segments: Sequence[Segment], terms: AttentionTerms) -> bool:
     if q_1HTE.device.type != "cuda" or q_1HTE.dtype not in (torch.float16, torch.bfloat16) or not terms.is_plain:
         return False
+    if varlen_kernel() is None:
+        return False
     return all(s.causal and s.parent is None for s in segments)
+
+
+@cache
+def varlen_kernel() -> Callable[..., Any] | None:
+    """torch's variable-length attention, if this torch has it with a scale and a window of one's own."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    takes: set[str] = set(inspect.signature(varlen_attn).parameters)
+    return varlen_attn if {"scale", "window_size"} <= takes else None
+
+
+@lru_cache(maxsize=64)
+def _bounds(segments: tuple[Segment, ...], device: torch.device) -> Tensor:
+    """Where the segments of a row begin and the last one ends, as the kernel takes it; the same in every layer."""
+    return torch.tensor([0, *[s.end for s in segments]], dtype=torch.int32, device=device)
 
 
 def _varlen_attention(
     q_1HTE: Tensor, k_1KTE: Tensor, v_1KTE: Tensor, segments: Sequence[Segment], terms: AttentionTerms
 ) -> Tensor:
     """All segments in one call of torch's variable-length kernel (CUDA, half precision)."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    bounds = torch.tensor([0, *[s.end for s in segments]], dtype=torch.int32, device=q_1HTE.device)
+    varlen_attn = varlen_kernel()
+    assert varlen_attn is not None
+    bounds = _bounds(tuple(segments), q_1HTE.device)
     longest = max(s.length for s in segments)
-    q, k, v = (x[0].transpose(0, 1).contiguous() for x in (q_1HTE, k_1KTE, v_1KTE))
-    out_THE = varlen_attn(
+    group = q_1HTE.shape[1] // k_1KTE.shape[1]
+    wide = (x if group == 1 else x.repeat_interleave(group, dim=1) for x in (k_1KTE, v_1KTE))
+    q, k, v = (x[0].transpose(0, 1).contiguous() for x in (q_1HTE, *wide))
+    out_THE: Tensor = varlen_attn(
         q, k, v, bounds, bounds, longest, longest,
         scale=terms.scale,
         window_size=(-1 if terms.window is None else terms.window - 1, 0),
-        enable_gqa=q.shape[1] != k.shape[1],
     )  # fmt: skip
-    assert isinstance(out_THE, Tensor)
     return out_THE.transpose(0, 1).unsqueeze(0)

@@ -45,7 +45,7 @@ def usual_batch(model: LanguageModel, adapters: Adapters) -> Batch:
     names = adapters if isinstance(adapters, tuple) else (adapters,) * len(LENGTHS)
     pairs = zip(random_rows(LENGTHS), names, strict=True)
     rows = [with_placeholders(row, model.num_virtual(name)) for row, name in pairs]
-    return collate(rows, model.layout, pad_id=0)
+    return collate(rows, model.layout, pad_id=0).to(model.device)
 
 
 def logprobs(model: LanguageModel, adapter: str | None = "default") -> Tensor:
