@@ -93,6 +93,11 @@ def masked_attention(
     q_BHQE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, mask: Tensor | None, terms: AttentionTerms
 ) -> Tensor:
     """Attention under a boolean mask that broadcasts to (B, H, Q, T); None sees everything. Shape (B, H, Q, E)."""
+    if terms.is_plain and q_BHQE.shape[2] == 1 and q_BHQE.shape[1] != k_BKTE.shape[1]:
+        # one new token: the heads that share keys go in as its queries, so that the keys are read once for all of them
+        q_BKGE = q_BHQE.reshape(len(q_BHQE), k_BKTE.shape[1], -1, q_BHQE.shape[-1])
+        out_BKGE = F.scaled_dot_product_attention(q_BKGE, k_BKTE, v_BKTE, attn_mask=mask, scale=terms.scale)
+        return out_BKGE.reshape(q_BHQE.shape)
     if terms.is_plain:
         return F.scaled_dot_product_attention(
             q_BHQE, k_BKTE, v_BKTE, attn_mask=mask, scale=terms.scale, enable_gqa=q_BHQE.shape[1] != k_BKTE.shape[1]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from luthier.store.files import write_bytes, write_text
 from luthier.studies.method_comparison import MethodComparison, Outcome
+from luthier.studies.published import published_for, published_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,18 +21,28 @@ PLOT, REPORT = "comparison.png", "report.md"
 def write_comparison_report(comparison: MethodComparison) -> None:
     """Write `report.md` and `comparison.png` into the study's folder."""
     write_plot(comparison, comparison.folder / PLOT)
-    head, *rows = comparison.as_table()
-    table = [head, tuple("---" for _ in head), *rows]
-    lines = [f"| {' | '.join(row)} |" for row in table]
     base = comparison.outcomes[0].base_loss
     text = [
         f"# {comparison.folder.absolute().name}",
         f"{comparison.num_rows} held-out rows; the base model's loss is {base:.4f} nats per learned token (mean of the rows).",
         "fall: how much lower the tuned model's loss is, row by row, with the standard error of that mean.",
-        "\n".join(lines),
+        _markdown(comparison.as_table()),
         f"![Fall of the held-out loss against cost]({PLOT})",
     ]
+    kinds = [outcome.kind for outcome in comparison.outcomes]
+    if tables := published_for(kinds):
+        text += [
+            "## Published",
+            "What others measured for these methods, on other models and data.",
+            _markdown(published_table(kinds)),
+            "\n".join(f"- {table.measure}: {table.source}." for table in tables),
+        ]
     write_text(comparison.folder / REPORT, "\n\n".join(text) + "\n")
+
+
+def _markdown(table: list[tuple[str, ...]]) -> str:
+    head, *rows = table
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, tuple("---" for _ in head), *rows))
 
 
 def write_plot(comparison: MethodComparison, path: Path) -> None:

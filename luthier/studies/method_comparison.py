@@ -23,6 +23,7 @@ from luthier.prepared import check_recipe
 from luthier.recipe import Recipe, dump_recipe
 from luthier.store.files import read_json, write_json, write_text
 from luthier.store.runs import is_run, read_metrics, read_run
+from luthier.studies.published import published_for
 from luthier.training.checkpoint import load_checkpoint
 from luthier.tuned import load_base, load_run
 
@@ -68,7 +69,8 @@ class MethodComparison:
     def as_json(self) -> dict[str, Any]:
         """The study as one JSON document."""
         outcomes = [{**vars(outcome), "standard_errors": outcome.standard_errors} for outcome in self.outcomes]
-        return {"folder": str(self.folder), "num_rows": self.num_rows, "outcomes": outcomes}
+        published = [vars(table) for table in published_for([outcome.kind for outcome in self.outcomes])]
+        return {"folder": str(self.folder), "num_rows": self.num_rows, "outcomes": outcomes, "published": published}
 
     def as_table(self) -> list[tuple[str, ...]]:
         """Head and rows, a line a method and seed."""

@@ -12,9 +12,11 @@ from tiny_runs import nothing, recipe_values, write_rows
 
 import luthier.studies.method_comparison as study
 from luthier.errors import LuthierError, UsageError
+from luthier.methods import METHODS, kind_of
 from luthier.recipe import Recipe, make_recipe
 from luthier.studies.comparison_report import PLOT, REPORT, write_comparison_report
 from luthier.studies.method_comparison import RESULTS, MethodComparison, compare_methods
+from luthier.studies.published import PUBLISHED, published_table
 
 
 def recipe_of(folder: Path, model: Path, **parts: Any) -> Recipe:
@@ -106,3 +108,29 @@ def test_the_report_has_a_line_a_method_and_a_picture(tmp_path: Path) -> None:
 
 def test_no_spread_is_infinitely_many_standard_errors() -> None:
     assert math.isinf(study.Outcome("lora", 0, 1, 1, 1, 1.0, 0.5, 0.5, 0.0, 1.0, 1).standard_errors)
+
+
+def test_published_scores_stand_beside_the_methods_that_have_some(tmp_path: Path) -> None:
+    outcomes = tuple(
+        study.Outcome(kind, 0, 10, 5, 900, 3.0, 2.5, 0.5, 0.1, 7.0, 10**9) for kind in ("krona", "bitfit", "rows")
+    )
+    comparison = MethodComparison(tmp_path, 10, outcomes)
+    write_comparison_report(comparison)
+    published = (tmp_path / REPORT).read_text().partition("## Published")[2]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in published.splitlines() if "|" in line]
+    assert lines[0] == [
+        "method",
+        "GLUE dev average, BERT-base",
+        "GLUE dev average, DeBERTaV3-base",
+        "GLUE average, T5-base",
+    ]
+    assert lines[2:] == [["krona", "", "", "86.14"], ["bitfit", "82.3", "86.2", ""]]
+    assert [table["scores"]["krona"] for table in comparison.as_json()["published"] if "krona" in table["scores"]] == [
+        86.14
+    ]
+
+
+def test_every_published_score_is_of_a_method_that_exists() -> None:
+    kinds = {kind_of(method) for method in METHODS}
+    assert all(set(table.scores) <= kinds for table in PUBLISHED)
+    assert published_table(["rows"]) == []
