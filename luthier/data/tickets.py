@@ -31,6 +31,7 @@ from luthier.data.ticket_words import (
     URGENT,
     Urgency,
 )
+from luthier.types import Message
 
 Share = Literal["train", "held_out"]
 
@@ -199,9 +200,9 @@ def _facts(draw: random.Random, product: str, other: str, order_number: str | No
 # ── asking and scoring ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def prompt_for(ticket: Ticket) -> str:
+def prompt_for(ticket: Ticket) -> tuple[Message, ...]:
     """What is asked about a ticket: the form of the answer with the fields and their allowed values, then its text."""
-    return f"{INSTRUCTION}\n\nTicket: {ticket.text}\n\nJSON:"
+    return Message("system", INSTRUCTION), Message("user", ticket.text)
 
 
 def answer_for(ticket: Ticket) -> str:

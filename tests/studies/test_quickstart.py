@@ -82,18 +82,18 @@ def test_the_interval_of_field_accuracy_is_no_narrower_than_that_of_as_many_tick
 # ── the whole ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_recipe_trains_lora_of_rank_16_on_every_linear_layer():
-    method = quickstart_recipe(Path("train.jsonl"), "smollm2-135m", seed=0).method
+def test_the_recipe_trains_lora_of_rank_16_on_every_linear_layer_of_the_upper_two_thirds():
+    method = quickstart_recipe(Path("train.jsonl"), "smollm2-135m", seed=0, num_layers=30).method
     assert isinstance(method, LoRA)
-    assert (method.rank, method.targets, method.layers) == (16, "all-linear", None)
+    assert (method.rank, method.targets, method.layers) == (16, "all-linear", tuple(range(10, 30)))
 
 
 def test_the_files_hold_the_prompts_and_right_answers_as_chats(result: QuickstartResult):
     for file, count, share in ((result.train_file, 10, "train"), (result.held_out_file, 6, "held_out")):
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         tickets = generate_tickets(count, 0, share)
-        assert [row["messages"][-2] for row in rows] == [
-            {"role": "user", "content": prompt_for(ticket)} for ticket in tickets
+        assert [row["messages"][:-1] for row in rows] == [
+            [message.as_dict() for message in prompt_for(ticket)] for ticket in tickets
         ]
         assert [row["messages"][-1] for row in rows] == [
             {"role": "assistant", "content": answer_for(ticket)} for ticket in tickets
