@@ -389,7 +389,7 @@ def test_python_names_wrong_sampling_and_wrong_messages(trained: Path):
     model = package.load(trained / "runs" / "recipe-1")
     with pytest.raises(package.LuthierError, match="temperature"):
         model.generate("a", temperature=-1)
-    with pytest.raises(package.LuthierError, match="^stop: a stop text is empty, .*leave it out[.] Sampling takes"):
+    with pytest.raises(package.LuthierError, match=r"stop: a stop text is empty, .*leave it out\. Sampling takes"):
         model.generate("a", stop="")
     with pytest.raises(package.LuthierError, match="content"):
         model.generate([{"role": "user"}])
