@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 from luthier.data.dataset import load_dataset, load_examples
 from luthier.data.rendering import Renderer, build_renderer
 from luthier.data.template import read_template
-from luthier.errors import UsageError
+from luthier.errors import DataError, NotFound, UsageError
 from luthier.evaluation.compare import Candidate, Progress, evaluate_records
 from luthier.evaluation.verdict import Evaluation
 from luthier.generation.engine import Completed, Request, generate, stream
@@ -25,7 +26,8 @@ from luthier.models.settings import ModelSettings
 from luthier.ops.workers import Workers
 from luthier.recipe import Recipe, load_recipe, make_recipe
 from luthier.run import RunResult, train_recipe
-from luthier.store.runs import find_run, is_run, new_run_folder
+from luthier.store.places import expanded
+from luthier.store.runs import find_run, is_run, list_runs, new_run_folder
 from luthier.tuned import load_base, load_run, recipe_of_run
 from luthier.types import Completion, Example, Message, Record
 
@@ -60,7 +62,7 @@ def train(
         typed = recipe if isinstance(recipe, Recipe) else make_recipe(recipe)
         first = typed.data.train if isinstance(typed.data.train, str) else typed.data.train[0]
         name = Path(first).stem
-    folder = new_run_folder(RUNS, name) if out is None else Path(out)
+    folder = new_run_folder(RUNS, name) if out is None else expanded(out)
     return train_recipe(typed, folder, announce=announce, on_step=on_step)
 
 
@@ -88,9 +90,20 @@ def load_plain(name: str, announce: Announce = _log.info) -> TextModel:
 
 def load_any(name: str, announce: Announce = _log.info) -> TextModel:
     """The model of a run where `name` is one, else the plain model of that name."""
-    if name == "latest" or is_run(Path(name)) or is_run(RUNS / name):
+    if name == "latest" or is_run(expanded(name)) or is_run(RUNS / name):
         return load(name, announce)
-    return load_plain(name, announce)
+    try:
+        return load_plain(name, announce)
+    except NotFound as error:
+        error.mend = f"{error.mend} {_near_runs(name)}".strip()
+        raise
+
+
+def _near_runs(name: str) -> str:
+    """What to say of the runs here that a name may have meant; nothing if none come near."""
+    names = [run.name for run in list_runs(RUNS)]
+    near = [run for run in names if run.startswith(name)] or difflib.get_close_matches(name, names, n=3)
+    return f"If a run is meant: did you mean {' or '.join(near[-3:])}?" if near else ""
 
 
 def evaluate(
@@ -156,7 +169,8 @@ def make_sampling(values: Mapping[str, Any]) -> Sampling:
         fault = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in fault["loc"])
         known = ", ".join(Sampling.model_fields)
-        raise UsageError(f"{name}: {fault['msg']}.", f"Sampling takes {known}.", field=name) from error
+        found = str(fault.get("ctx", {}).get("error", fault["msg"])).removesuffix(".")
+        raise UsageError(f"{name}: {found}.", f"Sampling takes {known}.", field=name) from error
 
 
 @dataclass(frozen=True)
@@ -192,10 +206,23 @@ class TextModel:
     def _tokens(self, prompt: Prompt) -> list[int]:
         """A prompt as training wrote it: text as a question in a chat, or plainly where the rows were plain."""
         if isinstance(prompt, str):
+            _check_whole(prompt)
             tokens = self.renderer.record_prompt(Completion(prompt, ""))
             assert tokens is not None  # a completion has a prompt
             return tokens
-        return self.renderer.prompt_tokens([_message(each) for each in prompt])
+        messages = [_message(each) for each in prompt]
+        for message in messages:
+            _check_whole(message.content)
+        return self.renderer.prompt_tokens(messages)
+
+
+def _check_whole(text: str) -> None:
+    """Raise DataError for half of a character: what the system makes of bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = f"A prompt holds {error.object[error.start]!a}, which is no whole character."
+        raise DataError(found, "Give it as UTF-8 text.") from error
 
 
 def _message(value: Message | Mapping[str, str]) -> Message:
@@ -209,7 +236,10 @@ def _message(value: Message | Mapping[str, str]) -> Message:
 
 @dataclass
 class Chat:
-    """A conversation with a model: `messages` holds what was said so far, the opening included."""
+    """A conversation with a model: `messages` holds what was said so far, the opening included.
+
+    A model without a chat template goes on from what is said now alone, as plain text.
+    """
 
     model: TextModel
     sampling: Sampling
@@ -223,8 +253,9 @@ class Chat:
     def stream(self, text: str) -> Iterator[str]:
         """The same piece by piece; an answer that is broken off is forgotten together with its question."""
         messages = [*self.messages, Message("user", text)]
+        is_plain = self.model.renderer.chat is None and not self.opening
         answer = ""
-        for piece in self.model.stream(messages, **self.sampling.model_dump()):
+        for piece in self.model.stream(text if is_plain else messages, **self.sampling.model_dump()):
             answer += piece
             yield piece
         self.messages = [*messages, Message("assistant", answer)]

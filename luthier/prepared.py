@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from luthier.data.dataset import Dataset, load_dataset
 from luthier.data.gate import GateReport, check_gate, marked_text
 from luthier.data.placeholders import with_placeholders
 from luthier.errors import GateRefusal
-from luthier.models.language_model import LanguageModel
+from luthier.models.positions import longest_row
 from luthier.models.sources import locate, read_config, read_tokenizer
 from luthier.recipe import Recipe
 
@@ -33,6 +33,7 @@ def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
     config = read_config(source)
     tokenizer = read_tokenizer(source)
     dataset = load_dataset(recipe.data, tokenizer, recipe.objective.example, announce)
+    check_lengths(dataset, config)
     return Prepared(dataset, tokenizer, check_gate(dataset, int(config.vocab_size)))
 
 
@@ -53,15 +54,15 @@ def placed_rows(dataset: Dataset, num_virtual: int) -> Dataset:
     return replace(dataset, train=train, validation=validation)
 
 
-def check_lengths(dataset: Dataset, model: LanguageModel, num_virtual: int) -> None:
+def check_lengths(dataset: Dataset, config: PreTrainedConfig, num_virtual: int = 0) -> None:
     """Raise GateRefusal for a row longer than the model's positions reach, or than they are the same in any batch."""
-    limits = [limit for limit in (model.context_length, model.longest_stable_row) if limit is not None]
+    longest = longest_row(config)
     counted = f" ({num_virtual} of them virtual)" if num_virtual else ""
     for example in (*dataset.train, *dataset.validation):
-        if limits and example.num_tokens > min(limits):
+        if longest is not None and example.num_tokens > longest:
             raise GateRefusal(
-                f"This row has {example.num_tokens} tokens{counted}, but the model's positions serve {min(limits)}.",
-                f"Set data.max_length to {min(limits) - num_virtual}, and data.too_long to truncate or drop.",
+                f"This row has {example.num_tokens} tokens{counted}, but the model's positions serve {longest}.",
+                f"Set data.max_length to {longest - num_virtual}, and data.too_long to truncate or drop.",
                 file=example.origin.file,
                 line=example.origin.line,
             )

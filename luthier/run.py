@@ -7,8 +7,8 @@ happens in between.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,8 @@ import torch
 
 from luthier.data.batches import StepBatches, evaluation_batches
 from luthier.data.dataset import Dataset
-from luthier.errors import (
-    CheckpointNotFound,
-    Interrupted,
-    LuthierError,
-    NotFinite,
-    NotFound,
-    RecipeError,
-    UsageError,
-)
+from luthier.data.rendering import Renderer
+from luthier.errors import CheckpointNotFound, NotFound, RecipeError, UsageError
 from luthier.evaluation.loss import held_out_loss
 from luthier.evaluation.report import write_loss_plot, write_report
 from luthier.methods import ADAPTER, Attachment
@@ -36,7 +29,6 @@ from luthier.recipe import Recipe, dump_recipe, load_recipe
 from luthier.recipe.provenance import check_same, environment, provenance_of
 from luthier.store.files import (
     folder_fault,
-    leftovers,
     make_folder,
     remove_file,
     remove_folder,
@@ -45,21 +37,18 @@ from luthier.store.files import (
     write_text,
 )
 from luthier.store.runs import (
-    METRICS,
     RECIPE,
     RESOLVED,
-    STATUS,
     append_metrics,
     cut_metrics,
-    is_busy,
     read_metrics,
     read_run,
     write_status,
 )
-from luthier.training.checkpoint import FOLDER as CHECKPOINTS
 from luthier.training.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from luthier.training.loop import Outside, Plan, Progress, progress_of, train
-from luthier.training.trackers import numbers_of, open_trackers
+from luthier.training.run_folder import carried_out, is_free, to_go_on
+from luthier.training.trackers import Tracker, numbers_of, tracking
 from luthier.training.trunk import FOLDER as TRUNK_FOLDER
 from luthier.training.trunk import keeps_trunk, open_trunk_cache
 from luthier.tuned import load_base_of
@@ -88,30 +77,15 @@ def train_recipe(recipe: Recipe, folder: Path, *, announce: Announce, on_step: O
 
     Raises UsageError if the folder holds something already; the errors of every part; Interrupted after Ctrl-C.
     """
-    if not _is_free(folder):
-        raise UsageError(
-            f"{folder} is not empty.",
-            f"Go on with 'luthier resume {folder}', or choose another --out.",
-        )
+    if not is_free(folder):
+        raise UsageError(f"{folder} is not empty.", f"Go on with '{to_go_on(folder)}', or choose another --out.")
     make_folder(folder)
     for name in (RESOLVED, RECIPE):  # of a run that failed before its first step
         remove_file(folder / name)
     recipe = recipe.model_copy(update={"provenance": None})  # another run's, if the recipe was taken from one
     write_text(folder / RECIPE, dump_recipe(recipe))
-    return _carry_out(recipe, folder, announce, on_step)
-
-
-def _is_free(folder: Path) -> bool:
-    """Whether a run may begin in a folder: nothing is in it, or only a run that ended before its first step."""
-    if not folder.is_dir():
-        return True
-    names = {entry.name for entry in folder.iterdir()} - {entry.name for entry in leftovers(folder)}
-    return not names or (STATUS in names and not _has_steps(folder) and read_run(folder).state != "running")
-
-
-def _has_steps(folder: Path) -> bool:
-    """Whether a run took a step, so that there is something to go on from."""
-    return (folder / METRICS).exists() or (folder / CHECKPOINTS).exists()
+    with carried_out(folder, announce):
+        return _train(recipe, folder, announce, on_step)
 
 
 def resume_run(folder: Path, *, announce: Announce, on_step: OnStep) -> RunResult:
@@ -125,12 +99,23 @@ def resume_run(folder: Path, *, announce: Announce, on_step: OnStep) -> RunResul
             if (result := _finished(recipe, folder)) is not None:
                 announce(f"The run {folder} is finished; there is nothing to do.")
                 return result
-            return _carry_out(recipe, folder, announce, on_step)
+            with carried_out(folder, announce), _moved_told(folder / name):
+                return _train(recipe, folder, announce, on_step)
     raise NotFound(
         f"{folder} is not a run: it holds no {RECIPE}.",
         "Look at 'luthier runs', or begin one with 'luthier train RECIPE'.",
         file=str(folder),
     )
+
+
+@contextmanager
+def _moved_told(recipe_file: Path) -> Iterator[None]:
+    """Within: what is not found says where its new place can be written."""
+    try:
+        yield
+    except NotFound as error:
+        error.mend = f"{error.mend} If it was moved, write its new path into {recipe_file}.".strip()
+        raise
 
 
 def _finished(recipe: Recipe, folder: Path) -> RunResult | None:
@@ -146,49 +131,18 @@ def _result(folder: Path, metrics: list[dict[str, Any]], progress: Progress) -> 
     return RunResult(folder, progress.step, final_loss, progress.best_loss, progress.best_step, progress.stopped_early)
 
 
-def _carry_out(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) -> RunResult:
-    with _status(folder, announce):
-        return _train(recipe, folder, announce, on_step)
-
-
-@contextmanager
-def _status(folder: Path, announce: Announce) -> Iterator[None]:
-    """Within, the run's status is running; afterwards it says how the run ended. Errors say how to go on."""
-    if is_busy(folder):
-        raise UsageError(
-            f"Another process is carrying out the run {folder}.",
-            "Wait for its end, or stop it first; 'luthier runs' shows how far it is.",
-        )
-    state, message = "stopped", "Stopped at once."
-    try:
-        write_status(folder, "running")
-        yield
-        write_status(folder, "finished")
-        state = "finished"
-    except LuthierError as error:
-        state, message = "stopped" if isinstance(error, Interrupted) else "failed", str(error)
-        # before the first step the same command serves; what is not finite would come out the same again
-        if _has_steps(folder) and not isinstance(error, NotFinite):
-            error.mend = f"{error.mend} To go on: luthier resume {folder}".strip()
-        raise
-    except KeyboardInterrupt:
-        announce(f"To go on: luthier resume {folder}")
-        raise
-    finally:
-        if state != "finished":
-            with suppress(LuthierError):  # what ended the run tells more; one without a last word counts as stopped
-                write_status(folder, "failed" if state == "failed" else "stopped", message=message)
-
-
 def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) -> RunResult:
     prepared = check_recipe(recipe, announce)
     announce_gate(prepared.gate, announce)
+    recipe = _dated(recipe, prepared.dataset.renderer, announce)
     model = load_base_of(recipe, announce)
     dataset = prepared.dataset
     attachment = recipe.method.attach(model, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
     announce(f"Method {recipe.method.kind}: {attachment.num_trainable:,} numbers train.")
+    for note in attachment.notes:
+        announce(note)
     placed = placed_rows(dataset, attachment.num_virtual)
-    check_lengths(placed, model, attachment.num_virtual)
+    check_lengths(placed, model.hf.config, attachment.num_virtual)
     recipe, batches = _resolve(recipe, placed, model, attachment)
     cache = open_trunk_cache(recipe.training, folder, model, attachment, placed, announce)
     if cache is not None:
@@ -197,12 +151,26 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) ->
     write_status(folder, "running", total_steps=plan.num_steps)
     _settle_provenance(recipe, folder, model, dataset, announce)
     checkpoint = _last_checkpoint(recipe, folder, announce)
-    with Workers(_workers(recipe.training.workers, model.device)) as workers:
-        steps_before = 0 if checkpoint is None else checkpoint.step
-        cut_metrics(folder, steps_before)
-        outside = _outside(recipe, folder, model, attachment, placed, plan, workers, steps_before, announce, on_step)
+    steps_before = 0 if checkpoint is None else checkpoint.step
+    cut_metrics(folder, steps_before)
+    values = recipe.model_dump(mode="json")
+    with (
+        tracking(recipe.training.trackers, folder, values, steps_before) as trackers,
+        Workers(_workers(recipe.training.workers, model.device)) as workers,
+    ):
+        outside = _outside(recipe, folder, model, attachment, placed, plan, workers, trackers, announce, on_step)
         progress = train(model, attachment, recipe.objective, batches, plan, outside, workers, checkpoint)
     return _finish(recipe, folder, attachment, progress, announce)
+
+
+def _dated(recipe: Recipe, renderer: Renderer, announce: Announce) -> Recipe:
+    """The recipe with the day that its chat template prints, so that the rows become the same tokens on a later one."""
+    chat = renderer.chat
+    if chat is None or not chat.prints_date or recipe.data.today is not None:
+        return recipe
+    today = chat.day.isoformat()
+    announce(f"The chat template prints the date; for this run and its model it stays {today} (data.today).")
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"today": today})})
 
 
 def _resolve(
@@ -317,7 +285,7 @@ def _outside(
     dataset: Dataset,
     plan: Plan,
     workers: Workers,
-    steps_before: int,
+    trackers: Sequence[Tracker],
     announce: Announce,
     on_step: OnStep,
 ) -> Outside:
@@ -330,7 +298,6 @@ def _outside(
         model.pad_id,
         shares_prefix=_shares_prefix(recipe, model, attachment, dataset),
     )
-    trackers = open_trackers(recipe.training.trackers, folder, recipe.model_dump(mode="json"), steps_before)
 
     def evaluate() -> float:
         return held_out_loss(model, recipe.objective, held_out, attachment.adapter, workers, plan.autocast)
@@ -359,12 +326,7 @@ def _finish(recipe: Recipe, folder: Path, attachment: Attachment, progress: Prog
     """Write the adapter or model, the plot and the report."""
     _prune(recipe, folder, progress.step, progress.best_step)
     if recipe.training.early_stopping is not None and progress.best_step not in (None, progress.step):
-        announce(f"The best step was {progress.best_step}; its weights are the ones kept.")
-        best = load_checkpoint(folder, step=progress.best_step, announce=announce)
-        with torch.no_grad():
-            for name, tensor in attachment.trainables.items():
-                tensor.copy_(best.trainables[name])
-        attachment.load_state(best.method)
+        _go_back(folder, attachment, progress, announce)
     remove_folder(folder / TRUNK_FOLDER)
     output = folder / recipe.method.output_folder
     write_folder(output, lambda partial: attachment.write(partial, announce), replace=True)
@@ -382,3 +344,20 @@ def _finish(recipe: Recipe, folder: Path, attachment: Attachment, progress: Prog
         },
     )
     return _result(folder, metrics, progress)
+
+
+def _go_back(folder: Path, attachment: Attachment, progress: Progress, announce: Announce) -> None:
+    """Give the model the weights of its best step; where their checkpoint is lost, it keeps those of the last."""
+    try:
+        best = load_checkpoint(folder, step=progress.best_step)
+    except CheckpointNotFound as error:
+        announce(
+            f"The best step was {progress.best_step}, but its checkpoint is lost, so the weights of the last step, "
+            f"{progress.step}, are kept. {error.found}"
+        )
+        return
+    announce(f"The best step was {progress.best_step}; its weights are the ones kept.")
+    with torch.no_grad():
+        for name, tensor in attachment.trainables.items():
+            tensor.copy_(best.trainables[name])
+    attachment.load_state(best.method)

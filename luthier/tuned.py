@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def load_base(folder: Path, announce: Announce) -> LanguageModel:
 def _require_output(output: Path, folder: Path) -> None:
     if not output.is_dir():
         raise NotFound(
-            f"The run {folder} has not finished: there is no {output.name}/ in it.", f"Run 'luthier resume {folder}'."
+            f"The run {folder} has not finished: there is no {output.name}/ in it.",
+            f"Run 'luthier resume {shlex.quote(str(folder))}'.",
         )
 
 

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +328,31 @@ def test_a_run_goes_on_when_what_was_changed_is_put_back(own: Own) -> None:
     assert outcome(own.run) == outcome(own.run.with_name("unbroken"))
 
 
+def test_a_run_does_not_go_on_with_another_shape_of_its_method(own: Own) -> None:
+    broken_off(own.values(), own.run, 3)
+    resolved = own.run / "recipe.resolved.yaml"
+    resolved.write_text(resolved.read_text().replace("rank: 2\n", "rank: 3\n"))
+    with pytest.raises(RunMismatch, match="not those that the recipe trains now") as refused:
+        go_on(own.run)
+    assert "recipe.resolved.yaml" in refused.value.mend
+
+
+def test_a_run_whose_folder_and_rows_were_moved_goes_on_once_it_is_told_where_they_are(
+    own: Own, tmp_path: Path
+) -> None:
+    begin(own.values(), tmp_path / "unbroken")
+    broken_off(own.values(), own.run, 3)
+    own.run.rename(tmp_path / "moved run")
+    own.rows.rename(tmp_path / "moved rows.jsonl")
+    with pytest.raises(NotFound) as refused:
+        go_on(tmp_path / "moved run")
+    resolved = tmp_path / "moved run" / "recipe.resolved.yaml"
+    assert f"write its new path into {resolved}" in refused.value.mend
+    resolved.write_text(resolved.read_text().replace(str(own.rows), str(tmp_path / "moved rows.jsonl")))
+    go_on(tmp_path / "moved run")
+    assert outcome(tmp_path / "moved run") == outcome(tmp_path / "unbroken")
+
+
 def test_a_folder_without_a_recipe_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"no recipe\.yaml"):
         go_on(tmp_path)
@@ -406,6 +432,26 @@ def test_a_damaged_checkpoint_does_not_push_out_the_next_one(workshop: Workshop,
     assert outcome(folder) == outcome(workshop.unbroken())
 
 
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_where_the_best_checkpoint_is_lost_the_last_weights_are_kept_and_that_is_said(
+    workshop: Workshop, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "run"
+
+    def lose(metrics: dict[str, Any]) -> None:
+        if metrics["step"] == 6:
+            damage(folder / "checkpoints" / "step-2")
+
+    said: list[str] = []
+    result = begin(workshop.values("early stopping"), folder, lose, said.append)
+    assert (result.stopped_early, result.best_step) == (True, 2)
+    (sentence,) = [sentence for sentence in said if "checkpoint is lost" in sentence]
+    assert "weights of the last step, 6, are kept" in sentence
+    last = load_file(folder / "checkpoints" / "step-6" / "trainables.safetensors")
+    written = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(written[f"base_model.model.{name}"], tensor) for name, tensor in last.items())
+
+
 @pytest.mark.parametrize("tail", [b'{"step": 6, "lo', b"\x00\x00\x00\x00", b'{"step": 6}', b"\n"])
 def test_a_torn_last_line_of_the_metrics_is_mended(workshop: Workshop, tmp_path: Path, tail: bytes) -> None:
     broken_off(workshop.values(), tmp_path / "run", 5)
@@ -471,6 +517,58 @@ def test_the_status_tells_how_a_run_ended(workshop: Workshop, tmp_path: Path) ->
     go_on(folder, lambda metrics: states.append(read_run(folder).state))
     assert states == ["running"] * 3
     assert (read_run(folder).state, read_run(folder).step, read_run(folder).total_steps) == ("finished", 6, 6)
+
+
+def test_a_template_that_prints_the_date_prints_the_same_on_the_next_day(
+    own: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tomorrow(date):
+        @classmethod
+        def today(cls) -> date:
+            return date(2035, 7, 1)
+
+    path = own.model / "chat_template.jinja"
+    path.write_text("{{ strftime_now('%d %b %Y') }}" + path.read_text())
+    said: list[str] = []
+    begin(own.values(), tmp_path / "unbroken", announce=said.append)
+    broken_off(own.values(), own.run, 3)
+    monkeypatch.setattr("luthier.data.settings.date", Tomorrow)
+    monkeypatch.setattr("luthier.data.template.date", Tomorrow)
+    go_on(own.run)
+    assert outcome(own.run) == outcome(tmp_path / "unbroken")
+    today = date.today()
+    assert any(f"{today} (data.today)" in sentence for sentence in said)
+    assert load_recipe(own.run / "recipe.resolved.yaml").data.day == today
+    assert load_recipe(own.run / "recipe.yaml").data.today is None
+
+
+def test_going_on_from_an_adapter_of_another_base_is_announced(own: Own, tmp_path: Path) -> None:
+    begin(own.values(), tmp_path / "first")
+    (tmp_path / "model").rename(tmp_path / "other")
+    values = own.values()
+    values["model"] = str(tmp_path / "other")
+    values["method"] = {"kind": "lora", "from": str(tmp_path / "first")}
+    said: list[str] = []
+    begin(values, own.run, announce=said.append)
+    assert any(f"trained on {own.model}" in sentence and "other" in sentence for sentence in said)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_trackers_are_told_every_step_by_the_end_of_a_run_and_of_a_stop(workshop: Workshop, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def steps_in(folder: Path) -> list[int]:
+        events = EventAccumulator(str(folder / "tensorboard"))
+        events.Reload()
+        return [event.step for event in events.Scalars("loss")]
+
+    values = workshop.values()
+    values["training"]["trackers"] = ["tensorboard"]
+    with pytest.raises(Interrupted):
+        begin(values, tmp_path / "run", asked_to_stop_in(3))
+    assert steps_in(tmp_path / "run") == [1, 2, 3]
+    go_on(tmp_path / "run")
+    assert steps_in(tmp_path / "run") == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_recipe_taken_from_another_run_begins_a_run_of_its_own(workshop: Workshop, tmp_path: Path) -> None:

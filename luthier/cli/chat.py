@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from luthier.cli.options import Json, MaxNewTokens, MinP, Seed, Stop, System, Temperature, TopK, TopP, given
-from luthier.cli.output import emit, print_error, say
+from luthier.cli.output import emit, print_error, reading_standard_in, say
+from luthier.cli.process import Terminated
 from luthier.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def chat(
         speakers = {"base": base_of(run, tuned, say).chat(system, **sampling), "tuned": tuned.chat(system, **sampling)}
     else:
         speakers = {"model": load_any(run, say).chat(system, **sampling)}
+    if all(speaker.model.renderer.chat is None for speaker in speakers.values()):
+        say("The model has no chat template: it goes on from each line as from plain text, and remembers none.")
     if sys.stdin.isatty():
         say(_HELP)
     turns = []
@@ -63,7 +66,8 @@ def _lines(speakers: dict[str, Chat]) -> Iterator[str]:
     """What the user says, a line at a time, until the end or /quit; /reset is carried out here."""
     while True:
         try:
-            line = input("> " if sys.stdin.isatty() else "").strip()
+            with reading_standard_in():
+                line = input("> " if sys.stdin.isatty() else "").strip()
         except EOFError:
             return
         if line == "/quit":
@@ -92,8 +96,8 @@ def _answer(name: str, speakers: dict[str, Chat], text: str, as_json: bool) -> s
     except DataError as error:  # the conversation no longer fits the model's context
         print_error(DataError(error.found, "Say /reset to begin again."), as_json=False)
         return None
-    except KeyboardInterrupt:
-        if not sys.stdin.isatty():
+    except KeyboardInterrupt as error:
+        if isinstance(error, Terminated) or not sys.stdin.isatty():
             raise
         return None
     finally:

@@ -50,7 +50,8 @@ def report_recipe(recipe: Recipe, as_json: bool) -> None:
     except DataError as error:
         faults = _all_faults(recipe, error)
         if as_json:
-            emit({"ok": False, "faults": [fault.as_json()["error"] for fault in faults]}, "", as_json=True)
+            told = [fault.as_json()["error"] for fault in faults]
+            emit({"ok": False, "error": told[0], "faults": told}, "", as_json=True)
         else:
             for fault in faults[:_MOST_SHOWN]:
                 print_error(fault, as_json=False)

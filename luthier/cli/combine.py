@@ -42,6 +42,7 @@ def combine(
 ) -> None:
     """Make one LoRA from the adapters of several runs."""
     from luthier import api
+    from luthier.store.places import expanded
     from luthier.store.runs import find_run
     from luthier.studies.combining import Source, combine_runs
     from luthier.tuned import recipe_of_run
@@ -53,7 +54,7 @@ def combine(
         raise UsageError("The exact sum has the sum of the ranks.", "Use --how svd with --rank.")
     folders = [find_run(run, api.RUNS) for run in runs]
     sources = [Source(folder, recipe_of_run(folder), share) for folder, share in zip(folders, weights, strict=True)]
-    result = combine_runs(sources, out, say, how=how.value, rank=rank, density=density, seed=seed)
+    result = combine_runs(sources, expanded(out), say, how=how.value, rank=rank, density=density, seed=seed)
     ranks = sorted(set(result.ranks.values()))
     say(
         f"{len(result.ranks)} layers of rank {', '.join(map(str, ranks))}; "

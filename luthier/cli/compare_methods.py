@@ -26,13 +26,14 @@ def compare_methods(
     from luthier import api
     from luthier.methods import METHODS, kind_of
     from luthier.recipe import load_recipe
+    from luthier.store.places import expanded
     from luthier.studies.comparison_report import REPORT, write_comparison_report
     from luthier.studies.method_comparison import compare_methods as compare
 
     settings = load_recipe(recipe, overrides or ())
     named = [kind_of(method) for method in METHODS] if methods == "all" else methods.split(",")
     kinds = [kind.strip() for kind in named if kind.strip()]
-    folder = out or api.RUNS / f"{recipe.stem}-methods"
+    folder = expanded(out or api.RUNS / f"{recipe.stem}-methods")
     found = compare(settings, kinds, folder, say, budget_tokens=budget_tokens, seeds=seeds)
     write_comparison_report(found)
     emit(found.as_json(), "\n".join([*aligned(found.as_table()), "", str(folder / REPORT)]), as_json)

@@ -48,7 +48,6 @@ def doctor(as_json: Json = False) -> None:
 def examine(folder: Path) -> dict[str, Any]:
     """The facts, with `problems` (Luthier will not work) and `remarks` (it will, but look)."""
     import psutil
-    import torch
 
     from luthier.store.cache import cache_root, list_entries
 
@@ -60,9 +59,7 @@ def examine(folder: Path) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": usable_cores(),
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        **_of_torch(),
         "memory_bytes": memory.total,
         "memory_available_bytes": memory.available,
         "disk_free_bytes": shutil.disk_usage(folder).free,
@@ -76,8 +73,24 @@ def examine(folder: Path) -> dict[str, Any]:
         "optional": {name: _version(name) for name in OPTIONAL},
     }
     report["problems"] = _problems(packages)
+    if report["torch_fault"] and packages["torch"]["installed"]:
+        report["problems"].append(f"torch cannot be loaded: {report['torch_fault']}. Install it again.")
     report["remarks"] = _remarks(report, packages)
     return report
+
+
+def _of_torch() -> dict[str, Any]:
+    """What torch says of the machine; where it cannot be loaded, why."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # a part of it is missing, or a library that it needs
+        return {"threads": None, "cpu_capability": None, "gpus": [], "torch_fault": str(error)}
+    return {
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "torch_fault": None,
+    }
 
 
 def _package(name: str, oldest: str, tested: str) -> dict[str, str | None]:
@@ -137,11 +150,12 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _text(report: Mapping[str, Any]) -> str:
     cache = report["cache"]
+    used = f" (torch uses {report['threads']} threads, {report['cpu_capability']})" if report["threads"] else ""
     rows = [
         ("luthier", report["luthier"]),
         ("python", report["python"]),
         ("platform", report["platform"]),
-        ("cores", f"{report['cores']} (torch uses {report['threads']} threads, {report['cpu_capability']})"),
+        ("cores", str(report["cores"]) + used),
         ("gpus", ", ".join(report["gpus"]) or "none"),
         ("memory", f"{_bytes(report, 'memory_available_bytes')} free of {_bytes(report, 'memory_bytes')}"),
         ("disk", f"{_bytes(report, 'disk_free_bytes')} free here"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from luthier.cli.options import Json, MaxNewTokens, MinP, Seed, Stop, System, Temperature, TopK, TopP, given
-from luthier.cli.output import emit, say
+from luthier.cli.output import emit, reading_standard_in, say
 from luthier.errors import UsageError
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def _chat(system: str, text: str) -> Prompt:
 def _standard_in() -> str:
     if sys.stdin.isatty():
         raise UsageError("There is no prompt.", "Give --prompt TEXT, or pipe a text in.")
-    text = sys.stdin.read().removesuffix("\n")
+    with reading_standard_in():
+        text = sys.stdin.read().removesuffix("\n")
     if not text:
         raise UsageError("Standard in is empty, so there is no prompt.", "Give --prompt TEXT, or pipe a text in.")
     return text

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from luthier.cli.options import Json
-from luthier.cli.output import aligned, emit, say
+from luthier.cli.output import aligned, emit, quoted, say
 
 if TYPE_CHECKING:
     from luthier.studies.inspection import Inspection, Shrunk
@@ -75,13 +75,14 @@ def shrink(
 ) -> None:
     """Write a run's update as a LoRA of smaller rank (the closest one), and measure what that costs."""
     from luthier import api
+    from luthier.store.places import expanded
     from luthier.store.runs import find_run
     from luthier.studies.inspection import shrink_run
     from luthier.tuned import recipe_of_run
 
     folder = find_run(run, api.RUNS)
     name = f"adapter-rank-{rank}" if rank is not None else f"adapter-energy-{energy}"
-    result = shrink_run(folder, recipe_of_run(folder), out or folder / name, say, rank=rank, energy=energy)
+    result = shrink_run(folder, recipe_of_run(folder), expanded(out or folder / name), say, rank=rank, energy=energy)
     emit(result.as_json(), _text_of_shrunk(result), as_json)
 
 
@@ -95,7 +96,9 @@ def _text(inspection: Inspection, plot: Path) -> str:
     more = len(inspection.layers) - len(rows) + 1
     lines = [*aligned(rows), *([f"… and {more} layers that changed less (--json has all)"] if more > 0 else [])]
     kept = f"Rank {inspection.rank_to_keep} in every layer would keep 99 % of all updates' energy."
-    return "\n".join([*lines, "", kept, f"Smaller: luthier shrink {inspection.run} --energy 0.99", f"Picture: {plot}"])
+    return "\n".join(
+        [*lines, "", kept, f"Smaller: luthier shrink {quoted(inspection.run)} --energy 0.99", f"Picture: {plot}"]
+    )
 
 
 def _text_of_shrunk(result: Shrunk) -> str:

@@ -6,6 +6,7 @@ Each command sits in its own file and imports what is heavy only when it runs, s
 from __future__ import annotations
 
 import errno
+import io
 import sys
 from collections.abc import Sequence
 from typing import Annotated, cast
@@ -24,17 +25,20 @@ from luthier.cli.inspect import inspect, shrink
 from luthier.cli.methods import methods
 from luthier.cli.new import new
 from luthier.cli.output import print_error, say
-from luthier.cli.process import quiet_libraries
+from luthier.cli.process import SigtermAsCtrlC, quiet_libraries
 from luthier.cli.quickstart import quickstart
 from luthier.cli.resume import resume
 from luthier.cli.runs import runs
 from luthier.cli.schema import schema
 from luthier.cli.train import train
-from luthier.errors import DiskFull, LuthierError, ResourceError, UsageError
+from luthier.errors import DiskFull, Interrupted, LuthierError, NotFound, ResourceError, UsageError
+from luthier.ops.shortage import is_shortage
 from luthier.version import __version__
 
 # The parser's own error, of whichever click typer brings: typer itself exports only this subclass.
 _UsageFault = cast("type[Exception]", typer.BadParameter.__base__)
+
+_CTRL_C, _SIGTERM = 130, 143  # the first is also what some versions of typer make of a KeyboardInterrupt
 
 app = typer.Typer(
     name="luthier",
@@ -84,9 +88,15 @@ def options(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code. Errors are printed as their mend, or with `--json` as a document."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a sign gets its number, not a traceback
+        sys.stdout.reconfigure(errors="backslashreplace")
     as_json = "--json" in words
+    sigterm = SigtermAsCtrlC()
     try:
-        code = app(words, prog_name="luthier", standalone_mode=False)
+        with sigterm:
+            code = app(words, prog_name="luthier", standalone_mode=False)
+        if code == _CTRL_C:
+            raise KeyboardInterrupt
     except _UsageFault as raised:
         fault = cast("typer.BadParameter", raised)
         if not as_json:
@@ -96,13 +106,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LuthierError as raised:
         error = raised
     except (KeyboardInterrupt, typer.Abort):
-        say("Interrupted.")
-        return 130
+        error = Interrupted("Interrupted.", exit_code=_SIGTERM if sigterm.came else _CTRL_C)
+        if not as_json:
+            say(error.found)
+            return error.exit_code
     except OSError as raised:
         if raised.errno == errno.EPIPE:  # whoever read our output has left
             sys.stdout = None  # nothing is left to flush at exit
             return 1
         error = _of_system(raised)
+    except (MemoryError, RuntimeError) as raised:
+        if not is_shortage(raised):
+            raise
+        error = ResourceError("There is not enough memory.", "Close other programs, or use a smaller model or input.")
     else:
         return code if isinstance(code, int) else 0
     print_error(error, as_json)
@@ -117,4 +133,6 @@ def _of_system(error: OSError) -> LuthierError:
         return DiskFull(found, "Free some space, or choose another place with --out.", file=file)
     if error.errno == errno.ENOMEM:
         return ResourceError(found, "Lower training.tokens_per_micro_batch, or close other programs.", file=file)
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+        return NotFound(found, "Check the path.", file=file)
     return LuthierError(found, "Check the path and its permissions.", file=file)

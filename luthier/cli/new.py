@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from luthier.cli.options import Json
-from luthier.cli.output import emit, say
+from luthier.cli.output import emit, quoted, say
 from luthier.errors import UsageError
 
 _OPENING = """{count} {form} rows from {data} ({reason}).
@@ -34,19 +34,20 @@ def new(
     from luthier.data.reading import read_rows
     from luthier.recipe.reference import commented_recipe
     from luthier.store.files import write_text
+    from luthier.store.places import expanded
 
-    recipe = Path(Path(data).stem + ".yaml") if out is None else out
+    recipe = Path(Path(data).stem + ".yaml") if out is None else expanded(out)
     if recipe.exists() and not force:
         raise UsageError(f"{recipe} is there already.", "Choose another name with --out, or replace it with --force.")
     recognised = to_records(read_rows(data, say), "auto")
     for note in recognised.notes:
         say(note)
     opening = _OPENING.format(
-        count=len(recognised.records), form=recognised.name, data=data, reason=recognised.reason, recipe=recipe
+        count=len(recognised.records), form=recognised.name, data=data, reason=recognised.reason, recipe=quoted(recipe)
     )
     write_text(recipe, commented_recipe(model, _seen_from(recipe, data), opening))
     found = f"{len(recognised.records)} rows of the form {recognised.name} ({recognised.reason})."
-    say(f"{found}\nNext: luthier check {recipe}")
+    say(f"{found}\nNext: luthier check {quoted(recipe)}")
     document = {
         "recipe": str(recipe),
         "format": recognised.name,
@@ -58,7 +59,9 @@ def new(
 
 def _seen_from(recipe: Path, data: str) -> str:
     """The data's path as the recipe should have it: relative where it lies beside or below, else absolute."""
-    path = Path(data).expanduser()
+    from luthier.store.places import expanded
+
+    path = expanded(data)
     if not path.exists():  # a hub name
         return data
     relative = os.path.relpath(path, recipe.parent)

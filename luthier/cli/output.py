@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, UsageError
 
 
 def say(text: str) -> None:
@@ -39,6 +41,23 @@ def readable_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+@contextmanager
+def reading_standard_in() -> Iterator[None]:
+    """Within: bytes on standard in that are no text are a UsageError."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        found = (
+            f"Standard in is not {error.encoding.upper()} text: it holds the byte 0x{error.object[error.start]:02X}."
+        )
+        raise UsageError(found, "Pipe in text, in UTF-8.") from error
+
+
+def quoted(path: object) -> str:
+    """A path as a shell takes it, for commands that a person may copy."""
+    return shlex.quote(str(path))
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

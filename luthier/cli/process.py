@@ -1,11 +1,15 @@
-"""Settings of the whole process, which only a command may make: the allocator, and how much other libraries say."""
+"""Settings of the whole process, which only a command may make: the allocator, SIGTERM, how much other libraries say."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Self
 
 # mallopt's parameters, from glibc's malloc.h
 _M_TRIM_THRESHOLD = -1
@@ -57,6 +61,33 @@ def glibc_version() -> str:
     except (OSError, ValueError):  # musl knows no such name
         return ""
     return version if name == "glibc" else ""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, taken as Ctrl-C is."""
+
+
+class SigtermAsCtrlC:
+    """While entered, SIGTERM ends a command as Ctrl-C does, with what it has to say; `came` tells whether it did."""
+
+    def __init__(self) -> None:
+        self.came = False
+        self._previous: object = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
+            self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)  # type: ignore[arg-type]
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.came = True
+        raise Terminated
 
 
 def usable_cores() -> int:

@@ -30,10 +30,11 @@ def quickstart(
         if not plain_allocator:
             keep_freed_memory(display.announce)
         from luthier.api import RUNS
+        from luthier.store.places import expanded
         from luthier.store.runs import new_run_folder
         from luthier.studies.quickstart import NUM_HELD_OUT, NUM_TRAIN, run_quickstart
 
-        run_folder = new_run_folder(RUNS, "quickstart") if out is None else out
+        run_folder = new_run_folder(RUNS, "quickstart") if out is None else expanded(out)
         result = run_quickstart(
             run_folder.with_name(f"{run_folder.name}-tickets"),
             run_folder=run_folder,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from luthier.cli.options import Json, Overrides, PlainAllocator
-from luthier.cli.output import emit
+from luthier.cli.output import emit, quoted
 from luthier.cli.process import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -40,9 +40,10 @@ def train(
             return
         from luthier.api import RUNS
         from luthier.run import train_recipe
+        from luthier.store.places import expanded
         from luthier.store.runs import new_run_folder
 
-        folder = new_run_folder(RUNS, recipe.stem) if out is None else out
+        folder = new_run_folder(RUNS, recipe.stem) if out is None else expanded(out)
         display.announce(f"Run {folder}")
         result = train_recipe(settings, folder, announce=display.announce, on_step=display.on_step)
     report_result(result, display.announce, as_json)
@@ -50,7 +51,7 @@ def train(
 
 def report_result(result: RunResult, announce: Callable[[str], None], as_json: bool) -> None:
     """Say what a run came to and what may follow; print its folder, or with `--json` the numbers."""
-    folder = result.folder
+    folder = quoted(result.folder)
     loss = "" if result.final_loss is None else f", loss {result.final_loss:.3f}"
     best = ""
     if result.best_validation_loss is not None:
@@ -58,5 +59,5 @@ def report_result(result: RunResult, announce: Callable[[str], None], as_json: b
     early = ", stopped early" if result.stopped_early else ""
     announce(f"Finished after {result.steps} steps{early}{loss}{best}.")
     announce(f"Next:  luthier chat {folder} --compare\n       luthier evaluate {folder} --data FILE")
-    document = {**vars(result), "folder": str(folder)}
-    emit(document, str(folder), as_json)
+    document = {**vars(result), "folder": str(result.folder)}
+    emit(document, str(result.folder), as_json)

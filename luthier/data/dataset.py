@@ -13,7 +13,7 @@ from luthier.data.formats import to_records
 from luthier.data.reading import Row, read_rows
 from luthier.data.rendering import Renderer, build_renderer
 from luthier.data.settings import DataSettings, FormatName
-from luthier.data.split import split_rows
+from luthier.data.split import num_held_out, split_rows
 from luthier.errors import GateRefusal
 from luthier.types import Example, Origin, Record, Rendered
 
@@ -76,7 +76,7 @@ def load_dataset(
     train_at, validation_at = list(range(len(source.examples))), list[int]()
     if settings.validation == "auto":
         train_at, validation_at = split_rows(source.records, settings.validation_fraction)
-        note = _split_note(len(source.records), len(validation_at))
+        note = _split_note(len(source.records), len(validation_at), settings.validation_fraction)
     elif settings.validation == "none":
         note = "No rows are held out (data.validation: none)."
     else:
@@ -181,10 +181,15 @@ def _too_long(
 # ── words and hashes ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _split_note(num_rows: int, num_held_out: int) -> str:
-    if num_held_out == 0:
+def _split_note(num_rows: int, held_out: int, fraction: float) -> str:
+    if held_out == 0 and num_held_out(num_rows, fraction) == 0:
         return f"{_count(num_rows, 'row')}: too few to hold some out, so there is no validation."
-    return f"{num_rows - num_held_out} rows to train on; {num_held_out} held out, chosen by a hash of the prompt."
+    if held_out == 0:
+        return (
+            f"{_count(num_rows, 'row')} with prompts that repeat too often to hold one out, so there is no validation; "
+            "name a file of its own in data.validation."
+        )
+    return f"{num_rows - held_out} rows to train on; {held_out} held out, chosen by a hash of the prompt."
 
 
 def _as_many(number: int, of: int) -> str:

@@ -26,6 +26,7 @@ from typing import Any
 
 from luthier.data.hub import fetch_values, is_hub_name
 from luthier.errors import DataError, NotFound
+from luthier.store.places import expanded
 from luthier.types import Origin
 
 Announce = Callable[[str], None]
@@ -100,13 +101,15 @@ def read_rows(source: str | tuple[str, ...], announce: Announce, max_rows: int |
 
 
 def _read_local(name: str, announce: Announce, limit: int | None) -> list[Row]:
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         inside = sorted(child.name for child in path.iterdir() if child.is_file())[:5]
         held = f" It holds {', '.join(inside)}." if inside else ""
         raise DataError(f"this is a folder, not a file.{held}", "Give the data file itself.", file=name)
     if not path.exists():
         raise _missing(path, name)
+    if not path.is_file():
+        raise DataError("this is a pipe or a device, not a file.", "Write the rows to a file and give that.", file=name)
     if path.suffix.lower() in _REFUSED_ENDINGS:
         raise DataError(*_REFUSED_ENDINGS[path.suffix.lower()], file=name)
     try:
@@ -366,7 +369,8 @@ def _read_parquet(path: Path, name: str, announce: Announce, limit: int | None) 
         with parquet.ParquetFile(path) as file:
             batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=1024))
             values = list(islice((row for batch in batches for row in batch), limit))
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        # the last two of values that Python has no type for, such as times to the nanosecond or of the year 20000
         mend = "Check that the file is whole; write it again if not."
         raise DataError(f"this is not a Parquet file that can be read: {error}.", mend, file=name) from error
     return [Row(row, Origin(name, number)) for number, row in enumerate(values, start=1)]

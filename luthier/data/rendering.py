@@ -121,7 +121,7 @@ class Renderer:
     def _template(self) -> ChatTemplate:
         if self.chat is None:
             raise RecipeError(
-                "The rows are chats, but the model has no chat template.",
+                "A chat has to be written, but the model has no chat template.",
                 "Set data.chat_template to a Jinja template or the path of one, or train on prompt/completion rows.",
                 field=FIELD,
             )
@@ -250,7 +250,9 @@ def build_renderer(settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -
             "Use a model that has a tokenizer.json.",
             field="model",
         )
-    return Renderer(tokenizer, read_template(settings.chat_template, tokenizer), settings.learn, settings.render)
+    return Renderer(
+        tokenizer, read_template(settings.chat_template, tokenizer, settings.day), settings.learn, settings.render
+    )
 
 
 def learned_messages(messages: Sequence[Message], learn: Learn) -> list[int]:

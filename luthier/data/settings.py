@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from luthier.types import Settings
 
@@ -45,4 +46,23 @@ class DataSettings(Settings):
         None,
         description="A Jinja chat template, or the path of a file that holds one; replaces the model's own.",
     )
+    today: str | None = Field(
+        None,
+        description="The date that a chat template prints as today's, such as 2026-01-31; unset, and where a template prints one: the day on which the run begins, also later with its model.",
+    )
     max_rows: int | None = Field(None, ge=1, description="Use only the first so many training rows.")
+
+    @field_validator("today")
+    @classmethod
+    def _today_is_a_day(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                date.fromisoformat(value)
+            except ValueError:
+                raise ValueError(f"data.today is {value!r}; give a day such as 2026-01-31.") from None
+        return value
+
+    @property
+    def day(self) -> date:
+        """The day that chat templates print."""
+        return date.today() if self.today is None else date.fromisoformat(self.today)

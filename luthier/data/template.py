@@ -6,17 +6,20 @@ before it, generation prompt included; so what comes before an answer is exactly
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import date
 from functools import cached_property
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from luthier.errors import DataError, NotFound, RecipeError
+from luthier.store.places import expanded
 from luthier.types import Conversation, Message
 
 Tools = Sequence[dict[str, Any]]
@@ -24,6 +27,9 @@ Tools = Sequence[dict[str, Any]]
 FIELD = "data.chat_template"
 PROBE_QUESTION = "Which colour?"
 PROBE_ANSWERS = ("Quartz", "Yellow")  # no common beginning, so two renderings part where the content begins
+
+# transformers lets templates ask for the date: https://huggingface.co/docs/transformers/chat_templating_writing
+_TODAY = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
 
 # What the expressions of a template raise on a conversation that they were not made for, beside Jinja's own errors.
 EXPRESSION_ERRORS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
@@ -51,11 +57,12 @@ class Answer:
 class ChatTemplate:
     """A tokenizer's chat template, or one given in its place; rendered in the sandbox of transformers.
 
-    source: the template itself; None is the tokenizer's own.
+    source: the template itself; None is the tokenizer's own. day: what it prints where it asks for the date.
     """
 
     tokenizer: PreTrainedTokenizerBase
     source: str | None
+    day: date = field(default_factory=date.today)
 
     def text(self, messages: Sequence[Message], tools: Tools = (), opens_answer: bool = False) -> str:
         """The conversation as text; with `opens_answer` it ends where the assistant is to begin.
@@ -66,7 +73,7 @@ class ChatTemplate:
             rendered = self.tokenizer.apply_chat_template(
                 [message.as_dict() for message in messages],
                 tools=list(tools) or None,
-                chat_template=self.source,
+                chat_template=self._dated(tools),
                 add_generation_prompt=opens_answer,
                 tokenize=False,
             )
@@ -78,6 +85,16 @@ class ChatTemplate:
                 "Mend the row, or set data.chat_template to a template that takes such conversations.",
             ) from error
         return str(rendered)
+
+    @property
+    def prints_date(self) -> bool:
+        """Whether the template asks for the date, so that it writes another text on another day."""
+        return "strftime_now" in str(self.source or self.tokenizer.chat_template)
+
+    def _dated(self, tools: Tools) -> str:
+        """The template for conversations with these tools, the day's date in place of each question for it."""
+        chosen = str(self.tokenizer.get_chat_template(self.source, tools=list(tools) or None))
+        return _TODAY.sub(lambda asked: json.dumps(self.day.strftime(asked["format"])), chosen)
 
     def syntax_fault(self, error: TemplateSyntaxError, file: str | None = None) -> RecipeError:
         """The error to raise for a template that is not sound Jinja."""
@@ -189,16 +206,19 @@ class ChatTemplate:
         return _common_beginning(renderings)[len(opened) :].strip()
 
 
-def read_template(given: str | None, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
+def read_template(
+    given: str | None, tokenizer: PreTrainedTokenizerBase, day: date | None = None
+) -> ChatTemplate | None:
     """The template that a recipe gives (inline, or the path of a file), else the tokenizer's own; None without either.
 
+    day: the date that it prints where it asks for one (None: today's).
     Raises: NotFound for a path that does not exist, RecipeError for a template that is not sound.
     """
     if given is None and not tokenizer.chat_template:
         return None
     file = None if given is None or _is_inline(given) else given
     source = given if file is None else _read_file(file)
-    template = ChatTemplate(tokenizer, source)
+    template = ChatTemplate(tokenizer, source, day or date.today())
     try:
         # Only the syntax is judged here: what a template makes of a conversation is judged row by row.
         tokenizer.apply_chat_template([Message("user", PROBE_QUESTION).as_dict()], chat_template=source, tokenize=False)
@@ -223,7 +243,7 @@ def _is_inline(given: str) -> bool:
 
 
 def _read_file(name: str) -> str:
-    path = Path(name).expanduser()
+    path = expanded(name)
     try:
         source = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

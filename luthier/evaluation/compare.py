@@ -221,6 +221,8 @@ def losses_by_row(
         def compute() -> RowLosses:
             total = RowLosses(*torch.zeros(2, num_rows, dtype=torch.float64))
             for batch in batches[worker :: workers.count]:
+                if workers.are_stopping.is_set():
+                    break
                 total += row_losses(model, candidate.adapter, batch, num_rows)
                 done.append(len(set(batch.documents)))
                 progress(task, sum(done), len(examples))

@@ -28,6 +28,8 @@ def held_out_loss(
         def compute() -> float:
             loss = 0.0
             for batch in batches[worker :: workers.count]:
+                if workers.are_stopping.is_set():
+                    break
                 on_device = batch.to(model.device)
                 with torch.inference_mode(), autocast(model.device, compute_in):
                     logprob_N = model.forward(on_device, adapters).logprob_N

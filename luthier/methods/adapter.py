@@ -11,7 +11,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -253,6 +253,17 @@ class AdapterAttachment(Attachment):
         self.shared = dict(shared or {})
         self.frozen = dict(frozen or {})
         self.extra: dict[str, Any] = {}
+        self.trained_on = ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Whether the adapter that this goes on from was trained on a base of another name."""
+        base, name = self.trained_on, self.model.identity.name
+        if not base or PurePath(base).name.lower() == PurePath(name).name.lower():
+            return ()
+        return (
+            f"The adapter was trained on {base}, and the model is {name}: if their weights differ, it does not fit.",
+        )
 
     @property
     def branches(self) -> dict[str, Branch]:
@@ -316,7 +327,7 @@ class AdapterAttachment(Attachment):
     @torch.no_grad()
     def load(self, file: AdapterFile) -> None:
         """Take the tensors of a file. Raises RecipeError for missing, unexpected or misshapen ones."""
-        self.extra = file.extra
+        self.extra, self.trained_on = file.extra, file.base
         own = self.file_tensors()
         file.check_names(set(own))
         for name, tensor in own.items():

@@ -22,6 +22,7 @@ from torch import Tensor
 from luthier.errors import NotFound, RecipeError
 from luthier.models.anatomy import Anatomy
 from luthier.store.files import write_bytes, write_json
+from luthier.store.places import expanded
 
 _FORMAT = 1
 
@@ -117,7 +118,7 @@ class OwnForm(Form):
 
 def adapter_folder(source: str, config: str) -> Path:
     """The folder that holds the adapter: the one given, or its `adapter/` if that is a run."""
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     for candidate in (folder, folder / "adapter"):
         if (candidate / config).is_file():
             return candidate

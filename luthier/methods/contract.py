@@ -104,6 +104,11 @@ class Attachment(ABC):
         """How many placeholder tokens every document must begin with, because the method puts virtual tokens there."""
         return 0
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how the method was put to work."""
+        return ()
+
     def loss_sum(self, forward: Forward, loss_of: Callable[[Outputs], Tensor]) -> Tensor:
         """The summed loss of a micro-batch, from as many passes as the method wants; `loss_of` is the objective's."""
         return loss_of(forward(0))

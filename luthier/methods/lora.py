@@ -4,6 +4,9 @@ Hu et al. 2021, https://arxiv.org/abs/2106.09685:  y = x Wᵀ + c + s · drop(x)
 rsLoRA, Kalajdzievski 2023, https://arxiv.org/abs/2312.03732, takes s = α / √R, so that large ranks keep learning.
 LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354, gives B a learning rate λ times that of A.
 
+`all-linear` is every linear layer inside the transformer layers; the head, and what stands outside them otherwise
+(project_in and project_out of OPT-350m), stay as they are.
+
 Merges: yes. Deep backward: yes, to the lowest adapted layer. Over 4 bits: yes. Identity at the start: exact.
 Trainable numbers: Σ R (I + O) over the adapted layers (an embedding counts I = V, O = D).
 Shapes: I inputs, O outputs, R rank.

@@ -112,8 +112,9 @@ class PeftForm(Form):
         for key, allowed in self.allowed.items():
             if config.get(key) not in allowed:
                 raise RecipeError(
-                    f"The adapter uses {key} = {config.get(key)!r}, which {self.title} does not have.",
-                    "Merge it into its base with the tool that made it, and begin from the merged model.",
+                    f"In the adapter {key} is {config.get(key)!r}, so it is not {self.title}.",
+                    "Set method.kind to its own kind, or merge it into its base with the tool that made it and begin from "
+                    "the merged model.",
                     file=str(path),
                     field=key,
                 )

@@ -16,6 +16,7 @@ from luthier.errors import RecipeError
 from luthier.models.anatomy import Anatomy, config_number
 from luthier.models.call import Adapters, Call, Draws, Run, call_of_batch, calling, current_call
 from luthier.models.fast_layers import FastLinear
+from luthier.models.positions import context_length
 from luthier.models.sides import Side, combined, skip_layers, tap_layers
 from luthier.models.trunk import TrunkCache
 from luthier.models.virtual_tokens import VirtualTokens, keep_prefixes, placed_prefixes
@@ -92,24 +93,7 @@ class LanguageModel:
     @property
     def context_length(self) -> int | None:
         """The most positions that the model was made for; None if its config does not say."""
-        config = self.hf.config.to_dict()
-        for key in ("max_position_embeddings", "n_positions"):
-            if config.get(key) is not None:
-                return int(config[key])
-        return None
-
-    @property
-    def longest_stable_row(self) -> int | None:
-        """The longest row whose rotary positions do not depend on what else is in the batch; None if none does.
-
-        `dynamic` and `longrope` scaling choose their frequencies by the longest position of the whole call.
-        """
-        config = self.hf.config.to_dict()
-        rope = config.get("rope_parameters") or {}
-        if rope.get("rope_type") not in ("dynamic", "longrope"):
-            return None
-        original = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
-        return int(original or config["max_position_embeddings"])
+        return context_length(self.hf.config)
 
     @property
     def stop_ids(self) -> frozenset[int]:

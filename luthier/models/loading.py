@@ -32,6 +32,12 @@ def choose_device(name: str) -> torch.device:
         raise ResourceError(
             "This machine has no CUDA device that torch can use.", "Set model.device to cpu.", field="model.device"
         )
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise ResourceError(
+            f"{name} is not there: this machine has {torch.cuda.device_count()} CUDA devices, counted from 0.",
+            "Set model.device to auto, or to one that is there.",
+            field="model.device",
+        )
     if device.type not in ("cpu", "cuda"):
         raise RecipeError(
             f"Luthier does not run on {device.type!r}.", "Use auto, cpu, cuda or cuda:N.", field="model.device"

@@ -34,6 +34,7 @@ from luthier.models.hub import download
 from luthier.models.settings import ModelSettings
 from luthier.store.cache import cache_root
 from luthier.store.files import read_json
+from luthier.store.places import expanded
 
 Announce = Callable[[str], None]
 
@@ -68,7 +69,7 @@ def locate(settings: ModelSettings, announce: Announce, root: Path | None = None
     model; NetworkError; DiskFull.
     """
     name = settings.name
-    path = Path(name).expanduser()
+    path = expanded(name)
     is_hub = (
         name not in BUILTIN_NAMES and not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
     )
@@ -155,8 +156,11 @@ def _check_folder(folder: Path, name: str | None = None) -> None:
             field="model",
         )
     if "config.json" not in names:
-        inner = next((sub for sub in ("model", "adapter") if (folder / sub).is_dir()), None)
-        hint = f"This looks like a run: name {folder / inner}, or use method: {{from: {shown}}}." if inner else ""
+        hint = ""
+        if (folder / "model").is_dir():
+            hint = f"This looks like a run of full tuning: name {folder / 'model'}."
+        elif (folder / "adapter").is_dir():
+            hint = f"This looks like a run: set model to its base and go on from it with method: {{from: {shown}}}."
         raise RecipeError(
             f"{shown} is no model folder: it has no config.json.",
             hint or "Name a folder that transformers can load.",

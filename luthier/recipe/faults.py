@@ -110,6 +110,8 @@ def _fault(path: Path, errors: list[ErrorDetails], root: type[Settings], values:
     meaning = f"{name} means: {place.meaning}" if place is not None and place.meaning else ""
     if kind == "missing":
         return Fault(path, f"{name} is missing.", f"Add it. {meaning}".strip())
+    if kind == "invalid_key":
+        return Fault(path, "A key here is not text.", "Correct it; a number, yes, no, on, off or null is none of ours.")
     if kind == "extra_forbidden":
         return Fault(path, f"There is no field {name}.", _did_you_mean(path, root, values))
     if kind == "union_tag_invalid":

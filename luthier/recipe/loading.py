@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import yaml
 from pydantic import ValidationError
 
 from luthier.errors import NotFound, RecipeError
-from luthier.methods import AdapterMethod
+from luthier.methods import METHODS, AdapterMethod, kind_of
 from luthier.recipe.faults import recipe_error
 from luthier.recipe.paths import with_absolute_paths
 from luthier.recipe.settings import Recipe
 from luthier.recipe.yaml_text import Parsed, Source, parse_yaml
 from luthier.recipe.yaml_text import Path as Keys
+from luthier.store.places import expanded
 
 SHORTEST = "The shortest recipe is two lines: 'model: smollm2-135m' and 'data: {train: rows.jsonl}'."
 
@@ -29,7 +31,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises: NotFound, for a recipe or data file that is not there; RecipeError, naming the line or the field, for
     anything wrong in it.
     """
-    path = Path(path)
+    path = expanded(path)
     parsed = parse_yaml(_text_of(path), str(path))
     if not isinstance(parsed.values, dict):
         raise RecipeError("A recipe is a mapping of keys to values.", SHORTEST, file=str(path))
@@ -60,8 +62,15 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of a recipe, for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema(by_alias=True)}
+    """The JSON schema of a recipe, for editors.
+
+    A method without its kind is lora, so every other must state its own: else several fit, and an editor finds fault.
+    """
+    schema = Recipe.model_json_schema(by_alias=True)
+    for method in METHODS:
+        if kind_of(method) != "lora":
+            schema["$defs"][method.__name__].setdefault("required", []).append("kind")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def _text_of(path: Path) -> str:
@@ -73,14 +82,21 @@ def _text_of(path: Path) -> str:
         other = "Check the path; 'luthier new DATA' writes a recipe."
         mend = f"Did you mean {path.parent / close[0]}?" if close else other
         raise NotFound("There is no such recipe.", mend, file=str(path)) from None
+    except NotADirectoryError:
+        raise NotFound("There is no such recipe.", "Check the path.", file=str(path)) from None
     except IsADirectoryError:
         raise RecipeError("This is a folder.", "Give the recipe file itself.", file=str(path)) from None
+    except OSError as error:
+        raise RecipeError(
+            f"It cannot be read: {error.strerror or error}.", "Check the path and its permissions.", file=str(path)
+        ) from error
     except UnicodeDecodeError as error:
         raise RecipeError(
             "This is not UTF-8 text.", "A recipe is a YAML file; check the path.", file=str(path)
         ) from error
     if path.suffix in (".jsonl", ".csv", ".parquet"):
-        mend = f"'luthier new {path}' writes a recipe for it; 'luthier check {path}' looks through the rows."
+        name = shlex.quote(str(path))
+        mend = f"'luthier new {name}' writes a recipe for it; 'luthier check {name}' looks through the rows."
         raise RecipeError("This is a data file, not a recipe.", mend, file=str(path))
     if not text.strip():
         raise RecipeError("The recipe is empty.", SHORTEST, file=str(path))

@@ -11,6 +11,7 @@ from luthier.methods import AdapterMethod
 from luthier.models.builtin import BUILTIN_NAMES
 from luthier.recipe.settings import Recipe
 from luthier.recipe.yaml_text import Parsed, Source, dotted
+from luthier.store.places import expanded
 
 
 def with_absolute_paths(recipe: Recipe, folder: Path, parsed: Parsed) -> Recipe:
@@ -52,14 +53,14 @@ def with_absolute_paths(recipe: Recipe, folder: Path, parsed: Parsed) -> Recipe:
 def _find(name: str, folder: Path) -> str | None:
     """The absolute path of what a recipe names, or None where nothing is there."""
     for base in (folder, Path.cwd()):
-        path = base / Path(name).expanduser()
+        path = base / expanded(name)
         if len(name) < 4096 and path.exists():
             return str(path.absolute())
     return None
 
 
 def _missing(name: str, folder: Path, source: Source, field: str) -> NotFound:
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_absolute():
         found = f"There is no file {path}."
     elif folder == Path.cwd():

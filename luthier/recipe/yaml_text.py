@@ -78,7 +78,7 @@ def parse_yaml(text: str, file: str) -> Parsed:
             file=file,
             line=None if mark is None else mark.line + 1,
         ) from error
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # thousands of open brackets
         raise RecipeError(
             f"This cannot be read as YAML: {error}.", "Save it as plain UTF-8 text.", file=file
         ) from error
@@ -130,9 +130,9 @@ def _check_finite(value: Any, path: Path, parsed: Parsed) -> None:
     elif isinstance(value, float) and not math.isfinite(value):
         source = parsed.source_of(path)
         raise RecipeError(
-            f"{dotted(path)} is {value}.",
+            f"{dotted(path) or 'The value'} is {value}.",
             "Give a finite number.",
             file=source.file,
             line=source.line,
-            field=dotted(path),
+            field=dotted(path) or None,
         )

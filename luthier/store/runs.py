@@ -21,6 +21,7 @@ import yaml
 from luthier.errors import DataError, LuthierError, NotFound, UsageError
 from luthier.store.files import append_line, make_folder, read_json, write_json, write_text
 from luthier.store.owners import owner_is_alive, owner_tag
+from luthier.store.places import expanded
 
 RunState = Literal["finished", "stopped", "running", "failed"]
 
@@ -93,7 +94,7 @@ def find_run(text: str, base: Path) -> Path:
         if not runs:
             raise NotFound(f"There are no runs in {base}.", "Start one with `luthier train`, or give the run's path.")
         return runs[-1].path
-    for folder in (Path(text), base / text):
+    for folder in (expanded(text), base / text):
         if is_run(folder):
             return folder
     known = [info.name for info in list_runs(base)]

@@ -79,6 +79,11 @@ class FlatTrainables:
         pairs = zip(self.groups, vectors, strict=True)
         return {name: group.view(vector, name) for group, vector in pairs for name in group.spans}
 
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shape of every trainable tensor by name."""
+        return {name: tensor.shape for flat in self.groups for name, tensor in flat.group.tensors.items()}
+
     def named(self) -> dict[str, Tensor]:
         """A copy of every trainable tensor by name, on the CPU."""
         return {

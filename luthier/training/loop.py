@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from luthier.data.batches import Step, StepBatches
-from luthier.errors import Interrupted, NotFinite
+from luthier.errors import Interrupted, NotFinite, RunMismatch
 from luthier.methods.contract import Attachment, StepDone
 from luthier.models.call import Draws
 from luthier.models.language_model import LanguageModel, Outputs
@@ -111,6 +111,8 @@ def train(
             metrics["memory_bytes"] = memory_bytes(model.device)
             metrics["peak_memory_bytes"] = peak_memory_bytes(model.device)
             is_last = progress.step == plan.num_steps
+            if stop.signal is not None and not is_last:
+                outside.announce("Stopping once the state is saved; asked again, at once.")
             if outside.evaluate is not None and (progress.step % plan.evaluate_every == 0 or is_last):
                 metrics["validation_loss"] = outside.evaluate()
                 _judge(progress, metrics["validation_loss"], plan.settings.early_stopping)
@@ -268,7 +270,15 @@ def restore(
     batches: StepBatches,
     attachment: Attachment,
 ) -> Progress:
-    """Take up a snapshot; the next step is the one that would have followed it."""
+    """Take up a snapshot; the next step is the one that would have followed it. Raises RunMismatch for another method's."""
+    held = {name: tensor.shape for name, tensor in checkpoint.trainables.items()}
+    if held != trainables.shapes:
+        raise RunMismatch(
+            f"The checkpoint of step {checkpoint.step} holds {len(held)} tensors, which are not those that the recipe "
+            "trains now in name and shape.",
+            "Undo what was changed in recipe.resolved.yaml, or begin a new run with 'luthier train'.",
+            field="method",
+        )
     trainables.load(checkpoint.trainables)
     optimizer.load_state(checkpoint.optimizer)
     attachment.load_state(checkpoint.method)

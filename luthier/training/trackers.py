@@ -6,7 +6,8 @@ Each library is imported only when a recipe asks for it; none of them is needed 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +37,19 @@ def open_trackers(names: Sequence[str], run: Path, settings: Mapping[str, Any], 
         "mlflow": MLflow,
     }
     return [openers[name](run, settings) for name in names]
+
+
+@contextmanager
+def tracking(
+    names: Sequence[str], run: Path, settings: Mapping[str, Any], steps_before: int = 0
+) -> Iterator[list[Tracker]]:
+    """The trackers that a recipe names, closed in the end however that comes; raises as `open_trackers`."""
+    trackers = open_trackers(names, run, settings, steps_before)
+    try:
+        yield trackers
+    finally:
+        for tracker in trackers:
+            tracker.close()
 
 
 def numbers_of(metrics: Mapping[str, Any]) -> dict[str, float]:

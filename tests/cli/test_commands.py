@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,22 @@ def test_train_keeps_standard_out_for_its_result(desk: Path):
     assert (ended.code, ended.out) == (0, "here\n")
     assert "step 1/1" in ended.err
     assert "Allocator" in ended.err
+
+
+def test_commands_to_copy_are_quoted_and_a_tilde_is_the_home_folder(
+    desk: Path, tiny_model: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(desk))
+    words = ("--out", "~/my run", "--set", "training.steps=1", "--plain-allocator")
+    ended = run("train", "recipe.yaml", *words, folder=desk)
+    assert (ended.code, ended.out) == (0, f"{desk}/my run\n"), ended.err
+    assert f"luthier chat '{desk}/my run' --compare" in ended.err
+    again = run("train", "recipe.yaml", *words, folder=desk)
+    assert f"luthier resume '{desk}/my run'" in again.err
+    (desk / "rows.jsonl").rename(desk / "my rows.jsonl")
+    written = run("new", "my rows.jsonl", folder=desk)
+    assert "luthier check 'my rows.yaml'" in written.err
+    assert "luthier train 'my rows.yaml'" in (desk / "my rows.yaml").read_text()
 
 
 def test_a_second_run_gets_the_next_number(desk: Path, run: Run):
@@ -122,6 +139,7 @@ def test_check_tells_every_fault(desk: Path, run: Run):
     (desk / "rows.jsonl").write_text("\n".join(rows))
     ended = run("check", "recipe.yaml", "--json", folder=desk)
     assert ended.code == 3
+    assert ended.document["error"] == ended.document["faults"][0]
     assert [(fault["line"], fault["field"]) for fault in ended.document["faults"]] == [
         (2, "completion"),
         (4, "completion"),
@@ -137,6 +155,15 @@ def test_check_tells_twenty_faults_and_how_many_more(desk: Path, run: Run):
     ended = run("check", "recipe.yaml", folder=desk)
     assert ended.err.count("error:") == 20
     assert "5 more" in ended.err
+
+
+def test_check_refuses_rows_that_the_models_positions_do_not_reach(desk: Path, run: Run):
+    long = json.dumps({"prompt": "a", "completion": "word " * 1100})
+    (desk / "rows.jsonl").write_text((desk / "rows.jsonl").read_text() + long)
+    words = ("--set", "data.max_length=8000", "--set", "training.tokens_per_micro_batch=8000")
+    error = run("check", "recipe.yaml", *words, "--json", folder=desk).document["error"]
+    assert (error["kind"], error["line"]) == ("GateRefusal", 41)
+    assert "positions serve 1024" in error["found"]
 
 
 def test_new_writes_a_recipe_that_train_takes(desk: Path, tiny_model: Path, run: Run):
@@ -215,6 +242,17 @@ def test_generate_asks_the_base_or_a_plain_model_too(trained: Path, tiny_model: 
     assert run("generate", "latest", *words, folder=trained).document["adapter"] == "default"
 
 
+def test_bytes_that_are_no_text_are_refused_wherever_they_come_in(trained: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Where\xff\n"), encoding="utf-8"))
+    monkeypatch.chdir(trained)
+    for command in ("generate", "chat"):
+        sys.stdin.seek(0)
+        assert main([command, "latest"]) == 2
+    assert main(["generate", "latest", "--prompt", "Where\udcff"]) == 3
+    with pytest.raises(package.LuthierError, match="no whole character"):
+        package.load("latest").generate([{"role": "user", "content": "\ud83d"}])
+
+
 def test_generate_names_the_setting_that_is_wrong(trained: Path, run: Run):
     ended = run("generate", "latest", "--prompt", "a", "--top-p", "2", "--json", folder=trained)
     assert (ended.code, ended.document["error"]["field"]) == (2, "top_p")
@@ -232,6 +270,29 @@ def test_chat_answers_line_by_line_and_remembers(trained: Path, run: Run):
     assert [turn["user"] for turn in turns] == ["hello", "hello", "and now"]
     assert turns[0] == turns[1]
     assert set(turns[0]) == {"user", "base", "tuned"}
+
+
+def test_a_model_without_a_chat_template_goes_on_from_each_line_alone(
+    trained: Path, tiny_model: Path, tmp_path: Path, run: Run
+):
+    shutil.copytree(tiny_model, tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").unlink()
+    words = ("--max-new-tokens", "4", "--json")
+    told = run("chat", "base", *words, folder=tmp_path, given="Where is\nand\nWhere is\n")
+    assert told.code == 0, told.err
+    assert "no chat template" in told.err
+    first, _, third = [turn["model"] for turn in told.document["turns"]]
+    plain = run("generate", "base", "--prompt", "Where is", *words, folder=tmp_path).document["answers"][0]["text"]
+    assert first == third == plain
+    refused = run("chat", "base", "--system", "Be brief.", *words, folder=tmp_path, given="Where is\n")
+    assert (refused.code, refused.document["error"]["field"]) == (3, "data.chat_template")
+
+
+def test_a_mistyped_run_is_told_with_the_runs_near_it(trained: Path, run: Run):
+    for words in (("generate", "recipe", "--prompt", "a"), ("chat", "recipe-2")):
+        ended = run(*words, "--json", folder=trained)
+        assert ended.code == 4
+        assert "did you mean recipe-1?" in ended.document["error"]["mend"]
 
 
 def test_chat_through_the_program_ends_with_its_input(trained: Path):
@@ -328,6 +389,8 @@ def test_python_names_wrong_sampling_and_wrong_messages(trained: Path):
     model = package.load(trained / "runs" / "recipe-1")
     with pytest.raises(package.LuthierError, match="temperature"):
         model.generate("a", temperature=-1)
+    with pytest.raises(package.LuthierError, match=r"stop: a stop text is empty, .*leave it out\. Sampling takes"):
+        model.generate("a", stop="")
     with pytest.raises(package.LuthierError, match="content"):
         model.generate([{"role": "user"}])
 

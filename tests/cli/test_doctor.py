@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from pathlib import Path
 
-from luthier.cli.doctor import PACKAGES, _numbers, _problems, _remarks
+import pytest
+
+from luthier.cli.doctor import PACKAGES, _numbers, _problems, _remarks, _text, examine
 
 
 def test_the_oldest_versions_are_those_of_the_packaging(repository: Path):
@@ -39,3 +42,13 @@ def test_a_package_that_is_missing_or_old_is_a_problem_and_a_newer_one_a_remark(
     assert _remarks(plenty, packages) == ["c is 3, newer than the tested 2."]
     little = {"memory_available_bytes": 10**9, "disk_free_bytes": 10**9, "cache": {"free_bytes": 10**9}}
     assert len(_remarks(little, {})) == 3
+
+
+def test_a_torch_that_cannot_be_loaded_is_a_problem_and_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    report = examine(tmp_path)
+    (problem,) = report["problems"]
+    assert problem.startswith("torch cannot be loaded")
+    assert problem in _text(report)
+    assert report["cores"] >= 1

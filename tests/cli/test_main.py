@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,9 @@ def test_with_json_an_error_is_one_document_on_standard_out(tmp_path: Path):
         (OSError(errno.ENOSPC, "No space left on device", "/x"), 6),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), 6),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 1),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "/x"), 4),
+        (MemoryError(), 6),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), 6),
     ],
 )
 @pytest.mark.parametrize("as_json", [False, True])
@@ -118,8 +122,40 @@ def test_what_a_command_raises_becomes_its_exit_code(
     assert program.main(["--json"] if as_json else []) == code
     out, err = capsys.readouterr()
     assert "Traceback" not in err
-    if as_json and code != 130:
+    assert bool(out) == as_json
+    if as_json:
         assert json.loads(out)["error"]["exit_code"] == code
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_signal_ends_a_command_with_a_word_and_its_own_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, code: int, as_json: bool
+):
+    app = typer.Typer()
+
+    @app.command()
+    def wait(as_json: bool = typer.Option(False, "--json")) -> None:
+        signal.raise_signal(number)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(program, "app", app)
+    assert program.main(["--json"] if as_json else []) == code
+    assert signal.getsignal(signal.SIGTERM) == before
+    out, err = capsys.readouterr()
+    if as_json:
+        error = json.loads(out)["error"]
+        assert (error["kind"], error["exit_code"]) == ("Interrupted", code)
+    else:
+        assert (out, err.strip()) == ("", "Interrupted.")
+
+
+def test_a_terminal_that_lacks_a_sign_gets_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    rows = [json.dumps({"prompt": "Wo?", "completion": "Hier drüben."}, ensure_ascii=False)] * 3
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    ended = luthier("new", "rows.jsonl", "--out", "é.yaml", folder=tmp_path)
+    assert (ended.code, ended.out) == (0, "\\xe9.yaml\n"), ended.err
 
 
 def test_a_fault_of_our_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):

@@ -67,6 +67,14 @@ def test_too_few_rows_to_split_are_all_trained_on_and_that_is_said(tmp_path: Pat
     assert any("no validation" in text for text in said)
 
 
+def test_rows_that_all_ask_the_same_cannot_be_split_and_that_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    rows = [{"prompt": "Write a line.", "completion": f"Line {i}."} for i in range(30)]
+    dataset = load(write_rows(tmp_path / "rows.jsonl", rows), said)
+    assert (len(dataset.train), len(dataset.validation)) == (30, 0)
+    assert any("prompts that repeat" in text and "data.validation" in text for text in said)
+
+
 def test_validation_may_be_none_or_a_file(tmp_path: Path) -> None:
     train, held_out = write_rows(tmp_path / "a.jsonl", pairs(50)), write_rows(tmp_path / "b.jsonl", pairs(7))
     assert load(train, validation="none").validation == ()

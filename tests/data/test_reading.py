@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -242,6 +243,19 @@ def test_a_folder_is_refused_and_its_files_are_named(tmp_path):
     written(tmp_path, "train.jsonl", "{}")
     with pytest.raises(DataError, match=r"folder.*train\.jsonl.*Give the data file"):
         read_rows(str(tmp_path), silent)
+
+
+def test_what_cannot_be_read_twice_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(DataError, match=r"a pipe or a device.*Write the rows to a file"):
+        read_rows(str(tmp_path / "rows.jsonl"), silent)
+
+
+def test_a_parquet_value_that_python_cannot_hold_is_a_fault_of_the_file(tmp_path):
+    far = pyarrow.array([2**62], pyarrow.timestamp("us"))
+    parquet.write_table(pyarrow.table({"prompt": ["a"], "completion": ["b"], "when": far}), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="not a Parquet file that can be read"):
+        read_rows(str(tmp_path / "rows.parquet"), silent)
 
 
 def test_no_files_at_all_is_an_error():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from small_tokenizers import (
     CHATML,
     COLON,
@@ -327,6 +329,32 @@ def test_a_recipes_template_replaces_the_models_inline_or_from_a_file(tmp_path: 
     for given_template in (LLAMA_3, str(file)):
         renderer = renderer_of(byte_level(CHATML), given_template)
         assert renderer.render(chat("a", "b")).tokens_T.tolist() == expected
+
+
+DATED = (
+    "{% set day = strftime_now('%d %B %Y') if strftime_now is defined else 'never' %}"
+    "{{ '<|im_start|>system\n' + day + ', ' + strftime_now( \"%Y\" ) + '<|im_end|>\n' }}"
+)
+
+
+def test_a_template_that_prints_the_date_prints_the_recipes() -> None:
+    for template in (DATED + CHATML, None):
+        tokenizer = byte_level(CHATML if template else DATED + CHATML)
+        renderer = renderer_of(tokenizer, template, today="2031-05-09")
+        text = tokenizer.decode(renderer.render(chat("a", "b")).tokens_T)
+        assert text.startswith("<|im_start|>system\n09 May 2031, 2031<|im_end|>\n")
+        assert tokenizer.decode(renderer.prompt_tokens((Message("user", "a"),))).startswith(text[:40])
+        assert renderer.chat is not None
+        assert renderer.chat.prints_date
+    assert renderer_of(tokenizer).chat.day == date.today()
+    undated = renderer_of(byte_level(CHATML)).chat
+    assert undated is not None
+    assert not undated.prints_date
+
+
+def test_a_day_that_is_none_is_refused() -> None:
+    with pytest.raises(ValidationError, match="give a day such as"):
+        DataSettings(train="rows.jsonl", today="2031-02-30")
 
 
 def test_an_unsound_template_is_named_with_its_line(tmp_path: Path) -> None:

@@ -7,7 +7,14 @@ from luthier.data.batches import evaluation_batches
 from luthier.data.rendering import build_renderer
 from luthier.data.settings import DataSettings
 from luthier.errors import DataError
-from luthier.evaluation.compare import Candidate, evaluate_records, loss_measures, questions_of, row_losses
+from luthier.evaluation.compare import (
+    Candidate,
+    evaluate_records,
+    loss_measures,
+    losses_by_row,
+    questions_of,
+    row_losses,
+)
 from luthier.generation.settings import Sampling
 from luthier.methods.lora import LoRA
 from luthier.models.loading import load_model
@@ -157,6 +164,19 @@ def test_progress_reaches_the_end_of_each_task(model, renderer):
     evaluated([Candidate("base", model)], CHATS, renderer, progress=lambda *report: seen.append(report))
     assert ("base: loss", 12, 12) in seen
     assert seen[-1] == ("base: answers", 12, 12)
+
+
+def test_a_stop_ends_the_losses_after_the_batch_it_comes_in(model, renderer):
+    done = []
+    with Workers(1) as workers:
+
+        def stop(task, number, total):
+            done.append((number, total))
+            workers.are_stopping.set()
+
+        losses_by_row(Candidate("base", model), examples_of(CHATS, renderer), len(CHATS), 40, workers, stop)
+    ((number, total),) = done
+    assert number < total
 
 
 def test_no_rows_are_refused(model, renderer):

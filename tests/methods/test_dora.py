@@ -195,6 +195,7 @@ def test_a_plain_lora_is_not_taken_for_a_dora(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as refused:
         DoRA(begin_from=str(tmp_path / "a")).attach(tiny_model("llama"), "default", seed=0)
     assert refused.value.field == "use_dora"
+    assert "method.kind" in refused.value.mend
 
 
 def test_the_embedding_is_refused_with_the_mend() -> None:

@@ -60,6 +60,17 @@ def made_by_peft(folder: Path, name: str, **config: Any) -> Tensor:
     return plain_logprobs(tuned, random_rows(LENGTHS)).detach()
 
 
+def test_an_adapter_of_another_base_is_told(tmp_path: Path) -> None:
+    written(tmp_path / "a", "llama", rank=2)
+    config = json.loads((tmp_path / "a" / CONFIG).read_text())
+    name = tiny_model("llama").identity.name
+    for base, is_told in (("owner/Other-7B", True), (f"owner/{name.upper()}", False), (name, False), (None, False)):
+        (tmp_path / "a" / CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": base}))
+        attachment = LoRA(begin_from=str(tmp_path / "a")).attach(tiny_model("llama"), "default", seed=0)
+        assert [str(base) in note and name in note for note in attachment.notes] == [True] * is_told
+    assert LoRA(rank=2).attach(tiny_model("llama"), "default", seed=0).notes == ()
+
+
 # ── ours → peft ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

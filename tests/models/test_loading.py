@@ -13,10 +13,10 @@ from near import assert_near
 from transformers import BloomConfig, BloomForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-from luthier.errors import RecipeError
+from luthier.errors import RecipeError, ResourceError
 from luthier.models.fast_layers import FastGatedMLP, FastRMSNorm
 from luthier.models.language_model import FastModel
-from luthier.models.loading import load_model
+from luthier.models.loading import choose_device, load_model
 from luthier.models.settings import ModelSettings
 
 
@@ -64,6 +64,16 @@ def test_the_number_format_of_the_recipe_is_that_of_the_weights(name: str, dtype
     model = load_model(settings, quiet)
     assert {p.dtype for p in model.hf.parameters()} == {dtype}
     assert bool(torch.isfinite(model.forward(batch_of(LENGTHS, "packed")).logprob_N).all())
+
+
+def test_a_gpu_that_is_not_there_is_refused_with_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    assert choose_device("cuda") == choose_device("auto") == torch.device("cuda")
+    with pytest.raises(ResourceError, match="this machine has 2 CUDA devices") as refused:
+        choose_device("cuda:2")
+    assert refused.value.field == "model.device"
 
 
 def test_a_family_that_is_not_known_is_refused_with_the_field(tmp_path: Path) -> None:

@@ -149,6 +149,11 @@ def test_a_run_given_as_a_model_is_answered_with_its_model_folder(folder: Path, 
     assert str(tmp_path / "run" / "model") in error_of(lambda: found(tmp_path / "run")).mend
 
 
+def test_a_run_of_an_adapter_given_as_a_model_is_answered_with_how_to_go_on_from_it(tmp_path: Path) -> None:
+    (tmp_path / "run" / "adapter").mkdir(parents=True)
+    assert "method: {from:" in error_of(lambda: found(tmp_path / "run")).mend
+
+
 def test_what_a_folder_lacks_is_named(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     assert "tokenizer" in error_of(lambda: found(folder)).found

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from luthier.errors import LuthierError, NotFound, RecipeError
-from luthier.methods import IPT, Full, LoRA
+from luthier.methods import IPT, METHODS, Full, LoRA
 from luthier.recipe import Recipe, dump_recipe, json_schema, load_recipe, make_recipe
 
 SHORTEST = "model: smollm2-135m\ndata: {train: rows.jsonl}\n"
@@ -90,6 +90,7 @@ def test_an_override_may_be_a_list_or_a_whole_block(folder: Path):
         ("=3", "key=value"),
         ("training..epochs=3", "key=value"),
         ("training.epochs=[", "not valid YAML"),
+        ("training.peak_lr=1e400", "The value is inf"),
     ],
 )
 def test_a_wrong_override_is_named_in_the_refusal(folder: Path, override: str, says: str):
@@ -124,6 +125,7 @@ WRONG = [
     ("training: {rows_per_step: 8, tokens_per_step: 99}", 3, "training", "both set. Keep one"),
     ("training:\n  tokens_per_micro_batch: 512", 2, "data.max_length", "lower data.max_length or raise"),
     ("seed: -1", 3, "seed", "Give at least 0."),
+    ("yes: 1", None, "[1]", "a key here is not text"),
     ("seed: 1\nseed: 2", 4, "seed", "given twice"),
 ]
 
@@ -181,6 +183,13 @@ def test_a_folder_a_data_file_and_binary_bytes_are_no_recipes(folder: Path):
             load_recipe(folder / name)
 
 
+def test_a_recipe_below_a_file_is_not_found_and_one_that_the_system_refuses_is_told(folder: Path):
+    with pytest.raises(NotFound, match="no such recipe"):
+        load_recipe(folder / "rows.jsonl" / "recipe.yaml")
+    with pytest.raises(RecipeError, match="cannot be read: File name too long"):
+        load_recipe(folder / f"{'x' * 300}.yaml")
+
+
 # ── paths ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -200,6 +209,14 @@ def test_missing_rows_are_told_with_both_places_and_a_neighbour(folder: Path):
     assert str(folder) in error.found
     assert str(Path.cwd()) in error.found
     assert "rows.jsonl" in error.mend
+
+
+def test_a_tilde_is_the_home_folder_and_that_of_nobody_is_not_found(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(folder))
+    (folder / "mine.yaml").write_text("model: m\ndata: {train: ~/rows.jsonl}\n")
+    assert load_recipe("~/mine.yaml").data.train == str(folder / "rows.jsonl")
+    error = refusal(folder, "model: m\ndata: {train: ~nobody-of-this-name/rows.jsonl}\n")
+    assert isinstance(error, NotFound)
 
 
 def test_a_hub_name_is_left_as_it_is(folder: Path):
@@ -255,3 +272,11 @@ def test_the_schema_lets_a_model_be_its_name_and_closes_every_block():
     assert schema["additionalProperties"] is False
     assert all(block["additionalProperties"] is False for block in schema["$defs"].values())
     assert "from" in schema["$defs"]["LoRA"]["properties"]
+
+
+def test_in_the_schema_a_method_without_its_kind_is_lora_alone():
+    """An editor wants exactly one of the methods to fit."""
+    schema = json_schema()
+    methods = [schema["$defs"][each["$ref"].rpartition("/")[2]] for each in schema["properties"]["method"]["oneOf"]]
+    assert len(methods) == len(METHODS)
+    assert [method["title"] for method in methods if "kind" not in method.get("required", ())] == ["LoRA"]

@@ -68,6 +68,11 @@ def test_control_characters_are_refused():
         parse_yaml("a: \x00", "r.yaml")
 
 
+def test_brackets_without_end_are_refused():
+    with pytest.raises(RecipeError, match="cannot be read as YAML"):
+        parse_yaml("a: " + "[" * 5000 + "]" * 5000, "r.yaml")
+
+
 def test_a_path_of_keys_is_written_as_a_person_writes_it():
     assert dotted(("data", "train", 0)) == "data.train[0]"
     assert dotted(()) == ""

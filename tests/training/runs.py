@@ -41,6 +41,7 @@ class Run:
     evaluate: Callable[[Run], float] | None = None
     on_step: Callable[[Run, dict[str, Any]], None] | None = None
     autocast: torch.dtype | None = None
+    announce: Callable[[str], None] = lambda sentence: None
     metrics: list[dict[str, Any]] = field(default_factory=list)
     saved: list[Checkpoint] = field(default_factory=list)
 
@@ -58,7 +59,7 @@ class Run:
             self.settings, 3, self.steps, self.peak_lr, self.evaluate_every, self.checkpoint_every, self.autocast
         )
         evaluate = None if self.evaluate is None else lambda: self.evaluate(self)  # type: ignore[misc]
-        outside = Outside(evaluate, self.saved.append, self.record, lambda sentence: None)
+        outside = Outside(evaluate, self.saved.append, self.record, self.announce)
         with Workers(self.workers) as workers:
             return train(self.model, self.attachment, SFT(), batches, plan, outside, workers, resume_from)
 

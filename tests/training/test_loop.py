@@ -174,3 +174,18 @@ def test_gradient_checkpointing_trains_the_same_bits() -> None:
     plain.go()
     checkpointed.go()
     assert same_bits(plain.weights(), checkpointed.weights())
+
+
+def test_a_stop_ends_an_evaluation_after_the_batch_it_is_in() -> None:
+    run = Run()
+    held_out = evaluation_batches(random_rows(LENGTHS), 16, 1, "packed", 0)
+    computed = []
+    with Workers(1) as workers:
+
+        def stop(module: torch.nn.Module, inputs: object) -> None:
+            computed.append(1)
+            workers.are_stopping.set()
+
+        run.model.hf.get_submodule(run.model.anatomy.trunk).register_forward_pre_hook(stop)
+        held_out_loss(run.model, SFT(), held_out, run.attachment.adapter, workers)
+    assert len(computed) == 1 < len(held_out)

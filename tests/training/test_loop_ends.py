@@ -116,6 +116,28 @@ def test_ctrl_c_and_sigterm_end_the_step_save_it_and_can_be_gone_on_from(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_stop_is_announced_before_the_evaluation_that_it_waits_for() -> None:
+    order: list[str] = []
+
+    def evaluate(run: Run) -> float:
+        order.append("evaluated")
+        return 1.0
+
+    def interrupt(module: torch.nn.Module, inputs: object) -> None:
+        if len(order) == 1 and not asked:
+            asked.append(True)
+            signal.raise_signal(signal.SIGINT)
+
+    asked: list[bool] = []
+    run = Run(evaluate_every=1, evaluate=evaluate, announce=order.append)
+    run.model.hf.get_submodule(run.model.anatomy.trunk).register_forward_pre_hook(interrupt)
+    with pytest.raises(Interrupted):
+        run.go()
+    first, said, second = order
+    assert (first, second) == ("evaluated", "evaluated")
+    assert "Stopping once the state is saved" in said
+
+
 def test_a_step_that_was_saved_already_is_not_saved_again_for_the_stop() -> None:
     run = Run(on_step=lambda run, metrics: signal.raise_signal(signal.SIGTERM), checkpoint_every=1)
     with pytest.raises(Interrupted):

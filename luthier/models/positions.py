@@ -1,0 +1,33 @@
+"""How far a model's positions reach, as its config says."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedConfig
+
+
+def context_length(config: PreTrainedConfig) -> int | None:
+    """The most positions that the model was made for; None if its config does not say."""
+    values = config.to_dict()
+    for key in ("max_position_embeddings", "n_positions"):
+        if values.get(key) is not None:
+            return int(values[key])
+    return None
+
+
+def longest_stable_row(config: PreTrainedConfig) -> int | None:
+    """The longest row whose rotary positions do not depend on what else is in the batch; None if none does.
+
+    `dynamic` and `longrope` scaling choose their frequencies by the longest position of the whole call.
+    """
+    values = config.to_dict()
+    rope = values.get("rope_parameters") or {}
+    if rope.get("rope_type") not in ("dynamic", "longrope"):
+        return None
+    original = rope.get("original_max_position_embeddings") or values.get("original_max_position_embeddings")
+    return int(original or values["max_position_embeddings"])
+
+
+def longest_row(config: PreTrainedConfig) -> int | None:
+    """The longest row that the model may be trained on; None if its positions set no limit."""
+    limits = [limit for limit in (context_length(config), longest_stable_row(config)) if limit is not None]
+    return min(limits, default=None)
