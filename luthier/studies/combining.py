@@ -125,7 +125,7 @@ def _updates(attachment: AdapterAttachment) -> Mapping[str, Tensor | Factors]:
     updates = {}
     if not attachment.layers:
         raise RecipeError(
-            f"The adapter, {attachment.method.kind}, changes no linear layer.",
+            f"An adapter of {attachment.method.kind} is more than a change of linear layers, or none of them.",
             "Combine adapters of LoRA and its kin at linear layers.",
         )
     for name, layer in attachment.layers.items():
