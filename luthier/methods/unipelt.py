@@ -9,10 +9,10 @@ Mao et al. 2021, https://arxiv.org/abs/2110.07577. The parts are `lora` on queri
 
 with A the query's attention as prefix tuning has it, and A₀ that which does not see the prefix. The paper's: the three parts
 with gates of their inputs, averaged over the sequence, and the prefix's gate multiplied into its keys and values (that is
-from memory). Ours, for models that read from left to right: every token has gates of its own, since an average would tell of later tokens; the
-prefix's gate scales its share in the attention, so that g = 0 is attention without it (keys of zero would still take a
-share); a gate for each linear layer that has a LoRA, where the paper has one a layer; w = 0 and c = 0 at the start, where
-g = ½; and each part at its own default rate.
+from memory). Ours, for models that read from left to right: every token has gates of its own, since an average would tell of
+later tokens; the prefix's gate scales its share in the attention, so that g = 0 is attention without it (keys of zero would
+still take a share); a gate for each linear layer that has a LoRA, where the paper has one a layer; w = 0 and c = 0 at the
+start, where g = ½; and each part at its own default rate.
 
 Merges: no. Deep backward: yes. Over 4 bits: yes. Identity at the start: no, because of the prefix.
 Trainable numbers: the parts' Σ R (I + O) + 2 L V K E + L (2 D H + D + H), and gates Σ (I + 1) + 2 L (D + 1).

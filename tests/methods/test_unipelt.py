@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from methods.beside import gradients
-from models.rows import random_rows
+from models.rows import random_row, random_rows
 from models.tiny import PLAIN, tiny_model
 from models.tuned import LENGTHS, logprobs, randomize, usual_batch
 from near import assert_all_near, assert_apart, assert_near
@@ -18,7 +20,7 @@ from luthier.data.packing import collate
 from luthier.data.placeholders import with_placeholders
 from luthier.methods import Attachment, LoRA, Pfeiffer, PrefixTuning, Stack, UniPELT
 from luthier.models.language_model import LanguageModel
-from luthier.types import Segment
+from luthier.types import Example, Part, Segment
 
 V = 3
 LORA = LoRA(rank=2, alpha=5, targets=("role:query", "role:value"))
@@ -172,19 +174,27 @@ def test_rows_padded_on_the_left_over_a_cache_are_as_whole_ones(name: str) -> No
         assert_near(together[index : index + 1], alone)
 
 
+def behind(beginning: Example, row: Example) -> Example:
+    """The row behind the tokens of another, of which it learns nothing."""
+    tokens_T = np.concatenate([beginning.parts[0].tokens_T, row.parts[0].tokens_T])
+    return replace(row, parts=(Part(tokens_T),), source_N=row.source_N + beginning.num_tokens)
+
+
+@pytest.mark.parametrize("common", [0, 9])
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
-def test_a_shared_beginning_and_recomputed_layers_change_neither_values_nor_gradients(name: str) -> None:
+def test_a_shared_beginning_and_recomputed_layers_change_neither_values_nor_gradients(name: str, common: int) -> None:
     found = []
     method = UniPELT(lora=LORA, prefix=PrefixTuning(num_virtual_tokens=6), adapter=ADAPTER)
+    plain = random_rows(LENGTHS)
+    rows = [behind(random_row(common, 99), row) for row in plain] if common else plain
     for shares, recomputes in ((False, False), (True, False), (False, True)):
         model = tiny_model(name)
         attachment = method.attach(model, "default", seed=0)
         randomize(attachment, 0.3)
         if recomputes:
             model.checkpoint_layers()
-        rows = [with_placeholders(row, 6) for row in random_rows(LENGTHS)]
-        batch = collate(rows, model.layout, 0, shares_prefix=shares)
-        assert (batch.segments[0] == Segment(0, 6)) == shares  # placeholders alone
+        batch = collate([with_placeholders(row, 6) for row in rows], model.layout, 0, shares_prefix=shares)
+        assert (batch.segments[0] == Segment(0, 6 + common)) == shares
         logprob = model.forward(batch, "default").logprob_N
         found.append([logprob, *torch.autograd.grad(logprob.sum(), list(attachment.trainables.values()))])
     for other in found[1:]:
