@@ -210,10 +210,12 @@ def _resolve(
 def _shares_prefix(recipe: Recipe, model: LanguageModel, attachment: Attachment, dataset: Dataset) -> bool:
     """Whether rows computed together share a common beginning.
 
-    A GPU's variable-length kernel knows no such rows, and what is kept of a row is kept whole.
+    A GPU's variable-length kernel knows no such rows, what is kept of a row is kept whole, and a method may treat a token
+    by the document that it stands in.
     """
     is_kept = keeps_trunk(recipe.training, attachment, len(dataset.train))
-    return recipe.training.fast.prefix and model.device.type == "cpu" and not is_kept
+    may_share = model.shares_tokens(attachment.adapter) and not is_kept
+    return recipe.training.fast.prefix and model.device.type == "cpu" and may_share
 
 
 def _workers(asked: int | str, device: torch.device) -> int:

@@ -42,6 +42,8 @@ KINDS: dict[str, dict[str, Part]] = {
         "method": {"kind": "p-tuning", "rank": None, "num_virtual_tokens": 4, "encoder": "LSTM", "hidden": 8},
         "training": {"workers": 2},
     },
+    "changes of the stream": {"method": {"kind": "loreft", "first": 2, "last": 3}, "training": {"workers": 2}},
+    "parts behind gates": {"method": {"kind": "unipelt", "rank": None, "lora": {"rank": 2, "dropout": 0.4}}},
     "two workers": {"training": {"workers": 2, "tokens_per_micro_batch": 96}, "data": {"max_length": 96}},
     "gradient checkpointing": {"training": {"gradient_checkpointing": True}, "method": {"dropout": 0.4}},
     "tokens per step": {"training": {"rows_per_step": None, "tokens_per_step": 160}},

@@ -25,6 +25,7 @@ from luthier.types import Origin
 METHODS: dict[str, dict[str, Any]] = {
     "prompt-tuning": {"num_virtual_tokens": 5},
     "prefix-tuning": {"num_virtual_tokens": 5, "projection": 8},
+    "unipelt": {"prefix": {"num_virtual_tokens": 5}, "lora": {"rank": 2}},
 }
 
 

@@ -82,7 +82,8 @@ def one_thread() -> Iterator[None]:
 def trained_files(folder: Path) -> dict[str, str]:
     """The SHA-256 of every file of what a run gives away: its `adapter/` or `model/`."""
     output = folder / "model" if (folder / "model").is_dir() else folder / "adapter"
-    return {path.name: sha256_file(path) for path in sorted(output.iterdir()) if path.name != MANIFEST}
+    files = [path for path in sorted(output.rglob("*")) if path.is_file() and path.name != MANIFEST]
+    return {path.relative_to(output).as_posix(): sha256_file(path) for path in files}
 
 
 def course(folder: Path) -> list[dict[str, Any]]:

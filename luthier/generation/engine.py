@@ -64,6 +64,9 @@ class Decoder(Protocol):
     def num_virtual(self, adapter: str | None) -> int:
         """How many placeholders a prompt must begin with under an adapter."""
 
+    def shares_tokens(self, adapter: str | None) -> bool:
+        """Whether prompts may share the tokens of a common beginning under an adapter."""
+
     def prefill(
         self,
         tokens_1T: Tensor,
@@ -305,8 +308,9 @@ class _LiveBatch:
         scores: list[Tensor] = []
         packed: list[PackedKeys] = []
         device = self._model.device
+        shares_prefix = self._model.shares_tokens(self._adapter)
         for group in groups_within([len(prompt) for prompt in self._prompts], _PREFILL_TOKENS):
-            row = pack_prompts([self._prompts[index] for index in group])
+            row = pack_prompts([self._prompts[index] for index in group], shares_prefix=shares_prefix)
             cache = DynamicCache()
             tokens_1T, positions_1T, last_B = (x.to(device) for x in (row.tokens_1T, row.positions_1T, row.last_B))
             scores.append(self._model.prefill(tokens_1T, positions_1T, row.segments, last_B, cache, self._adapter))

@@ -30,10 +30,10 @@ class PackedPrompts:
     last_B: Tensor
 
 
-def pack_prompts(prompts: Sequence[Sequence[int]]) -> PackedPrompts:
-    """The prompts, each of at least one token, as one packed row."""
+def pack_prompts(prompts: Sequence[Sequence[int]], *, shares_prefix: bool = True) -> PackedPrompts:
+    """The prompts, each of at least one token, as one packed row; shares_prefix: what they begin with in common once."""
     rows = [np.array(prompt, dtype=np.int64) for prompt in prompts]
-    prefix = common_prefix(rows, min(len(row) for row in rows) - 1) if len(rows) > 1 else 0
+    prefix = common_prefix(rows, min(len(row) for row in rows) - 1) if shares_prefix and len(rows) > 1 else 0
     prefix = prefix if prefix >= _LEAST_SHARED else 0
     ends = np.cumsum([prefix, *(len(row) - prefix for row in rows)]).tolist()
     shared = (Segment(0, prefix),) if prefix else ()

@@ -24,6 +24,8 @@ from luthier.methods.ln_tuning import LNTuning
 from luthier.methods.loha import LoHa
 from luthier.methods.lokr import LoKr
 from luthier.methods.lora import LoRA
+from luthier.methods.loreft import LoReFT
+from luthier.methods.mam import MAM
 from luthier.methods.oft import OFT
 from luthier.methods.p_tuning import PTuning
 from luthier.methods.parallel import Parallel
@@ -32,7 +34,9 @@ from luthier.methods.pissa import PiSSA
 from luthier.methods.prefix_tuning import PrefixTuning
 from luthier.methods.prompt_tuning import PromptTuning
 from luthier.methods.rows import Rows
+from luthier.methods.stack import Stack
 from luthier.methods.top_layers import TopLayers
+from luthier.methods.unipelt import UniPELT
 from luthier.methods.vera import VeRA
 from luthier.methods.warp import WARP
 
@@ -66,6 +70,10 @@ METHODS: tuple[type[Method], ...] = (
     WARP,
     AttentionFusion,
     Ladder,
+    LoReFT,
+    MAM,
+    UniPELT,
+    Stack,
 )
 
 
@@ -83,17 +91,25 @@ def _kind(value: object) -> str:
 
 if TYPE_CHECKING:
     AnyMethod = Method
-else:  # one of the list, told apart by its kind
-    AnyMethod = Annotated[
-        Union[tuple(Annotated[method, Tag(kind_of(method))] for method in METHODS)],  # noqa: UP007 — no fixed list
-        Discriminator(_kind),
-    ]
+    AnyPart = AdapterMethod
+else:
+
+    def _one_of(methods: tuple[type[Method], ...]) -> object:
+        """One of these, told apart by its kind."""
+        tagged = tuple(Annotated[method, Tag(kind_of(method))] for method in methods)
+        return Annotated[Union[tagged], Discriminator(_kind)]  # noqa: UP007 — no fixed list
+
+    AnyPart = _one_of(tuple(m for m in METHODS if issubclass(m, AdapterMethod) and m is not Stack))
+    AnyMethod = _one_of(METHODS)
+
+Stack.model_rebuild(_types_namespace={"AnyPart": AnyPart})
 
 __all__ = [
     "ADAPTER",
     "BOFT",
     "IA3",
     "IPT",
+    "MAM",
     "METHODS",
     "OFT",
     "WARP",
@@ -117,6 +133,7 @@ __all__ = [
     "LoHa",
     "LoKr",
     "LoRA",
+    "LoReFT",
     "Method",
     "PTuning",
     "Parallel",
@@ -125,9 +142,11 @@ __all__ = [
     "PrefixTuning",
     "PromptTuning",
     "Rows",
+    "Stack",
     "StepDone",
     "TopLayers",
     "Traits",
+    "UniPELT",
     "VeRA",
     "kind_of",
 ]

@@ -91,6 +91,15 @@ class AdapterMethod(Method):
         values = {field: getattr(self, field) for field in type(self).model_fields}
         return self.model_construct(_fields_set={"begin_from"}, **{**values, "begin_from": str(folder)})
 
+    def as_recipe(self, *, whole: bool = True) -> dict[str, Any]:
+        """The settings as a recipe states them; whole: every one, else those that this one states.
+
+        With `from` it is never every one: in the others the adapter's hold, and their defaults would contradict it.
+        """
+        if whole and self.begin_from is None:
+            return self.model_dump(mode="json", by_alias=True)
+        return {"kind": self.kind, **self.model_dump(mode="json", by_alias=True, exclude_unset=True)}
+
     def with_paths(self, found: Callable[[str], str]) -> Self:
         """These settings with every path that they name as `found` gives it."""
         update: dict[str, Any] = {}
@@ -288,6 +297,11 @@ class AdapterAttachment(Attachment):
             return None
         indices = [index for target in self.layers if (index := anatomy.layer_of(target)) is not None]
         return min(indices, default=len(anatomy.layers))
+
+    @property
+    def occupied(self) -> frozenset[str]:
+        """The places that the adapter has for itself among all that bear its name."""
+        return frozenset(self.layers)
 
     @property
     def adapter(self) -> str | None:

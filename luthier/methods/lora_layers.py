@@ -53,6 +53,13 @@ class LoRABranch(LinearBranch):
         dropout = layer.dropout(self.drop, run)
         return low_rank_linear(self.fast, x_NI, layer.weight, layer.bias, self.a_RI, self.b_OR, self.scale, dropout)
 
+    def change(self, x_NI: Tensor, layer: AdaptedLinear, run: Run) -> Tensor:
+        """s · drop(x) Aᵀ Bᵀ alone."""
+        dropout = layer.dropout(self.drop, run)
+        branch_NI = x_NI if dropout is None else dropout(x_NI)
+        narrow_NR = F.linear(branch_NI, self.a_RI.to(x_NI.dtype))
+        return F.linear(narrow_NR, self.b_OR.to(x_NI.dtype)) * self.scale
+
     def update(self, layer: AdaptedLinear) -> Factors:
         """s B A."""
         return Factors(self.scale * self.b_OR.detach().float(), self.a_RI.detach().float())

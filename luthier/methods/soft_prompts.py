@@ -129,6 +129,11 @@ class SoftPromptAttachment(AdapterAttachment):
         """None for a soft prompt, which is reached through the embedding; the first for a prefix, which all layers see."""
         return None if self.layers else 0
 
+    @property
+    def occupied(self) -> frozenset[str]:
+        """The beginning of a document, too."""
+        return super().occupied | {"the beginning of every document"}
+
     def extra_loss(self) -> Tensor | None:
         """The source's own penalty."""
         return self.source.penalty()

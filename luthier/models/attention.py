@@ -3,11 +3,13 @@
 Two entries, `luthier` and `luthier-reference`, registered under their own names: no existing entry is changed. In a
 packed call they attend document by document (or under one dense mask); otherwise under the mask that the model made.
 Sliding windows, softcap, scaling and sinks are honoured. A family that passes them in another way must not be packed.
-Learned prefixes of the call stand in for the keys and values of its placeholder tokens.
+Learned prefixes of the call stand in for the keys and values of its placeholder tokens; where they have gates, each token
+takes its share of them.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from luthier.models.call import current_call
+from luthier.models.gated_prefixes import mixed_attention, mixed_weights, taken_shares
 from luthier.models.virtual_tokens import with_prefixes
 from luthier.ops.attention import (
     AttentionTerms,
@@ -77,10 +80,17 @@ def _with(
     segments = call.segments
     if call.prefixes:
         k, v = with_prefixes(call.prefixes, int(vars(module)["layer_idx"]), k, v, q.shape[2])
+    share_N = None if call.gated is None else taken_shares(call.gated, int(vars(module)["layer_idx"]))
     if call.watched is not None and segments is not None:
         seen_TT = dense_mask(segments, q.shape[2], terms.window, q.device)
-        call.watched.append(attention_weights(q, k, seen_TT, terms))
+        weights_of = partial(attention_weights, q, k, terms=terms)
+        if call.gated is None or share_N is None:
+            call.watched.append(weights_of(seen_TT))
+        else:
+            call.watched.append(mixed_weights(call.gated, share_N, seen_TT, weights_of))
     out_BHTE = masked_attention(q, k, v, mask, terms) if segments is None else packed(q, k, v, segments, terms)
+    if call.gated is not None and share_N is not None:
+        out_BHTE = mixed_attention(call.gated, packed, share_N, out_BHTE, q, k, v, mask, terms)
     return out_BHTE.transpose(1, 2), None
 
 

@@ -7,7 +7,7 @@ layer enters the same call again when it is recomputed. Nothing else in the pack
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from luthier.ops.attention import segment_positions
 from luthier.ops.draws import token_keys
 from luthier.ops.recompute import Recomputable
 from luthier.types import Batch, Segment
@@ -62,6 +63,39 @@ class PlacedPrefix:
         return row_M, num_columns - num_new + self.token_M % num_new
 
 
+Gate = Callable[[int, Tensor], Tensor]
+"""Each token's share of a prefix, shape (N,), in the layer of an index, of what enters its attention, shape (N, D)."""
+
+
+@dataclass(frozen=True)
+class GatedPrefixes:
+    """The gates of a call's prefixes, and what its tokens see without those.
+
+    gates: by adapter. is_free_N: which tokens take a share: those of an adapter with a gate, but for its placeholders.
+    kept_K, segments: the packed row without these placeholders; kept_K is None where a mask says what is seen.
+    is_kept_BL: then, which columns of the keys are no such placeholders.
+    """
+
+    gates: Mapping[str, Gate]
+    is_free_N: Tensor
+    kept_K: Tensor | None = None
+    segments: tuple[Segment, ...] = ()
+    is_kept_BL: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PlacedEdit:
+    """A change of the residual stream in one call.
+
+    token_M: which tokens of the flattened batch change. layers: after which layers. added: what is added to the states
+    (M, D) that a layer of that index gave for them.
+    """
+
+    token_M: Tensor
+    layers: frozenset[int]
+    added: Callable[[int, Tensor], Tensor]
+
+
 @dataclass(frozen=True)
 class Call:
     """One forward call.
@@ -76,7 +110,11 @@ class Call:
     watched: takes each layer's attention weights (1, H, T, T) in order; None does not compute them.
     tapped: takes what each layer gives, by its number from 1, and as 0 what enters the first; None notes nothing.
     positions_N: each token's position in its document; None at the head, where nothing depends on it.
+    prompt_N: for each token the position at which the prompt of its document is over; None where no adapter asks for it,
+    and in generation after the prompt.
+    edits: changes of the residual stream.
     prefixes: learned keys and values that take the place of some tokens' own.
+    gated: which of these prefixes each token takes a share of; None where every token takes all of them.
     entering: what enters the layer of this index: those below it compute nothing; None computes all.
     """
 
@@ -90,7 +128,10 @@ class Call:
     watched: list[Tensor] | None = None
     tapped: dict[int, Tensor] | None = None
     positions_N: Tensor | None = None
+    prompt_N: Tensor | None = None
+    edits: tuple[PlacedEdit, ...] = ()
     prefixes: tuple[PlacedPrefix, ...] = ()
+    gated: GatedPrefixes | None = None
     entering: tuple[int, Tensor] | None = None
 
     def at(self, source_N: Tensor) -> Call:
@@ -161,3 +202,40 @@ def _keys(batch: Batch, draws: Draws) -> Tensor:
     for segment, document in zip(batch.segments, batch.documents, strict=True):
         documents_N[segment.start : segment.end] = document
     return token_keys(draws.seed, draws.address, documents_N, batch.positions_BT.reshape(-1))
+
+
+def prompts_of_batch(batch: Batch) -> Tensor:
+    """For each token the position at which the prompt of its document is over, shape (B·T,); 0 for padding.
+
+    A prompt ends with the token that the document first learns to go on from: one that is learned from its first token on
+    has a prompt of one token. What learns nothing is a prompt as a whole. A token that several documents share is
+    told the end of the first one's.
+    """
+    positions_N = batch.positions_BT.reshape(-1)
+    device = positions_N.device
+    roots: list[int] = []
+    for index, segment in enumerate(batch.segments):
+        roots.append(index if segment.parent is None else roots[segment.parent])
+    owned = list(zip(batch.documents, roots, strict=True))  # a document may have two answers without a common beginning
+    numbers = {owner: number for number, owner in enumerate(dict.fromkeys(owned))}
+    owner_N = torch.full_like(positions_N, len(numbers))
+    for segment, owner in zip(batch.segments, owned, strict=True):
+        owner_N[segment.start : segment.end] = numbers[owner]
+    owner_S = torch.tensor([numbers[owner] for owner in owned], device=device)
+    last_S = torch.tensor([segment.end - 1 for segment in batch.segments], device=device)
+    end_K = positions_N.new_zeros(len(numbers) + 1).scatter_reduce(0, owner_S, positions_N[last_S] + 1, "amax")
+    source_N = batch.targets.source_N
+    end_K = end_K.scatter_reduce(0, owner_N[source_N], positions_N[source_N] + 1, "amin")
+    return end_K[owner_N]
+
+
+def prompts_of_row(segments: Sequence[Segment], device: torch.device) -> Tensor:
+    """The same for a packed row of prompts, shape (T,)."""
+    lengths = [segment.length for segment in segments]
+    ends = [start + length for start, length in zip(segment_positions(segments), lengths, strict=True)]
+    return torch.tensor(ends, device=device).repeat_interleave(torch.tensor(lengths, device=device))
+
+
+def prompts_of_rows(positions_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """The same for prompts that are rows padded on the left, shape (B·T,)."""
+    return torch.where(mask_BT, positions_BT[:, -1:] + 1, 0).reshape(-1)

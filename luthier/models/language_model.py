@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from luthier.errors import RecipeError
 from luthier.models.anatomy import Anatomy, config_number
-from luthier.models.call import Adapters, Call, Draws, Run, call_of_batch, calling, current_call
+from luthier.models.call import (
+    Adapters,
+    Call,
+    Draws,
+    Gate,
+    Run,
+    call_of_batch,
+    calling,
+    prompts_of_batch,
+    prompts_of_row,
+    prompts_of_rows,
+)
+from luthier.models.edits import StreamEdit, edit_layers, placed_edits
 from luthier.models.fast_layers import FastLinear
+from luthier.models.gated_prefixes import gated_prefixes, note_shares
 from luthier.models.positions import context_length
+from luthier.models.recomputed import recompute_layers
 from luthier.models.sides import Side, combined, skip_layers, tap_layers
 from luthier.models.trunk import TrunkCache
 from luthier.models.virtual_tokens import VirtualTokens, keep_prefixes, placed_prefixes
@@ -68,6 +80,7 @@ class LanguageModel:
     fast: FastModel = field(default_factory=FastModel)
     sides: dict[str, Side] = field(default_factory=dict)
     virtual_tokens: dict[str, VirtualTokens] = field(default_factory=dict)
+    edits: dict[str, StreamEdit] = field(default_factory=dict)
     trunk_cache: TrunkCache | None = None
 
     @property
@@ -119,9 +132,23 @@ class LanguageModel:
         virtual = None if adapter is None else self.virtual_tokens.get(adapter)
         return 0 if virtual is None else virtual.count
 
+    def shares_tokens(self, adapter: str | None) -> bool:
+        """Whether documents may share the tokens of a common beginning under an adapter: it treats them alike."""
+        edit = None if adapter is None else self.edits.get(adapter)
+        return edit is None or edit.shares_tokens
+
     def hidden(self, batch: Batch, adapters: Adapters = None, draws: Draws | None = None) -> Tensor:
         """The hidden states after the final norm, shape (B, T, D)."""
-        return self._hidden(batch, call_of_batch(batch, adapters, draws))
+        return self._hidden(batch, self._call(batch, adapters, draws))
+
+    def _call(self, batch: Batch, adapters: Adapters, draws: Draws | None = None) -> Call:
+        """The call that computes a batch, with what its adapters ask for."""
+        call = call_of_batch(batch, adapters, draws)
+        return replace(call, prompt_N=prompts_of_batch(batch)) if self._edits_in(call) else call
+
+    def _edits_in(self, call: Call) -> bool:
+        """Whether a run's adapter changes the residual stream."""
+        return any(run.adapter in self.edits for run in call.runs)
 
     def _hidden(self, batch: Batch, call: Call) -> Tensor:
         inputs = {
@@ -182,9 +209,12 @@ class LanguageModel:
     def _base(self, call: Call, inputs: dict[str, Any]) -> Tensor:
         positions_N = inputs["position_ids"].reshape(-1)
         prefixes = placed_prefixes(self.virtual_tokens, call.runs, positions_N)
+        edits = placed_edits(self.edits, call, positions_N, self.num_virtual)
+        gated = gated_prefixes(self.virtual_tokens, call.runs, call.segments, positions_N, inputs.get("attention_mask"))
+        call = replace(call, positions_N=positions_N, prefixes=prefixes, gated=gated, edits=edits)
         recomputable = Recomputable() if self.fast.norm and torch.is_grad_enabled() else None
         with (
-            calling(replace(call, recomputable=recomputable, positions_N=positions_N, prefixes=prefixes)),
+            calling(replace(call, recomputable=recomputable)),
             nullcontext() if recomputable is None else recomputable.hooks(),
         ):
             output = self.hf.get_submodule(self.anatomy.trunk)(**inputs)
@@ -199,6 +229,18 @@ class LanguageModel:
             tap_layers(self.hf, self.anatomy)
         self.sides[name] = side
 
+    def gate_prefix(self, name: str, gate: Gate) -> None:
+        """Let each token take a share of an adapter's prefix."""
+        if all(virtual.gate is None for virtual in self.virtual_tokens.values()):
+            note_shares(self.hf, self.anatomy)
+        self.virtual_tokens[name] = replace(self.virtual_tokens[name], gate=gate)
+
+    def add_edit(self, name: str, edit: StreamEdit) -> None:
+        """Let an adapter change what layers give at tokens of the prompts."""
+        if not self.edits:
+            edit_layers(self.hf, self.anatomy)
+        self.edits[name] = edit
+
     def final_norm(self, hidden_BTD: Tensor) -> Tensor:
         """The base's final norm; the states as they are where it has none."""
         if self.anatomy.final_norm is None:
@@ -212,7 +254,7 @@ class LanguageModel:
         adapters: None is the base model; a name serves all documents; a tuple names one for each segment.
         draws: the address of this step's dropout; None drops nothing.
         """
-        call = call_of_batch(batch, adapters, draws)
+        call = self._call(batch, adapters, draws)
         source_N = batch.targets.source_N
         hidden_ND = self._hidden(batch, call).flatten(0, 1).index_select(0, source_N)
         head_call = call.at(source_N)
@@ -229,7 +271,7 @@ class LanguageModel:
                 field="model",
             )
         watched: list[Tensor] = []
-        self._hidden(batch, replace(call_of_batch(batch, adapters, None), watched=watched))
+        self._hidden(batch, replace(self._call(batch, adapters), watched=watched))
         return torch.cat(watched)
 
     def prefill(
@@ -243,9 +285,12 @@ class LanguageModel:
     ) -> Tensor:
         """fp32 logits of the token that follows each prompt of a packed row, shape (B, V); their keys go into `cache`.
 
-        last_B: where each prompt's last token is. Only for models of the packed layout.
+        last_B: where each prompt's last token is; a beginning that prompts have in common may be one segment if
+        `shares_tokens` says so. Only for models of the packed layout.
         """
         call = Call(segments, (Run(0, tokens_1T.numel(), adapters),))
+        if self._edits_in(call):
+            call = replace(call, prompt_N=prompts_of_row(segments, self.device))
         with torch.inference_mode():
             hidden_1TD = self._trunk(
                 call, input_ids=tokens_1T, position_ids=positions_1T, past_key_values=cache, use_cache=True
@@ -263,9 +308,11 @@ class LanguageModel:
     ) -> Tensor:
         """fp32 logits of the token that follows each row, shape (B, V); the new keys and values go into `cache`.
 
-        mask_BL covers the cached and the new positions; rows are padded on the left.
+        mask_BL covers the cached and the new positions; rows are padded on the left. With an empty cache they are prompts.
         """
         call = Call(None, (Run(0, tokens_BT.numel(), adapters),))
+        if cache.get_seq_length() == 0 and self._edits_in(call):
+            call = replace(call, prompt_N=prompts_of_rows(positions_BT, mask_BL))
         with torch.inference_mode():
             hidden_BTD = self._trunk(
                 call,
@@ -318,25 +365,4 @@ class LanguageModel:
 
     def checkpoint_layers(self) -> None:
         """From now on, recompute every layer in the backward pass rather than keep what is inside it."""
-        for layer in self.anatomy.layers:
-            module = self.hf.get_submodule(layer.name)
-            module.forward = _recomputed(module.forward)
-
-
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function of its inputs, computed again in the backward pass, within the same call."""
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
-        call = replace(current_call(), recomputable=None, is_checkpointed=True)
-        return checkpoint(
-            forward,
-            *args,
-            use_reentrant=False,
-            preserve_rng_state=False,  # draws are keyed by token: there is no generator to restore
-            context_fn=lambda: (calling(call), calling(call)),
-            **kwargs,
-        )
-
-    return wrapped
+        recompute_layers(self.hf, self.anatomy)

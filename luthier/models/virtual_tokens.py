@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from luthier.models.call import PlacedPrefix, Run
+from luthier.models.call import Gate, PlacedPrefix, Run
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,12 @@ class VirtualTokens:
     """What an adapter puts before every document.
 
     prefix: computes the learned keys and values of every layer, shape (L, 2, V, K, E); None if the virtual tokens have
-    embeddings instead.
+    embeddings instead. gate: which share of the prefix each token takes; None if it takes all of it.
     """
 
     count: int
     prefix: Callable[[], Tensor] | None = None
+    gate: Gate | None = None
 
 
 def placed_prefixes(

@@ -137,7 +137,7 @@ def _declared(path: Path, root: type[Settings], values: Any) -> Place | None:
 
 
 def _kinds(place: Place) -> list[str]:
-    return [kind for choice in place.choices if (kind := kind_of(choice)) is not None]
+    return [kind for choice in (*place.choices, *place.items) if (kind := kind_of(choice)) is not None]
 
 
 def _did_you_mean(path: Path, root: type[Settings], values: Any) -> str:

@@ -26,6 +26,12 @@ class Place:
         return settings_in(self.info.annotation)
 
     @property
+    def items(self) -> tuple[type[Settings], ...]:
+        """The settings that the items of the field's list may be; none if it is no list of settings."""
+        is_list = get_origin(self.info.annotation) in (tuple, list)
+        return settings_in(get_args(self.info.annotation)[0]) if is_list else ()
+
+    @property
     def meaning(self) -> str:
         """The field's description; where it has none, what its settings say of themselves."""
         if self.info.description:
@@ -73,9 +79,12 @@ def places_at(root: type[Settings], path: tuple[str | int, ...], values: Any) ->
     models: tuple[type[Settings], ...] = (root,)
     prefix = ""
     for part in path:
-        values = values.get(part) if isinstance(values, Mapping) else None
-        found = [place for model in models for place in fields_of(model, prefix) if place.name == f"{prefix}{part}"]
-        models = tuple(choice for place in found for choice in place.choices)
+        if isinstance(part, int):  # an item of a list, which is what the list's items are
+            values = values[part] if isinstance(values, list) and part < len(values) else None
+        else:
+            values = values.get(part) if isinstance(values, Mapping) else None
+            found = [place for model in models for place in fields_of(model, prefix) if place.name == f"{prefix}{part}"]
+            models = tuple(choice for place in found for choice in (*place.choices, *place.items))
         kind = values.get("kind") if isinstance(values, Mapping) else None
         models = tuple(model for model in models if kind_of(model) == kind) or models
         prefix = f"{prefix}{part}."

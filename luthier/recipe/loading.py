@@ -48,16 +48,10 @@ def make_recipe(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Rec
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML, every field written out; `load_recipe` reads the same recipe back.
-
-    A method that goes on from an adapter has the fields alone that the recipe states: in the others the adapter's hold,
-    and their defaults, written out, would contradict it.
-    """
+    """The recipe as YAML, every field written out that does not contradict another; `load_recipe` reads it back."""
     values = recipe.model_dump(mode="json", by_alias=True)
-    method = recipe.method
-    if isinstance(method, AdapterMethod) and method.begin_from is not None:
-        stated = method.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        values["method"] = {"kind": method.kind, **stated}
+    if isinstance(recipe.method, AdapterMethod):
+        values["method"] = recipe.method.as_recipe()
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
 
 

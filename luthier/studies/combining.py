@@ -123,6 +123,11 @@ def _attach(source: Source, model: LanguageModel, name: str) -> AdapterAttachmen
 
 def _updates(attachment: AdapterAttachment) -> Mapping[str, Tensor | Factors]:
     updates = {}
+    if not attachment.layers:
+        raise RecipeError(
+            f"An adapter of {attachment.method.kind} is more than a change of linear layers, or none of them.",
+            "Combine adapters of LoRA and its kin at linear layers.",
+        )
     for name, layer in attachment.layers.items():
         branch = layer.branch(attachment.name)
         if not isinstance(layer, AdaptedLinear) or not isinstance(branch, LinearBranch):

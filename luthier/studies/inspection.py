@@ -231,6 +231,9 @@ def _updates_of(tuned: _Tuned) -> Iterator[tuple[str, Update]]:
     found = list(_adapted(tuned.model))
     if not found:
         raise RecipeError("The run's adapter has no place in a linear layer.", _MEND)
+    model = tuned.model
+    if any(tuned.adapter in beside for beside in (model.virtual_tokens, model.edits, model.sides)):
+        raise RecipeError("The run's adapter changes more than the linear layers.", _MEND)
     for name, layer in found:
         branch = layer.branch(ADAPTER)
         if not isinstance(layer, AdaptedLinear) or not isinstance(branch, LinearBranch):

@@ -6,6 +6,7 @@ from luthier.methods import (
     BOFT,
     IA3,
     IPT,
+    MAM,
     OFT,
     WARP,
     AdaLoRA,
@@ -23,6 +24,7 @@ from luthier.methods import (
     LoHa,
     LoKr,
     LoRA,
+    LoReFT,
     Method,
     Parallel,
     Pfeiffer,
@@ -31,7 +33,9 @@ from luthier.methods import (
     PromptTuning,
     PTuning,
     Rows,
+    Stack,
     TopLayers,
+    UniPELT,
     VeRA,
 )
 from luthier.methods.adamix import AdapterHost
@@ -66,6 +70,21 @@ EXAMPLES: tuple[Method, ...] = (
     PrefixTuning(num_virtual_tokens=3),
     PromptTuning(num_virtual_tokens=3),
     WARP(num_virtual_tokens=3, classes=("w5", "w9")),
+    LoReFT(rank=3, first=1, last=0),  # the one token that stays where it is as a prompt grows by what was answered
+    MAM(prefix=PrefixTuning(num_virtual_tokens=3), adapter=Parallel(width=7)),
+    UniPELT(
+        lora=LoRA(rank=3, alpha=5, targets=("role:query", "role:value")),
+        prefix=PrefixTuning(num_virtual_tokens=3),
+        adapter=Pfeiffer(width=5),
+    ),
+    Stack(
+        parts=(
+            LoRA(rank=3, alpha=5, targets=("role:query", "role:value")),
+            PromptTuning(num_virtual_tokens=2),
+            Houlsby(width=6, sublayers=("feedforward",)),
+            LoReFT(rank=2, first=1, last=0),
+        )
+    ),
 )
 
 FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")
@@ -74,5 +93,7 @@ REFUSED: dict[tuple[str, str], str] = {
     ("bitfit", "gemma2"): "no bias",
     ("bitfit", "phi3"): "no bias",
     ("prefix-tuning", "falcon-new"): "takes no learned prefix",
+    ("mam", "falcon-new"): "takes no learned prefix",
+    ("unipelt", "falcon-new"): "takes no learned prefix",
 }
 """(kind, family) → what the refusal says, where a family has no place for a method."""

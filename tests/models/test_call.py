@@ -6,9 +6,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models.rows import batch_of
+from models.rows import batch_of, random_rows
 
-from luthier.models.call import Call, Draws, Run, call_of_batch, calling, current_call
+from luthier.data.packing import collate
+from luthier.models.call import (
+    Call,
+    Draws,
+    Run,
+    call_of_batch,
+    calling,
+    current_call,
+    prompts_of_batch,
+    prompts_of_row,
+    prompts_of_rows,
+)
+from luthier.types import Layout, Segment
 
 
 def adapter_by_position(call: Call) -> list[str | None]:
@@ -86,3 +98,22 @@ def test_a_call_ends_where_its_with_block_ends_even_by_an_error() -> None:
     with pytest.raises(ZeroDivisionError), calling(Call(None, (Run(0, 1, "a"),))):
         divide(current_call().runs[0])
     assert current_call() is outer
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6), layout=st.sampled_from(["packed", "bucketed"]))
+def test_a_prompt_is_over_where_its_document_first_learns_to_go_on(lengths: list[int], layout: Layout) -> None:
+    rows = random_rows(lengths)
+    batch = collate(rows, layout, pad_id=0)
+    told = prompts_of_batch(batch).tolist()
+    for row, segment in zip(rows, batch.segments, strict=True):
+        prompt = min((int(source) + 1 for source in row.source_N), default=row.num_tokens)
+        assert told[segment.start : segment.end] == [prompt] * row.num_tokens
+        told[segment.start : segment.end] = [0] * row.num_tokens
+    assert not any(told)  # padding has no prompt
+
+
+def test_prompts_that_are_generated_from_are_over_at_their_last_token() -> None:
+    segments = (Segment(0, 3), Segment(3, 5, parent=0), Segment(5, 9, parent=0), Segment(9, 10))
+    assert prompts_of_row(segments, torch.device("cpu")).tolist() == [3, 3, 3, 5, 5, 7, 7, 7, 7, 1]
+    mask = torch.tensor([[False, True, True], [True, True, True]])
+    assert prompts_of_rows(torch.tensor([[0, 0, 1], [0, 1, 2]]), mask).tolist() == [0, 2, 2, 3, 3, 3]

@@ -94,6 +94,14 @@ def test_one_run_alone_and_a_folder_that_is_there_are_refused(pair: tuple[Path, 
         combined([(pair[0], 1.0), (pair[1], 1.0)], tmp_path)
 
 
+def test_an_adapter_that_does_more_than_change_weights_is_refused(
+    pair: tuple[Path, Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    other = run_of(tmp_path / "other", tiny_model, kind="loreft", rank=2)
+    with pytest.raises(RecipeError, match="loreft"):
+        combined([(pair[0], 1.0), (other, 1.0)], tmp_path / "out")
+
+
 def test_a_fully_tuned_run_is_pointed_to_shrink(pair: tuple[Path, Path], tiny_model: Path, tmp_path: Path) -> None:
     full = run_of(tmp_path / "full", tiny_model, kind="full", rank=None)
     with pytest.raises(RecipeError, match="no adapter") as caught:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny_runs import begin, nothing, recipe_values, write_rows
 from transformers import AutoModelForCausalLM
 
-from luthier.errors import UsageError
+from luthier.errors import RecipeError, UsageError
 from luthier.studies.inspection import Inspection, Shrunk, inspect_run, shrink_run
 from luthier.studies.inspection_plot import grid, write_inspection_plot
 from luthier.tuned import recipe_of_run
@@ -91,6 +91,16 @@ def test_a_fully_tuned_model_comes_out_as_a_lora(tiny_model: Path, tmp_path: Pat
     assert result.losses["smaller"] - result.losses["run"] < 0.3 * base_to_run
     assert result.left_out
     assert all("norm" in name for name in result.left_out)
+
+
+def test_an_adapter_that_does_more_than_change_weights_is_not_taken_for_its_weights(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    parts = [{"kind": "lora", "rank": 2}, {"kind": "loreft", "rank": 2}]
+    run = run_of(tmp_path, tiny_model, kind="stack", rank=None, parts=parts)
+    for look in (inspected, lambda run: shrunk(run, tmp_path / "out", rank=1)):
+        with pytest.raises(RecipeError, match="more than the linear layers"):
+            look(run)
 
 
 def test_rank_and_energy_exclude_each_other_and_a_folder_is_not_overwritten(tiny_model: Path, tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from models.tuned import LENGTHS, randomize
 from near import assert_near
 from tiny_runs import begin, recipe_values, write_rows
 
-from luthier.methods import AttentionFusion, Full, Ladder, LoRA, Method
+from luthier.methods import AttentionFusion, Full, Ladder, LoRA, LoReFT, Method
 from luthier.models.trunk import DTYPES, TrunkCache
 
 METHODS: tuple[tuple[str, Method], ...] = (
     ("lora in the upper layer", LoRA(rank=2, layers=(1,))),
+    ("changes of the stream above the upper layer", LoReFT(rank=2, layers=(1,), first=1, last=1)),
     ("upper layer", Full(layers=(1,), train_head=False)),
     ("norm and head alone", Full(layers=(), train_head=True, train_embedding=False)),
     ("attention-fusion", AttentionFusion()),
