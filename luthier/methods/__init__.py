@@ -20,6 +20,7 @@ from luthier.methods.ipt import IPT
 from luthier.methods.krona import KronA
 from luthier.methods.krona_b import KronAB
 from luthier.methods.ladder import Ladder
+from luthier.methods.lets import LeTS
 from luthier.methods.ln_tuning import LNTuning
 from luthier.methods.loha import LoHa
 from luthier.methods.lokr import LoKr
@@ -66,6 +67,7 @@ METHODS: tuple[type[Method], ...] = (
     WARP,
     AttentionFusion,
     Ladder,
+    LeTS,
 )
 
 
@@ -114,6 +116,7 @@ __all__ = [
     "KronAB",
     "LNTuning",
     "Ladder",
+    "LeTS",
     "LoHa",
     "LoKr",
     "LoRA",
