@@ -35,6 +35,7 @@ KINDS: dict[str, dict[str, Part]] = {
         "method": {"kind": "adalora", "rank": None, "init_rank": 3, "target_rank": 2},
         "training": {"steps": 8},
     },
+    "lets": {"method": {"kind": "lets", "rank": None, "width": 6, "search_share": 0.3}, "training": {"steps": 8}},
     "pissa": {"method": {"kind": "pissa", "niter": 2}},
     "dropout": {"method": {"dropout": 0.4, "lr_ratio": 4}},
     "on from another": {"method": {"from": "plain", "rank": None}},

@@ -20,6 +20,7 @@ from luthier.methods.ipt import IPT
 from luthier.methods.krona import KronA
 from luthier.methods.krona_b import KronAB
 from luthier.methods.ladder import Ladder
+from luthier.methods.lets import LeTS
 from luthier.methods.ln_tuning import LNTuning
 from luthier.methods.loha import LoHa
 from luthier.methods.lokr import LoKr
@@ -74,6 +75,7 @@ METHODS: tuple[type[Method], ...] = (
     MAM,
     UniPELT,
     Stack,
+    LeTS,
 )
 
 
@@ -130,6 +132,7 @@ __all__ = [
     "KronAB",
     "LNTuning",
     "Ladder",
+    "LeTS",
     "LoHa",
     "LoKr",
     "LoRA",

@@ -151,12 +151,7 @@ class LanguageModel:
         return any(run.adapter in self.edits for run in call.runs)
 
     def _hidden(self, batch: Batch, call: Call) -> Tensor:
-        inputs = {
-            "input_ids": batch.tokens_BT,
-            "position_ids": batch.positions_BT,
-            "attention_mask": batch.mask_BT,
-            "use_cache": False,
-        }
+        inputs = _inputs(batch)
         if self.trunk_cache is None:
             return self._trunk(call, **inputs)
         held = self.trunk_cache.read(batch)
@@ -202,7 +197,7 @@ class LanguageModel:
             hidden_BTD = self._base(call, inputs)
         assert call.tapped is not None
         tapped = call.tapped
-        with calling(call):
+        with calling(replace(call, watched=None)):  # what is watched is the base's attention
             of_sides = {name: side(tapped, inputs) for name, side in sides.items()}
         return combined(hidden_BTD, call, of_sides)
 
@@ -255,8 +250,40 @@ class LanguageModel:
         draws: the address of this step's dropout; None drops nothing.
         """
         call = self._call(batch, adapters, draws)
+        return self._outputs(batch, call, self._hidden(batch, call))
+
+    def forward_each(self, batch: Batch, adapters: tuple[str, ...], draws: Draws | None = None) -> dict[str, Outputs]:
+        """What `forward` gives for the whole batch under each of several adapters.
+
+        The base runs once for all side networks; any other adapter takes a pass of its own.
+        """
+        tapped: dict[int, Tensor] = {}
+        each = {}
+        for name in adapters:
+            call = self._call(batch, name, draws)
+            if name not in self.sides:
+                each[name] = self._outputs(batch, call, self._hidden(batch, call))
+                continue
+            tapped = tapped or self._tapped(batch)
+            each[name] = self._outputs(batch, call, self._above(call, tapped, _inputs(batch)))
+        return each
+
+    @torch.no_grad()
+    def _tapped(self, batch: Batch) -> dict[int, Tensor]:
+        """What the base's layers give for a batch, by number; of held ones those that are held."""
+        held = None if self.trunk_cache is None else self.trunk_cache.read(batch)
+        if held is not None:
+            return held
+        tapped: dict[int, Tensor] = {}
+        self._base(replace(call_of_batch(batch, None, None), tapped=tapped), _inputs(batch))
+        if self.trunk_cache is not None:
+            self.trunk_cache.write(batch, tapped)
+        return tapped
+
+    def _outputs(self, batch: Batch, call: Call, hidden_BTD: Tensor) -> Outputs:
+        """What the head says at the batch's targets."""
         source_N = batch.targets.source_N
-        hidden_ND = self._hidden(batch, call).flatten(0, 1).index_select(0, source_N)
+        hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, source_N)
         head_call = call.at(source_N)
         logprob_N = self._logprobs(hidden_ND, batch.targets.token_N, head_call)
         return Outputs(logprob_N, hidden_ND, batch.targets, head_call)
@@ -366,3 +393,13 @@ class LanguageModel:
     def checkpoint_layers(self) -> None:
         """From now on, recompute every layer in the backward pass rather than keep what is inside it."""
         recompute_layers(self.hf, self.anatomy)
+
+
+def _inputs(batch: Batch) -> dict[str, Any]:
+    """What the trunk is called with."""
+    return {
+        "input_ids": batch.tokens_BT,
+        "position_ids": batch.positions_BT,
+        "attention_mask": batch.mask_BT,
+        "use_cache": False,
+    }

@@ -91,11 +91,13 @@ class LaterLayers(DynamicCache):
     """The layers of a cache from `offset` on, as a cache of their own: where a side network keeps its keys and values.
 
     They are rows of the one cache, so that rows are selected, grown and copied together with the base's.
+    own: the indices of those layers of the side network that have keys and values; None: all.
     """
 
-    def __init__(self, whole: DynamicCache, offset: int) -> None:
+    def __init__(self, whole: DynamicCache, offset: int, own: tuple[int, ...] | None = None) -> None:
         self._whole = whole
         self._offset = offset
+        self._own = own
 
     @property
     def layers(self) -> list[Any]:  # type: ignore[override]
@@ -104,4 +106,5 @@ class LaterLayers(DynamicCache):
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """Append to one of them."""
-        return self._whole.update(key_states, value_states, layer_idx + self._offset, *args, **kwargs)
+        place = layer_idx if self._own is None else self._own.index(layer_idx)
+        return self._whole.update(key_states, value_states, place + self._offset, *args, **kwargs)

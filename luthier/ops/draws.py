@@ -51,6 +51,13 @@ def choose(count: int, seed: int, step: int, salt: int) -> int:
     return int(_shift_right(hashed, 11)) % count
 
 
+def uniforms(count: int, seed: int, step: int, salt: int) -> Tensor:
+    """So many numbers between 0 and 1, neither of them among these, for the whole of a forward pass, fp64."""
+    start = mix(mix(mix(torch.tensor([seed], dtype=torch.int64)) ^ step) ^ salt)
+    hashed = mix(start ^ torch.arange(count, dtype=torch.int64))
+    return (_shift_right(hashed, 12).double() + 0.5) / (1 << 52)
+
+
 def keep_mask(keys_T: Tensor, salt: int, width: int, drop: float) -> Tensor:
     """True with probability 1 − drop, independently for each token and column, shape (T, D)."""
     columns_D = torch.arange(width, dtype=torch.int64, device=keys_T.device)

@@ -20,6 +20,7 @@ from luthier.methods import (
     KronA,
     KronAB,
     Ladder,
+    LeTS,
     LNTuning,
     LoHa,
     LoKr,
@@ -54,6 +55,7 @@ EXAMPLES: tuple[Method, ...] = (
     Pfeiffer(width=5),
     AttentionFusion(),
     Ladder(reduction=2),
+    LeTS(width=6, density=0.1, choices=("reuse", "compute"), prune_steps=2),
     AdaLoRA(init_rank=4, target_rank=4, alpha=32),  # no cuts: a layer that lost all ranks would not have moved
     DoRA(rank=3, alpha=5),
     PiSSA(rank=3, alpha=5),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from luthier.ops.draws import keep_mask, mix, salt_of, token_keys
+from luthier.ops.draws import keep_mask, mix, salt_of, token_keys, uniforms
 
 
 def document_keys(document: int, length: int, *, seed: int = 1, step: int = 2) -> Tensor:
@@ -84,3 +84,15 @@ def test_mix_is_one_to_one_and_salts_do_not_depend_on_the_process() -> None:
     assert salt_of("model.layers.0.self_attn.q_proj") == salt_of("model.layers.0.self_attn.q_proj")
     assert -(2**63) <= salt_of("x") < 2**63
     assert len({salt_of(str(i)) for i in range(1000)}) == 1000
+
+
+def test_uniform_numbers_of_a_pass_fill_the_unit_interval_and_depend_on_all_of_its_address() -> None:
+    drawn = uniforms(4000, seed=1, step=2, salt=3)
+    assert drawn.dtype == torch.float64
+    assert 0 < float(drawn.min()) < 0.01
+    assert 0.99 < float(drawn.max()) < 1
+    sorted_gap = (drawn.sort().values - (torch.arange(4000) + 0.5) / 4000).abs().max()
+    assert float(sorted_gap) < 1.95 / math.sqrt(4000)  # Kolmogorov and Smirnov, one in a thousand
+    assert torch.equal(uniforms(4000, seed=1, step=2, salt=3)[:10], uniforms(10, seed=1, step=2, salt=3))
+    for other in (uniforms(4000, 2, 2, 3), uniforms(4000, 1, 3, 3), uniforms(4000, 1, 2, 4)):
+        assert abs(float(((other - 0.5) * (drawn - 0.5)).mean()) * 12) < 4 / math.sqrt(4000)

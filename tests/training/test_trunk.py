@@ -14,7 +14,7 @@ from models.tuned import LENGTHS, randomize
 from near import assert_near
 from tiny_runs import begin, recipe_values, write_rows
 
-from luthier.methods import AttentionFusion, Full, Ladder, LoRA, LoReFT, Method
+from luthier.methods import AttentionFusion, Full, Ladder, LeTS, LoRA, LoReFT, Method
 from luthier.models.trunk import DTYPES, TrunkCache
 
 METHODS: tuple[tuple[str, Method], ...] = (
@@ -24,6 +24,7 @@ METHODS: tuple[tuple[str, Method], ...] = (
     ("norm and head alone", Full(layers=(), train_head=True, train_embedding=False)),
     ("attention-fusion", AttentionFusion()),
     ("ladder", Ladder(reduction=2)),
+    ("lets", LeTS(width=6, choices=("reuse", "compute"))),
 )
 
 
@@ -94,6 +95,7 @@ def test_half_precision_takes_half_the_disk_and_rounds(tmp_path: Path) -> None:
         {"kind": "lora", "layers": [1]},
         {"kind": "full", "rank": None, "layers": [1]},
         {"kind": "attention-fusion", "rank": None},
+        {"kind": "lets", "rank": None, "width": 6},
     ],
     ids=lambda method: method["kind"],
 )
