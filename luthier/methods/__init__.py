@@ -7,6 +7,7 @@ from pydantic import Discriminator, Tag
 from luthier.methods.adalora import AdaLoRA
 from luthier.methods.adamix import AdaMix
 from luthier.methods.adapter import AdapterMethod
+from luthier.methods.adapter_fusion import AdapterFusion
 from luthier.methods.attention_fusion import AttentionFusion
 from luthier.methods.bitfit import BitFit
 from luthier.methods.boft import BOFT
@@ -59,6 +60,7 @@ METHODS: tuple[type[Method], ...] = (
     Parallel,
     Compacter,
     AdaMix,
+    AdapterFusion,
     PromptTuning,
     PTuning,
     PrefixTuning,
@@ -99,6 +101,7 @@ __all__ = [
     "WARP",
     "AdaLoRA",
     "AdaMix",
+    "AdapterFusion",
     "AdapterMethod",
     "AnyMethod",
     "Attachment",

@@ -18,7 +18,7 @@ from luthier.models.call import Adapters, Call, Draws, Run, call_of_batch, calli
 from luthier.models.fast_layers import FastLinear
 from luthier.models.sides import Side, combined, skip_layers, tap_layers
 from luthier.models.trunk import TrunkCache
-from luthier.models.virtual_tokens import VirtualTokens, keep_prefixes, placed_prefixes
+from luthier.models.virtual_tokens import VirtualTokens, keep_prefixes, placed_prefixes, shown_positions
 from luthier.ops.head import LogitsOf, token_logprobs, token_logprobs_recomputed, token_logprobs_reference
 from luthier.ops.recompute import Recomputable
 from luthier.types import Batch, Layout, Segment, Targets
@@ -198,6 +198,7 @@ class LanguageModel:
     def _base(self, call: Call, inputs: dict[str, Any]) -> Tensor:
         positions_N = inputs["position_ids"].reshape(-1)
         prefixes = placed_prefixes(self.virtual_tokens, call.runs, positions_N)
+        inputs = {**inputs, "position_ids": shown_positions(self.virtual_tokens, call.runs, inputs["position_ids"])}
         recomputable = Recomputable() if self.fast.norm and torch.is_grad_enabled() else None
         with (
             calling(replace(call, recomputable=recomputable, positions_N=positions_N, prefixes=prefixes)),
