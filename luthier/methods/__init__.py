@@ -7,6 +7,7 @@ from pydantic import Discriminator, Tag
 from luthier.methods.adalora import AdaLoRA
 from luthier.methods.adamix import AdaMix
 from luthier.methods.adapter import AdapterMethod
+from luthier.methods.adapter_fusion import AdapterFusion
 from luthier.methods.attention_fusion import AttentionFusion
 from luthier.methods.bitfit import BitFit
 from luthier.methods.boft import BOFT
@@ -64,6 +65,7 @@ METHODS: tuple[type[Method], ...] = (
     Parallel,
     Compacter,
     AdaMix,
+    AdapterFusion,
     PromptTuning,
     PTuning,
     PrefixTuning,
@@ -117,6 +119,7 @@ __all__ = [
     "WARP",
     "AdaLoRA",
     "AdaMix",
+    "AdapterFusion",
     "AdapterMethod",
     "AnyMethod",
     "Attachment",

@@ -116,11 +116,11 @@ class OwnForm(Form):
         write_json(folder / self.CONFIG, config)
 
 
-def adapter_folder(source: str, config: str) -> Path:
-    """The folder that holds the adapter: the one given, or its `adapter/` if that is a run."""
+def adapter_folder(source: str, *configs: str) -> Path:
+    """The folder that holds the adapter, known by one of these configs: the one given, or its `adapter/` if that is a run."""
     folder = expanded(source)
     for candidate in (folder, folder / "adapter"):
-        if (candidate / config).is_file():
+        if any((candidate / config).is_file() for config in configs):
             return candidate
     if (folder / "model" / "config.json").is_file():
         raise RecipeError(
@@ -128,8 +128,9 @@ def adapter_folder(source: str, config: str) -> Path:
             f"Set model to {folder / 'model'} to go on from it.",
             field="method.from",
         )
+    names = " nor ".join(f"{config} nor adapter/{config}" for config in configs)
     raise NotFound(
-        f"There is no adapter in {source}: neither {config} nor adapter/{config}.",
+        f"There is no adapter in {source}: neither {names}.",
         "Name a finished run, or a folder that holds an adapter of this kind.",
         field="method.from",
     )

@@ -5,13 +5,16 @@
 Wd starts Kaiming-uniform with a = √5 (bound 1 / √D, as the down-projection of a LoRA) and all else at zero, so that the
 adapted model begins as the base itself. The papers start all weights near zero instead (σ = 10⁻³, or 0.02).
 Their code also trains every layer norm and the task's head; here the bottlenecks train alone.
+Files are those of the `adapters` library in the architectures that it knows, Luthier's own in others.
 Shapes: N tokens, D width of the model, H width of the bottleneck.
 """
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +22,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from luthier.methods.adapter import AdapterMethod, generator_of, trainable
+from luthier.methods.adapter_files import AdapterFile
+from luthier.methods.adapterhub_files import AdapterHubForm, activation_of, hub_activation, width_of
 from luthier.methods.contract import Group, Traits
-from luthier.methods.sublayers import AddedMap, End
+from luthier.methods.sublayers import AddedMap, End, Sublayer
+from luthier.models.anatomy import chosen_layers
+from luthier.models.language_model import LanguageModel
 from luthier.ops.gated import activate
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
@@ -32,8 +39,12 @@ def bottleneck(
     """σ(z Wdᵀ + cd) Wuᵀ + cu, in the dtype of z."""
     dtype = z_ND.dtype
     narrow_NH = F.linear(z_ND, down_HD.to(dtype), down_H.to(dtype))
-    active_NH = F.relu(narrow_NH) if activation == "relu" else activate(narrow_NH, activation)
-    return F.linear(active_NH, up_DH.to(dtype), up_D.to(dtype))
+    return F.linear(activated(narrow_NH, activation), up_DH.to(dtype), up_D.to(dtype))
+
+
+def activated(x: Tensor, activation: Activation) -> Tensor:
+    """The activation of a bottleneck by its name."""
+    return F.relu(x) if activation == "relu" else activate(x, activation)
 
 
 class Bottleneck(AddedMap):
@@ -68,28 +79,90 @@ def fresh_down(num_outputs: int, num_inputs: int, generator: torch.Generator) ->
     return (torch.rand(num_outputs, num_inputs, generator=generator) * 2 - 1) / math.sqrt(num_inputs)
 
 
-class BottleneckMethod(AdapterMethod):
-    """A method that puts a bottleneck at the end of sublayers."""
+SUBLAYER_FLAGS: Mapping[Sublayer, str] = {"attention": "mh_adapter", "feedforward": "output_adapter"}
+"""What the `adapters` library calls it that an adapter stands after a sublayer."""
+
+FEEDFORWARD_ONLY: Mapping[str, object] = {"mh_adapter": False, "output_adapter": True}
+
+
+@dataclass(frozen=True)
+class BottleneckForm(AdapterHubForm):
+    """Plain bottlenecks in the files of the `adapters` library."""
+
+    free: ClassVar[tuple[str, ...]] = ("scaling",)
+    endings: ClassVar[Mapping[str, str]] = {
+        "adapter_down.weight": "adapter_down.0.weight",
+        "adapter_down.bias": "adapter_down.0.bias",
+        "adapter_up.weight": "adapter_up.weight",
+        "adapter_up.bias": "adapter_up.bias",
+    }
+
+    def settings_of(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+        """The shape of the bottleneck, and where it stands if there is a choice."""
+        scale = config["scaling"]
+        if not isinstance(scale, int | float):
+            raise ValueError(f"The adapter has scaling = {scale!r}, a number that trains; a fixed one was expected.")
+        width = width_of(tensors, ".adapter_down.0.bias")
+        settings = {"width": width, "activation": activation_of(config), "scale": float(scale)}
+        if SUBLAYER_FLAGS["attention"] in self.fixed:
+            return settings
+        return {**settings, "sublayers": tuple(name for name, flag in SUBLAYER_FLAGS.items() if config.get(flag))}
+
+    def config_of(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """The same in the library's words."""
+        config: dict[str, Any] = {
+            "non_linearity": hub_activation(settings["activation"]),
+            "scaling": float(settings["scale"]),
+        }
+        if "sublayers" in settings:
+            config |= {flag: name in settings["sublayers"] for name, flag in SUBLAYER_FLAGS.items()}
+        return config
+
+
+class SublayerMethod(AdapterMethod):
+    """A method that puts adapters at the end of sublayers, and writes the files of the `adapters` library."""
 
     traits: ClassVar[Traits] = Traits(merges=False, deep_backward=True, over_4bit=True, identity_at_start=True)
+    form: ClassVar[AdapterHubForm]
+
+    layers: tuple[int, ...] | None = Field(
+        None, description="Only in these transformer layers, counted from 0; unset: in all."
+    )
+
+    def understood(self, file: AdapterFile, model: LanguageModel) -> AdapterFile:
+        """The file under Luthier's names, with its layers one by one."""
+        file = self.form.fitted(file, model.anatomy)
+        return replace(file, settings={**file.settings, "layers": layer_indices(model, file.settings["layers"])})
+
+    def stated(self, model: LanguageModel) -> dict[str, Any]:
+        """As for any adapter, with the layers one by one."""
+        stated = super().stated(model)
+        return {**stated, "layers": layer_indices(model, self.layers)} if "layers" in stated else stated
+
+    def grouped(self, tensors: dict[str, nn.Parameter]) -> tuple[Group, ...]:
+        """Matrices, and biases, which do not decay."""
+        return matrices_and_biases(tensors)
+
+
+def layer_indices(model: LanguageModel, layers: Sequence[int] | None) -> tuple[int, ...]:
+    """The indices of the chosen layers in order; None: all."""
+    return tuple(layer.index for layer in chosen_layers(model.anatomy, None if layers is None else tuple(layers)))
+
+
+class BottleneckMethod(SublayerMethod):
+    """A method that puts a bottleneck at the end of sublayers."""
+
     default_lr: ClassVar[float] = 3e-4
 
     width: int = Field(64, ge=1, description="Width of the bottleneck.")
     activation: Activation = Field("gelu", description="The function between its two projections.")
     scale: float = Field(1.0, gt=0, description="What the bottleneck's output is multiplied by.")
-    layers: tuple[int, ...] | None = Field(
-        None, description="Only in these transformer layers, counted from 0; unset: in all."
-    )
 
     def fresh(self, end: End, seed: int, device: torch.device) -> Bottleneck:
         """A bottleneck for a sublayer's end, its random start decided by the seed and the place's name."""
         down_HD = fresh_down(self.width, end.width, generator_of(end.place, seed))
         up_DH = torch.zeros(end.width, self.width)
         return Bottleneck(trainable(down_HD, device), trainable(up_DH, device), self.activation, self.scale)
-
-    def grouped(self, tensors: dict[str, nn.Parameter]) -> tuple[Group, ...]:
-        """Matrices, and biases, which do not decay."""
-        return matrices_and_biases(tensors)
 
 
 def matrices_and_biases(tensors: dict[str, nn.Parameter]) -> tuple[Group, ...]:

@@ -15,8 +15,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from luthier.methods.adapter import AdapterAttachment
-from luthier.methods.adapter_files import OwnForm
-from luthier.methods.bottleneck import BottleneckMethod
+from luthier.methods.bottleneck import BottleneckForm, BottleneckMethod
 from luthier.methods.contract import Kin
 from luthier.methods.sublayers import SerialBranch, Sublayer, sublayer_ends, with_branches
 from luthier.models.language_model import LanguageModel
@@ -28,7 +27,7 @@ class Houlsby(BottleneckMethod):
     family: ClassVar[Kin] = "adapter"
     paper: ClassVar[str] = "https://arxiv.org/abs/1902.00751"
     count: ClassVar[str] = "K (2 D H + D + H), K = adapted sublayers, D = width, H = bottleneck"
-    form: ClassVar[OwnForm] = OwnForm("houlsby")
+    form: ClassVar[BottleneckForm] = BottleneckForm("houlsby")
 
     kind: Literal["houlsby"] = "houlsby"
     sublayers: tuple[Sublayer, ...] = Field(

@@ -18,9 +18,8 @@ from pydantic import Field
 from torch import Tensor
 
 from luthier.methods.adapter import AdapterAttachment
-from luthier.methods.adapter_files import OwnForm
 from luthier.methods.bank import AdaptedLayer, Branch
-from luthier.methods.bottleneck import Activation, BottleneckMethod
+from luthier.methods.bottleneck import FEEDFORWARD_ONLY, Activation, BottleneckForm, BottleneckMethod
 from luthier.methods.contract import Kin
 from luthier.methods.sublayers import AddingBranch, noted_residual, residual_noter, sublayer_ends, with_branches
 from luthier.models.call import Run
@@ -33,7 +32,7 @@ class Parallel(BottleneckMethod):
     family: ClassVar[Kin] = "adapter"
     paper: ClassVar[str] = "https://arxiv.org/abs/2110.04366"
     count: ClassVar[str] = "L (2 D H + D + H), L = adapted layers, D = width, H = bottleneck"
-    form: ClassVar[OwnForm] = OwnForm("parallel")
+    form: ClassVar[BottleneckForm] = BottleneckForm("parallel", {**FEEDFORWARD_ONLY, "is_parallel": True})
 
     kind: Literal["parallel"] = "parallel"
     activation: Activation = Field("relu", description="The function between its two projections.")
@@ -51,6 +50,8 @@ class Parallel(BottleneckMethod):
 
 class ParallelBranch(AddingBranch):
     """z = r."""
+
+    reads_residual: ClassVar[bool] = True
 
     def reads(self, u_ND: Tensor, layer: AdaptedLayer, run: Run) -> Tensor:
         """The residual that entered the feed-forward."""

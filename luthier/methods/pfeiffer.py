@@ -18,9 +18,8 @@ from pydantic import Field
 from torch import Tensor
 
 from luthier.methods.adapter import AdapterAttachment
-from luthier.methods.adapter_files import OwnForm
 from luthier.methods.bank import AdaptedLayer, Branch
-from luthier.methods.bottleneck import Activation, BottleneckMethod
+from luthier.methods.bottleneck import FEEDFORWARD_ONLY, Activation, BottleneckForm, BottleneckMethod
 from luthier.methods.contract import Kin
 from luthier.methods.sublayers import (
     AddedMap,
@@ -41,7 +40,7 @@ class Pfeiffer(BottleneckMethod):
     family: ClassVar[Kin] = "adapter"
     paper: ClassVar[str] = "https://arxiv.org/abs/2005.00247"
     count: ClassVar[str] = "L (2 D H + D + H), L = adapted layers, D = width, H = bottleneck"
-    form: ClassVar[OwnForm] = OwnForm("pfeiffer")
+    form: ClassVar[BottleneckForm] = BottleneckForm("pfeiffer", {**FEEDFORWARD_ONLY, "original_ln_before": True})
 
     kind: Literal["pfeiffer"] = "pfeiffer"
     activation: Activation = Field("relu", description="The function between its two projections.")
@@ -59,6 +58,8 @@ class Pfeiffer(BottleneckMethod):
 
 class PfeifferBranch(AddingBranch):
     """z = r + u, or LN(r + u) where norms follow the sums."""
+
+    reads_residual: ClassVar[bool] = True
 
     def __init__(self, added: AddedMap, factor: float, norm: Callable[[Tensor], Tensor] | None) -> None:
         super().__init__(added, factor)

@@ -1,7 +1,9 @@
 """Prefix tuning: learned keys and values before the document in every attention layer.
 
 Li & Liang 2021, https://arxiv.org/abs/2101.00190:  in layer ℓ, K = [Pk^ℓ; K] and V = [Pv^ℓ; V], each prefix (V, K, E); queries
-are unchanged. The keys are those after the rotation of positions, as in a cache; the document's positions begin at V.
+are unchanged. The keys are those after the rotation of positions, as in a cache; the document's positions begin at V, as
+in peft, or, with `takes_positions: false`, at 0, as in the `adapters` library. Files are those of that library then, and
+peft's otherwise: the same numbers mean another function under each.
 
 Keys and values train themselves, or, with `projection`, as the paper has it, a network makes them in training:
 
@@ -24,6 +26,7 @@ Shapes: L layers, V virtual tokens, K key/value heads, E head width, D width of 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -33,28 +36,50 @@ from transformers import DynamicCache
 
 from luthier.errors import RecipeError
 from luthier.methods.adapter import AdapterAttachment, generator_of
-from luthier.methods.adapter_files import AdapterFile
+from luthier.methods.adapter_files import AdapterFile, Form, adapter_folder, read_config
+from luthier.methods.adapterhub_files import check_model_type, is_hub_file
+from luthier.methods.adapterhub_prefix import ARCHITECTURES, has_hub_prefixes, read_hub_prefix, write_hub_prefix
 from luthier.methods.contract import Group, Kin, Traits
+from luthier.methods.peft_files import CONFIG
 from luthier.methods.prompt_files import TABLE, PromptForm
 from luthier.methods.prompt_networks import draw_as_torch_does, empty_linear
 from luthier.methods.soft_prompts import PromptSource, RowSource, SoftPromptAttachment, WordPromptMethod, width_of
+from luthier.models.anatomy import Anatomy
 from luthier.models.language_model import LanguageModel
 from luthier.models.virtual_tokens import VirtualTokens, cached
 from luthier.types import Segment
 
 
-class PrefixForm(PromptForm):
+class PeftPrefixForm(PromptForm):
     """PREFIX_TUNING: a row of the table is a virtual token's keys and values, key before value and layer after layer."""
 
     def settings_of(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
         """The width of the network, if the prefix was made by one."""
         projection = config.get("encoder_hidden_size") if config.get("prefix_projection") else None
-        return {"projection": projection, "init": "random"}
+        return {"projection": projection, "init": "random", "takes_positions": True}
 
     def config_of(self, settings: dict[str, Any]) -> dict[str, Any]:
         """The same in peft's words."""
         width = settings["projection"]
         return {"prefix_projection": width is not None, "encoder_hidden_size": width}
+
+
+class PrefixForm(Form):
+    """The files of the library whose positions a prefix has."""
+
+    peft: ClassVar[PeftPrefixForm] = PeftPrefixForm(title="prefix tuning", peft_type="PREFIX_TUNING")
+
+    def read(self, source: str) -> AdapterFile:
+        """The prefix of a run or a folder of either library."""
+        folder = adapter_folder(source, CONFIG)
+        return self.peft.read(source) if "peft_type" in read_config(folder / CONFIG) else read_hub_prefix(folder)
+
+    def write(self, folder: Path, file: AdapterFile, anatomy: Anatomy, is_transposed: bool) -> None:
+        """Write it for that library."""
+        if file.settings["takes_positions"]:
+            self.peft.write(folder, file, anatomy, is_transposed)
+        else:
+            write_hub_prefix(folder, file, anatomy)
 
 
 class PrefixTuning(WordPromptMethod):
@@ -65,13 +90,18 @@ class PrefixTuning(WordPromptMethod):
     count: ClassVar[str] = "2 L V K E; with projection VD + DH + H + H · 2LKE + 2LKE"
     traits: ClassVar[Traits] = Traits(merges=False, deep_backward=True, over_4bit=True, identity_at_start=False)
     default_lr: ClassVar[float] = 5e-3
-    form: ClassVar[PrefixForm] = PrefixForm(title="prefix tuning", peft_type="PREFIX_TUNING")
+    form: ClassVar[PrefixForm] = PrefixForm()
 
     kind: Literal["prefix-tuning"] = "prefix-tuning"
     projection: int | None = Field(
         None,
         ge=1,
         description="Width of the network that makes the prefix in training (the paper: 512); unset: the prefix trains itself.",
+    )
+
+    takes_positions: bool = Field(
+        True,
+        description="Whether the document's positions begin after the prefix, as in peft; false: at 0, as in the adapters library.",
     )
 
     @model_validator(mode="after")
@@ -88,6 +118,13 @@ class PrefixTuning(WordPromptMethod):
                 "Set method.kind to prompt-tuning, or choose a model of another family.",
                 field="method.kind",
             )
+        if not self.takes_positions and not has_hub_prefixes(model.hf.config):
+            raise RecipeError(
+                "Only for the files of the adapters library does a prefix take no positions, and that library has no "
+                "prefixes for this model (fewer key heads than heads, a window, or another architecture).",
+                f"Leave method.takes_positions out, or choose a model of type {', '.join(ARCHITECTURES)} without these.",
+                field="method.takes_positions",
+            )
         source = self.source(model, generator_of(self.kind, seed)).to(model.device)
         layers, _, heads, width = sizes_of(model)
 
@@ -95,7 +132,7 @@ class PrefixTuning(WordPromptMethod):
             rows: Tensor = source()
             return rows.view(-1, layers, 2, heads, width).permute(1, 2, 0, 3, 4)
 
-        model.virtual_tokens[name] = VirtualTokens(self.num_virtual_tokens, prefix)
+        model.virtual_tokens[name] = VirtualTokens(self.num_virtual_tokens, prefix, self.takes_positions)
         sizes = {"token_dim": heads * width, "num_layers": layers, "num_attention_heads": heads}
         return SoftPromptAttachment(self, model, name, source, {}, sizes=sizes)
 
@@ -110,7 +147,9 @@ class PrefixTuning(WordPromptMethod):
         return PrefixNetwork(self.num_virtual_tokens, width_of(model), self.projection, row, generator)
 
     def check_fits(self, file: AdapterFile, model: LanguageModel) -> None:
-        """Raise RecipeError if a network made the file's prefix, and the file does not hold it."""
+        """Raise RecipeError if it is for another architecture, or a network made the prefix that the file does not hold."""
+        if is_hub_file(file):
+            check_model_type(file, model.anatomy)
         if file.settings["projection"] is not None and set(file.tensors) == {TABLE}:
             raise RecipeError(
                 "The adapter holds the prefix that a network came to, but not the network.",

@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NoReturn
+from typing import ClassVar, Literal, NoReturn
 
 from torch import Tensor, nn
 
@@ -94,7 +94,12 @@ class AddedMap(nn.Module, ABC):
 
 
 class AddingBranch(Branch, ABC):
-    """u + f(z) at a sublayer's end: the frame that serial and parallel adapters share."""
+    """u + f(z) at a sublayer's end: the frame that serial and parallel adapters share.
+
+    reads_residual: whether z is made of r too, which a NoteBranch has to note.
+    """
+
+    reads_residual: ClassVar[bool] = False
 
     def __init__(self, added: AddedMap, factor: float) -> None:
         super().__init__()
@@ -150,7 +155,7 @@ class NoteBranch(Branch):
     def forward(self, x_ND: Tensor, layer: AdaptedLayer, run: Run) -> Tensor:
         """What the frozen layer gives."""
         y_ND: Tensor = layer.base(x_ND)
-        current_call().notes[self.reader, run.start] = x_ND if self.noted == "input" else y_ND
+        note_residual(self.reader, run, x_ND if self.noted == "input" else y_ND)
         return y_ND
 
     def merge_into(self, layer: AdaptedLayer) -> None:
@@ -168,6 +173,11 @@ def residual_noter(model: LanguageModel, end: End) -> tuple[str, NoteBranch]:
         return layer.feedforward_norm, NoteBranch(end.place, "input")
     first = next(name for name in layer.linears if name.startswith(layer.feedforward + "."))  # it reads r itself
     return first, NoteBranch(end.place, "input")
+
+
+def note_residual(reader: str, run: Run, r_ND: Tensor) -> None:
+    """Note the residual for the sublayer's end of that name in this call."""
+    current_call().notes[reader, run.start] = r_ND
 
 
 def noted_residual(layer: AdaptedLayer, run: Run) -> Tensor:

@@ -58,10 +58,12 @@ class LayerAnatomy:
 class Anatomy:
     """A model's parts, as dotted names from its root, in the order of computation.
 
+    model_type: what transformers calls the architecture; a family may have several.
     norms_first: whether a layer's norms come before attention and feed-forward; else they follow the residual sums.
     """
 
     family: Family
+    model_type: str
     trunk: str
     embedding: str
     layers: tuple[LayerAnatomy, ...]
@@ -143,6 +145,7 @@ def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
         )
     return Anatomy(
         family=family,
+        model_type=str(model.config.model_type),
         trunk=family.trunk,
         embedding=_join(family.trunk, family.embedding),
         layers=tuple(layers),

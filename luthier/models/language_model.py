@@ -31,7 +31,7 @@ from luthier.models.positions import context_length
 from luthier.models.recomputed import recompute_layers
 from luthier.models.sides import Side, combined, skip_layers, tap_layers
 from luthier.models.trunk import TrunkCache
-from luthier.models.virtual_tokens import VirtualTokens, keep_prefixes, placed_prefixes
+from luthier.models.virtual_tokens import VirtualTokens, keep_prefixes, placed_prefixes, shown_positions
 from luthier.ops.head import LogitsOf, token_logprobs, token_logprobs_recomputed, token_logprobs_reference
 from luthier.ops.recompute import Recomputable
 from luthier.types import Batch, Layout, Segment, Targets
@@ -207,6 +207,7 @@ class LanguageModel:
         edits = placed_edits(self.edits, call, positions_N, self.num_virtual)
         gated = gated_prefixes(self.virtual_tokens, call.runs, call.segments, positions_N, inputs.get("attention_mask"))
         call = replace(call, positions_N=positions_N, prefixes=prefixes, gated=gated, edits=edits)
+        inputs = {**inputs, "position_ids": shown_positions(self.virtual_tokens, call.runs, inputs["position_ids"])}
         recomputable = Recomputable() if self.fast.norm and torch.is_grad_enabled() else None
         with (
             calling(replace(call, recomputable=recomputable)),

@@ -177,7 +177,8 @@ def _check_folder(folder: Path, name: str | None = None) -> None:
 
 def _base_of_adapter(folder: Path) -> str:
     config = read_json(folder / "adapter_config.json")
-    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    keys = ("base_model_name_or_path", "model_name")  # of peft, of adapters
+    base = next((config[key] for key in keys if config.get(key)), None) if isinstance(config, dict) else None
     return base if isinstance(base, str) else ""
 
 

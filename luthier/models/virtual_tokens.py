@@ -3,7 +3,8 @@
 A document with V virtual tokens begins with V placeholders at positions 0 to V − 1, so packing, shared beginnings, padding
 and caches treat them as any token. A soft prompt exchanges the placeholders' embeddings. A prefix lets them flow through
 the model as they are, and in each layer's attention exchanges the keys and values that they came to, after the layer's
-rotation of keys: what they compute themselves is seen by nobody.
+rotation of keys: what they compute themselves is seen by nobody. The model may be shown other positions than those by
+which the placeholders are known: with `takes_positions` false a document's own tokens are at 0 and on.
 
 Shapes: L layers, V virtual tokens, M placeholders of a call, B rows, T new tokens of a row, C columns of keys (cached ones
 first), K key/value heads, E head width, S = 2 for keys and values.
@@ -28,11 +29,24 @@ class VirtualTokens:
 
     prefix: computes the learned keys and values of every layer, shape (L, 2, V, K, E); None if the virtual tokens have
     embeddings instead. gate: which share of the prefix each token takes; None if it takes all of it.
+    takes_positions: whether the model counts them among a document's positions.
     """
 
     count: int
     prefix: Callable[[], Tensor] | None = None
     gate: Gate | None = None
+    takes_positions: bool = True
+
+
+def shown_positions(known: Mapping[str, VirtualTokens], runs: Sequence[Run], positions_BT: Tensor) -> Tensor:
+    """The positions as the model is to see them: less by V where the V virtual tokens take none."""
+    shown_N = positions_BT.reshape(-1)
+    for run in runs:
+        virtual = None if run.adapter is None else known.get(run.adapter)
+        if virtual is not None and not virtual.takes_positions:
+            shown_N = shown_N.clone()
+            shown_N[run.start : run.stop] = (shown_N[run.start : run.stop] - virtual.count).clamp(min=0)
+    return shown_N.view(positions_BT.shape)
 
 
 def placed_prefixes(

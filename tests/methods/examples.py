@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
+from models.tiny import tiny_model
+from models.tuned import quiet, randomize
+
 from luthier.methods import (
     BOFT,
     IA3,
@@ -11,6 +17,7 @@ from luthier.methods import (
     WARP,
     AdaLoRA,
     AdaMix,
+    AdapterFusion,
     AttentionFusion,
     BitFit,
     Compacter,
@@ -49,6 +56,7 @@ EXAMPLES: tuple[Method, ...] = (
     Rows(tokens=tuple(range(40, 20, -1)), linear_rows=0.2),
     TopLayers(),
     AdaMix(host=AdapterHost(width=6), experts=3),
+    AdapterFusion(adapters=("one", "two")),
     Compacter(width=8, rank=2),
     Houlsby(width=6, scale=1.5),
     Parallel(width=7),
@@ -99,3 +107,16 @@ REFUSED: dict[tuple[str, str], str] = {
     ("unipelt", "falcon-new"): "takes no learned prefix",
 }
 """(kind, family) → what the refusal says, where a family has no place for a method."""
+
+
+def ready(method: Method, family: str, new_folder: Callable[[], Path]) -> Method:
+    """The example with the adapters that it names, made for a family in a new folder."""
+    if not isinstance(method, AdapterFusion):
+        return method
+    folder = new_folder()
+    for seed, (adapter, part) in enumerate(zip(method.adapters, (Houlsby(width=4), Pfeiffer(width=3)), strict=True)):
+        attachment = part.attach(tiny_model(family), "default", seed)
+        randomize(attachment, 0.2)
+        (folder / adapter).mkdir()
+        attachment.write(folder / adapter, quiet)
+    return method.with_paths(lambda path: str(folder / path))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from methods.examples import EXAMPLES, FAMILIES, REFUSED
+from methods.examples import EXAMPLES, FAMILIES, REFUSED, ready
 from models.tiny import tiny_model
 from models.tuned import logprobs, quiet, randomize, usual_batch
 from near import assert_apart, assert_near
@@ -28,6 +28,12 @@ CASES = [
 ]
 ADAPTERS = [case for case in CASES if not case.values[0].tunes_base]
 NUM_STEPS = 3
+
+
+@pytest.fixture
+def method(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Method:
+    """An example, with the files that it names for the family of the case."""
+    return ready(request.param, request.node.callspec.params["name"], lambda: tmp_path_factory.mktemp("made"))
 
 
 def base_bits(model: LanguageModel, attachment: Attachment) -> dict[str, Tensor]:
@@ -75,7 +81,7 @@ def test_a_family_without_a_place_for_a_method_is_refused_with_the_mend(kind: st
     assert caught.value.mend
 
 
-@pytest.mark.parametrize(("method", "name"), CASES)
+@pytest.mark.parametrize(("method", "name"), CASES, indirect=["method"])
 def test_it_starts_where_its_traits_say(method: Method, name: str) -> None:
     model = tiny_model(name)
     before = logprobs(model, None)
@@ -86,7 +92,7 @@ def test_it_starts_where_its_traits_say(method: Method, name: str) -> None:
         assert_apart(logprobs(model, attachment.adapter), before)
 
 
-@pytest.mark.parametrize(("method", "name"), CASES)
+@pytest.mark.parametrize(("method", "name"), CASES, indirect=["method"])
 def test_training_moves_exactly_what_it_declares_and_the_loss_falls(method: Method, name: str) -> None:
     model = tiny_model(name)
     attachment = method.attach(model, "default", seed=0)
@@ -100,7 +106,7 @@ def test_training_moves_exactly_what_it_declares_and_the_loss_falls(method: Meth
     assert all(torch.equal(tensor, base[key]) for key, tensor in base_bits(model, attachment).items())
 
 
-@pytest.mark.parametrize(("method", "name"), CASES)
+@pytest.mark.parametrize(("method", "name"), CASES, indirect=["method"])
 def test_trained_tensors_are_fp32_and_each_in_one_group(method: Method, name: str) -> None:
     attachment = method.attach(tiny_model(name), "default", seed=0)
     tensors = [tensor for group in attachment.groups for tensor in group.tensors.values()]
@@ -109,14 +115,14 @@ def test_trained_tensors_are_fp32_and_each_in_one_group(method: Method, name: st
     assert attachment.num_trainable == sum(tensor.numel() for tensor in tensors)
 
 
-@pytest.mark.parametrize(("method", "name"), CASES)
+@pytest.mark.parametrize(("method", "name"), CASES, indirect=["method"])
 def test_the_same_seed_makes_the_same_start(method: Method, name: str) -> None:
     starts = [method.attach(tiny_model(name), "default", seed=7).trainables for _ in range(2)]
     assert list(starts[0]) == list(starts[1])
     assert all(torch.equal(starts[0][key], starts[1][key]) for key in starts[0])
 
 
-@pytest.mark.parametrize(("method", "name"), CASES)
+@pytest.mark.parametrize(("method", "name"), CASES, indirect=["method"])
 def test_merged_computes_the_same_or_is_refused(method: Method, name: str) -> None:
     model = tiny_model(name)
     attachment = method.attach(model, "default", seed=0)
@@ -132,7 +138,7 @@ def test_merged_computes_the_same_or_is_refused(method: Method, name: str) -> No
     assert not any("branches" in key for key in model.hf.state_dict())
 
 
-@pytest.mark.parametrize(("method", "name"), ADAPTERS)
+@pytest.mark.parametrize(("method", "name"), ADAPTERS, indirect=["method"])
 def test_a_written_adapter_is_read_back_as_the_same_function(method: Method, name: str, tmp_path: Path) -> None:
     model = tiny_model(name)
     attachment = method.attach(model, "default", seed=0)
@@ -145,7 +151,7 @@ def test_a_written_adapter_is_read_back_as_the_same_function(method: Method, nam
     assert again.adapter == "default"
 
 
-@pytest.mark.parametrize(("method", "name"), ADAPTERS)
+@pytest.mark.parametrize(("method", "name"), ADAPTERS, indirect=["method"])
 def test_without_its_adapter_the_model_is_the_base(method: Method, name: str) -> None:
     model = tiny_model(name)
     before = logprobs(model, None)
@@ -155,7 +161,7 @@ def test_without_its_adapter_the_model_is_the_base(method: Method, name: str) ->
     assert_near(logprobs(model, None), before, 1e-6)
 
 
-@pytest.mark.parametrize(("method", "name"), ADAPTERS)
+@pytest.mark.parametrize(("method", "name"), ADAPTERS, indirect=["method"])
 def test_rows_of_a_batch_may_each_have_their_own_adapter(method: Method, name: str) -> None:
     model = tiny_model(name)
     randomize(method.attach(model, "default", seed=0))
@@ -174,7 +180,7 @@ def row_of_target(source_N: Tensor, starts: list[int]) -> Tensor:
     return torch.bucketize(source_N, torch.tensor(starts[1:]), right=True)
 
 
-@pytest.mark.parametrize(("method", "name"), CASES)
+@pytest.mark.parametrize(("method", "name"), CASES, indirect=["method"])
 def test_generation_with_a_cache_is_as_without_and_a_batch_as_one_by_one(method: Method, name: str) -> None:
     model = tiny_model(name)
     attachment = method.attach(model, "default", seed=0)
