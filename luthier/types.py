@@ -22,6 +22,9 @@ FloatArray = NDArray[np.float32]
 
 Layout = Literal["packed", "bucketed"]
 
+Pooled = Literal["first", "last"]
+"""Which token of a text a head over classes reads."""
+
 
 class Settings(BaseModel):
     """What a user writes: typed, frozen, and closed to unknown keys."""
@@ -101,6 +104,7 @@ class Rendered:
 
     label: the class of the whole text, where that is what the record teaches. types_T: 1 for the tokens of a second text,
     where the tokenizer tells them apart. num_closing: how many tokens at the end close the text and are no part of it.
+    num_needed: how many tokens before those it takes for the row to mean anything. pooled: which token a class is read at.
     """
 
     tokens_T: IntArray
@@ -108,6 +112,8 @@ class Rendered:
     label: str | None = None
     types_T: IntArray | None = None
     num_closing: int = 0
+    num_needed: int = 0
+    pooled: Pooled = "last"
 
     def cut(self, length: int) -> Rendered:
         """The row cut at its end to so many tokens; what closes the text stays."""

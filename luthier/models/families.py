@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from luthier.errors import RecipeError
-from luthier.types import Layout
+from luthier.types import Layout, Pooled
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Family:
     layer_gives_tuple: bool = False  # whether a layer gives attention weights beside its state
     attends_by_interface: bool = True  # whether attention goes through transformers' attention interface
     class_head: tuple[HeadPart, ...] = ()  # from the model with a head for classes
-    pooled: Literal["first", "last"] = "last"  # which of a text's tokens a head for classes reads
+    pooled: Pooled = "last"  # which of a text's tokens a head for classes reads
     pooler: str | None = None  # from the trunk: a part that holds layers of the head for classes
     embedding_norm: str | None = None  # from the trunk: the norm of what enters the first layer
     token_types_key: str | None = None  # in the config: how many texts of a row are told apart

@@ -62,7 +62,7 @@ def load_model(
     source = locate(settings, announce)
     config = read_config(source)
     family = family_of(config.model_type)
-    check_head(family, config.model_type, head)
+    check_head(family, config.model_type, head is not None)
     if config.to_dict().get("use_bidirectional_attention"):
         raise RecipeError(
             f"{settings.name} reads its text in both directions, so it cannot learn to write.",
@@ -91,15 +91,15 @@ def load_model(
     return LanguageModel(hf, tokenizer, anatomy, identify(settings, source), fast, new_head=new_head)
 
 
-def check_head(family: Family, model_type: str, head: ClassHead | None) -> None:
-    """Raise RecipeError if models of a family cannot have the head that is asked for."""
-    if head is None and family.kind == "encoder":
+def check_head(family: Family, model_type: str, for_classes: bool) -> None:
+    """Raise RecipeError if models of a family cannot have a head over classes, or one over words."""
+    if not for_classes and family.kind == "encoder":
         raise RecipeError(
             f"Models of type {model_type!r} read whole texts and cannot write.",
             "Set objective.kind to classification, or choose a model that writes.",
             field="objective.kind",
         )
-    if head is not None and not family.class_head:
+    if for_classes and not family.class_head:
         raise RecipeError(
             f"Models of type {model_type!r} have no head that tells classes apart.",
             "Choose a model of another family, such as bert, roberta or llama.",
