@@ -54,9 +54,7 @@ class AdapterMethod(Method):
         What of the model's head is new trains with it, whole; so does what the file holds of the head.
         """
         if self.begin_from is None:
-            attachment = self.place(model, name, seed, fast)
-            attachment.train_head(model.new_head)
-            return attachment
+            return self.place(model, name, seed, fast)
         file = self.form.read(self.begin_from)
         in_file = file.head_layers(model.anatomy)
         self.check_fits(file, model)
@@ -242,6 +240,7 @@ class AdapterAttachment(Attachment):
     """An adapter at work: its layers by the names that the model knew them by.
 
     shared: trainable tensors of no single layer, by name. frozen: tensors that do not train but belong into the file.
+    head: what of the model's head is new, which trains whole beside the adapter.
     """
 
     def __init__(
@@ -261,7 +260,7 @@ class AdapterAttachment(Attachment):
         self.shared = dict(shared or {})
         self.frozen = dict(frozen or {})
         self.extra: dict[str, Any] = {}
-        self.head = TrainedHead(model, name)
+        self.train_head(model.new_head)
 
     def train_head(self, layers: tuple[str, ...]) -> None:
         """Train these layers of the model's head too, whole. Raises RecipeError if the adapter itself is at one."""
