@@ -87,10 +87,12 @@ def write_tiny_encoder(folder: Path) -> Path:
         num_attention_heads=4,
         max_position_embeddings=128,
         pad_token_id=0,
+        initializer_range=0.2,  # so that its first token says something of the others
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = BertForMaskedLM(config)
+    model.config.initializer_range = 0.02
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
