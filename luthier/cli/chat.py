@@ -35,7 +35,7 @@ def chat(
     as_json: Json = False,
 ) -> None:
     """Talk to a model; from a pipe, each line is one thing said."""
-    from luthier.api import base_of, load, load_any
+    from luthier.api import base_of, load_any_text, load_text
 
     sampling: dict[str, Any] = given(
         temperature=temperature,
@@ -47,10 +47,10 @@ def chat(
         max_new_tokens=max_new_tokens,
     )
     if compare:
-        tuned = load(run, say)
+        tuned = load_text(run, say)
         speakers = {"base": base_of(run, tuned, say).chat(system, **sampling), "tuned": tuned.chat(system, **sampling)}
     else:
-        speakers = {"model": load_any(run, say).chat(system, **sampling)}
+        speakers = {"model": load_any_text(run, say).chat(system, **sampling)}
     if all(speaker.model.renderer.chat is None for speaker in speakers.values()):
         say("The model has no chat template: it goes on from each line as from plain text, and remembers none.")
     if sys.stdin.isatty():

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from luthier.types import Settings
 
-FormatName = Literal["auto", "chat", "completion", "alpaca", "sharegpt", "text"]
+FormatName = Literal["auto", "chat", "completion", "alpaca", "sharegpt", "text", "classification"]
 
 
 class DataSettings(Settings):

@@ -27,7 +27,8 @@ from luthier.models.call import (
 from luthier.models.edits import StreamEdit, edit_layers, placed_edits
 from luthier.models.fast_layers import FastLinear
 from luthier.models.gated_prefixes import gated_prefixes, note_shares
-from luthier.models.positions import context_length
+from luthier.models.heads import ACTIVATIONS, classes_of
+from luthier.models.positions import context_length, first_position
 from luthier.models.recomputed import recompute_layers
 from luthier.models.sides import Side, combined, skip_layers, tap_layers
 from luthier.models.trunk import TrunkCache
@@ -71,7 +72,10 @@ class Outputs:
 
 @dataclass
 class LanguageModel:
-    """A transformers model and its tokenizer, seen through the model's anatomy."""
+    """A transformers model and its tokenizer, seen through the model's anatomy.
+
+    new_head: the layers of its head that no file held, so that whatever is tuned must train them too.
+    """
 
     hf: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -82,6 +86,7 @@ class LanguageModel:
     virtual_tokens: dict[str, VirtualTokens] = field(default_factory=dict)
     edits: dict[str, StreamEdit] = field(default_factory=dict)
     trunk_cache: TrunkCache | None = None
+    new_head: tuple[str, ...] = ()
 
     @property
     def layout(self) -> Layout:
@@ -107,6 +112,16 @@ class LanguageModel:
     def context_length(self) -> int | None:
         """The most positions that the model was made for; None if its config does not say."""
         return context_length(self.hf.config)
+
+    @property
+    def first_position(self) -> int:
+        """What the model calls the position that batches call 0."""
+        return first_position(self.hf.config)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What the head tells apart, in the order of its logits; empty where it is a head over words."""
+        return classes_of(self.hf.config) if self.anatomy.purpose == "classes" else ()
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -151,7 +166,7 @@ class LanguageModel:
         return any(run.adapter in self.edits for run in call.runs)
 
     def _hidden(self, batch: Batch, call: Call) -> Tensor:
-        inputs = _inputs(batch)
+        inputs = self._inputs(batch)
         if self.trunk_cache is None:
             return self._trunk(call, **inputs)
         held = self.trunk_cache.read(batch)
@@ -162,6 +177,12 @@ class LanguageModel:
         assert call.tapped is not None
         self.trunk_cache.write(batch, call.tapped)
         return hidden_BTD
+
+    @property
+    def _tells_token_types(self) -> bool:
+        """Whether the model has an embedding for the tokens of a second text."""
+        count = config_number(self.hf.config, self.anatomy.family.token_types_key)
+        return count is not None and count > 1
 
     def _above(self, call: Call, held: dict[int, Tensor], inputs: dict[str, Any]) -> Tensor:
         """What `_trunk` gives, begun with states that are held from before."""
@@ -213,11 +234,28 @@ class LanguageModel:
             calling(replace(call, recomputable=recomputable)),
             nullcontext() if recomputable is None else recomputable.hooks(),
         ):
-            output = self.hf.get_submodule(self.anatomy.trunk)(**inputs)
+            output = self.hf.get_submodule(self.anatomy.trunk)(**self._placed(inputs))
         hidden_BTD: Tensor = output.last_hidden_state
         if prefixes and "past_key_values" in inputs:
             keep_prefixes(prefixes, inputs["past_key_values"], hidden_BTD.shape[1])
         return hidden_BTD
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        """What the trunk is called with."""
+        inputs: dict[str, Any] = {
+            "input_ids": batch.tokens_BT,
+            "position_ids": batch.positions_BT,
+            "attention_mask": batch.mask_BT,
+            "use_cache": False,
+        }
+        if batch.types_BT is not None and self._tells_token_types:
+            inputs["token_type_ids"] = batch.types_BT
+        return inputs
+
+    def _placed(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The trunk's inputs with positions as the model counts them."""
+        first = self.first_position
+        return {**inputs, "position_ids": inputs["position_ids"] + first} if first else inputs
 
     def add_side(self, name: str, side: Side) -> None:
         """Let a side network make the hidden states of an adapter's tokens."""
@@ -266,7 +304,7 @@ class LanguageModel:
                 each[name] = self._outputs(batch, call, self._hidden(batch, call))
                 continue
             tapped = tapped or self._tapped(batch)
-            each[name] = self._outputs(batch, call, self._above(call, tapped, _inputs(batch)))
+            each[name] = self._outputs(batch, call, self._above(call, tapped, self._inputs(batch)))
         return each
 
     @torch.no_grad()
@@ -276,7 +314,7 @@ class LanguageModel:
         if held is not None:
             return held
         tapped: dict[int, Tensor] = {}
-        self._base(replace(call_of_batch(batch, None, None), tapped=tapped), _inputs(batch))
+        self._base(replace(call_of_batch(batch, None, None), tapped=tapped), self._inputs(batch))
         if self.trunk_cache is not None:
             self.trunk_cache.write(batch, tapped)
         return tapped
@@ -358,7 +396,12 @@ class LanguageModel:
             return self._logits(last_BD).float()
 
     def _logits(self, hidden_ND: Tensor) -> Tensor:
-        """The head's logits, with what the family does to them, shape (N, V)."""
+        """The head's logits, with what the family does to them, shape (N, V): of words, or of classes."""
+        if self.anatomy.purpose == "classes":
+            for part in self.anatomy.head_parts:
+                hidden_ND = self.hf.get_submodule(part.name)(hidden_ND)
+                hidden_ND = hidden_ND if part.activation is None else ACTIVATIONS[part.activation](hidden_ND)
+            return hidden_ND
         logits_NV: Tensor = self.hf.get_submodule(self.anatomy.head)(self._scaled(hidden_ND))
         softcap = self._softcap
         return logits_NV if softcap is None else torch.tanh(logits_NV / softcap) * softcap
@@ -382,7 +425,7 @@ class LanguageModel:
 
     def _logprobs(self, hidden_ND: Tensor, tokens_N: Tensor, call: Call) -> Tensor:
         logits_of = self.head_of(call)
-        if not self.fast.head:
+        if not self.fast.head or self.anatomy.purpose == "classes":
             return token_logprobs_reference(hidden_ND, tokens_N, logits_of)
         head = self.hf.get_submodule(self.anatomy.head)
         is_plain = type(head) in (nn.Linear, FastLinear) and not head.weight.requires_grad
@@ -394,13 +437,3 @@ class LanguageModel:
     def checkpoint_layers(self) -> None:
         """From now on, recompute every layer in the backward pass rather than keep what is inside it."""
         recompute_layers(self.hf, self.anatomy)
-
-
-def _inputs(batch: Batch) -> dict[str, Any]:
-    """What the trunk is called with."""
-    return {
-        "input_ids": batch.tokens_BT,
-        "position_ids": batch.positions_BT,
-        "attention_mask": batch.mask_BT,
-        "use_cache": False,
-    }

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from transformers import PreTrainedConfig
 
+from luthier.models.families import family_of
+
 
 def context_length(config: PreTrainedConfig) -> int | None:
     """The most positions that the model was made for; None if its config does not say."""
     values = config.to_dict()
     for key in ("max_position_embeddings", "n_positions"):
         if values.get(key) is not None:
-            return int(values[key])
+            return int(values[key]) - first_position(config)
     return None
+
+
+def first_position(config: PreTrainedConfig) -> int:
+    """What the model calls the position that batches call 0."""
+    return int(config.pad_token_id) + 1 if family_of(config.model_type).positions_follow_padding else 0
 
 
 def longest_stable_row(config: PreTrainedConfig) -> int | None:

@@ -98,6 +98,8 @@ EXAMPLES: tuple[Method, ...] = (
 )
 
 FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")
+ENCODERS = ("bert", "roberta")
+"""Families that read whole texts: their head is over classes, and its last layer is new."""
 
 REFUSED: dict[tuple[str, str], str] = {
     ("bitfit", "gemma2"): "no bias",
@@ -105,6 +107,8 @@ REFUSED: dict[tuple[str, str], str] = {
     ("prefix-tuning", "falcon-new"): "takes no learned prefix",
     ("mam", "falcon-new"): "takes no learned prefix",
     ("unipelt", "falcon-new"): "takes no learned prefix",
+    ("warp", "bert"): "a head for classes takes the place of",
+    ("warp", "roberta"): "a head for classes takes the place of",
 }
 """(kind, family) → what the refusal says, where a family has no place for a method."""
 
