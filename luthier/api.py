@@ -70,7 +70,7 @@ def load(run: str | Path, announce: Announce = _log.info) -> TextModel:
     recipe = recipe_of_run(folder)
     model = load_run(folder, announce)
     adapter = None if recipe.method.tunes_base else ADAPTER
-    return TextModel(model, build_renderer(recipe.data, model.tokenizer), adapter)
+    return TextModel(model, build_renderer(recipe.data, model.tokenizer, model.answer_start), adapter)
 
 
 def base_of(run: str | Path, tuned: TextModel, announce: Announce = _log.info) -> TextModel:
@@ -83,7 +83,8 @@ def base_of(run: str | Path, tuned: TextModel, announce: Announce = _log.info) -
 def load_plain(name: str, announce: Announce = _log.info) -> TextModel:
     """A model without a run: a built-in name, a folder, a hub id or a .gguf file."""
     model = load_model(ModelSettings(name=name), announce)
-    return TextModel(model, Renderer(model.tokenizer, read_template(None, model.tokenizer)), None)
+    renderer = Renderer(model.tokenizer, read_template(None, model.tokenizer), answer_start=model.answer_start)
+    return TextModel(model, renderer, None)
 
 
 def load_any(name: str, announce: Announce = _log.info) -> TextModel:
@@ -142,7 +143,8 @@ def _rows_to_evaluate(
         settings = recipe.data.model_copy(update={"max_length": 2**31})
         found = load_examples(data, settings, model.renderer, make_example, announce)
         return list(zip(found.records, found.examples, strict=True))
-    dataset = load_dataset(recipe.data, model.language_model.tokenizer, make_example, announce)
+    bare = model.language_model
+    dataset = load_dataset(recipe.data, bare.tokenizer, make_example, announce, bare.answer_start)
     if not dataset.validation:
         raise UsageError("The run held out no rows.", "Give rows to evaluate on with --data FILE.")
     return list(zip(dataset.validation_records, dataset.validation, strict=True))

@@ -12,7 +12,7 @@ from luthier.data.gate import GateReport, check_gate, marked_text
 from luthier.data.placeholders import with_placeholders
 from luthier.errors import GateRefusal
 from luthier.models.language_model import LanguageModel
-from luthier.models.sources import locate, read_config, read_tokenizer
+from luthier.models.sources import locate, read_answer_start, read_config, read_tokenizer
 from luthier.recipe import Recipe
 
 Announce = Callable[[str], None]
@@ -32,7 +32,8 @@ def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
     source = locate(recipe.model, announce)
     config = read_config(source)
     tokenizer = read_tokenizer(source)
-    dataset = load_dataset(recipe.data, tokenizer, recipe.objective.example, announce)
+    start = read_answer_start(source, config)
+    dataset = load_dataset(recipe.data, tokenizer, recipe.objective.example, announce, start)
     return Prepared(dataset, tokenizer, check_gate(dataset, int(config.vocab_size)))
 
 
@@ -45,10 +46,11 @@ def announce_gate(gate: GateReport, announce: Announce) -> None:
         announce(marked_text(row))
 
 
-def placed_rows(dataset: Dataset, num_virtual: int) -> Dataset:
-    """The rows behind the placeholders for the method's virtual tokens."""
+def placed_rows(dataset: Dataset, num_virtual: int, before_answer: int = 0) -> Dataset:
+    """The rows behind the placeholders for the method's virtual tokens, which an encoder-decoder's answers have too."""
     train, validation = (
-        tuple(with_placeholders(row, num_virtual) for row in rows) for rows in (dataset.train, dataset.validation)
+        tuple(with_placeholders(row, num_virtual, before_answer) for row in rows)
+        for rows in (dataset.train, dataset.validation)
     )
     return replace(dataset, train=train, validation=validation)
 
@@ -58,9 +60,9 @@ def check_lengths(dataset: Dataset, model: LanguageModel, num_virtual: int) -> N
     limits = [limit for limit in (model.context_length, model.longest_stable_row) if limit is not None]
     counted = f" ({num_virtual} of them virtual)" if num_virtual else ""
     for example in (*dataset.train, *dataset.validation):
-        if limits and example.num_tokens > min(limits):
+        if limits and example.longest_stream > min(limits):
             raise GateRefusal(
-                f"This row has {example.num_tokens} tokens{counted}, but the model's positions serve {min(limits)}.",
+                f"This row has {example.longest_stream} tokens{counted}, but the model's positions serve {min(limits)}.",
                 f"Set data.max_length to {min(limits) - num_virtual}, and data.too_long to truncate or drop.",
                 file=example.origin.file,
                 line=example.origin.line,

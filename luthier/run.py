@@ -187,7 +187,7 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) ->
     dataset = prepared.dataset
     attachment = recipe.method.attach(model, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
     announce(f"Method {recipe.method.kind}: {attachment.num_trainable:,} numbers train.")
-    placed = placed_rows(dataset, attachment.num_virtual)
+    placed = placed_rows(dataset, attachment.num_virtual, attachment.num_virtual_answer)
     check_lengths(placed, model, attachment.num_virtual)
     recipe, batches = _resolve(recipe, placed, model, attachment)
     cache = open_trunk_cache(recipe.training, folder, model, attachment, placed, announce)

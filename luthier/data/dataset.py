@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from luthier.data.formats import to_records
@@ -62,15 +63,17 @@ def load_dataset(
     tokenizer: PreTrainedTokenizerBase,
     make_example: MakeExample,
     announce: Announce,
+    answer_start: int | None = None,
 ) -> Dataset:
     """The data that a recipe names, ready for the gate.
 
     make_example: what the objective learns from a rendered row, its index and its origin.
+    answer_start: the token that an encoder-decoder's decoder begins with; None for models of one stream.
     announce: is told the form and its reason, how many rows there are, and every note.
     Raises: DataError or RecipeError for rows, a tokenizer or a template that cannot be used; GateRefusal for rows that
     are too long; NotFound and NetworkError for sources out of reach.
     """
-    renderer = build_renderer(settings, tokenizer)
+    renderer = build_renderer(settings, tokenizer, answer_start)
     source = load_examples(settings.train, settings, renderer, make_example, announce, settings.max_rows)
     held_out: Examples | None = None
     train_at, validation_at = list(range(len(source.examples))), list[int]()
@@ -136,7 +139,7 @@ def _within(
 ) -> tuple[dict[int, Rendered], list[str]]:
     """The rows within max_length by their index, and what is to be said of the others. Raises: GateRefusal."""
     longest_allowed = settings.max_length
-    too_long = [i for i, row in enumerate(rendered) if len(row.tokens_T) > longest_allowed]
+    too_long = [i for i, row in enumerate(rendered) if row.num_tokens > longest_allowed]
     kept = dict(enumerate(rendered))
     if not too_long:
         return kept, []
@@ -148,7 +151,7 @@ def _within(
             del kept[i]
         return kept, [f"Left out: {said}."]
     for i in too_long:
-        kept[i] = Rendered(rendered[i].tokens_T[:longest_allowed], rendered[i].weight_T[:longest_allowed])
+        kept[i] = _cut(rendered[i], longest_allowed)
     emptied = [i for i in too_long if rendered[i].weight_T.any() and not kept[i].weight_T.any()]
     if emptied:
         first = emptied[0]
@@ -159,17 +162,27 @@ def _within(
             file=origins[first].file,
             line=origins[first].line,
         )
-    num_lost = sum(len(rendered[i].tokens_T) - longest_allowed for i in too_long)
+    num_lost = sum(rendered[i].num_tokens - kept[i].num_tokens for i in too_long)
     return kept, [f"Cut at the end: {said}; {_count(num_lost, 'token')} lost."]
+
+
+def _cut(row: Rendered, length: int) -> Rendered:
+    """A row cut at its end; of a source and its answer the source, before its own last token, while one is left of it."""
+    if row.source_S is None:
+        return Rendered(row.tokens_T[:length], row.weight_T[:length])
+    room = max(length - len(row.tokens_T), min(2, len(row.source_S)))
+    source_S = np.concatenate([row.source_S[: room - 1], row.source_S[-1:]])
+    answer = max(1, length - len(source_S))
+    return Rendered(row.tokens_T[:answer], row.weight_T[:answer], source_S)
 
 
 def _too_long(
     rendered: Sequence[Rendered], origins: Sequence[Origin], too_long: Sequence[int], longest_allowed: int
 ) -> GateRefusal:
     first = too_long[0]
-    longest = max(len(rendered[i].tokens_T) for i in too_long)
+    longest = max(rendered[i].num_tokens for i in too_long)
     return GateRefusal(
-        f"The row has {len(rendered[first].tokens_T)} tokens, but data.max_length is {longest_allowed}. "
+        f"The row has {rendered[first].num_tokens} tokens, but data.max_length is {longest_allowed}. "
         f"{_as_many(len(too_long), len(rendered))} The longest has {longest}.",
         f"Raise data.max_length to {longest} (and training.tokens_per_micro_batch to no less), "
         "or set data.too_long: truncate or drop.",

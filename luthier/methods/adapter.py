@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from luthier.errors import RecipeError
 from luthier.methods.adapter_files import AdapterFile, Form
-from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, adapted
+from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, adapted, put_module
 from luthier.methods.contract import Attachment, Group, Method
-from luthier.models.anatomy import Anatomy, find_targets, replace_module
+from luthier.models.anatomy import Anatomy, find_targets
 from luthier.models.language_model import LanguageModel
 from luthier.ops.draws import salt_of
 
@@ -135,7 +135,8 @@ class PlacedMethod(AdapterMethod):
     """A method whose adapter sits at some modules of the model; a subclass has a field `targets` that names them."""
 
     layers: tuple[int, ...] | None = Field(
-        None, description="Only in these transformer layers, counted from 0; unset: in all."
+        None,
+        description="Only in these transformer layers, counted from 0 (an encoder's first, then its decoder's); unset: in all.",
     )
 
     @abstractmethod
@@ -272,11 +273,7 @@ class AdapterAttachment(Attachment):
     @property
     def lowest_layer(self) -> int | None:
         """The first adapted layer; None if the embedding is adapted."""
-        anatomy = self.model.anatomy
-        if anatomy.embedding in self.layers:
-            return None
-        indices = [index for target in self.layers if (index := anatomy.layer_of(target)) is not None]
-        return min(indices, default=len(anatomy.layers))
+        return self.model.anatomy.lowest_layer(self.layers)
 
     @property
     def adapter(self) -> str | None:
@@ -345,7 +342,7 @@ class AdapterAttachment(Attachment):
         for target, layer in self.layers.items():
             base = layer.merge(self.name)
             if not layer.branches:
-                replace_module(self.model.hf, target, base)
+                put_module(self.model, target, base)
         self.layers = {}
 
 

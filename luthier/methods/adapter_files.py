@@ -71,6 +71,11 @@ class AdapterFile:
             )
 
 
+def task_type(anatomy: Anatomy) -> str:
+    """What peft calls the task of a language model."""
+    return "CAUSAL_LM" if anatomy.encoder is None else "SEQ_2_SEQ_LM"
+
+
 class Form(ABC):
     """A way to lay an adapter down in a folder."""
 

@@ -78,7 +78,8 @@ class BottleneckMethod(AdapterMethod):
     activation: Activation = Field("gelu", description="The function between its two projections.")
     scale: float = Field(1.0, gt=0, description="What the bottleneck's output is multiplied by.")
     layers: tuple[int, ...] | None = Field(
-        None, description="Only in these transformer layers, counted from 0; unset: in all."
+        None,
+        description="Only in these transformer layers, counted from 0 (an encoder's first, then its decoder's); unset: in all.",
     )
 
     def fresh(self, end: End, seed: int, device: torch.device) -> Bottleneck:

@@ -54,7 +54,8 @@ class Compacter(AdapterMethod):
     )
     rank: int = Field(1, ge=1, description="Rank of each term's second factor.")
     layers: tuple[int, ...] | None = Field(
-        None, description="Only in these transformer layers, counted from 0; unset: in all."
+        None,
+        description="Only in these transformer layers, counted from 0 (an encoder's first, then its decoder's); unset: in all.",
     )
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter_files import AdapterFile, Form, adapter_folder, read_config, read_tensors
+from luthier.methods.adapter_files import AdapterFile, Form, adapter_folder, read_config, read_tensors, task_type
 from luthier.models.anatomy import Anatomy, find_targets
 from luthier.store.files import write_bytes, write_json
 
@@ -86,7 +86,7 @@ class PeftForm(Form):
         layers = tuple(file.settings["targets"])
         config = {
             "peft_type": self.peft_type,
-            "task_type": "CAUSAL_LM",
+            "task_type": task_type(anatomy),
             "inference_mode": True,
             **self.constants,
             **file.extra,

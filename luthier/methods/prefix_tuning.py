@@ -16,14 +16,21 @@ values for the learned ones; what else becomes of them is never seen. In a layer
 of sight as real tokens of those positions do. Models whose attention is not Luthier's own (Falcon, and with it attention
 by linear biases) are refused.
 
+An encoder-decoder has three prefixes a pair of layers, as the paper's BART: one before the encoder's own keys and values,
+one before the decoder's, and one before those that the decoder makes of what the encoder gave. Source and answer then both
+begin at V, and a bias by distance (T5's) counts the prefix as that many tokens. L below counts all three.
+
 Merges: no. Deep backward: yes, to the first layer's keys and values. Over 4 bits: yes. Identity at the start: no.
 Trainable numbers: 2 L V K E; with projection VD + DH + H + H · 2LKE + 2LKE, of which 2 L V K E are kept.
-Shapes: L layers, V virtual tokens, K key/value heads, E head width, D width of the embedding, H width of the network.
+Shapes: L layers (encoder's + 2 · decoder's in an encoder-decoder), V virtual tokens, K key/value heads, E head width, D width of the embedding, H width of the network.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -31,20 +38,41 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from luthier.errors import RecipeError
+from luthier.errors import NotFound, RecipeError
 from luthier.methods.adapter import AdapterAttachment, generator_of
-from luthier.methods.adapter_files import AdapterFile
+from luthier.methods.adapter_files import AdapterFile, OwnForm
 from luthier.methods.contract import Group, Kin, Traits
 from luthier.methods.prompt_files import TABLE, PromptForm
 from luthier.methods.prompt_networks import draw_as_torch_does, empty_linear
 from luthier.methods.soft_prompts import PromptSource, RowSource, SoftPromptAttachment, WordPromptMethod, width_of
+from luthier.models.anatomy import Anatomy
 from luthier.models.language_model import LanguageModel
 from luthier.models.virtual_tokens import VirtualTokens, cached
-from luthier.types import Segment
+from luthier.types import Batch, Segment, Sources, Targets
 
 
 class PrefixForm(PromptForm):
-    """PREFIX_TUNING: a row of the table is a virtual token's keys and values, key before value and layer after layer."""
+    """PREFIX_TUNING: a row of the table is a virtual token's keys and values, key before value and layer after layer.
+
+    For encoder-decoders a form of our own: peft has no prefix for an encoder, and uses half of its table twice.
+    """
+
+    own: ClassVar[OwnForm] = OwnForm("prefix-tuning")
+
+    def read(self, source: str) -> AdapterFile:
+        """The adapter of a run folder, or of the folder itself, in whichever form it lies there."""
+        try:
+            file = self.own.read(source)
+        except NotFound:
+            return super().read(source)
+        return replace(file, settings={**file.settings, "init": "random"})
+
+    def write(self, folder: Path, file: AdapterFile, anatomy: Anatomy, is_transposed: bool) -> None:
+        """Write it into a folder that exists."""
+        if anatomy.encoder is None:
+            super().write(folder, file, anatomy, is_transposed)
+        else:
+            self.own.write(folder, file, anatomy, is_transposed)
 
     def settings_of(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
         """The width of the network, if the prefix was made by one."""
@@ -82,7 +110,7 @@ class PrefixTuning(WordPromptMethod):
 
     def place(self, model: LanguageModel, name: str, seed: int, fast: bool) -> AdapterAttachment:
         """A fresh prefix in all layers."""
-        if model.layout != "packed":
+        if not model.anatomy.family.has_interface:
             raise RecipeError(
                 f"Models of type {model.hf.config.model_type!r} compute attention in a way that takes no learned prefix.",
                 "Set method.kind to prompt-tuning, or choose a model of another family.",
@@ -143,7 +171,12 @@ class PrefixNetwork(PromptSource):
 
 
 def states_of(model: LanguageModel, tokens_V: Tensor) -> Tensor:
-    """The keys and values that the base has for a text, fp32 on the CPU, shape (L, 2, V, K, E)."""
+    """The keys and values that the base has for a text, fp32 on the CPU, shape (L, 2, V, K, E).
+
+    In an encoder-decoder, for the text as source and as answer.
+    """
+    if model.anatomy.encoder is not None:
+        return _stacked(model.attention_states(_answering_itself(tokens_V).to(model.device)))
     cache = DynamicCache()
     count = len(tokens_V)
     model.prefill(
@@ -153,11 +186,38 @@ def states_of(model: LanguageModel, tokens_V: Tensor) -> Tensor:
         torch.tensor([count - 1], device=model.device),
         cache,
     )
-    states_LSKVE = torch.stack([torch.cat(states) for states in cached(cache)])
+    return _stacked(cached(cache))
+
+
+def _stacked(states: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Keys and values, each (1, K, V, E), as one tensor (L, 2, V, K, E). Raises RecipeError if they differ in shape."""
+    if len({keys.shape for keys, _ in states}) > 1:
+        raise RecipeError(
+            "The model's encoder and decoder have different numbers of attention heads, so that one prefix does not fit both.",
+            "Set method.kind to prompt-tuning.",
+            field="method.kind",
+        )
+    states_LSKVE = torch.stack([torch.cat(pair) for pair in states])
     return states_LSKVE.transpose(2, 3).float().cpu()
 
 
+def _answering_itself(tokens_V: Tensor) -> Batch:
+    """A text as the source and as the answer of an encoder-decoder; nothing is learned."""
+    segments, none = (Segment(0, len(tokens_V)),), torch.zeros(0, dtype=torch.int64)
+    positions_1V, mask_1V = torch.arange(len(tokens_V))[None], torch.ones(1, len(tokens_V), dtype=torch.bool)
+    return Batch(
+        layout="bucketed",
+        tokens_BT=tokens_V[None],
+        positions_BT=positions_1V,
+        mask_BT=mask_1V,
+        segments=segments,
+        documents=(0,),
+        targets=Targets(none, none, none.float(), none),
+        sources=Sources(tokens_V[None], positions_1V, mask_1V, segments),
+    )
+
+
 def sizes_of(model: LanguageModel) -> tuple[int, int, int, int]:
-    """L, 2, K and E, as the model's own cache has them."""
+    """L, 2, K and E, as the model's own attention has them."""
     layers, states, _, heads, width = states_of(model, torch.tensor([0])).shape
     return layers, states, heads, width

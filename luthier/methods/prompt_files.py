@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter_files import AdapterFile, Form, adapter_folder, read_config, read_tensors
+from luthier.methods.adapter_files import AdapterFile, Form, adapter_folder, read_config, read_tensors, task_type
 from luthier.methods.peft_files import CONFIG, WEIGHTS
 from luthier.models.anatomy import Anatomy
 from luthier.store.files import write_bytes, write_json
@@ -66,7 +66,7 @@ class PromptForm(Form):
     def write(self, folder: Path, file: AdapterFile, anatomy: Anatomy, is_transposed: bool) -> None:
         """Write a soft prompt so that `PeftModel.from_pretrained` gives the same function."""
         config = {
-            "task_type": "CAUSAL_LM",
+            "task_type": task_type(anatomy),
             "inference_mode": True,
             **self.constants,
             **file.extra,

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from luthier.models.anatomy import LayerAnatomy, is_linear
 from luthier.models.language_model import LanguageModel
 
-_OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj")
+_OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj", "o")
 """What families call the linear layer by which attention gives to the stream."""
 
 
@@ -41,6 +41,7 @@ def prune_layer(
 ) -> None:
     """Fill a small layer with the kept part of a model's layer, tensor by tensor."""
     inner = _inner_channels(model, layer, kept)
+    attentions = tuple(f"{name}." for name in (layer.attention, layer.cross_attention) if name is not None)
     for name, target in small.get_submodule(own.name).named_parameters():
         module_name, _, part = name.rpartition(".")
         source = model.hf.get_submodule(f"{layer.name}.{module_name}")
@@ -48,7 +49,7 @@ def prune_layer(
         is_transposed = isinstance(source, Conv1D) and whole.dim() == 2
         cut: Tensor = whole.t() if is_transposed else whole
         shape = tuple(reversed(target.shape)) if is_transposed else tuple(target.shape)
-        in_attention = f"{layer.name}.{module_name}".startswith(layer.attention + ".")
+        in_attention = f"{layer.name}.{module_name}".startswith(attentions)
         is_output = module_name.rpartition(".")[2] in _OUTPUTS
         for axis, size in enumerate(shape):
             if cut.shape[axis] == size:

@@ -26,13 +26,14 @@ class Roles:
 
     One layer may give queries, keys and values at once; `fused` then says how its outputs lie: in blocks (all queries,
     all keys, all values), or in groups (some heads' queries, the key and the value that they share, and so on).
+    Of several names the first that a layer has is meant.
     """
 
     query: str
     key: str
     value: str
     attention_out: str
-    up: str
+    up: str | tuple[str, ...]
     down: str
     fused: Literal["blocks", "groups"] | None = None
 
@@ -53,8 +54,35 @@ class Norms:
 
 
 @dataclass(frozen=True)
+class CrossAttention:
+    """Where a decoder's layer reads what the encoder gives: the module, its linear layers and its norm, from the layer."""
+
+    attention: str
+    query: str
+    key: str
+    value: str
+    out: str
+    norm: str
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The encoder of an encoder-decoder.
+
+    trunk: from the model with its head; within it, embedding, layers, attention and norms of the stack are called as in
+    the decoder. feedforward, roles, norms: those of its layers. shared: the embedding of both stacks, from the model.
+    """
+
+    trunk: str
+    shared: str
+    feedforward: str
+    roles: Roles
+    norms: Norms
+
+
+@dataclass(frozen=True)
 class Family:
-    """Where an architecture keeps its parts.
+    """Where an architecture keeps its parts; in an encoder-decoder, those of the decoder, and apart from them `encoder`.
 
     `layout` is packed where attention goes through transformers' attention interface and positions can be given for each
     token; bucketed where either is missing.
@@ -66,7 +94,7 @@ class Family:
     trunk: str  # from the model with its head
     embedding: str  # from the trunk
     layers: str  # from the trunk
-    final_norm: str  # from the trunk
+    final_norm: str | None  # from the trunk
     attention: str  # from a layer
     feedforward: str  # from a layer
     roles: Roles
@@ -78,8 +106,16 @@ class Family:
     logit_divisor_key: str | None = None  # in the config: the final logits are divided by it
     residual_factor_key: str | None = None  # in the config: what a sublayer gives is multiplied by it before the sum
     norm_first_key: str | None = None  # in the config: false where the norms follow the residual sums
+    norms_follow: bool = False  # whether the norms follow the residual sums in every model of the family
     norms_heads_first: bool = False  # whether norms of queries and keys see (B, heads, T, D), not (B, T, heads, D)
     layer_gives_tuple: bool = False  # whether a layer gives attention weights beside its state
+    has_interface: bool = True  # whether attention goes through transformers' attention interface
+    embedding_norm: str | None = None  # from the trunk: the norm of what the embedding gives
+    encoder: Encoder | None = None
+    cross: CrossAttention | None = None
+    scaled_head_key: str | None = None  # in the config: true where the final states are divided by √D before the head
+    logit_bias: str | None = None  # from the model with its head: a buffer that is added to the logits
+    positions_end: bool = True  # whether `max_position_embeddings` or `n_positions` of the config is a limit
 
 
 _LLAMA_GATED = ("gate_proj", "up_proj", "down_proj")
@@ -135,6 +171,15 @@ def _llama_like(
     )
 
 
+def _t5_roles(feedforward: str) -> Roles:
+    """T5's self-attention and feed-forward; the latter has two projections up in its gated form, one in the first."""
+    query, key, value, out = (f"layer.0.SelfAttention.{part}" for part in "qkvo")
+    gated_up, up, down = (f"{feedforward}.DenseReluDense.{part}" for part in ("wi_1", "wi", "wo"))
+    return Roles(query, key, value, out, (gated_up, up), down)
+
+
+_BART_ROLES = _roles_apart("out_proj", "fc1", "fc2")
+_BART_NORMS = Norms(("self_attn_layer_norm",), ("final_layer_norm",))
 _GEMMA_NORM = RMSNormForm("eps", gain_offset=1.0)
 
 FAMILIES: tuple[Family, ...] = (
@@ -193,13 +238,39 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         model_types=("falcon",),
         kind="decoder", layout="bucketed", trunk="transformer", embedding="word_embeddings", layers="h",
-        final_norm="ln_f", attention="self_attention", feedforward="mlp", layer_gives_tuple=True,
+        final_norm="ln_f", attention="self_attention", feedforward="mlp", layer_gives_tuple=True, has_interface=False,
         roles=_roles_fused(
             "groups", "self_attention.query_key_value", "self_attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"
         ),
         norms=Norms(
             ("ln_attn", "input_layernorm"), ("ln_mlp", "post_attention_layernorm", "input_layernorm")
         ),
+    ),
+    Family(
+        model_types=("t5",),
+        kind="encoder-decoder", layout="bucketed", trunk="decoder", embedding="embed_tokens", layers="block",
+        final_norm="final_layer_norm", attention="layer.0.SelfAttention", feedforward="layer.2.DenseReluDense",
+        roles=_t5_roles("layer.2"), norms=Norms(("layer.0.layer_norm",), ("layer.2.layer_norm",)),
+        encoder=Encoder(
+            "encoder", "shared", "layer.1.DenseReluDense", _t5_roles("layer.1"),
+            Norms(("layer.0.layer_norm",), ("layer.1.layer_norm",)),
+        ),
+        cross=CrossAttention(
+            "layer.1.EncDecAttention", *(f"layer.1.EncDecAttention.{part}" for part in "qkvo"), "layer.1.layer_norm"
+        ),
+        rms_norm=RMSNormForm("variance_epsilon"), layer_gives_tuple=True, scaled_head_key="scale_decoder_outputs",
+        positions_end=False,
+    ),
+    Family(
+        model_types=("bart",),
+        kind="encoder-decoder", layout="bucketed", trunk="model.decoder", embedding="embed_tokens", layers="layers",
+        final_norm=None, attention="self_attn", feedforward="", embedding_norm="layernorm_embedding",
+        roles=_BART_ROLES, norms=_BART_NORMS,
+        encoder=Encoder("model.encoder", "model.shared", "", _BART_ROLES, _BART_NORMS),
+        cross=CrossAttention(
+            "encoder_attn", *(f"encoder_attn.{part}_proj" for part in ("q", "k", "v", "out")), "encoder_attn_layer_norm"
+        ),
+        norms_follow=True, logit_bias="final_logits_bias",
     ),
 )  # fmt: skip
 

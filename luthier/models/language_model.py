@@ -1,27 +1,29 @@
-"""A language model behind one small view: its parts by role, and a forward pass from batches to log-probabilities."""
+"""A language model behind one small view: its parts by role, and a forward pass from batches to log-probabilities.
+
+An encoder-decoder runs twice for a batch: its encoder over the sources, then its decoder over the batch's own tokens.
+Shapes: B rows, T tokens of a row, S tokens of a source, D width, N learned targets, V vocabulary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from luthier.errors import RecipeError
 from luthier.models.anatomy import Anatomy, config_number
-from luthier.models.call import Adapters, Call, Draws, Run, call_of_batch, calling, current_call
+from luthier.models.call import Adapters, Call, Draws, Run, call_of_batch, calling
 from luthier.models.fast_layers import FastLinear
 from luthier.models.sides import Side, combined, skip_layers, tap_layers
+from luthier.models.stacks import Encoded, encoded, last_states, recomputed
 from luthier.models.trunk import TrunkCache
-from luthier.models.virtual_tokens import VirtualTokens, keep_prefixes, placed_prefixes
+from luthier.models.virtual_tokens import VirtualTokens
 from luthier.ops.head import LogitsOf, token_logprobs, token_logprobs_recomputed, token_logprobs_reference
-from luthier.ops.recompute import Recomputable
-from luthier.types import Batch, Layout, Segment, Targets
+from luthier.types import Batch, Layout, Segment, Sources, Targets
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class LanguageModel:
     def context_length(self) -> int | None:
         """The most positions that the model was made for; None if its config does not say."""
         config = self.hf.config.to_dict()
-        for key in ("max_position_embeddings", "n_positions"):
+        for key in ("max_position_embeddings", "n_positions") if self.anatomy.family.positions_end else ():
             if config.get(key) is not None:
                 return int(config[key])
         return None
@@ -130,10 +132,27 @@ class LanguageModel:
         pad = self.tokenizer.pad_token_id
         return pad if isinstance(pad, int) else 0
 
+    @property
+    def answer_start(self) -> int | None:
+        """The token that an encoder-decoder's decoder begins with; None for a model of one stream."""
+        if self.anatomy.encoder is None:
+            return None
+        assert self.hf.generation_config is not None
+        start: int | None = self.hf.generation_config.decoder_start_token_id
+        return start
+
     def num_virtual(self, adapter: str | None) -> int:
-        """How many placeholders a document must begin with under an adapter, because it puts virtual tokens there."""
+        """How many placeholders a document must begin with under an adapter, because it puts virtual tokens there.
+
+        In an encoder-decoder, the source must.
+        """
         virtual = None if adapter is None else self.virtual_tokens.get(adapter)
         return 0 if virtual is None else virtual.count
+
+    def num_virtual_answer(self, adapter: str | None) -> int:
+        """How many placeholders an encoder-decoder's answer must begin with under an adapter: as many, for a prefix."""
+        virtual = None if adapter is None or self.anatomy.encoder is None else self.virtual_tokens.get(adapter)
+        return 0 if virtual is None or virtual.prefix is None else virtual.count
 
     def hidden(self, batch: Batch, adapters: Adapters = None, draws: Draws | None = None) -> Tensor:
         """The hidden states after the final norm, shape (B, T, D)."""
@@ -146,6 +165,10 @@ class LanguageModel:
             "attention_mask": batch.mask_BT,
             "use_cache": False,
         }
+        if batch.sources is not None:
+            assert call.source is not None
+            read = self._encoded(batch.sources, call.source)
+            return self._trunk(replace(call, source=read.call), **inputs, **read.inputs)
         if self.trunk_cache is None:
             return self._trunk(call, **inputs)
         held = self.trunk_cache.read(batch)
@@ -156,6 +179,13 @@ class LanguageModel:
         assert call.tapped is not None
         self.trunk_cache.write(batch, call.tapped)
         return hidden_BTD
+
+    def _encoded(self, sources: Sources, call: Call) -> Encoded:
+        sides = self._sides_of(call)
+        if any(side.reads_sources for side in sides.values()):
+            call = replace(call, tapped={})
+        with torch.no_grad() if all(run.adapter in sides for run in call.runs) else nullcontext():
+            return encoded(self.hf, self.anatomy, self.virtual_tokens, sources, call, self.fast.norm)
 
     def _above(self, call: Call, held: dict[int, Tensor], inputs: dict[str, Any]) -> Tensor:
         """What `_trunk` gives, begun with states that are held from before."""
@@ -196,18 +226,7 @@ class LanguageModel:
         return combined(hidden_BTD, call, of_sides)
 
     def _base(self, call: Call, inputs: dict[str, Any]) -> Tensor:
-        positions_N = inputs["position_ids"].reshape(-1)
-        prefixes = placed_prefixes(self.virtual_tokens, call.runs, positions_N)
-        recomputable = Recomputable() if self.fast.norm and torch.is_grad_enabled() else None
-        with (
-            calling(replace(call, recomputable=recomputable, positions_N=positions_N, prefixes=prefixes)),
-            nullcontext() if recomputable is None else recomputable.hooks(),
-        ):
-            output = self.hf.get_submodule(self.anatomy.trunk)(**inputs)
-        hidden_BTD: Tensor = output.last_hidden_state
-        if prefixes and "past_key_values" in inputs:
-            keep_prefixes(prefixes, inputs["past_key_values"], hidden_BTD.shape[1])
-        return hidden_BTD
+        return last_states(self.hf, self.anatomy, self.virtual_tokens, call, inputs, self.fast.norm)
 
     def add_side(self, name: str, side: Side) -> None:
         """Let a side network make the hidden states of an adapter's tokens."""
@@ -248,6 +267,20 @@ class LanguageModel:
         self._hidden(batch, replace(call_of_batch(batch, adapters, None), watched=watched))
         return torch.cat(watched)
 
+    @torch.no_grad()
+    def attention_states(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """The keys and values that the base has at each place of attention, each (B, K, T, E).
+
+        In an encoder-decoder: first those of the encoder, then the decoder's own, then those of its cross-attention.
+        """
+        call = call_of_batch(batch, None, None)
+        source = None if call.source is None else replace(call.source, states={})
+        call = replace(call, source=source, states={})
+        self._hidden(batch, call)
+        assert call.states is not None
+        read = [] if source is None or source.states is None else [source.states[key] for key in sorted(source.states)]
+        return [*read, *(call.states[key] for key in sorted(call.states))]
+
     def prefill(
         self,
         tokens_1T: Tensor,
@@ -274,14 +307,18 @@ class LanguageModel:
         tokens_BT: Tensor,
         positions_BT: Tensor,
         mask_BL: Tensor,
-        cache: DynamicCache,
+        cache: Cache,
         adapters: str | None = None,
+        read: Encoded | None = None,
     ) -> Tensor:
         """fp32 logits of the token that follows each row, shape (B, V); the new keys and values go into `cache`.
 
-        mask_BL covers the cached and the new positions; rows are padded on the left.
+        mask_BL covers the cached and the new positions; rows are padded on the left, but for an encoder-decoder, where
+        none is padded. read: what its encoder gave for the rows.
         """
         call = Call(None, (Run(0, tokens_BT.numel(), adapters),))
+        if read is not None and cache.get_seq_length() == 0:  # else the cache holds what the layers made of it
+            call = replace(call, source=read.call)
         with torch.inference_mode():
             hidden_BTD = self._trunk(
                 call,
@@ -290,9 +327,16 @@ class LanguageModel:
                 attention_mask=mask_BL,
                 past_key_values=cache,
                 use_cache=True,
+                **({} if read is None else read.inputs),
             )
             last_BD = hidden_BTD[:, -1]
         return self._next_logits(last_BD, adapters)
+
+    @torch.inference_mode()
+    def encode(self, sources: Sources, adapters: str | None = None) -> Encoded:
+        """What the encoder of an encoder-decoder gives for sources, for `decode` to read."""
+        runs = (Run(0, sources.tokens_BS.numel(), adapters),)
+        return self._encoded(sources, Call(None, runs, is_source=True))
 
     def _next_logits(self, last_BD: Tensor, adapters: str | None) -> Tensor:
         with torch.inference_mode(), calling(Call(None, (Run(0, len(last_BD), adapters),))):
@@ -301,12 +345,22 @@ class LanguageModel:
     def _logits(self, hidden_ND: Tensor) -> Tensor:
         """The head's logits, with what the family does to them, shape (N, V)."""
         logits_NV: Tensor = self.hf.get_submodule(self.anatomy.head)(self._scaled(hidden_ND))
+        if self._logit_bias is not None:
+            logits_NV = logits_NV + self._logit_bias
         softcap = self._softcap
         return logits_NV if softcap is None else torch.tanh(logits_NV / softcap) * softcap
 
     def _scaled(self, hidden_ND: Tensor) -> Tensor:
         divisor = config_number(self.hf.config, self.anatomy.family.logit_divisor_key)
+        if config_number(self.hf.config, self.anatomy.family.scaled_head_key):
+            divisor = hidden_ND.shape[1] ** 0.5
         return hidden_ND if divisor is None else hidden_ND / divisor
+
+    @property
+    def _logit_bias(self) -> Tensor | None:
+        """What the family adds to the logits beside the head's own bias, shape (V,)."""
+        name = self.anatomy.family.logit_bias
+        return None if name is None else self.hf.get_buffer(name).reshape(-1)
 
     @property
     def _softcap(self) -> float | None:
@@ -329,30 +383,11 @@ class LanguageModel:
         is_plain = type(head) in (nn.Linear, FastLinear) and not head.weight.requires_grad
         if not is_plain or torch.is_autocast_enabled(hidden_ND.device.type):
             return token_logprobs_recomputed(hidden_ND, tokens_N, logits_of)
-        bias_V = head.bias if isinstance(head, nn.Linear) else None
+        bias_V = head.bias if isinstance(head, nn.Linear) and head.bias is not None else self._logit_bias
         return token_logprobs(self._scaled(hidden_ND), tokens_N, head.get_parameter("weight"), bias_V, self._softcap)
 
     def checkpoint_layers(self) -> None:
         """From now on, recompute every layer in the backward pass rather than keep what is inside it."""
         for layer in self.anatomy.layers:
             module = self.hf.get_submodule(layer.name)
-            module.forward = _recomputed(module.forward)
-
-
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function of its inputs, computed again in the backward pass, within the same call."""
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
-        call = replace(current_call(), recomputable=None, is_checkpointed=True)
-        return checkpoint(
-            forward,
-            *args,
-            use_reentrant=False,
-            preserve_rng_state=False,  # draws are keyed by token: there is no generator to restore
-            context_fn=lambda: (calling(call), calling(call)),
-            **kwargs,
-        )
-
-    return wrapped
+            module.forward = recomputed(module.forward)

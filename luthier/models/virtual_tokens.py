@@ -5,7 +5,12 @@ and caches treat them as any token. A soft prompt exchanges the placeholders' em
 the model as they are, and in each layer's attention exchanges the keys and values that they came to, after the layer's
 rotation of keys: what they compute themselves is seen by nobody.
 
-Shapes: L layers, V virtual tokens, M placeholders of a call, B rows, T new tokens of a row, C columns of keys (cached ones
+In an encoder-decoder the placeholders stand before the source. A soft prompt is at work there alone. A prefix needs them
+before the answer too, and has learned keys and values for the attention within either stack, and for the cross-attention
+at the places of the source's placeholders.
+
+Shapes: L places of attention (one a layer; in an encoder-decoder one for each layer of the encoder, then one for each of
+the decoder, then one for each cross-attention), V virtual tokens, M placeholders of a call, B rows, T new tokens of a row, C columns of keys (cached ones
 first), K key/value heads, E head width, S = 2 for keys and values.
 """
 
@@ -19,6 +24,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from luthier.models.anatomy import Anatomy
 from luthier.models.call import PlacedPrefix, Run
 
 
@@ -26,7 +32,7 @@ from luthier.models.call import PlacedPrefix, Run
 class VirtualTokens:
     """What an adapter puts before every document.
 
-    prefix: computes the learned keys and values of every layer, shape (L, 2, V, K, E); None if the virtual tokens have
+    prefix: computes the learned keys and values of every place, shape (L, 2, V, K, E); None if the virtual tokens have
     embeddings instead.
     """
 
@@ -34,12 +40,24 @@ class VirtualTokens:
     prefix: Callable[[], Tensor] | None = None
 
 
+def attention_places(anatomy: Anatomy) -> tuple[slice, slice, slice]:
+    """Which places of attention are those of an encoder, of a decoder, and of its cross-attention."""
+    read, written = len(anatomy.encoding), len(anatomy.answering)
+    return slice(0, read), slice(read, read + written), slice(read + written, read + 2 * written)
+
+
 def placed_prefixes(
-    known: Mapping[str, VirtualTokens], runs: Sequence[Run], positions_N: Tensor
+    known: Mapping[str, VirtualTokens],
+    runs: Sequence[Run],
+    positions_N: Tensor,
+    computed: dict[str, Tensor],
+    places: slice = slice(None),
 ) -> tuple[PlacedPrefix, ...]:
-    """The prefixes of the adapters of a call, where the call holds placeholders; each prefix is computed once."""
+    """The prefixes of the adapters of a call, where the call holds placeholders; of each, what is learned for `places`.
+
+    computed: takes each prefix by its adapter's name, so that it is computed once.
+    """
     placed: list[PlacedPrefix] = []
-    computed: dict[str, Tensor] = {}
     for run in runs:
         virtual = None if run.adapter is None else known.get(run.adapter)
         if run.adapter is None or virtual is None or virtual.prefix is None:
@@ -50,7 +68,7 @@ def placed_prefixes(
             continue
         if run.adapter not in computed:
             computed[run.adapter] = virtual.prefix()
-        placed.append(PlacedPrefix(token_M + run.start, own_N[token_M], computed[run.adapter]))
+        placed.append(PlacedPrefix(token_M + run.start, own_N[token_M], computed[run.adapter][places]))
     return tuple(placed)
 
 
@@ -79,7 +97,10 @@ def cached(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
 
 
 def keep_prefixes(prefixes: Sequence[PlacedPrefix], cache: DynamicCache, num_new: int) -> None:
-    """Overwrite the placeholders' own keys and values, which the layers have just put into the cache."""
+    """Overwrite the placeholders' own keys and values, which the layers have just put into the cache.
+
+    num_new: how many columns they put there.
+    """
     for index, (k_BKCE, v_BKCE) in enumerate(cached(cache)):
         k_BCKE, v_BCKE = k_BKCE.transpose(1, 2), v_BKCE.transpose(1, 2)
         for prefix in prefixes:

@@ -68,11 +68,13 @@ EXAMPLES: tuple[Method, ...] = (
     WARP(num_virtual_tokens=3, classes=("w5", "w9")),
 )
 
-FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")
+FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new", "t5", "t5-gated", "bart")
 
 REFUSED: dict[tuple[str, str], str] = {
     ("bitfit", "gemma2"): "no bias",
     ("bitfit", "phi3"): "no bias",
+    ("bitfit", "t5"): "no bias",
+    ("bitfit", "t5-gated"): "no bias",
     ("prefix-tuning", "falcon-new"): "takes no learned prefix",
 }
 """(kind, family) → what the refusal says, where a family has no place for a method."""

@@ -12,8 +12,14 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from luthier.models.anatomy import read_anatomy
 from luthier.models.attention import FAST, REFERENCE, register_attention
@@ -42,6 +48,17 @@ _GPT2 = {
     "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 _OPT = {**_WIDE, "ffn_dim": 40, "word_embed_proj_dim": 32}
+_T5 = {
+    "vocab_size": VOCABULARY, "d_model": 32, "d_kv": 6, "num_heads": 4, "d_ff": 40, "num_layers": 2,
+    "num_decoder_layers": 3, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 9,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+_BART = {
+    "vocab_size": VOCABULARY, "d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 40, "decoder_ffn_dim": 48, "max_position_embeddings": 64,
+    "scale_embedding": True, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2,
+    "forced_eos_token_id": None,
+}  # fmt: skip
 _FALCON = {**_WIDE, "ffn_hidden_size": 40, "alibi": False, "bias": True}
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -81,10 +98,17 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon": ("falcon", {**_FALCON, "multi_query": True, "parallel_attn": True}),
     "falcon-new": ("falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
     "falcon-alibi": ("falcon", {**_FALCON, "alibi": True, "multi_query": False, "parallel_attn": False}),
+    "t5": ("t5", _T5),
+    "t5-gated": ("t5", {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "bart": ("bart", _BART),
 }  # fmt: skip
 """Our name → transformers' `model_type`, and the config."""
 
-NAMES = tuple(CONFIGS)
+ENCODER_DECODERS = ("t5", "t5-gated", "bart")
+STARTS = {"t5": 0, "t5-gated": 0, "bart": 2}
+"""The token that the decoder of each begins with."""
+
+NAMES = tuple(name for name in CONFIGS if name not in ENCODER_DECODERS)
 PACKED = tuple(name for name in NAMES if not name.startswith("falcon"))
 
 
@@ -96,9 +120,12 @@ def tiny_config(name: str) -> PreTrainedConfig:
 
 def plain_model(name: str, attention: str = "eager", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The tiny model as transformers alone computes it; the same weights whatever the attention."""
+    maker = AutoModelForSeq2SeqLM if name in ENCODER_DECODERS else AutoModelForCausalLM
     with torch.random.fork_rng():
-        hf = AutoModelForCausalLM.from_config(tiny_config(name), attn_implementation=attention)
-    for key, parameter in hf.named_parameters():
+        hf = maker.from_config(tiny_config(name), attn_implementation=attention)
+    if name in ENCODER_DECODERS:
+        hf.generation_config.decoder_start_token_id = STARTS[name]
+    for key, parameter in (*hf.named_parameters(), *_biases_of_logits(hf)):
         generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
         with torch.no_grad():
             parameter.copy_(_start(key, parameter, generator))
@@ -106,10 +133,15 @@ def plain_model(name: str, attention: str = "eager", dtype: torch.dtype = torch.
     return model
 
 
-def _start(key: str, parameter: nn.Parameter, generator: torch.Generator) -> torch.Tensor:
+def _biases_of_logits(hf: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
+    return [(key, buffer) for key, buffer in hf.named_buffers() if key == "final_logits_bias"]
+
+
+def _start(key: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     draw = torch.randn(parameter.shape, generator=generator)
     if parameter.dim() > 1:
-        return draw * (0.25 if "emb" in key or "wte" in key else parameter.shape[-1] ** -0.5)
+        is_table = any(part in key for part in ("emb", "wte", "shared"))
+        return draw * (0.25 if is_table else parameter.shape[-1] ** -0.5)
     return draw * 0.3 + (1.0 if key.endswith("weight") else 0.0)
 
 
@@ -127,7 +159,7 @@ def tiny_model(name: str, fast: FastModel | None = None, dtype: torch.dtype = to
     family = family_of(CONFIGS[name][0])
     register_attention()
     packed = FAST if fast.attention else REFERENCE
-    hf = plain_model(name, packed if family.layout == "packed" else "sdpa", dtype)
+    hf = plain_model(name, packed if family.has_interface else "sdpa", dtype)
     anatomy = read_anatomy(hf, family)
     use_fast_layers(hf, anatomy, norm=fast.norm, gated_mlp=fast.gated_mlp, linear=fast.linear)
     return LanguageModel(hf, tiny_tokenizer(), anatomy, Identity(f"tiny-{name}", "0" * 64), fast)

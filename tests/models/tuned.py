@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from models.rows import random_rows
+from models.rows import random_rows, with_sources
 from models.tiny import CONFIGS
 from torch import Tensor
 
@@ -43,8 +43,9 @@ def every_target(model: LanguageModel) -> tuple[str, ...]:
 def usual_batch(model: LanguageModel, adapters: Adapters) -> Batch:
     """The usual rows as one batch for these adapters: each row behind the placeholders of its own."""
     names = adapters if isinstance(adapters, tuple) else (adapters,) * len(LENGTHS)
-    pairs = zip(random_rows(LENGTHS), names, strict=True)
-    rows = [with_placeholders(row, model.num_virtual(name)) for row, name in pairs]
+    plain = random_rows(LENGTHS)
+    pairs = zip(plain if model.answer_start is None else with_sources(plain), names, strict=True)
+    rows = [with_placeholders(row, model.num_virtual(name), model.num_virtual_answer(name)) for row, name in pairs]
     return collate(rows, model.layout, pad_id=0)
 
 
