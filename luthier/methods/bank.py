@@ -209,9 +209,9 @@ class AdaptedEmbedding(AdaptedLayer):
 
     @property
     def row_factor(self) -> float:
-        """What the base multiplies its rows by: √D in Gemma, rounded as the table is, else 1."""
+        """What the base multiplies its rows by: √D in Gemma, rounded as the table is, and in some BARTs; else 1."""
         factor = dict(self.base.named_buffers(recurse=False)).get("embed_scale")
-        return 1.0 if factor is None else float(factor.to(self.weight.dtype))
+        return float(vars(self.base).get("embed_scale", 1.0) if factor is None else factor.to(self.weight.dtype))
 
     def rows(self, tokens_N: Tensor) -> Tensor:
         """The frozen rows (N, D)."""
