@@ -107,7 +107,8 @@ class _Sizes:
 
     def cost(self, rows: Sequence[int]) -> int:
         """Tokens of these rows together, padding included."""
-        return len(rows) * sum(max(lengths) for lengths in zip(*(self.of_row[row] for row in rows), strict=True))
+        own, source = (max(self.of_row[row][stream] for row in rows) for stream in (0, 1))
+        return len(rows) * (own + source)
 
     def cut_where_full(self, budget: int) -> list[list[int]]:
         """Rows of near-equal length together, in bins that cost no more than the budget where a row alone does not."""

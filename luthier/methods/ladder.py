@@ -31,6 +31,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     Cache,
+    DynamicCache,
     EncoderDecoderCache,
     PreTrainedConfig,
     PreTrainedModel,
@@ -189,8 +190,9 @@ class LadderSide(Side):
     def _cache(self, cache: Cache | None) -> Cache | None:
         """Where the side keeps its keys and values: behind the base's."""
         if isinstance(cache, EncoderDecoderCache):
-            both = (cache.self_attention_cache, cache.cross_attention_cache)
-            return EncoderDecoderCache(*(LaterLayers(each, self._num_layers) for each in both))  # type: ignore[no-untyped-call]
+            own, read = self._cache(cache.self_attention_cache), self._cache(cache.cross_attention_cache)
+            return EncoderDecoderCache(own, read)  # type: ignore[no-untyped-call]
+        assert cache is None or isinstance(cache, DynamicCache)
         return None if cache is None else LaterLayers(cache, self._num_layers)
 
     def _rung(self, index: int, number: int, downs: nn.ModuleList, rungs: nn.Parameter) -> Any:

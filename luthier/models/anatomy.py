@@ -338,8 +338,8 @@ def find_among(
         return candidates
     for target in targets:
         if not any(_is_meant(anatomy, name, target) for name in candidates):
-            named = dict.fromkeys(role for layer in anatomy.layers for role in layer.roles)
-            roles = [ROLE + role for role in named if set(anatomy.of_role(role)) <= set(modules)]
+            every_role = dict.fromkeys(role for layer in anatomy.layers for role in layer.roles)
+            roles = [ROLE + role for role in every_role if set(anatomy.of_role(role)) <= set(modules)]
             known = [*_endings(candidates), *roles]
             raise TargetNotFound(
                 f"No layer of the model that this method can adapt is called {target!r}.",

@@ -178,6 +178,12 @@ def _t5_roles(feedforward: str) -> Roles:
     return Roles(query, key, value, out, (gated_up, up), down)
 
 
+def _cross(attention: str, parts: tuple[str, str, str, str], norm: str) -> CrossAttention:
+    """A cross-attention whose linear layers (query, key, value, out) are called so within it."""
+    query, key, value, out = (f"{attention}.{part}" for part in parts)
+    return CrossAttention(attention, query, key, value, out, norm)
+
+
 _BART_ROLES = _roles_apart("out_proj", "fc1", "fc2")
 _BART_NORMS = Norms(("self_attn_layer_norm",), ("final_layer_norm",))
 _GEMMA_NORM = RMSNormForm("eps", gain_offset=1.0)
@@ -255,9 +261,7 @@ FAMILIES: tuple[Family, ...] = (
             "encoder", "shared", "layer.1.DenseReluDense", _t5_roles("layer.1"),
             Norms(("layer.0.layer_norm",), ("layer.1.layer_norm",)),
         ),
-        cross=CrossAttention(
-            "layer.1.EncDecAttention", *(f"layer.1.EncDecAttention.{part}" for part in "qkvo"), "layer.1.layer_norm"
-        ),
+        cross=_cross("layer.1.EncDecAttention", ("q", "k", "v", "o"), "layer.1.layer_norm"),
         rms_norm=RMSNormForm("variance_epsilon"), layer_gives_tuple=True, scaled_head_key="scale_decoder_outputs",
         positions_end=False,
     ),
@@ -267,9 +271,7 @@ FAMILIES: tuple[Family, ...] = (
         final_norm=None, attention="self_attn", feedforward="", embedding_norm="layernorm_embedding",
         roles=_BART_ROLES, norms=_BART_NORMS,
         encoder=Encoder("model.encoder", "model.shared", "", _BART_ROLES, _BART_NORMS),
-        cross=CrossAttention(
-            "encoder_attn", *(f"encoder_attn.{part}_proj" for part in ("q", "k", "v", "out")), "encoder_attn_layer_norm"
-        ),
+        cross=_cross("encoder_attn", ("q_proj", "k_proj", "v_proj", "out_proj"), "encoder_attn_layer_norm"),
         norms_follow=True, logit_bias="final_logits_bias",
     ),
 )  # fmt: skip
