@@ -23,6 +23,9 @@ FloatArray = NDArray[np.float32]
 
 Layout = Literal["packed", "bucketed"]
 
+Pooled = Literal["first", "last"]
+"""Which token of a text a head over classes reads."""
+
 
 class Settings(BaseModel):
     """What a user writes: typed, frozen, and closed to unknown keys."""
@@ -84,7 +87,16 @@ class PlainText:
     text: str
 
 
-Record = Conversation | Completion | PlainText
+@dataclass(frozen=True)
+class Labelled:
+    """A text, or a pair of texts, and the class that it belongs to."""
+
+    text: str
+    pair: str | None
+    label: str
+
+
+Record = Conversation | Completion | PlainText | Labelled
 
 
 @dataclass(frozen=True)
@@ -92,16 +104,39 @@ class Rendered:
     """A record as one run of tokens. `weight_T[t]` is how much the prediction *of* token t counts; 0 is not learned.
 
     source_S: for an encoder-decoder, what the encoder reads; `tokens_T` is then the decoder's. None for other models.
+    label: the class of the whole text, where that is what the record teaches. types_T: 1 for the tokens of a second text,
+    where the tokenizer tells them apart. num_closing: how many tokens at the end close the text and are no part of it.
+    num_needed: how many tokens before those it takes for the row to mean anything. pooled: which token a class is read at.
     """
 
     tokens_T: IntArray
     weight_T: FloatArray
     source_S: IntArray | None = None
+    label: str | None = None
+    types_T: IntArray | None = None
+    num_closing: int = 0
+    num_needed: int = 0
+    pooled: Pooled = "last"
 
     @property
     def num_tokens(self) -> int:
         """Tokens of the record, those of the source included."""
         return len(self.tokens_T) + (0 if self.source_S is None else len(self.source_S))
+
+    def cut(self, length: int) -> Rendered:
+        """The row cut at its end to so many tokens; what closes the text stays.
+
+        Of a source and its answer the source is cut, before its own last token, while one is left of it.
+        """
+        if self.source_S is not None:
+            room = max(length - len(self.tokens_T), min(2, len(self.source_S)))
+            source_S = np.concatenate([self.source_S[: room - 1], self.source_S[-1:]])
+            own = max(1, length - len(source_S))
+            return replace(self, tokens_T=self.tokens_T[:own], weight_T=self.weight_T[:own], source_S=source_S)
+        kept = np.arange(len(self.tokens_T))
+        kept = np.concatenate([kept[: length - self.num_closing], kept[len(kept) - self.num_closing :]])
+        types_T = None if self.types_T is None else self.types_T[kept]
+        return replace(self, tokens_T=self.tokens_T[kept], weight_T=self.weight_T[kept], types_T=types_T)
 
 
 # ── examples: token ids and what is learned ─────────────────────────────────────────────────────────────────────────
@@ -125,10 +160,12 @@ class Example:
     """What one row teaches: its parts laid end to end (P tokens), and the list of its learned targets.
 
     Target n says: at flat position `source_N[n]` the next token should be `token_N[n]`, with weight `weight_N[n]`, as
-    part of answer `sample_N[n]` (0 for the only answer; 0 and 1 for a preference pair).
+    part of answer `sample_N[n]` (0 for the only answer; 0 and 1 for a preference pair). Where classes of whole texts are
+    learned, the source is the token that the head reads, and the token is the number of the class.
 
     num_virtual: how many of the tokens are placeholders for virtual tokens of a soft prompt.
     source_S: for an encoder-decoder, the tokens that the encoder reads; the parts are then the decoder's.
+    types_P: 1 for the tokens of a second text; None where there is none.
     """
 
     parts: tuple[Part, ...]
@@ -140,6 +177,7 @@ class Example:
     origin: Origin
     num_virtual: int = 0
     source_S: IntArray | None = None
+    types_P: IntArray | None = None
 
     @property
     def num_source_tokens(self) -> int:
@@ -226,6 +264,7 @@ class Batch:
 
     `documents` gives for each segment the document that it came from: random draws are keyed by it.
     `sources`, in a bucketed batch for an encoder-decoder, is what the encoder reads; all else is the decoder's.
+    types_BT: 1 for the tokens of a row's second text; None where no row has one.
     """
 
     layout: Layout
@@ -236,6 +275,7 @@ class Batch:
     documents: tuple[int, ...]
     targets: Targets
     sources: Sources | None = None
+    types_BT: torch.Tensor | None = None
 
     @property
     def num_real_tokens(self) -> int:
@@ -271,4 +311,5 @@ class Batch:
             mask_BT=mask_BT,
             targets=targets,
             sources=None if self.sources is None else self.sources.to(device),
+            types_BT=None if self.types_BT is None else self.types_BT.to(device),
         )

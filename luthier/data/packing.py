@@ -242,6 +242,11 @@ def _bucketed(examples: Sequence[Example], pad_id: int) -> Batch:
     own = padded([example.parts[0].tokens_T for example in examples], pad_id)
     read = [example.source_S for example in examples if example.source_S is not None]
     assert len(read) in (0, len(examples)), "every row of an encoder-decoder has a source, and no row of another model"
+    types = [example.types_P for example in examples]
+    types_BT = None if all(one is None for one in types) else torch.zeros_like(own.tokens_BS)
+    for row, types_P in enumerate(types):
+        if types_BT is not None and types_P is not None:
+            types_BT[row, : len(types_P)] = torch.from_numpy(types_P)
     return Batch(
         layout="bucketed",
         tokens_BT=own.tokens_BS,
@@ -254,6 +259,7 @@ def _bucketed(examples: Sequence[Example], pad_id: int) -> Batch:
         documents=tuple(example.document for example in examples),
         targets=_targets(examples, [segment.start for segment in own.segments]),
         sources=padded(read, pad_id) if read else None,
+        types_BT=types_BT,
     )
 
 

@@ -3,6 +3,7 @@
     conversation            the chat template's text; learned are the answers, each with its end-of-turn token
     prompt and completion   a question and its answer through the template, or [BOS] prompt completion EOS
     plain text              [BOS] text EOS, learned as a whole
+    text with a class       as the tokenizer writes a text, or a pair of texts, with its own special tokens
 
 For an encoder-decoder the prompt is the source, as the tokenizer writes a text with all that it puts around one, and the
 answer is what the decoder learns: its first token, then the text and EOS, of which all but the first is learned.
@@ -26,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from luthier.data.settings import DataSettings
 from luthier.data.template import FIELD, ChatTemplate, Tools, read_template
 from luthier.errors import DataError, RecipeError
-from luthier.types import Completion, Conversation, Message, Origin, PlainText, Record, Rendered
+from luthier.types import Completion, Conversation, Labelled, Message, Origin, PlainText, Pooled, Record, Rendered
 
 Learn = Literal["answers", "last_answer", "all"]
 
@@ -46,6 +47,7 @@ class Renderer:
 
     chat: the chat template, or None where there is none. learn: what of a conversation is learned, unless a message says
     otherwise. completions_as: how prompt/completion rows are written; "auto" uses the template where there is one.
+    pooled: which token of a text the model's head over classes reads.
     answer_start: the token that an encoder-decoder's decoder begins with; None for models of one stream.
     """
 
@@ -53,6 +55,7 @@ class Renderer:
     chat: ChatTemplate | None
     learn: Learn = "answers"
     completions_as: Literal["auto", "chat", "plain"] = "auto"
+    pooled: Pooled = "last"
     answer_start: int | None = None
 
     def render(self, record: Record, origin: Origin | None = None) -> Rendered:
@@ -70,6 +73,8 @@ class Renderer:
                 return self._render_chat(conversation)
         if isinstance(record, Completion):
             return self._render_plain(record.prompt, record.completion)
+        if isinstance(record, Labelled):
+            return self.render_labelled(record, origin)
         assert isinstance(record, PlainText)
         return self._render_plain("", record.text)
 
@@ -225,6 +230,38 @@ class Renderer:
     def _with_lead(self, ids: list[int]) -> list[int]:
         return ids if ids[: len(self._lead)] == self._lead else [*self._lead, *ids]
 
+    # ── texts with classes ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def render_labelled(self, record: Labelled, origin: Origin | None = None) -> Rendered:
+        """A text or a pair as the tokenizer writes it; a pair that it would only join is parted by a line break.
+
+        Raises: DataError, at `origin`, for a text without tokens.
+        """
+        text, pair = record.text, record.pair
+        if pair is not None and not self._parts_pairs:
+            text, pair = f"{text}\n{pair}", None
+        output = self.tokenizer(text, pair, return_token_type_ids=True, verbose=False)
+        whose = output.sequence_ids(0)  # which text each token is of; None for special tokens
+        if 0 not in whose or (pair is not None and 1 not in whose):
+            with _located(origin):
+                raise DataError("The tokenizer makes no tokens of the text.", "Leave this row out.")
+        ids, types_T = output["input_ids"], np.array(output["token_type_ids"], dtype=np.int64)
+        return Rendered(
+            np.array(ids, dtype=np.int64),
+            np.zeros(len(ids), dtype=np.float32),
+            label=record.label,
+            types_T=types_T if types_T.any() else None,
+            num_closing=next(index for index, text_of in enumerate(reversed(whose)) if text_of is not None),
+            num_needed=1 + whose.index(0 if pair is None else 1),
+            pooled=self.pooled,
+        )
+
+    @cached_property
+    def _parts_pairs(self) -> bool:
+        """Whether the tokenizer puts special tokens between the texts of a pair."""
+        tokenizer = self.tokenizer
+        return tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False)
+
     # ── text → tokens ───────────────────────────────────────────────────────────────────────────────────────────────
 
     @cached_property
@@ -293,9 +330,12 @@ class Renderer:
 
 
 def build_renderer(
-    settings: DataSettings, tokenizer: PreTrainedTokenizerBase, answer_start: int | None = None
+    settings: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    pooled: Pooled = "last",
+    answer_start: int | None = None,
 ) -> Renderer:
-    """The renderer that a recipe asks for; answer_start: as `Renderer` has it.
+    """The renderer that a recipe asks for; pooled, answer_start: as `Renderer` has them.
 
     Raises: RecipeError for a tokenizer or a template that cannot be used, NotFound for a template's path.
     """
@@ -312,7 +352,7 @@ def build_renderer(
             field="data.learn",
         )
     template = read_template(settings.chat_template, tokenizer)
-    return Renderer(tokenizer, template, settings.learn, settings.render, answer_start)
+    return Renderer(tokenizer, template, settings.learn, settings.render, pooled, answer_start)
 
 
 def learned_messages(messages: Sequence[Message], learn: Learn) -> list[int]:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
     Cache,
     DynamicCache,
     EncoderDecoderCache,
@@ -82,7 +83,7 @@ class Ladder(SideMethod):
         anatomy = model.anatomy
         kept, read = (_every(len(stack), self.every) for stack in (anatomy.answering, anatomy.encoding))
         config = small_config(model.hf.config, self.reduction, kept, len(read))
-        small = _small_model(config, generator)
+        small = _small_model(config, anatomy.purpose, generator)
         own = read_anatomy(small, anatomy.family)
         if self.start == "pruned":
             beside = (*(anatomy.encoding[index] for index in read), *(anatomy.answering[index] for index in kept))
@@ -265,12 +266,15 @@ def small_config(
     return small
 
 
-def _small_model(config: PreTrainedConfig, generator: torch.Generator) -> PreTrainedModel:
+def _small_model(
+    config: PreTrainedConfig, purpose: Literal["words", "classes"], generator: torch.Generator
+) -> PreTrainedModel:
     """A model of that config in fp32, its random start from the generator; its embeddings give nothing."""
+    writer = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    auto: Any = writer if purpose == "words" else AutoModelForSequenceClassification
     with torch.random.fork_rng():
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-        maker = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        made: PreTrainedModel = maker.from_config(  # type: ignore[no-untyped-call]
+        made: PreTrainedModel = auto.from_config(
             config, dtype=torch.float32, attn_implementation=config._attn_implementation
         )
     for module in made.modules():

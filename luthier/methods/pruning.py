@@ -17,9 +17,6 @@ from transformers.pytorch_utils import Conv1D
 from luthier.models.anatomy import LayerAnatomy, is_linear
 from luthier.models.language_model import LanguageModel
 
-_OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj", "o")
-"""What families call the linear layer by which attention gives to the stream."""
-
 
 @dataclass(frozen=True)
 class Kept:
@@ -41,6 +38,7 @@ def prune_layer(
 ) -> None:
     """Fill a small layer with the kept part of a model's layer, tensor by tensor."""
     inner = _inner_channels(model, layer, kept)
+    outputs = (layer.attention_out, layer.roles.get("cross_attention_out"))
     attentions = tuple(f"{name}." for name in (layer.attention, layer.cross_attention) if name is not None)
     for name, target in small.get_submodule(own.name).named_parameters():
         module_name, _, part = name.rpartition(".")
@@ -49,8 +47,8 @@ def prune_layer(
         is_transposed = isinstance(source, Conv1D) and whole.dim() == 2
         cut: Tensor = whole.t() if is_transposed else whole
         shape = tuple(reversed(target.shape)) if is_transposed else tuple(target.shape)
-        in_attention = f"{layer.name}.{module_name}".startswith(attentions)
-        is_output = module_name.rpartition(".")[2] in _OUTPUTS
+        is_output = f"{layer.name}.{module_name}" in outputs
+        in_attention = is_output or f"{layer.name}.{module_name}".startswith(attentions)
         for axis, size in enumerate(shape):
             if cut.shape[axis] == size:
                 continue

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import RecipeError, TargetNotFound
-from luthier.models.families import Encoder, Family
+from luthier.models.families import Encoder, Family, HeadPart
 
 ROLE = "role:"
 """What begins a target that names what layers do rather than how they are called."""
@@ -65,9 +65,11 @@ class Anatomy:
     """A model's parts, as dotted names from its root, in the order of computation.
 
     norms_first: whether a layer's norms come before attention and feed-forward; else they follow the residual sums.
-    outer_norms: those of what the embedding gives, and the encoder's final one, in order of computation.
+    outer_norms: those of what enters the first layer of a stack, and an encoder's final one before a decoder.
     encoder: in an encoder-decoder, the stack that reads the source; `trunk` is then the decoder.
     embedding_places: under which names the model keeps the embedding.
+    purpose: what the head gives logits of, the words of the vocabulary or classes of whole texts. head: its last linear
+    layer. head_parts: all of them, from the hidden state on.
     """
 
     family: Family
@@ -81,6 +83,13 @@ class Anatomy:
     norms_first: bool = True
     outer_norms: tuple[str, ...] = ()
     encoder: str | None = None
+    purpose: Literal["words", "classes"] = "words"
+    head_parts: tuple[HeadPart, ...] = ()
+
+    @property
+    def head_linears(self) -> tuple[str, ...]:
+        """The linear layers of the head."""
+        return tuple(part.name for part in self.head_parts)
 
     @property
     def answering(self) -> tuple[LayerAnatomy, ...]:
@@ -109,9 +118,9 @@ class Anatomy:
 
     @property
     def norms(self) -> tuple[str, ...]:
-        """Every norm: those of the transformer layers, those outside of them, and the final one."""
+        """Every norm: those outside of the transformer layers, those of each, and the final one."""
         final = () if self.final_norm is None else (self.final_norm,)
-        return (*(name for layer in self.layers for name in layer.norms), *self.outer_norms, *final)
+        return (*self.outer_norms, *(name for layer in self.layers for name in layer.norms), *final)
 
     @property
     def hidden_norms(self) -> tuple[str, ...]:
@@ -134,7 +143,7 @@ class Anatomy:
         reached = [len(self.layers)]
         for name in names:
             index = self.layer_of(name)
-            outside = tuple(place + "." for place in (self.head, self.final_norm) if place is not None)
+            outside = tuple(place + "." for place in (*self.head_linears, self.final_norm) if place is not None)
             if index is not None:
                 reached.append(index)
             elif self.encoder is not None and f"{name}.".startswith(f"{self.encoder}.{self.family.final_norm}."):
@@ -171,21 +180,31 @@ def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
             "Choose a model whose two stacks share one embedding.",
             field="model",
         )
-    head = cast(nn.Module, model.get_output_embeddings())  # type: ignore[no-untyped-call]
-    first = family.norm_first_key is None or bool(model.config.to_dict()[family.norm_first_key])
+    purpose, head_parts = _head(model, family)
+    head, key = head_parts[-1].name, family.norm_first_key
     return Anatomy(
         family=family,
         trunk=family.trunk,
         embedding=embedding,
         layers=(*below, *_read_stack(model, family, family.trunk, len(below))),
         final_norm=_present(model, family.trunk, family.final_norm),
-        head=next(name for name, module in model.named_modules() if module is head),
-        is_head_tied=table is head.get_parameter("weight"),
+        head=head,
+        is_head_tied=table is model.get_submodule(head).get_parameter("weight"),
         embedding_places=tuple(dict.fromkeys((embedding, *places))),
-        norms_first=first and not family.norms_follow,
+        norms_first=family.norms_first if key is None else bool(model.config.to_dict()[key]),
         outer_norms=_outer_norms(model, family),
         encoder=None if encoder is None else encoder.trunk,
+        purpose=purpose,
+        head_parts=head_parts,
     )
+
+
+def _head(model: PreTrainedModel, family: Family) -> tuple[Literal["words", "classes"], tuple[HeadPart, ...]]:
+    """What the model's head is for, and its layers."""
+    words = cast("nn.Module | None", model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    if words is None:
+        return "classes", family.class_head
+    return "words", (HeadPart(next(name for name, module in model.named_modules() if module is words)),)
 
 
 def _trunks(family: Family) -> tuple[str, ...]:
@@ -306,7 +325,7 @@ def find_targets(
     if targets == "all-linear":
         return find_among(anatomy, anatomy.linears, None, layers, "all-linear", field)
     wanted = (targets,) if isinstance(targets, str) else targets
-    modules = (anatomy.embedding, *anatomy.linears, anatomy.head)
+    modules = (anatomy.embedding, *anatomy.linears, *anatomy.head_linears)
     return find_among(anatomy, modules, wanted, layers, "all-linear", field)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from luthier.errors import RecipeError
-from luthier.types import Layout
+from luthier.types import Layout, Pooled
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,22 @@ class Encoder:
 
 
 @dataclass(frozen=True)
+class HeadPart:
+    """One linear layer of a head, and what is applied to its output."""
+
+    name: str
+    activation: Literal["tanh"] | None = None
+
+
+@dataclass(frozen=True)
 class Family:
     """Where an architecture keeps its parts; in an encoder-decoder, those of the decoder, and apart from them `encoder`.
 
     `layout` is packed where attention goes through transformers' attention interface and positions can be given for each
-    token; bucketed where either is missing.
+    token; bucketed where either is missing, and for encoders.
+
+    `class_head`: the linear layers between the state of the pooled token and the logits of classes, in order; empty where
+    transformers has no such head for the architecture.
     """
 
     model_types: tuple[str, ...]
@@ -105,12 +116,17 @@ class Family:
     softcap_key: str | None = None  # in the config: cap on the final logits
     logit_divisor_key: str | None = None  # in the config: the final logits are divided by it
     residual_factor_key: str | None = None  # in the config: what a sublayer gives is multiplied by it before the sum
-    norm_first_key: str | None = None  # in the config: false where the norms follow the residual sums
-    norms_follow: bool = False  # whether the norms follow the residual sums in every model of the family
+    norms_first: bool = True  # false where the norms follow the residual sums
+    norm_first_key: str | None = None  # in the config: the same, where it is for the config to say
     norms_heads_first: bool = False  # whether norms of queries and keys see (B, heads, T, D), not (B, T, heads, D)
     layer_gives_tuple: bool = False  # whether a layer gives attention weights beside its state
-    has_interface: bool = True  # whether attention goes through transformers' attention interface
-    embedding_norm: str | None = None  # from the trunk: the norm of what the embedding gives
+    attends_by_interface: bool = True  # whether attention goes through transformers' attention interface
+    class_head: tuple[HeadPart, ...] = ()  # from the model with a head for classes
+    pooled: Pooled = "last"  # which of a text's tokens a head for classes reads
+    pooler: str | None = None  # from the trunk: a part that holds layers of the head for classes
+    embedding_norm: str | None = None  # from the trunk: the norm of what enters the first layer
+    token_types_key: str | None = None  # in the config: how many texts of a row are told apart
+    positions_follow_padding: bool = False  # whether positions begin after the id of the padding token
     encoder: Encoder | None = None
     cross: CrossAttention | None = None
     scaled_head_key: str | None = None  # in the config: true where the final states are divided by √D before the head
@@ -118,6 +134,7 @@ class Family:
     positions_end: bool = True  # whether `max_position_embeddings` or `n_positions` of the config is a limit
 
 
+_SCORE = (HeadPart("score"),)
 _LLAMA_GATED = ("gate_proj", "up_proj", "down_proj")
 _LLAMA_NORMS = Norms(("input_layernorm",), ("post_attention_layernorm",))
 
@@ -148,6 +165,7 @@ def _llama_like(
     logit_divisor_key: str | None = None,
     residual_factor_key: str | None = None,
     norms_heads_first: bool = False,
+    class_head: tuple[HeadPart, ...] = _SCORE,
 ) -> Family:
     return Family(
         model_types=model_types,
@@ -168,6 +186,43 @@ def _llama_like(
         logit_divisor_key=logit_divisor_key,
         residual_factor_key=residual_factor_key,
         norms_heads_first=norms_heads_first,
+        class_head=class_head,
+    )
+
+
+def _bert_like(
+    model_type: str,
+    class_head: tuple[HeadPart, ...],
+    pooler: str | None = None,
+    token_types_key: str | None = None,
+    positions_follow_padding: bool = False,
+) -> Family:
+    return Family(
+        model_types=(model_type,),
+        kind="encoder",
+        layout="bucketed",
+        trunk=model_type,
+        embedding="embeddings.word_embeddings",
+        layers="encoder.layer",
+        final_norm=None,
+        attention="attention.self",
+        feedforward="",
+        roles=Roles(
+            "attention.self.query",
+            "attention.self.key",
+            "attention.self.value",
+            "attention.output.dense",
+            "intermediate.dense",
+            "output.dense",
+        ),
+        norms=Norms(("attention.output.LayerNorm",), ("output.LayerNorm",)),
+        norms_first=False,
+        class_head=class_head,
+        pooled="first",
+        pooler=pooler,
+        embedding_norm="embeddings.LayerNorm",
+        token_types_key=token_types_key,
+        positions_follow_padding=positions_follow_padding,
     )
 
 
@@ -196,7 +251,7 @@ FAMILIES: tuple[Family, ...] = (
             attention_post=("post_attention_layernorm",), feedforward_post=("post_feedforward_layernorm",)
         ),
     ),
-    _llama_like("granite", logit_divisor_key="logits_scaling", residual_factor_key="residual_multiplier"),
+    _llama_like("granite", logit_divisor_key="logits_scaling", residual_factor_key="residual_multiplier", class_head=()),
     _llama_like(
         "phi3",
         gated=None,
@@ -223,6 +278,7 @@ FAMILIES: tuple[Family, ...] = (
         attention="attn", feedforward="mlp",
         roles=_roles_fused("blocks", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
         norms=Norms(("ln_1",), ("ln_2",)),
+        class_head=_SCORE,
     ),
     Family(
         model_types=("gpt_neox",),
@@ -232,6 +288,7 @@ FAMILIES: tuple[Family, ...] = (
             "groups", "attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"
         ),
         norms=Norms(("input_layernorm",), ("post_attention_layernorm",)),
+        class_head=_SCORE,
     ),
     Family(
         model_types=("opt",),
@@ -240,17 +297,29 @@ FAMILIES: tuple[Family, ...] = (
         roles=_roles_apart("out_proj", "fc1", "fc2"),
         norms=Norms(("self_attn_layer_norm",), ("final_layer_norm",)),
         norm_first_key="do_layer_norm_before",
+        class_head=_SCORE,
     ),
     Family(
         model_types=("falcon",),
         kind="decoder", layout="bucketed", trunk="transformer", embedding="word_embeddings", layers="h",
-        final_norm="ln_f", attention="self_attention", feedforward="mlp", layer_gives_tuple=True, has_interface=False,
+        final_norm="ln_f", attention="self_attention", feedforward="mlp", layer_gives_tuple=True,
         roles=_roles_fused(
             "groups", "self_attention.query_key_value", "self_attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"
         ),
         norms=Norms(
             ("ln_attn", "input_layernorm"), ("ln_mlp", "post_attention_layernorm", "input_layernorm")
         ),
+        attends_by_interface=False, class_head=_SCORE,
+    ),
+    _bert_like(
+        "bert",
+        (HeadPart("bert.pooler.dense", "tanh"), HeadPart("classifier")),
+        pooler="pooler", token_types_key="type_vocab_size",
+    ),
+    _bert_like(
+        "roberta",
+        (HeadPart("classifier.dense", "tanh"), HeadPart("classifier.out_proj")),
+        positions_follow_padding=True,
     ),
     Family(
         model_types=("t5",),
@@ -272,7 +341,7 @@ FAMILIES: tuple[Family, ...] = (
         roles=_BART_ROLES, norms=_BART_NORMS,
         encoder=Encoder("model.encoder", "model.shared", "", _BART_ROLES, _BART_NORMS),
         cross=_cross("encoder_attn", ("q_proj", "k_proj", "v_proj", "out_proj"), "encoder_attn_layer_norm"),
-        norms_follow=True, logit_bias="final_logits_bias",
+        norms_first=False, logit_bias="final_logits_bias",
     ),
 )  # fmt: skip
 

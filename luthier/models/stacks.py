@@ -72,10 +72,10 @@ def last_states(
     virtual_tokens: Mapping[str, VirtualTokens],
     call: Call,
     inputs: Mapping[str, Any],
+    positions_N: Tensor,
     recomputes_norms: bool,
 ) -> Tensor:
-    """What the last stack gives, after its final norm, shape (B, T, D)."""
-    positions_N = inputs["position_ids"].reshape(-1)
+    """What the last stack gives, after its final norm, shape (B, T, D); positions_N: each token's in its document."""
     places = slice(None) if anatomy.encoder is None else attention_places(anatomy)[1]
     prefixes = placed_prefixes(virtual_tokens, call.runs, positions_N, {}, places)
     read = () if call.source is None else call.source.source_prefixes

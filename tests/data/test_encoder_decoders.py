@@ -28,14 +28,14 @@ ASKED, ANSWERED = "What is the colour of the sky?", "The sky is blue."
 
 def renderer_of(template: str | None = None, **values: Any) -> Renderer:
     """For a tokenizer that writes <s> … </s>, and a decoder that begins with token 5."""
-    return build_renderer(DataSettings(train="rows", **values), byte_level(template, adds_bos=True), START)
+    return build_renderer(DataSettings(train="rows", **values), byte_level(template, adds_bos=True), answer_start=START)
 
 
 def dataset_of(folder: Path, rows: list[dict[str, Any]], **values: Any) -> Dataset:
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     data = DataSettings(train=str(file), **{"validation": "none", **values})
-    return load_dataset(data, byte_level(adds_bos=True), example_of, lambda text: None, START)
+    return load_dataset(data, byte_level(adds_bos=True), example_of, lambda text: None, answer_start=START)
 
 
 def with_source(row: Example, length: int) -> Example:
@@ -62,7 +62,7 @@ def test_an_answer_that_ends_in_the_end_token_gets_no_second_one_and_an_empty_on
     renderer = renderer_of()
     closed = renderer.render(Completion(ASKED, ANSWERED + "</s>"))
     assert closed.tokens_T.tolist() == renderer.render(Completion(ASKED, ANSWERED)).tokens_T.tolist()
-    bare = build_renderer(DataSettings(train="rows"), byte_level(), 1)  # begins with what others end with
+    bare = build_renderer(DataSettings(train="rows"), byte_level(), answer_start=1)  # begins with what others end with
     assert bare.render(Completion(ASKED, "")).tokens_T.tolist() == [1, 1]
 
 
@@ -91,7 +91,7 @@ def test_what_an_encoder_decoder_cannot_learn_is_refused_with_the_mend() -> None
     with pytest.raises(DataError, match="plain text"):
         renderer_of().render(PlainText(ANSWERED))
     with pytest.raises(DataError, match="no tokens"):
-        build_renderer(DataSettings(train="rows"), byte_level(), START).render(Completion("", ANSWERED))
+        build_renderer(DataSettings(train="rows"), byte_level(), answer_start=START).render(Completion("", ANSWERED))
     with pytest.raises(RecipeError, match="cannot learn to write them") as caught:
         renderer_of(learn="all")
     assert caught.value.field == "data.learn"

@@ -69,6 +69,8 @@ EXAMPLES: tuple[Method, ...] = (
 )
 
 FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new", "t5", "t5-gated", "bart")
+ENCODERS = ("bert", "roberta")
+"""Families that read whole texts: their head is over classes, and its last layer is new."""
 
 REFUSED: dict[tuple[str, str], str] = {
     ("bitfit", "gemma2"): "no bias",
@@ -76,5 +78,7 @@ REFUSED: dict[tuple[str, str], str] = {
     ("bitfit", "t5"): "no bias",
     ("bitfit", "t5-gated"): "no bias",
     ("prefix-tuning", "falcon-new"): "takes no learned prefix",
+    ("warp", "bert"): "a head for classes takes the place of",
+    ("warp", "roberta"): "a head for classes takes the place of",
 }
 """(kind, family) → what the refusal says, where a family has no place for a method."""

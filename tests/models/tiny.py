@@ -7,7 +7,7 @@ rows, and no gain is 1 and no bias 0, so that a part that is forgotten or turned
 from __future__ import annotations
 
 import zlib
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -25,9 +26,11 @@ from luthier.models.anatomy import read_anatomy
 from luthier.models.attention import FAST, REFERENCE, register_attention
 from luthier.models.families import family_of
 from luthier.models.fast_layers import use_fast_layers
+from luthier.models.heads import name_classes, new_layers, rest_pooler
 from luthier.models.language_model import FastModel, Identity, LanguageModel
 
 VOCABULARY = 61
+Purpose = Literal["words", "classes"]
 PLAIN = FastModel(attention=False, head=False, gated_mlp=False, norm=False, linear=False)
 
 _WIDE = {
@@ -59,6 +62,7 @@ _BART = {
     "scale_embedding": True, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2,
     "forced_eos_token_id": None,
 }  # fmt: skip
+_ENCODER = {**_WIDE, "intermediate_size": 40}
 _FALCON = {**_WIDE, "ffn_hidden_size": 40, "alibi": False, "bias": True}
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -101,14 +105,18 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5": ("t5", _T5),
     "t5-gated": ("t5", {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
     "bart": ("bart", _BART),
+    "bert": ("bert", {**_ENCODER, "type_vocab_size": 2}),
+    "roberta": ("roberta", {**_ENCODER, "pad_token_id": 1, "type_vocab_size": 1, "max_position_embeddings": 66}),
 }  # fmt: skip
 """Our name → transformers' `model_type`, and the config."""
 
+ENCODERS = ("bert", "roberta")
 ENCODER_DECODERS = ("t5", "t5-gated", "bart")
 STARTS = {"t5": 0, "t5-gated": 0, "bart": 2}
 """The token that the decoder of each begins with."""
 
-NAMES = tuple(name for name in CONFIGS if name not in ENCODER_DECODERS)
+NAMES = tuple(name for name in CONFIGS if name not in (*ENCODERS, *ENCODER_DECODERS))
+CLASSES = ("angry", "happy", "neutral")
 PACKED = tuple(name for name in NAMES if not name.startswith("falcon"))
 
 
@@ -118,11 +126,25 @@ def tiny_config(name: str) -> PreTrainedConfig:
     return AutoConfig.for_model(model_type, **values)
 
 
-def plain_model(name: str, attention: str = "eager", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The tiny model as transformers alone computes it; the same weights whatever the attention."""
-    maker = AutoModelForSeq2SeqLM if name in ENCODER_DECODERS else AutoModelForCausalLM
+def purpose_of(name: str) -> Purpose:
+    """What a tiny model's head is over: classes for encoders, else words."""
+    return "classes" if name in ENCODERS else "words"
+
+
+def plain_model(
+    name: str, attention: str = "eager", dtype: torch.dtype = torch.float32, purpose: Purpose | None = None
+) -> PreTrainedModel:
+    """The tiny model as transformers alone computes it; the same weights whatever the attention.
+
+    purpose: what its head is over; unset, what the family's models are made for.
+    """
+    config = tiny_config(name)
+    auto: Any = AutoModelForSeq2SeqLM if name in ENCODER_DECODERS else AutoModelForCausalLM
+    if (purpose or purpose_of(name)) == "classes":
+        name_classes(config, CLASSES)
+        auto = AutoModelForSequenceClassification
     with torch.random.fork_rng():
-        hf = maker.from_config(tiny_config(name), attn_implementation=attention)
+        hf = auto.from_config(config, attn_implementation=attention)
     if name in ENCODER_DECODERS:
         hf.generation_config.decoder_start_token_id = STARTS[name]
     for key, parameter in (*hf.named_parameters(), *_biases_of_logits(hf)):
@@ -153,13 +175,19 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>")
 
 
-def tiny_model(name: str, fast: FastModel | None = None, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """The tiny model as Luthier loads it: the same weights as `plain_model`."""
+def tiny_model(
+    name: str, fast: FastModel | None = None, dtype: torch.dtype = torch.float32, purpose: Purpose | None = None
+) -> LanguageModel:
+    """The tiny model as Luthier loads it: the same weights as `plain_model`. Of a head over classes the last layer is new."""
     fast = fast or FastModel()
+    purpose = purpose or purpose_of(name)
     family = family_of(CONFIGS[name][0])
     register_attention()
-    packed = FAST if fast.attention else REFERENCE
-    hf = plain_model(name, packed if family.has_interface else "sdpa", dtype)
+    ours = FAST if fast.attention else REFERENCE
+    hf = plain_model(name, ours if family.attends_by_interface else "sdpa", dtype, purpose)
+    rest_pooler(hf, family)
     anatomy = read_anatomy(hf, family)
     use_fast_layers(hf, anatomy, norm=fast.norm, gated_mlp=fast.gated_mlp, linear=fast.linear)
-    return LanguageModel(hf, tiny_tokenizer(), anatomy, Identity(f"tiny-{name}", "0" * 64), fast)
+    new_head = new_layers(family, {anatomy.head}) if purpose == "classes" else ()
+    identity = Identity(f"tiny-{name}", "0" * 64)
+    return LanguageModel(hf, tiny_tokenizer(), anatomy, identity, fast, new_head=new_head)
