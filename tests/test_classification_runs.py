@@ -97,7 +97,7 @@ def test_a_finished_run_is_measured_against_the_majority_class(lora: Path) -> No
     by_name = {measure.name: measure for measure in evaluation.measures}
     assert list(by_name) == ["loss", "accuracy", "macro-F1"]
     assert by_name["accuracy"].estimates[0].value == pytest.approx(1 / 3)
-    assert by_name["accuracy"].estimates[1].value > 0.9
+    assert by_name["accuracy"].estimates[1].value > 0.8
     assert "tuned is better on" in evaluation.summary
     last = json.loads((lora / "metrics.jsonl").read_text().splitlines()[-1])["validation_loss"]
     assert by_name["loss"].estimates[1].value == pytest.approx(last, rel=1e-4)
@@ -134,7 +134,7 @@ def test_pairs_of_texts_are_told_apart(desk: Path) -> None:
     values = values_of(desk, rows="pairs.jsonl", data={"validation": str(desk / "held-out-pairs.jsonl")}, **LEARNS)
     begin(values, desk / "pairs")
     accuracy = api.evaluate(desk / "pairs").measures[1]
-    assert accuracy.estimates[1].value > 0.9
+    assert accuracy.estimates[1].value > 0.8
     model = api.load(desk / "pairs")
     assert isinstance(model, api.Classifier)
     assert model.classify([("Parcel 3: a lamp.", "It is broken.")])[0].label == "angry"
@@ -145,7 +145,7 @@ def test_a_tuned_base_is_a_model_of_transformers_with_the_classes_names(kind: st
     method = {"kind": kind, "rank": None}
     training = {**LEARNS["training"], "peak_lr": 0.003}
     begin(values_of(desk, method=method, training=training), desk / kind)
-    assert api.evaluate(desk / kind).measures[1].estimates[1].value > 0.9
+    assert api.evaluate(desk / kind).measures[1].estimates[1].value > 0.8
     ours = api.load(desk / kind)
     assert isinstance(ours, api.Classifier)
     assert ours.language_model.new_head == ()
@@ -159,7 +159,7 @@ def test_a_tuned_base_is_a_model_of_transformers_with_the_classes_names(kind: st
 
 def test_a_decoder_tells_classes_apart_at_its_last_token(desk: Path) -> None:
     begin(values_of(desk, model="decoder", **LEARNS), desk / "decoder-run")
-    assert api.evaluate(desk / "decoder-run").measures[1].estimates[1].value > 0.9
+    assert api.evaluate(desk / "decoder-run").measures[1].estimates[1].value > 0.8
     model = load_run(desk / "decoder-run", nothing)
     assert model.new_head == ("score",)
     assert "score.weight" in str((desk / "decoder-run" / "adapter" / "adapter_model.safetensors").read_bytes()[:9000])
@@ -182,7 +182,7 @@ def test_a_run_goes_on_from_the_adapter_and_the_head_of_another(lora: Path, desk
     begin(
         values_of(desk, method={"from": str(lora), "rank": None}, training={"steps": 1, "peak_lr": 1e-6}), desk / "on"
     )
-    assert api.evaluate(desk / "on").measures[1].estimates[1].value > 0.9
+    assert api.evaluate(desk / "on").measures[1].estimates[1].value > 0.8
 
 
 def test_other_rows_than_the_run_began_with_are_refused_on_resuming(desk: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -44,9 +46,10 @@ def test_too_few_classes_or_one_twice_are_refused(classes: tuple[str, ...]) -> N
         Classification(classes=classes)
 
 
-def test_a_recipe_keeps_the_settled_classes(tmp_path) -> None:
-    values = {"model": "m", "data": {"train": "rows.jsonl"}, "objective": {"kind": "classification"}}
-    recipe = make_recipe(values)
+def test_a_recipe_keeps_the_settled_classes(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}")
+    recipe = make_recipe({"model": "m", "data": {"train": str(rows)}, "objective": {"kind": "classification"}})
     settled = recipe.model_copy(update={"objective": recipe.objective.settled(("a", "b"))})
     (tmp_path / "r.yaml").write_text(dump_recipe(settled))
     assert load_recipe(tmp_path / "r.yaml").objective == Classification(classes=("a", "b"))

@@ -57,7 +57,7 @@ def objection(table: Table, name: FormatName) -> Doubt | None:
         pair = _pair(table)
         if pair is not None and not _ends_with_answers(table):
             return _preference(*pair)
-    if name != "text":
+    if name not in ("text", "classification"):
         verdict = next((column for column in table.columns(VERDICTS) if _is_verdict(table, column)), None)
         if verdict is not None:
             found = f"{verdict} marks each answer as good or bad: preference data, which sft does not take."
