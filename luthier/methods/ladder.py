@@ -192,7 +192,7 @@ class LadderSide(Side):
         """Where the side keeps its keys and values: behind the base's."""
         if isinstance(cache, EncoderDecoderCache):
             own, read = self._cache(cache.self_attention_cache), self._cache(cache.cross_attention_cache)
-            return EncoderDecoderCache(own, read)  # type: ignore[no-untyped-call]
+            return EncoderDecoderCache(own, read)
         assert cache is None or isinstance(cache, DynamicCache)
         return None if cache is None else LaterLayers(cache, self._num_layers)
 
