@@ -77,7 +77,7 @@ def load(run: str | Path, announce: Announce = _log.info) -> TextModel | Classif
     recipe = recipe_of_run(folder)
     model = load_run(folder, announce)
     adapter = None if recipe.method.tunes_base else ADAPTER
-    renderer = build_renderer(recipe.data, model.tokenizer, model.anatomy.family.pooled)
+    renderer = build_renderer(recipe.data, model.tokenizer, model.anatomy.family.pooled, model.answer_start)
     return Classifier(model, renderer, adapter) if model.classes else TextModel(model, renderer, adapter)
 
 
@@ -104,7 +104,8 @@ def base_of(run: str | Path, tuned: TextModel, announce: Announce = _log.info) -
 def load_plain(name: str, announce: Announce = _log.info) -> TextModel:
     """A model without a run: a built-in name, a folder, a hub id or a .gguf file."""
     model = load_model(ModelSettings(name=name), announce)
-    return TextModel(model, Renderer(model.tokenizer, read_template(None, model.tokenizer)), None)
+    renderer = Renderer(model.tokenizer, read_template(None, model.tokenizer), answer_start=model.answer_start)
+    return TextModel(model, renderer, None)
 
 
 def load_any(name: str, announce: Announce = _log.info) -> TextModel | Classifier:
@@ -196,7 +197,7 @@ def _rows_to_evaluate(
         found = load_examples(data, settings, model.renderer, objective.example, announce, objective.takes_labels)
         return list(zip(found.records, found.examples, strict=True))
     loaded = model.language_model
-    dataset, _ = read_dataset(recipe, loaded.hf.config, loaded.tokenizer, announce)
+    dataset, _ = read_dataset(recipe, loaded.hf.config, loaded.tokenizer, announce, loaded.answer_start)
     if not dataset.validation:
         raise UsageError("The run held out no rows.", "Give rows to evaluate on with --data FILE.")
     return list(zip(dataset.validation_records, dataset.validation, strict=True))

@@ -14,7 +14,7 @@ from luthier.errors import GateRefusal
 from luthier.models.families import family_of
 from luthier.models.loading import check_head
 from luthier.models.positions import longest_row
-from luthier.models.sources import locate, read_config, read_tokenizer
+from luthier.models.sources import locate, read_answer_start, read_config, read_tokenizer
 from luthier.objectives import Objective
 from luthier.recipe import Recipe
 
@@ -36,16 +36,21 @@ def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
     source = locate(recipe.model, announce)
     config = read_config(source)
     tokenizer = read_tokenizer(source)
-    dataset, objective = read_dataset(recipe, config, tokenizer, announce)
+    dataset, objective = read_dataset(recipe, config, tokenizer, announce, read_answer_start(source, config))
     check_lengths(dataset, config)
     return Prepared(dataset, objective, tokenizer, check_gate(dataset, int(config.vocab_size)))
 
 
 def read_dataset(
-    recipe: Recipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, announce: Announce
+    recipe: Recipe,
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    announce: Announce,
+    answer_start: int | None,
 ) -> tuple[Dataset, Objective]:
     """The recipe's rows as its objective learns from them for a model of that config, and the objective settled.
 
+    answer_start: the token that an encoder-decoder's decoder begins with; None for models of one stream.
     Raises RecipeError, too, if the model can have no head for the objective.
     """
     objective, family = recipe.objective, family_of(config.model_type)
@@ -57,6 +62,7 @@ def read_dataset(
         announce,
         of_labels=(lambda labels: objective.settled(labels).example) if objective.takes_labels else None,
         pooled=family.pooled,
+        answer_start=answer_start,
     )
     return dataset, objective.settled(dataset.labels)
 
@@ -74,10 +80,11 @@ def announce_gate(gate: GateReport, announce: Announce) -> None:
         announce(marked_text(row))
 
 
-def placed_rows(dataset: Dataset, num_virtual: int) -> Dataset:
-    """The rows behind the placeholders for the method's virtual tokens."""
+def placed_rows(dataset: Dataset, num_virtual: int, before_answer: int = 0) -> Dataset:
+    """The rows behind the placeholders for the method's virtual tokens, which an encoder-decoder's answers have too."""
     train, validation = (
-        tuple(with_placeholders(row, num_virtual) for row in rows) for rows in (dataset.train, dataset.validation)
+        tuple(with_placeholders(row, num_virtual, before_answer) for row in rows)
+        for rows in (dataset.train, dataset.validation)
     )
     return replace(dataset, train=train, validation=validation)
 
@@ -87,9 +94,9 @@ def check_lengths(dataset: Dataset, config: PreTrainedConfig, num_virtual: int =
     longest = longest_row(config)
     counted = f" ({num_virtual} of them virtual)" if num_virtual else ""
     for example in (*dataset.train, *dataset.validation):
-        if longest is not None and example.num_tokens > longest:
+        if longest is not None and example.longest_stream > longest:
             raise GateRefusal(
-                f"This row has {example.num_tokens} tokens{counted}, but the model's positions serve {longest}.",
+                f"This row has {example.longest_stream} tokens{counted}, but the model's positions serve {longest}.",
                 f"Set data.max_length to {longest - num_virtual}, and data.too_long to truncate or drop.",
                 file=example.origin.file,
                 line=example.origin.line,

@@ -143,7 +143,7 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) ->
     announce(f"Method {recipe.method.kind}: {attachment.num_trainable:,} numbers train{in_head}.")
     for note in attachment.notes:
         announce(note)
-    placed = placed_rows(dataset, attachment.num_virtual)
+    placed = placed_rows(dataset, attachment.num_virtual, attachment.num_virtual_answer)
     check_lengths(placed, model.hf.config, attachment.num_virtual)
     recipe, batches = _resolve(recipe, placed, model, attachment)
     cache = open_trunk_cache(recipe.training, folder, model, attachment, placed, announce)

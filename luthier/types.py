@@ -2,7 +2,8 @@
 
 Rows become records (what a person wrote), records become examples (token ids and what is learned), examples become batches.
 
-Shape suffixes: B rows, T tokens of a row, N learned targets, P tokens of an example over all its parts.
+Shape suffixes: B rows, T tokens of a row, S tokens of a source, N learned targets, P tokens of an example over all its
+parts.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ Record = Conversation | Completion | PlainText | Labelled
 class Rendered:
     """A record as one run of tokens. `weight_T[t]` is how much the prediction *of* token t counts; 0 is not learned.
 
+    source_S: for an encoder-decoder, what the encoder reads; `tokens_T` is then the decoder's. None for other models.
     label: the class of the whole text, where that is what the record teaches. types_T: 1 for the tokens of a second text,
     where the tokenizer tells them apart. num_closing: how many tokens at the end close the text and are no part of it.
     num_needed: how many tokens before those it takes for the row to mean anything. pooled: which token a class is read at.
@@ -109,14 +111,28 @@ class Rendered:
 
     tokens_T: IntArray
     weight_T: FloatArray
+    source_S: IntArray | None = None
     label: str | None = None
     types_T: IntArray | None = None
     num_closing: int = 0
     num_needed: int = 0
     pooled: Pooled = "last"
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the record, those of the source included."""
+        return len(self.tokens_T) + (0 if self.source_S is None else len(self.source_S))
+
     def cut(self, length: int) -> Rendered:
-        """The row cut at its end to so many tokens; what closes the text stays."""
+        """The row cut at its end to so many tokens; what closes the text stays.
+
+        Of a source and its answer the source is cut, before its own last token, while one is left of it.
+        """
+        if self.source_S is not None:
+            room = max(length - len(self.tokens_T), min(2, len(self.source_S)))
+            source_S = np.concatenate([self.source_S[: room - 1], self.source_S[-1:]])
+            own = max(1, length - len(source_S))
+            return replace(self, tokens_T=self.tokens_T[:own], weight_T=self.weight_T[:own], source_S=source_S)
         kept = np.arange(len(self.tokens_T))
         kept = np.concatenate([kept[: length - self.num_closing], kept[len(kept) - self.num_closing :]])
         types_T = None if self.types_T is None else self.types_T[kept]
@@ -148,6 +164,7 @@ class Example:
     learned, the source is the token that the head reads, and the token is the number of the class.
 
     num_virtual: how many of the tokens are placeholders for virtual tokens of a soft prompt.
+    source_S: for an encoder-decoder, the tokens that the encoder reads; the parts are then the decoder's.
     types_P: 1 for the tokens of a second text; None where there is none.
     """
 
@@ -159,16 +176,32 @@ class Example:
     document: int
     origin: Origin
     num_virtual: int = 0
+    source_S: IntArray | None = None
     types_P: IntArray | None = None
 
     @property
-    def num_tokens(self) -> int:
-        """Tokens over all parts, placeholders included: what is computed."""
+    def num_source_tokens(self) -> int:
+        """Tokens of the source, placeholders included; 0 where there is none."""
+        return 0 if self.source_S is None else len(self.source_S)
+
+    @property
+    def num_part_tokens(self) -> int:
+        """Tokens over all parts, placeholders included."""
         return sum(len(part.tokens_T) for part in self.parts)
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens over all parts and the source, placeholders included: what is computed."""
+        return self.num_part_tokens + self.num_source_tokens
+
+    @property
+    def longest_stream(self) -> int:
+        """The most positions that the model needs at once for it."""
+        return max(self.num_part_tokens, self.num_source_tokens)
+
+    @property
     def num_real_tokens(self) -> int:
-        """Tokens over all parts that came from the row."""
+        """Tokens over all parts and the source that came from the row."""
         return self.num_tokens - self.num_virtual
 
     @property
@@ -206,6 +239,23 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class Sources:
+    """What the encoder of an encoder-decoder reads: right-padded rows, one for each row of the decoder's tokens.
+
+    `mask_BS` is True on real tokens. `segments` says where each row's are, at `start = row · S`.
+    """
+
+    tokens_BS: torch.Tensor
+    positions_BS: torch.Tensor
+    mask_BS: torch.Tensor
+    segments: tuple[Segment, ...]
+
+    def to(self, device: torch.device) -> Sources:
+        """The same on another device."""
+        return Sources(self.tokens_BS.to(device), self.positions_BS.to(device), self.mask_BS.to(device), self.segments)
+
+
+@dataclass(frozen=True)
 class Batch:
     """One micro-batch, in one of two layouts with the same targets and counts.
 
@@ -213,6 +263,7 @@ class Batch:
     bucketed: right-padded rows, one segment each at `start = row · T`; `mask_BT` is True on real tokens.
 
     `documents` gives for each segment the document that it came from: random draws are keyed by it.
+    `sources`, in a bucketed batch for an encoder-decoder, is what the encoder reads; all else is the decoder's.
     types_BT: 1 for the tokens of a row's second text; None where no row has one.
     """
 
@@ -223,12 +274,19 @@ class Batch:
     segments: tuple[Segment, ...]
     documents: tuple[int, ...]
     targets: Targets
+    sources: Sources | None = None
     types_BT: torch.Tensor | None = None
 
     @property
     def num_real_tokens(self) -> int:
         """Input tokens that are not padding."""
-        return sum(segment.length for segment in self.segments)
+        read = () if self.sources is None else self.sources.segments
+        return sum(segment.length for segment in (*self.segments, *read))
+
+    @property
+    def cost(self) -> int:
+        """Tokens that are computed, padding included."""
+        return self.tokens_BT.numel() + (0 if self.sources is None else self.sources.tokens_BS.numel())
 
     @property
     def learned_weight(self) -> float:
@@ -252,5 +310,6 @@ class Batch:
             positions_BT=self.positions_BT.to(device),
             mask_BT=mask_BT,
             targets=targets,
+            sources=None if self.sources is None else self.sources.to(device),
             types_BT=None if self.types_BT is None else self.types_BT.to(device),
         )

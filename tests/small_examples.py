@@ -20,6 +20,7 @@ def example_of(rendered: Rendered, document: int, origin: Origin) -> Example:
         sample_N=np.zeros(len(learned_N), dtype=np.int64),
         document=document,
         origin=origin,
+        source_S=rendered.source_S,
     )
 
 

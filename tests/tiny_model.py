@@ -1,4 +1,4 @@
-"""Random models of a few thousand weights, a chat model and an encoder, as ordinary transformers folders."""
+"""Random models of a few thousand weights, as ordinary transformers folders: a chat model, encoders, encoder-decoders."""
 
 from __future__ import annotations
 
@@ -24,15 +24,7 @@ def write_tiny_model(folder: Path) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = [AddedToken(token, special=True) for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")]
-    trainer = trainers.BpeTrainer(
-        vocab_size=320, initial_alphabet=alphabet, special_tokens=special, show_progress=False
-    )
-    tokenizer.train_from_iterator(TEXT * 3, trainer)
+    tokenizer = _byte_level("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=TEMPLATE
     )
@@ -96,3 +88,46 @@ def write_tiny_encoder(folder: Path) -> Path:
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
+
+
+def write_tiny_encoder_decoder(folder: Path, kind: str = "t5") -> Path:
+    """Write a T5, or a BART, of two layers a stack with a byte-level tokenizer of its manner into `folder`; return it."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
+
+    tokenizer = _byte_level("<pad>", "<s>", "</s>")
+    around = "$A </s>" if kind == "t5" else "<s> $A </s>"
+    tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=[("<s>", 1), ("</s>", 2)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>")
+    ids = {"vocab_size": len(fast), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    sizes = {
+        "t5": {"d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 64, "num_layers": 2},
+        "bart": {
+            "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 256,
+            "forced_eos_token_id": None,
+        },
+    }  # fmt: skip
+    config = AutoConfig.for_model(kind, **ids, **sizes[kind])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForSeq2SeqLM.from_config(config)
+    model.generation_config.decoder_start_token_id = 0 if kind == "t5" else 2
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def _byte_level(*special: str) -> Tokenizer:
+    """A byte-level BPE whose first tokens are these."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[AddedToken(token, special=True) for token in special],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXT * 3, trainer)
+    return tokenizer

@@ -116,7 +116,7 @@ class StepBatches(Iterator[Step]):
         return Step(
             number=self._step,
             micro_batches=tuple(batches),
-            worker_of=tuple(assign_workers([batch.tokens_BT.numel() for batch in batches], self._workers)),
+            worker_of=tuple(assign_workers([batch.cost for batch in batches], self._workers)),
             learned_weight=float(sum(float(example.weight_N.sum(dtype=np.float64)) for example in examples)),
             learned_tokens=sum(example.num_learned for example in examples),
             real_tokens=sum(example.num_real_tokens for example in examples),
@@ -189,7 +189,8 @@ def evaluation_batches(
 def _cut(
     examples: Sequence[Example], budget: int, workers: int, layout: Layout, pad_id: int, shares_prefix: bool
 ) -> list[Batch]:
-    plan = plan_micro_batches([example.num_tokens for example in examples], budget, workers, layout)
+    lengths, sources = ([e.num_tokens for e in examples], [e.num_source_tokens for e in examples])
+    plan = plan_micro_batches(lengths, budget, workers, layout, sources)
     return [collate([examples[i] for i in rows], layout, pad_id, shares_prefix=shares_prefix) for rows in plan]
 
 

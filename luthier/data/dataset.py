@@ -68,17 +68,19 @@ def load_dataset(
     *,
     of_labels: OfLabels | None = None,
     pooled: Pooled = "last",
+    answer_start: int | None = None,
 ) -> Dataset:
     """The data that a recipe names, ready for the gate.
 
     make_example: what the objective learns from a rendered row, its index and its origin.
     of_labels: the rows are texts with classes; it gives `make_example` for the labels that the training rows have.
     pooled: which token the model's head over classes reads.
+    answer_start: the token that an encoder-decoder's decoder begins with; None for models of one stream.
     announce: is told the form and its reason, how many rows there are, and every note.
     Raises: DataError or RecipeError for rows, a tokenizer or a template that cannot be used; GateRefusal for rows that
     are too long; NotFound and NetworkError for sources out of reach.
     """
-    renderer = build_renderer(settings, tokenizer, pooled)
+    renderer = build_renderer(settings, tokenizer, pooled, answer_start)
     rows = _read_source(settings.train, settings, renderer, announce, settings.max_rows, of_labels is not None)
     labels = () if of_labels is None else _labels_of(rows)
     make_example = make_example if of_labels is None else of_labels(labels)
@@ -203,7 +205,7 @@ def _within(
 ) -> tuple[dict[int, Rendered], list[str]]:
     """The rows within max_length by their index, and what is to be said of the others. Raises: GateRefusal."""
     longest_allowed = settings.max_length
-    too_long = [i for i, row in enumerate(rendered) if len(row.tokens_T) > longest_allowed]
+    too_long = [i for i, row in enumerate(rendered) if row.num_tokens > longest_allowed]
     kept = dict(enumerate(rendered))
     if not too_long:
         return kept, []
@@ -236,7 +238,7 @@ def _within(
             file=origins[first].file,
             line=origins[first].line,
         )
-    num_lost = sum(len(rendered[i].tokens_T) - longest_allowed for i in too_long)
+    num_lost = sum(rendered[i].num_tokens - kept[i].num_tokens for i in too_long)
     return kept, [f"Cut at the end: {said}; {_count(num_lost, 'token')} lost."]
 
 
@@ -244,9 +246,9 @@ def _too_long(
     rendered: Sequence[Rendered], origins: Sequence[Origin], too_long: Sequence[int], longest_allowed: int
 ) -> GateRefusal:
     first = too_long[0]
-    longest = max(len(rendered[i].tokens_T) for i in too_long)
+    longest = max(rendered[i].num_tokens for i in too_long)
     return GateRefusal(
-        f"The row has {len(rendered[first].tokens_T)} tokens, but data.max_length is {longest_allowed}. "
+        f"The row has {rendered[first].num_tokens} tokens, but data.max_length is {longest_allowed}. "
         f"{_as_many(len(too_long), len(rendered))} The longest has {longest}.",
         f"Raise data.max_length to {longest} (and training.tokens_per_micro_batch to no less), "
         "or set data.too_long: truncate or drop.",

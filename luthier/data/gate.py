@@ -117,9 +117,9 @@ def _check_vocabulary(
 ) -> list[str]:
     if vocab_size is None:
         return []
-    beyond = [example for example in examples if _tokens(example).max(initial=0) >= vocab_size]
+    beyond = [example for example in examples if _all_tokens(example).max(initial=0) >= vocab_size]
     if beyond:
-        token_id = int(_tokens(beyond[0]).max())
+        token_id = int(_all_tokens(beyond[0]).max())
         raise _refusal(
             f"The tokenizer writes {tokenizer.convert_ids_to_tokens(token_id)!r} as token {token_id}, but the model's "
             f"vocabulary ends at {vocab_size - 1}: the tokenizer and the model do not belong together.",
@@ -141,7 +141,8 @@ def _refuse_doubled_bos(examples: Sequence[Example], tokenizer: PreTrainedTokeni
     bos = tokenizer.bos_token_id
     if bos is None:
         return
-    doubled = [example for example in examples if _tokens(example)[:2].tolist() == [bos, bos]]
+    begins = [(example, _tokens(example) if example.source_S is None else example.source_S) for example in examples]
+    doubled = [example for example, tokens in begins if tokens[:2].tolist() == [bos, bos]]
     if doubled:
         raise _refusal(
             f"The row begins with {tokenizer.bos_token!r} twice, which the model has never seen.",
@@ -193,8 +194,10 @@ def _refuse_other_prompts(dataset: Dataset) -> None:
             ) from error
         if not prompt:
             continue
-        tokens = _tokens(example)
+        tokens = _tokens(example) if example.source_S is None else example.source_S
         is_same = tokens[: len(prompt)].tolist() == prompt[: len(tokens)]
+        if example.source_S is not None:
+            is_same = tokens[:-1].tolist() == prompt[: len(tokens) - 1]  # where it is cut, its last token closes it
         if is_same and (len(tokens) <= len(prompt) or bool(_is_learned(example)[len(prompt)])):
             continue
         raise GateRefusal(
@@ -272,7 +275,8 @@ def _refusal(found: str, mend: str, first: Origin, number: int, of: int) -> Gate
 
 
 def _is_chat(record: Record, dataset: Dataset) -> bool:
-    return dataset.renderer.as_conversation(record) is not None
+    """Whether the row's answers end as turns of a chat do; an encoder-decoder's end as plain text."""
+    return dataset.renderer.answer_start is None and dataset.renderer.as_conversation(record) is not None
 
 
 # ── rows with what is learned marked ────────────────────────────────────────────────────────────────────────────────
@@ -288,9 +292,12 @@ def _shown_row(record: Record, example: Example, tokenizer: PreTrainedTokenizerB
 
 
 def marked_row(example: Example, tokenizer: PreTrainedTokenizerBase) -> MarkedRow:
-    """The row's text in pieces that are learned or not, in turn."""
+    """The row's text in pieces that are learned or not, in turn; for an encoder-decoder the source first."""
     tokens, learned = _tokens(example).tolist(), _is_learned(example).tolist()
     pieces: list[tuple[str, bool]] = []
+    if example.source_S is not None:
+        source = tokenizer.decode(example.source_S.tolist(), clean_up_tokenization_spaces=False)
+        pieces.append((f"{source} → ", False))
     end, written = 0, ""
     for is_learned, run in groupby(learned):
         end += len(list(run))
@@ -308,6 +315,11 @@ def marked_text(row: MarkedRow) -> str:
 
 def _tokens(example: Example) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     return np.concatenate([part.tokens_T for part in example.parts])
+
+
+def _all_tokens(example: Example) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Those of the parts and of the source."""
+    return _tokens(example) if example.source_S is None else np.concatenate([_tokens(example), example.source_S])
 
 
 def _is_learned(example: Example) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

@@ -1,39 +1,45 @@
 """Examples → micro-batches that fit a budget of tokens, and micro-batches → tensors.
 
 All of it is a pure function of lengths and order, so the plan of a step depends on the recipe and never on the machine's
-load. Shape suffixes: B rows, T tokens of a row, N learned targets.
+load. For an encoder-decoder a row is a source and what is learned of it; both count.
+Shape suffixes: B rows, T tokens of a row, S tokens of a source, N learned targets.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import torch
 
 from luthier.errors import RecipeError
-from luthier.types import Batch, Example, IntArray, Layout, Segment, Targets
+from luthier.types import Batch, Example, IntArray, Layout, Segment, Sources, Targets
 
 _LEAST_SAVED = 0.05  # share of a micro-batch's tokens below which a shared prefix costs more in attention than it saves
 
 # ── which rows go together ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def plan_micro_batches(lengths: Sequence[int], budget: int, workers: int, layout: Layout) -> list[list[int]]:
+def plan_micro_batches(
+    lengths: Sequence[int], budget: int, workers: int, layout: Layout, sources: Sequence[int] | None = None
+) -> list[list[int]]:
     """Which rows are computed together: lists of indices into `lengths`, each ascending, every index once.
 
     No micro-batch costs more than `budget` tokens, padding included. There are as few as need be, rounded up to a
     multiple of `workers` where there are rows enough, and near-equal in cost, so that all workers end together.
+    sources: how many tokens of each length are a source, which is padded apart from the rest; None: none.
     Raises: RecipeError, if one row alone is longer than the budget.
     """
     check_lengths(lengths, budget)
+    if layout == "bucketed":
+        return sorted(sorted(rows) for rows in _plan_buckets(_Sizes(lengths, sources), budget, workers))
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-    fewest = _best_fit(lengths, order, budget) if layout == "packed" else _cut_where_full(lengths, order, budget)
+    fewest = _best_fit(lengths, order, budget)
     number = min(len(lengths), workers * -(-len(fewest) // workers))
-    spread = _spread if layout == "packed" else _spread_buckets
-    plan = spread(lengths, order, budget, number) or fewest
+    plan = _spread(lengths, order, budget, number) or fewest
     return sorted(sorted(rows) for rows in plan)
 
 
@@ -88,28 +94,50 @@ def _spread(lengths: Sequence[int], order: Sequence[int], budget: int, number: i
     return [rows for rows in bins if rows]
 
 
-def _cut_where_full(lengths: Sequence[int], order: Sequence[int], budget: int) -> list[list[int]]:
-    """Rows of near-equal length together; a bin costs its number of rows times its longest row, padding included."""
-    bins: list[list[int]] = []
-    for row in order:  # the first row of a bin is its longest
-        if not bins or (len(bins[-1]) + 1) * lengths[bins[-1][0]] > budget:
-            bins.append([])
-        bins[-1].append(row)
-    return bins
+class _Sizes:
+    """How long rows are in each of their streams, and what it costs to pad some of them to the longest in each."""
+
+    def __init__(self, lengths: Sequence[int], sources: Sequence[int] | None) -> None:
+        sources = [0] * len(lengths) if sources is None else sources
+        self.of_row = [(total - source, source) for total, source in zip(lengths, sources, strict=True)]
+
+    def order(self) -> list[int]:
+        """The rows, longest first; of the same length, those with the longer source first."""
+        return sorted(range(len(self.of_row)), key=lambda row: (-sum(self.of_row[row]), -self.of_row[row][1], row))
+
+    def cost(self, rows: Sequence[int]) -> int:
+        """Tokens of these rows together, padding included."""
+        own, source = (max(self.of_row[row][stream] for row in rows) for stream in (0, 1))
+        return len(rows) * (own + source)
+
+    def cut_where_full(self, budget: int) -> list[list[int]]:
+        """Rows of near-equal length together, in bins that cost no more than the budget where a row alone does not."""
+        bins: list[list[int]] = []
+        longest = [0, 0]
+        for row in self.order():
+            wider = [max(pair) for pair in zip(longest, self.of_row[row], strict=True)]
+            if not bins or (len(bins[-1]) + 1) * sum(wider) > budget:
+                bins.append([])
+                wider = list(self.of_row[row])
+            bins[-1].append(row)
+            longest = wider
+        return bins
 
 
-def _spread_buckets(lengths: Sequence[int], order: Sequence[int], budget: int, number: int) -> list[list[int]]:
-    """The rows over `number` bins, cut so that the dearest bin costs as little as it can."""
-    low, high = lengths[order[0]] if order else 0, budget
+def _plan_buckets(sizes: _Sizes, budget: int, workers: int) -> list[list[int]]:
+    """The rows over as many bins as `plan_micro_batches` says, cut so that the dearest costs as little as it can."""
+    num_rows = len(sizes.of_row)
+    number = min(num_rows, workers * -(-len(sizes.cut_where_full(budget)) // workers))
+    low, high = max((sum(lengths) for lengths in sizes.of_row), default=0), budget
     while low < high:
         middle = (low + high) // 2
-        if len(_cut_where_full(lengths, order, middle)) <= number:
+        if len(sizes.cut_where_full(middle)) <= number:
             high = middle
         else:
             low = middle + 1
-    bins = _cut_where_full(lengths, order, low)
+    bins = sizes.cut_where_full(low)
     while len(bins) < number:  # a worker would have nothing to do: halve the dearest bin that has two rows
-        dearest = max((rows for rows in bins if len(rows) > 1), key=lambda rows: len(rows) * lengths[rows[0]])
+        dearest = max((rows for rows in bins if len(rows) > 1), key=sizes.cost)
         bins.append(dearest[len(dearest) // 2 :])
         del dearest[len(dearest) // 2 :]
     return bins
@@ -211,29 +239,43 @@ def _bucketed(examples: Sequence[Example], pad_id: int) -> Batch:
             "Choose an objective that learns one answer a row, or a model of another family.",
             field="model",
         )
-    lengths = [example.num_tokens for example in examples]
-    width = max(lengths)
-    tokens_BT = np.full((len(examples), width), pad_id, dtype=np.int64)
-    for row, example in enumerate(examples):
-        tokens_BT[row, : lengths[row]] = example.parts[0].tokens_T
-    types_BT = None if all(example.types_P is None for example in examples) else np.zeros_like(tokens_BT)
-    for row, example in enumerate(examples):
-        if types_BT is not None and example.types_P is not None:
-            types_BT[row, : lengths[row]] = example.types_P
-    positions_T = np.arange(width, dtype=np.int64)
-    starts = [row * width for row in range(len(examples))]
+    own = padded([example.parts[0].tokens_T for example in examples], pad_id)
+    read = [example.source_S for example in examples if example.source_S is not None]
+    assert len(read) in (0, len(examples)), "every row of an encoder-decoder has a source, and no row of another model"
+    types = [example.types_P for example in examples]
+    types_BT = None if all(one is None for one in types) else torch.zeros_like(own.tokens_BS)
+    for row, types_P in enumerate(types):
+        if types_BT is not None and types_P is not None:
+            types_BT[row, : len(types_P)] = torch.from_numpy(types_P)
     return Batch(
         layout="bucketed",
-        tokens_BT=torch.from_numpy(tokens_BT),
-        positions_BT=torch.from_numpy(np.tile(positions_T, (len(examples), 1))),
-        mask_BT=torch.from_numpy(positions_T[None] < np.array(lengths)[:, None]),
+        tokens_BT=own.tokens_BS,
+        positions_BT=own.positions_BS,
+        mask_BT=own.mask_BS,
         segments=tuple(
-            Segment(start, start + length, None, example.parts[0].causal)
-            for start, length, example in zip(starts, lengths, examples, strict=True)
+            replace(segment, causal=example.parts[0].causal)
+            for segment, example in zip(own.segments, examples, strict=True)
         ),
         documents=tuple(example.document for example in examples),
-        targets=_targets(examples, starts),
-        types_BT=None if types_BT is None else torch.from_numpy(types_BT),
+        targets=_targets(examples, [segment.start for segment in own.segments]),
+        sources=padded(read, pad_id) if read else None,
+        types_BT=types_BT,
+    )
+
+
+def padded(rows: Sequence[IntArray], pad_id: int) -> Sources:
+    """Rows of tokens side by side, padded on the right."""
+    lengths = [len(row) for row in rows]
+    width = max(lengths)
+    tokens_BS = np.full((len(rows), width), pad_id, dtype=np.int64)
+    for index, row in enumerate(rows):
+        tokens_BS[index, : len(row)] = row
+    positions_S = np.arange(width, dtype=np.int64)
+    return Sources(
+        tokens_BS=torch.from_numpy(tokens_BS),
+        positions_BS=torch.from_numpy(np.tile(positions_S, (len(rows), 1))),
+        mask_BS=torch.from_numpy(positions_S[None] < np.array(lengths)[:, None]),
+        segments=tuple(Segment(row * width, row * width + length) for row, length in enumerate(lengths)),
     )
 
 

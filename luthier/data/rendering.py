@@ -5,6 +5,9 @@
     plain text              [BOS] text EOS, learned as a whole
     text with a class       as the tokenizer writes a text, or a pair of texts, with its own special tokens
 
+For an encoder-decoder the prompt is the source, as the tokenizer writes a text with all that it puts around one, and the
+answer is what the decoder learns: its first token, then the text and EOS, of which all but the first is learned.
+
 The text is tokenized in one go. Where that would give an answer's prompt other tokens than it has on its own, the text is
 tokenized in pieces that meet there: in training the model sees what serving will feed.
 """
@@ -14,7 +17,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -45,6 +48,7 @@ class Renderer:
     chat: the chat template, or None where there is none. learn: what of a conversation is learned, unless a message says
     otherwise. completions_as: how prompt/completion rows are written; "auto" uses the template where there is one.
     pooled: which token of a text the model's head over classes reads.
+    answer_start: the token that an encoder-decoder's decoder begins with; None for models of one stream.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -52,6 +56,7 @@ class Renderer:
     learn: Learn = "answers"
     completions_as: Literal["auto", "chat", "plain"] = "auto"
     pooled: Pooled = "last"
+    answer_start: int | None = None
 
     def render(self, record: Record, origin: Origin | None = None) -> Rendered:
         """The record's tokens and weights. The first token of a row is never learned: nothing comes before it.
@@ -61,6 +66,8 @@ class Renderer:
         tokenizer or the template lacks what the record needs.
         """
         with _located(origin):
+            if self.answer_start is not None:
+                return self._render_answer(record, self.answer_start)
             conversation = self.as_conversation(record)
             if conversation is not None:
                 return self._render_chat(conversation)
@@ -87,7 +94,12 @@ class Renderer:
         return self._encode(self._template().text(messages, tools, opens_answer=True)).ids
 
     def plain_prompt_tokens(self, prompt: str) -> list[int]:
-        """The tokens that serving feeds for a prompt without chat: as the tokenizer writes it, without a final EOS."""
+        """The tokens that serving feeds for a prompt without chat: as the tokenizer writes it, without a final EOS.
+
+        For an encoder-decoder, as the tokenizer writes it.
+        """
+        if self.answer_start is not None:
+            return list(self.tokenizer(prompt, verbose=False)["input_ids"])
         return self._with_lead(self._encode(prompt).ids)
 
     def record_prompt(self, record: Record) -> list[int] | None:
@@ -96,6 +108,9 @@ class Renderer:
         Raises: as render, without a place.
         """
         conversation = self.as_conversation(record)
+        if conversation is not None and self.answer_start is not None:
+            before, _ = self._last_answer(conversation)
+            return self.prompt_tokens(before, conversation.tools)
         if conversation is not None:
             messages = conversation.messages
             answers = (i for i in learned_messages(messages, self.learn) if messages[i].role == "assistant")
@@ -105,8 +120,11 @@ class Renderer:
 
     @property
     def end_of_turn_id(self) -> int | None:
-        """The token that ends an answer in a chat; None without a template, or if no single token ends answers."""
-        end_of_turn = None if self.chat is None else self.chat.end_of_turn
+        """The token that ends an answer in a chat; None without a template, or if no single token ends answers.
+
+        None for an encoder-decoder too, whose answers end as plain text does.
+        """
+        end_of_turn = None if self.chat is None or self.answer_start is not None else self.chat.end_of_turn
         return None if end_of_turn is None else end_of_turn.id
 
     @property
@@ -166,6 +184,41 @@ class Renderer:
         weight_T = np.zeros(len(before) + len(after), dtype=np.float32)
         weight_T[0 if self.learn == "all" else len(before) :] = 1.0
         return _rendered(before + after, weight_T)
+
+    # ── sources and answers ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _render_answer(self, record: Record, start: int) -> Rendered:
+        """A row for an encoder-decoder."""
+        if isinstance(record, PlainText):
+            raise DataError(
+                "The row is plain text, but an encoder-decoder learns to answer a source.",
+                "Give rows with a prompt and a completion.",
+            )
+        conversation = self.as_conversation(record)
+        if conversation is not None:
+            before, answer = self._last_answer(conversation)
+            source = self.prompt_tokens(before, conversation.tools)
+        else:
+            assert isinstance(record, Completion)
+            source, answer = self.plain_prompt_tokens(record.prompt), record.completion
+        if not source:
+            raise DataError("The row's prompt has no tokens, so the encoder would read nothing.", "Fill it in.")
+        tokens = [start, *self._with_lead(self._encode(answer).ids)]
+        if tokens[-1] != self.end_of_text_id or len(tokens) == 1:
+            tokens.append(self.end_of_text_id)
+        rendered = _rendered(tokens, np.ones(len(tokens), dtype=np.float32))
+        return replace(rendered, source_S=np.array(source, dtype=np.int64))
+
+    def _last_answer(self, conversation: Conversation) -> tuple[Sequence[Message], str]:
+        """The one answer that a chat teaches an encoder-decoder, and the messages before it. Raises: DataError."""
+        messages = conversation.messages
+        learned = learned_messages(messages, self.learn)
+        if len(learned) != 1 or learned[0] == 0:
+            raise DataError(
+                f"An encoder-decoder learns one answer a row, and {len(learned)} messages of this chat are to be learned.",
+                "Set data.learn: last_answer, and let a question come before the answer.",
+            )
+        return messages[: learned[0]], messages[learned[0]].content
 
     @cached_property
     def _lead(self) -> list[int]:
@@ -276,8 +329,13 @@ class Renderer:
         return num_before, None if agrees else current.ids[:at] + left.ids
 
 
-def build_renderer(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, pooled: Pooled = "last") -> Renderer:
-    """The renderer that a recipe asks for; pooled: which token the model's head over classes reads.
+def build_renderer(
+    settings: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    pooled: Pooled = "last",
+    answer_start: int | None = None,
+) -> Renderer:
+    """The renderer that a recipe asks for; pooled, answer_start: as `Renderer` has them.
 
     Raises: RecipeError for a tokenizer or a template that cannot be used, NotFound for a template's path.
     """
@@ -287,13 +345,14 @@ def build_renderer(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, p
             "Use a model that has a tokenizer.json.",
             field="model",
         )
-    return Renderer(
-        tokenizer,
-        read_template(settings.chat_template, tokenizer, settings.day),
-        settings.learn,
-        settings.render,
-        pooled,
-    )
+    if answer_start is not None and settings.learn == "all":
+        raise RecipeError(
+            "An encoder-decoder reads the prompts and cannot learn to write them.",
+            "Set data.learn to answers or last_answer.",
+            field="data.learn",
+        )
+    template = read_template(settings.chat_template, tokenizer, settings.day)
+    return Renderer(tokenizer, template, settings.learn, settings.render, pooled, answer_start)
 
 
 def learned_messages(messages: Sequence[Message], learn: Learn) -> list[int]:

@@ -29,7 +29,9 @@ class DataSettings(Settings):
         description="Share of the training rows that 'auto' holds out; at least 16 and at most 500 rows, never more than a fifth.",
     )
     format: FormatName = Field("auto", description="Form of the rows; 'auto' recognises it by content and says why.")
-    max_length: int = Field(1024, ge=8, description="Longest row in tokens.")
+    max_length: int = Field(
+        1024, ge=8, description="Longest row in tokens; for an encoder-decoder, prompt and answer together."
+    )
     too_long: Literal["refuse", "truncate", "drop"] = Field(
         "refuse",
         description="What happens to rows longer than max_length: refuse to train, cut their end off, or leave them out.",

@@ -155,9 +155,9 @@ def check_room(candidate: Candidate, questions: Sequence[Question], examples: Se
     num_virtual = candidate.model.num_virtual(candidate.adapter)
     holds = f"{context}" if not num_virtual else f"{context}, {num_virtual} of them virtual"
     for example in examples:
-        if context is not None and example.num_tokens + num_virtual > context:
+        if context is not None and example.longest_stream + num_virtual > context:
             raise DataError(
-                f"The row has {example.num_tokens} tokens, but the model holds {holds}.",
+                f"The row has {example.longest_stream} tokens, but the model holds {holds}.",
                 "Shorten the row, or leave it out.",
                 file=example.origin.file,
                 line=example.origin.line,
@@ -211,7 +211,8 @@ def losses_by_row(
 ) -> RowLosses:
     """The candidate's losses, on all worker threads; only rows with learned tokens, in their order."""
     model = candidate.model
-    placed = [with_placeholders(example, model.num_virtual(candidate.adapter)) for example in examples]
+    virtual = model.num_virtual(candidate.adapter), model.num_virtual_answer(candidate.adapter)
+    placed = [with_placeholders(example, *virtual) for example in examples]
     budget = max(budget, *(example.num_tokens for example in placed))  # a row too long for training can be measured
     batches = evaluation_batches(placed, budget, workers.count, model.layout, model.pad_id)
     task = f"{candidate.name}: loss"

@@ -1,11 +1,10 @@
 """Text from a model: requests go in, tokens and text come out.
 
-Callers hand over requests and read what comes back; key-value caches, padding, batches and threads stay in here. Rows of
-like length are computed together and leave the batch when their answer ends: prompts packed, where the model's family
-allows it, then token by token over a left-padded cache. On a CPU several batches are computed side by side, each by one
-thread with one core.
+Callers hand over requests and read what comes back; key-value caches, padding (`rows`), batches and threads stay in here.
+Rows of like length are computed together and leave the batch when their answer ends. On a CPU several batches are
+computed side by side, each by one thread with one core.
 
-Shapes: B rows in the batch, T new tokens of a row, L tokens of a row in cache and new, V vocabulary.
+Shapes: B rows in the batch, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,73 +14,22 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from luthier.data.placeholders import PLACEHOLDER
 from luthier.errors import DataError
-from luthier.generation.cache import GrowingCache, PackedKeys
-from luthier.generation.prefill import groups_within, pack_prompts
+from luthier.generation.rows import Decoder, PromptRows, Rows, SourceRows
 from luthier.generation.sampling import sample, uniforms
 from luthier.generation.settings import Sampling
 from luthier.generation.text import TextStream, decode_text
 from luthier.ops.workers import Workers
-from luthier.types import Layout, Segment
-
-_PREFILL_TOKENS = 2048  # most prompt tokens computed at once, if one prompt alone does not have more
 
 FinishReason = Literal["stop", "length", "stop_string"]
 Progress = Callable[[int, int], None]
 """Called with the number of requests answered and the number of all requests."""
-
-
-class Decoder(Protocol):
-    """What generation needs of a language model."""
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Turns tokens into text."""
-
-    @property
-    def stop_ids(self) -> frozenset[int]:
-        """Tokens that end an answer."""
-
-    @property
-    def context_length(self) -> int | None:
-        """The most positions that the model holds; None if unknown."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-
-    @property
-    def layout(self) -> Layout:
-        """Whether prompts may be packed into one row."""
-
-    def num_virtual(self, adapter: str | None) -> int:
-        """How many placeholders a prompt must begin with under an adapter."""
-
-    def shares_tokens(self, adapter: str | None) -> bool:
-        """Whether prompts may share the tokens of a common beginning under an adapter."""
-
-    def prefill(
-        self,
-        tokens_1T: Tensor,
-        positions_1T: Tensor,
-        segments: tuple[Segment, ...],
-        last_B: Tensor,
-        cache: DynamicCache,
-        adapters: str | None = None,
-    ) -> Tensor:
-        """Scores of the token that follows each prompt of a packed row, fp32, shape (B, V); `cache` takes their keys."""
-
-    def decode(
-        self, tokens_BT: Tensor, positions_BT: Tensor, mask_BL: Tensor, cache: DynamicCache, adapters: str | None = None
-    ) -> Tensor:
-        """Scores of the token that follows each row, fp32, shape (B, V); the cache grows by T."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +144,9 @@ def _token_budget(model: Decoder, request: Request) -> int:
     if model.context_length is None:
         return request.sampling.max_new_tokens
     room = model.context_length - len(request.prompt)
+    if model.answer_start is not None:  # source and answer have positions of their own
+        opening = model.num_virtual_answer(request.adapter) + 1
+        room = model.context_length - opening if room >= 0 else room + 1
     if room < 1:
         num_virtual = model.num_virtual(request.adapter)
         counted = f" ({num_virtual} of them virtual)" if num_virtual else ""
@@ -266,63 +217,25 @@ class _Answer:
 
 
 class _LiveBatch:
-    """Answers that are computed together over one key-value cache; those that end leave the cache."""
+    """Answers that are computed together; those that end leave it."""
 
     def __init__(self, model: Decoder, answers: Sequence[_Answer]) -> None:
         self.answers = list(answers)
-        self._model = model
-        self._adapter = answers[0].request.adapter
-        self._cache = GrowingCache()
-        self._prompts = [answer.request.prompt for answer in answers]
-        longest = max(len(prompt) for prompt in self._prompts)
-        # Padding stands on the left, so that every row's next token is in the last column.
-        lengths_B = torch.tensor([len(prompt) for prompt in self._prompts], device=model.device)
-        self._mask_BL = torch.arange(longest, device=model.device) >= longest - lengths_B[:, None]
-        self._position_B1 = lengths_B[:, None] - 1  # of the latest token
-        self._token_B1: Tensor | None = None
+        prompts = [answer.request.prompt for answer in answers]
+        make = PromptRows if model.answer_start is None else SourceRows
+        self._rows: Rows = make(model, prompts, answers[0].request.adapter)
+        self._token_B: Tensor | None = None
 
     @torch.no_grad()
     def step(self) -> list[_Answer]:
         """Add one token to every answer; return those that ended with it."""
-        logits_BV = self._prompt_scores() if self._token_B1 is None else self._next_scores(self._token_B1)
+        logits_BV = self._rows.first_scores() if self._token_B is None else self._rows.next_scores(self._token_B)
         samplings = [answer.request.sampling for answer in self.answers]
         number = [len(answer.tokens) for answer in self.answers]
-        token_B = sample(logits_BV, samplings, uniforms([sampling.seed for sampling in samplings], number))
-        for answer, token in zip(self.answers, token_B.tolist(), strict=True):
+        self._token_B = sample(logits_BV, samplings, uniforms([sampling.seed for sampling in samplings], number))
+        for answer, token in zip(self.answers, self._token_B.tolist(), strict=True):
             answer.add(token)
-        self._token_B1 = token_B[:, None]
         return self._release_ended()
-
-    def _prompt_scores(self) -> Tensor:
-        """The scores (B, V) of the first token after each prompt; the cache comes to hold the prompts."""
-        if self._model.layout == "packed":
-            return self._packed_scores()
-        longest = self._mask_BL.shape[1]
-        # Padding is masked: any id serves.
-        rows = [[0] * (longest - len(prompt)) + list(prompt) for prompt in self._prompts]
-        tokens_BT = torch.tensor(rows, device=self._model.device)
-        positions_BT = (self._mask_BL.cumsum(-1) - 1).clamp(min=0)
-        return self._model.decode(tokens_BT, positions_BT, self._mask_BL, self._cache, self._adapter)
-
-    def _packed_scores(self) -> Tensor:
-        scores: list[Tensor] = []
-        packed: list[PackedKeys] = []
-        device = self._model.device
-        shares_prefix = self._model.shares_tokens(self._adapter)
-        for group in groups_within([len(prompt) for prompt in self._prompts], _PREFILL_TOKENS):
-            row = pack_prompts([self._prompts[index] for index in group], shares_prefix=shares_prefix)
-            cache = DynamicCache()
-            tokens_1T, positions_1T, last_B = (x.to(device) for x in (row.tokens_1T, row.positions_1T, row.last_B))
-            scores.append(self._model.prefill(tokens_1T, positions_1T, row.segments, last_B, cache, self._adapter))
-            packed.append(PackedKeys(cache, row.segments_of))
-        self._cache.fill(packed)
-        return torch.cat(scores)
-
-    def _next_scores(self, token_B1: Tensor) -> Tensor:
-        """The scores (B, V) of the token after the latest, which the cache comes to hold."""
-        self._position_B1 = self._position_B1 + 1
-        self._mask_BL = torch.cat([self._mask_BL, torch.ones_like(self._mask_BL[:, :1])], dim=1)
-        return self._model.decode(token_B1, self._position_B1, self._mask_BL, self._cache, self._adapter)
 
     def _release_ended(self) -> list[_Answer]:
         """Take the rows out of the batch whose answers have ended."""
@@ -331,12 +244,8 @@ class _LiveBatch:
             live = [row for row, answer in enumerate(self.answers) if answer.finish_reason is None]
             self.answers = [self.answers[row] for row in live]
             if live:
-                self._keep(torch.tensor(live, device=self._model.device))
+                assert self._token_B is not None
+                rows = torch.tensor(live, device=self._token_B.device)
+                self._token_B = self._token_B[rows]
+                self._rows.keep(rows)
         return ended
-
-    def _keep(self, rows: Tensor) -> None:
-        assert self._token_B1 is not None
-        self._cache.batch_select_indices(rows)
-        self._token_B1, self._position_B1, self._mask_BL = (
-            state[rows] for state in (self._token_B1, self._position_B1, self._mask_BL)
-        )

@@ -95,7 +95,8 @@ class AdaMix(Method):
         description="Weight w of the disagreement of two passes (the paper's code: 1 to classify, 100 to write); 0: one pass.",
     )
     layers: tuple[int, ...] | None = Field(
-        None, description="Only in these transformer layers, counted from 0; unset: in all."
+        None,
+        description="Only in these transformer layers, counted from 0 (an encoder's first, then its decoder's); unset: in all.",
     )
 
     @property

@@ -19,11 +19,11 @@ from pydantic import Field, ValidationError, field_validator
 from torch import Tensor, nn
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter_files import AdapterFile, Form
-from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, adapted
+from luthier.methods.adapter_files import AdapterFile, Form, task_type
+from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, adapted, put_module
 from luthier.methods.class_head import TrainedHead, check_apart
 from luthier.methods.contract import Attachment, Group, Method
-from luthier.models.anatomy import Anatomy, find_targets, replace_module
+from luthier.models.anatomy import Anatomy, find_targets
 from luthier.models.language_model import LanguageModel
 from luthier.ops.draws import salt_of
 
@@ -150,7 +150,8 @@ class PlacedMethod(AdapterMethod):
     """A method whose adapter sits at some modules of the model; a subclass has a field `targets` that names them."""
 
     layers: tuple[int, ...] | None = Field(
-        None, description="Only in these transformer layers, counted from 0; unset: in all."
+        None,
+        description="Only in these transformer layers, counted from 0 (an encoder's first, then its decoder's); unset: in all.",
     )
 
     @abstractmethod
@@ -310,11 +311,7 @@ class AdapterAttachment(Attachment):
     @property
     def lowest_layer(self) -> int | None:
         """The first adapted layer; None if the embedding or its norm is adapted."""
-        anatomy = self.model.anatomy
-        if {anatomy.embedding, anatomy.embedding_norm} & set(self.layers):
-            return None
-        indices = [index for target in self.layers if (index := anatomy.layer_of(target)) is not None]
-        return min(indices, default=len(anatomy.layers))
+        return self.model.anatomy.lowest_layer(self.layers)
 
     @property
     def occupied(self) -> frozenset[str]:
@@ -381,7 +378,7 @@ class AdapterAttachment(Attachment):
             self.model.identity.name,
             self.extra,
             head={name: tensor.detach() for name, tensor in self.head.tensors.items()},
-            task="CAUSAL_LM" if anatomy.purpose == "words" else "SEQ_CLS",
+            task=task_type(anatomy),
         )
         is_transposed = any(isinstance(layer, AdaptedLinear) and layer.is_transposed for layer in self.layers.values())
         self.method.form.write(folder, file, anatomy, is_transposed)
@@ -399,7 +396,7 @@ class AdapterAttachment(Attachment):
         for target, layer in self.layers.items():
             base = layer.merge(self.name)
             if not layer.branches:
-                replace_module(self.model.hf, target, base)
+                put_module(self.model, target, base)
         self.layers = {}
         self.head.merge()
 

@@ -107,6 +107,13 @@ class AdapterFile:
             )
 
 
+def task_type(anatomy: Anatomy) -> str:
+    """What peft calls the task of a model."""
+    if anatomy.purpose == "classes":
+        return "SEQ_CLS"
+    return "CAUSAL_LM" if anatomy.encoder is None else "SEQ_2_SEQ_LM"
+
+
 class Form(ABC):
     """A way to lay an adapter down in a folder."""
 

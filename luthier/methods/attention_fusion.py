@@ -6,7 +6,8 @@ attention, nothing inserted inside the model, no backward pass through it. Ours,
     e_j = q · RMS(h_j) / √D + β_j,   α = softmax_j(e),   z = h_L + γ (Σ_j α_j h_j − h_L),   j = 0 … L
 
 with q small and random, β = 0 and γ = 0 at the start, so that training begins at the base model; the base's final norm and
-head then read z. Layer 0 is what enters the first layer; all h are taken before the final norm.
+head then read z. Layer 0 is what enters the first layer; all h are taken before the final norm. In an encoder-decoder the
+decoder's layers are fused: what took the place of the encoder's states would need a backward pass through the decoder.
 
 Merges: no. Deep backward: no. Over 4 bits: yes. Identity at the start: exact.
 Trainable numbers: D + (L + 1) + 1.
@@ -51,7 +52,7 @@ class AttentionFusion(SideMethod):
         """The query, the layers' biases and the gate."""
         width = model.hf.get_submodule(model.anatomy.embedding).get_parameter("weight").shape[1]
         query_D = torch.randn(width, generator=generator) * self.query_std
-        return FusionSide(query_D, len(model.anatomy.layers) + 1, model.final_norm)
+        return FusionSide(query_D, len(model.anatomy.answering) + 1, model.final_norm)
 
     def grouped(self, tensors: dict[str, nn.Parameter]) -> tuple[Group, ...]:
         """One group that does not decay: vectors and a gate."""

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import RecipeError
 from luthier.models.anatomy import is_linear, is_norm, replace_module
-from luthier.models.call import Run, current_call
+from luthier.models.call import Run, calling, current_call
 from luthier.models.families import RMSNormForm
 from luthier.models.fast_layers import FastRMSNorm
 from luthier.models.language_model import LanguageModel
@@ -86,12 +86,16 @@ class LinearBranch(Branch):
 
 
 class AdaptedLayer(nn.Module, ABC):
-    """A frozen layer and its named branches."""
+    """A frozen layer and its named branches.
 
-    def __init__(self, base: nn.Module, name: str) -> None:
+    reads_source: whether its tokens are those of the encoder, in a layer of the decoder.
+    """
+
+    def __init__(self, base: nn.Module, name: str, reads_source: bool = False) -> None:
         super().__init__()
         self.base = base
         self.name = name
+        self.reads_source = reads_source
         self.salt = salt_of(name)
         self.branches = nn.ModuleDict()
 
@@ -121,6 +125,13 @@ class AdaptedLayer(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """The base alone where no run has a branch here, else each run by its own."""
+        source = current_call().source
+        if not self.reads_source or source is None:
+            return self._of_call(x)
+        with calling(source):
+            return self._of_call(x)
+
+    def _of_call(self, x: Tensor) -> Tensor:
         runs = current_call().runs
         if not any(run.adapter is not None and run.adapter in self.branches for run in runs):
             base: Tensor = self.base(x)
@@ -141,8 +152,8 @@ class AdaptedLayer(nn.Module, ABC):
 class AdaptedLinear(AdaptedLayer):
     """A frozen linear layer (`nn.Linear` or `Conv1D`)."""
 
-    def __init__(self, base: nn.Module, name: str) -> None:
-        super().__init__(base, name)
+    def __init__(self, base: nn.Module, name: str, reads_source: bool = False) -> None:
+        super().__init__(base, name, reads_source)
         self.is_transposed = isinstance(base, Conv1D)
 
     @property
@@ -198,9 +209,9 @@ class AdaptedEmbedding(AdaptedLayer):
 
     @property
     def row_factor(self) -> float:
-        """What the base multiplies its rows by: √D in Gemma, rounded as the table is, else 1."""
+        """What the base multiplies its rows by: √D in Gemma, rounded as the table is, and in some BARTs; else 1."""
         factor = dict(self.base.named_buffers(recurse=False)).get("embed_scale")
-        return 1.0 if factor is None else float(factor.to(self.weight.dtype))
+        return float(vars(self.base).get("embed_scale", 1.0) if factor is None else factor.to(self.weight.dtype))
 
     def rows(self, tokens_N: Tensor) -> Tensor:
         """The frozen rows (N, D)."""
@@ -289,10 +300,17 @@ def adapted(model: LanguageModel, target: str) -> AdaptedLayer:
     if isinstance(module, nn.Embedding):
         layer = AdaptedEmbedding(module, target)
     elif is_linear(module):
-        layer = AdaptedLinear(module, target)
+        layer = AdaptedLinear(module, target, target in model.anatomy.source_readers)
     else:
         assert is_norm(module)
         family = model.anatomy.family
         layer = AdaptedNorm(module, target, family.rms_norm, family.norms_heads_first)
-    replace_module(model.hf, target, layer)
+    put_module(model, target, layer)
     return layer
+
+
+def put_module(model: LanguageModel, target: str, module: nn.Module) -> None:
+    """Put a module in the place of the one of that name; the embedding, wherever the model keeps it."""
+    anatomy = model.anatomy
+    for name in anatomy.embedding_places if target == anatomy.embedding else (target,):
+        replace_module(model.hf, name, module)

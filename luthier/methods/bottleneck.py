@@ -126,7 +126,8 @@ class SublayerMethod(AdapterMethod):
     form: ClassVar[AdapterHubForm]
 
     layers: tuple[int, ...] | None = Field(
-        None, description="Only in these transformer layers, counted from 0; unset: in all."
+        None,
+        description="Only in these transformer layers, counted from 0 (an encoder's first, then its decoder's); unset: in all.",
     )
 
     def understood(self, file: AdapterFile, model: LanguageModel) -> AdapterFile:

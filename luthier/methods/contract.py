@@ -101,7 +101,15 @@ class Attachment(ABC):
 
     @property
     def num_virtual(self) -> int:
-        """How many placeholder tokens every document must begin with, because the method puts virtual tokens there."""
+        """How many placeholder tokens every document must begin with, because the method puts virtual tokens there.
+
+        In an encoder-decoder, the source must.
+        """
+        return 0
+
+    @property
+    def num_virtual_answer(self) -> int:
+        """How many an encoder-decoder's answer must begin with."""
         return 0
 
     @property

@@ -33,7 +33,8 @@ class Full(Method):
 
     kind: Literal["full"] = "full"
     layers: Literal["all"] | tuple[int, ...] = Field(
-        "all", description="Transformer layers that train, counted from 0, or all of them."
+        "all",
+        description="Transformer layers that train, counted from 0 (an encoder's first, then its decoder's), or all of them.",
     )
     train_embedding: bool | None = Field(
         None, description="Whether the embedding trains (with a tied head, both); unset: only if all layers do."
@@ -113,11 +114,7 @@ class FullAttachment(Attachment):
     @property
     def lowest_layer(self) -> int | None:
         """The first trained layer; None if the embedding trains."""
-        anatomy = self.model.anatomy
-        if any(name.startswith(anatomy.embedding + ".") for name in self.tensors):
-            return None
-        indices = [index for name in self.tensors if (index := anatomy.layer_of(name)) is not None]
-        return min(indices, default=len(anatomy.layers))
+        return self.model.anatomy.lowest_layer(self.tensors)
 
     @property
     def adapter(self) -> str | None:
@@ -137,8 +134,10 @@ class FullAttachment(Attachment):
 def write_model(model: LanguageModel, folder: Path, dtype: torch.dtype) -> None:
     """Write a model without adapters as safetensors, config and tokenizer files into `folder`, weights as `dtype`."""
     weights = {name: tensor.to(dtype) for name, tensor in model.hf.state_dict().items()}
-    if model.anatomy.is_head_tied:
-        weights.pop(f"{model.anatomy.head}.weight", None)  # one tensor under two names: transformers ties it on loading
+    anatomy = model.anatomy
+    copies = [place for place in anatomy.embedding_places if place != anatomy.embedding]
+    for place in (*copies, *([anatomy.head] if anatomy.is_head_tied else [])):
+        weights.pop(f"{place}.weight", None)  # one tensor under several names: transformers ties it on loading
     model.hf.save_pretrained(folder, state_dict=weights)
     config = copy.deepcopy(model.hf.config)
     config.dtype = dtype  # transformers notes that of the weights in memory, which is fp32 where they trained

@@ -31,7 +31,9 @@ class Houlsby(BottleneckMethod):
 
     kind: Literal["houlsby"] = "houlsby"
     sublayers: tuple[Sublayer, ...] = Field(
-        ("attention", "feedforward"), min_length=1, description="After which sublayers of a layer a bottleneck stands."
+        ("attention", "feedforward"),
+        min_length=1,
+        description="After which sublayers of a layer a bottleneck stands; cross-attention is where a decoder reads an encoder.",
     )
 
     def place(self, model: LanguageModel, name: str, seed: int, fast: bool) -> AdapterAttachment:

@@ -47,7 +47,8 @@ class KronAB(AdapterMethod):
 
     kind: Literal["krona-b"] = "krona-b"
     layers: tuple[int, ...] | None = Field(
-        None, description="Only in these transformer layers, counted from 0; unset: in all."
+        None,
+        description="Only in these transformer layers, counted from 0 (an encoder's first, then its decoder's); unset: in all.",
     )
     scale: float = Field(1.0, gt=0, description="Strength: the factor on the product.")
     residual: bool = Field(False, description="Whether a learned multiple of the block's input is added too.")

@@ -18,14 +18,20 @@ values for the learned ones; what else becomes of them is never seen. In a layer
 of sight as real tokens of those positions do. Models whose attention is not Luthier's own (Falcon, and with it attention
 by linear biases) are refused.
 
+An encoder-decoder has three prefixes a pair of layers, as the paper's BART: one before the encoder's own keys and values,
+one before the decoder's, and one before those that the decoder makes of what the encoder gave. Source and answer then both
+begin at V, and a bias by distance (T5's) counts the prefix as that many tokens. L below counts all three.
+
 Merges: no. Deep backward: yes, to the first layer's keys and values. Over 4 bits: yes. Identity at the start: no.
 Trainable numbers: 2 L V K E; with projection VD + DH + H + H · 2LKE + 2LKE, of which 2 L V K E are kept.
-Shapes: L layers, V virtual tokens, K key/value heads, E head width, D width of the embedding, H width of the network.
+Shapes: L layers (encoder's + 2 · decoder's in an encoder-decoder), V virtual tokens, K key/value heads, E head width, D width of the embedding, H width of the network.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -36,7 +42,7 @@ from transformers import DynamicCache
 
 from luthier.errors import RecipeError
 from luthier.methods.adapter import AdapterAttachment, generator_of
-from luthier.methods.adapter_files import AdapterFile, Form, adapter_folder, read_config
+from luthier.methods.adapter_files import AdapterFile, Form, OwnForm, adapter_folder, read_config
 from luthier.methods.adapterhub_files import check_model_type, is_hub_file
 from luthier.methods.adapterhub_prefix import ARCHITECTURES, has_hub_prefixes, read_hub_prefix, write_hub_prefix
 from luthier.methods.contract import Group, Kin, Traits
@@ -47,7 +53,7 @@ from luthier.methods.soft_prompts import PromptSource, RowSource, SoftPromptAtta
 from luthier.models.anatomy import Anatomy
 from luthier.models.language_model import LanguageModel
 from luthier.models.virtual_tokens import VirtualTokens, cached
-from luthier.types import Segment
+from luthier.types import Batch, Segment, Sources, Targets
 
 
 class PeftPrefixForm(PromptForm):
@@ -65,18 +71,27 @@ class PeftPrefixForm(PromptForm):
 
 
 class PrefixForm(Form):
-    """The files of the library whose positions a prefix has."""
+    """The files of the library whose positions a prefix has.
 
+    For encoder-decoders a form of our own: peft has no prefix for an encoder, and uses half of its table twice.
+    """
+
+    own: ClassVar[OwnForm] = OwnForm("prefix-tuning")
     peft: ClassVar[PeftPrefixForm] = PeftPrefixForm(title="prefix tuning", peft_type="PREFIX_TUNING")
 
     def read(self, source: str) -> AdapterFile:
-        """The prefix of a run or a folder of either library."""
-        folder = adapter_folder(source, CONFIG)
+        """The prefix of a run or a folder, in whichever form it lies there."""
+        folder = adapter_folder(source, CONFIG, OwnForm.CONFIG)
+        if (folder / OwnForm.CONFIG).is_file():
+            file = self.own.read(source)
+            return replace(file, settings={**file.settings, "init": "random"})
         return self.peft.read(source) if "peft_type" in read_config(folder / CONFIG) else read_hub_prefix(folder)
 
     def write(self, folder: Path, file: AdapterFile, anatomy: Anatomy, is_transposed: bool) -> None:
-        """Write it for that library."""
-        if file.settings["takes_positions"]:
+        """Write it into a folder that exists."""
+        if anatomy.encoder is not None:
+            self.own.write(folder, file, anatomy, is_transposed)
+        elif file.settings["takes_positions"]:
             self.peft.write(folder, file, anatomy, is_transposed)
         else:
             write_hub_prefix(folder, file, anatomy)
@@ -184,7 +199,12 @@ class PrefixNetwork(PromptSource):
 
 
 def states_of(model: LanguageModel, tokens_V: Tensor) -> Tensor:
-    """The keys and values that the base has for a text, fp32 on the CPU, shape (L, 2, V, K, E)."""
+    """The keys and values that the base has for a text, fp32 on the CPU, shape (L, 2, V, K, E).
+
+    In an encoder-decoder, for the text as source and as answer.
+    """
+    if model.anatomy.encoder is not None:
+        return _stacked(model.attention_states(_answering_itself(tokens_V).to(model.device)))
     cache = DynamicCache()
     count = len(tokens_V)
     model.prefill(
@@ -194,11 +214,38 @@ def states_of(model: LanguageModel, tokens_V: Tensor) -> Tensor:
         torch.tensor([count - 1], device=model.device),
         cache,
     )
-    states_LSKVE = torch.stack([torch.cat(states) for states in cached(cache)])
+    return _stacked(cached(cache))
+
+
+def _stacked(states: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Keys and values, each (1, K, V, E), as one tensor (L, 2, V, K, E). Raises RecipeError if they differ in shape."""
+    if len({keys.shape for keys, _ in states}) > 1:
+        raise RecipeError(
+            "The model's encoder and decoder have different numbers of attention heads, so that one prefix does not fit both.",
+            "Set method.kind to prompt-tuning.",
+            field="method.kind",
+        )
+    states_LSKVE = torch.stack([torch.cat(pair) for pair in states])
     return states_LSKVE.transpose(2, 3).float().cpu()
 
 
+def _answering_itself(tokens_V: Tensor) -> Batch:
+    """A text as the source and as the answer of an encoder-decoder; nothing is learned."""
+    segments, none = (Segment(0, len(tokens_V)),), torch.zeros(0, dtype=torch.int64)
+    positions_1V, mask_1V = torch.arange(len(tokens_V))[None], torch.ones(1, len(tokens_V), dtype=torch.bool)
+    return Batch(
+        layout="bucketed",
+        tokens_BT=tokens_V[None],
+        positions_BT=positions_1V,
+        mask_BT=mask_1V,
+        segments=segments,
+        documents=(0,),
+        targets=Targets(none, none, none.float(), none),
+        sources=Sources(tokens_V[None], positions_1V, mask_1V, segments),
+    )
+
+
 def sizes_of(model: LanguageModel) -> tuple[int, int, int, int]:
-    """L, 2, K and E, as the model's own cache has them."""
+    """L, 2, K and E, as the model's own attention has them."""
     layers, states, _, heads, width = states_of(model, torch.tensor([0])).shape
     return layers, states, heads, width

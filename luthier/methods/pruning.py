@@ -38,6 +38,8 @@ def prune_layer(
 ) -> None:
     """Fill a small layer with the kept part of a model's layer, tensor by tensor."""
     inner = _inner_channels(model, layer, kept)
+    outputs = (layer.attention_out, layer.roles.get("cross_attention_out"))
+    attentions = tuple(f"{name}." for name in (layer.attention, layer.cross_attention) if name is not None)
     for name, target in small.get_submodule(own.name).named_parameters():
         module_name, _, part = name.rpartition(".")
         source = model.hf.get_submodule(f"{layer.name}.{module_name}")
@@ -45,8 +47,8 @@ def prune_layer(
         is_transposed = isinstance(source, Conv1D) and whole.dim() == 2
         cut: Tensor = whole.t() if is_transposed else whole
         shape = tuple(reversed(target.shape)) if is_transposed else tuple(target.shape)
-        is_output = f"{layer.name}.{module_name}" == layer.attention_out
-        in_attention = is_output or f"{layer.name}.{module_name}".startswith(layer.attention + ".")
+        is_output = f"{layer.name}.{module_name}" in outputs
+        in_attention = is_output or f"{layer.name}.{module_name}".startswith(attentions)
         for axis, size in enumerate(shape):
             if cut.shape[axis] == size:
                 continue

@@ -3,7 +3,8 @@
 A document begins with as many placeholder tokens as the method asks for (`data.placeholders`), at positions 0 to V − 1,
 and its own tokens go on from position V. A soft prompt replaces the placeholders' embeddings. It lives in the space of
 what the embedding gives, so after the factor by which some families (Gemma) scale its rows, as peft's do. An encoder's head
-for classes still reads the first token of the document itself; peft's reads the first virtual one.
+for classes still reads the first token of the document itself; peft's reads the first virtual one. In an encoder-decoder
+all this is so for the source, and the decoder's tokens are as they were.
 
 Shapes: V virtual tokens, D width of the embedding, N tokens, M placeholders among them.
 """
@@ -61,12 +62,16 @@ class RowSource(PromptSource):
 
 
 class PromptBranch(Branch):
-    """A soft prompt at the embedding: its rows for the placeholders, the base's for all other tokens."""
+    """A soft prompt at the embedding: its rows for the placeholders, the base's for all other tokens.
 
-    def __init__(self, source: PromptSource, num_virtual: int) -> None:
+    in_sources: whether the placeholders stand before what an encoder reads.
+    """
+
+    def __init__(self, source: PromptSource, num_virtual: int, in_sources: bool) -> None:
         super().__init__()
         self.source = source
         self.num_virtual = num_virtual
+        self.in_sources = in_sources
 
     @property
     def tensors(self) -> dict[str, nn.Parameter]:
@@ -75,10 +80,12 @@ class PromptBranch(Branch):
 
     def forward(self, tokens_N: Tensor, layer: AdaptedEmbedding, run: Run) -> Tensor:
         """The embeddings (N, D) of a run's tokens."""
-        positions_N = current_call().positions_N
-        assert positions_N is not None, "the trunk is called with positions"
-        own_N = positions_N[run.start : run.stop]
+        call = current_call()
         rows_ND = layer.rows(tokens_N)
+        if call.is_source != self.in_sources:
+            return rows_ND
+        assert call.positions_N is not None, "a stack is called with positions"
+        own_N = call.positions_N[run.start : run.stop]
         (at_M,) = torch.nonzero(own_N < self.num_virtual, as_tuple=True)
         if len(at_M) == 0:  # each step of generation but the first
             return rows_ND
@@ -123,8 +130,13 @@ class SoftPromptAttachment(AdapterAttachment):
 
     @property
     def num_virtual(self) -> int:
-        """The placeholders that a document must begin with."""
+        """The placeholders that a document must begin with; in an encoder-decoder, the source."""
         return self.model.num_virtual(self.name)
+
+    @property
+    def num_virtual_answer(self) -> int:
+        """The placeholders that an encoder-decoder's answer must begin with."""
+        return self.model.num_virtual_answer(self.name)
 
     @property
     def lowest_layer(self) -> int | None:
@@ -198,7 +210,7 @@ class SoftPromptMethod(AdapterMethod):
 def place_prompt(model: LanguageModel, name: str, source: PromptSource, num_virtual: int) -> AdaptedLayer:
     """The embedding, with the prompt of an adapter at work there."""
     layer = adapted(model, model.anatomy.embedding)
-    layer.add(name, PromptBranch(source, num_virtual))
+    layer.add(name, PromptBranch(source, num_virtual, in_sources=model.anatomy.encoder is not None))
     model.virtual_tokens[name] = VirtualTokens(num_virtual)
     return layer
 

@@ -4,6 +4,7 @@ A sublayer (attention or feed-forward) makes u from the residual stream r, and h
 sum (post-norm), LN(r + u) goes on. u is what the sublayer's last linear layer gives; in families with one more norm
 between that and the sum it is that norm's output; and a family may multiply it by a factor of its config (Granite).
 In families whose attention and feed-forward read the layer's input side by side, r is that input for both.
+A decoder's layer that reads an encoder has a third sublayer between the two, where adapters stand only if asked.
 
 An adapter changes u into u + f(z). What it reads, z, is made of u and r; r is known at the sublayer's beginning only, so
 a `NoteBranch` there notes it in the call, for the branch at the end.
@@ -25,7 +26,7 @@ from luthier.models.anatomy import LayerAnatomy, chosen_layers, config_number, i
 from luthier.models.call import Run, current_call
 from luthier.models.language_model import LanguageModel
 
-Sublayer = Literal["attention", "feedforward"]
+Sublayer = Literal["attention", "cross-attention", "feedforward"]
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,24 @@ class End:
 def sublayer_ends(
     model: LanguageModel, layers: tuple[int, ...] | None, sublayers: tuple[Sublayer, ...]
 ) -> tuple[End, ...]:
-    """The ends of these sublayers in these layers (None: all), in the order of computation."""
+    """The ends of these sublayers in these layers (None: all), in the order of computation.
+
+    Raises RecipeError for a cross-attention where no layer has one.
+    """
     anatomy = model.anatomy
+    if "cross-attention" in sublayers and anatomy.encoder is None:
+        raise RecipeError(
+            f"Models of type {model.hf.config.model_type!r} have no cross-attention.",
+            "Leave cross-attention out; only a decoder that reads an encoder has it.",
+            field="method.sublayers",
+        )
     factor = config_number(model.hf.config, anatomy.family.residual_factor_key)
     ends = []
     for layer in chosen_layers(anatomy, layers):
-        places: dict[Sublayer, str] = {
-            "attention": layer.attention_post_norm or layer.attention_out,
-            "feedforward": layer.feedforward_post_norm or layer.down,
-        }
+        places: dict[Sublayer, str] = {"attention": layer.attention_post_norm or layer.attention_out}
+        if layer.cross_attention is not None:
+            places["cross-attention"] = layer.roles["cross_attention_out"]
+        places["feedforward"] = layer.feedforward_post_norm or layer.down
         for sublayer, place in places.items():
             if sublayer in sublayers:
                 width = _outputs(frozen_layer(model, place))
@@ -166,9 +176,10 @@ class NoteBranch(Branch):
 def residual_noter(model: LanguageModel, end: End) -> tuple[str, NoteBranch]:
     """Where the residual that enters an end's feed-forward can be seen, and the branch that notes it there."""
     layer = end.layer
-    if not model.anatomy.norms_first:  # it is what the norm after the attention's sum gives
-        assert layer.attention_norm is not None
-        return layer.attention_norm, NoteBranch(end.place, "output")
+    if not model.anatomy.norms_first:  # it is what the norm after the sum before it gives
+        before = layer.cross_norm or layer.attention_norm
+        assert before is not None
+        return before, NoteBranch(end.place, "output")
     if layer.feedforward_norm is not None:
         return layer.feedforward_norm, NoteBranch(end.place, "input")
     first = next(name for name in layer.linears if name.startswith(layer.feedforward + "."))  # it reads r itself

@@ -4,6 +4,7 @@ Lee, Tang & Lin 2019, https://arxiv.org/abs/1911.03090: the last quarter of the 
 Nothing below the first trained layer needs a backward pass, or keeps anything for one.
 
 A head that is tied to the embedding does not train here: its gradient would reach the embedding, and with it every layer.
+In an encoder-decoder the layers are the decoder's (our choice); what the encoder gives stays as it is.
 
 Merges: it is the base. Deep backward: no, only through the trained layers. Over 4 bits: no (the trained layers would have
 to be left out of the quantization). Identity at the start: exact.
@@ -46,7 +47,7 @@ class TopLayers(Method):
     def attach(self, model: LanguageModel, name: str, seed: int, *, fast: bool = True) -> FullAttachment:
         """Unfreeze the last layers, in fp32."""
         anatomy = model.anatomy
-        total = len(anatomy.layers)
+        total = len(anatomy.answering)
         chosen = max(1, total // 4) if self.num_layers is None else self.num_layers
         if chosen > total:
             raise RecipeError(
@@ -61,7 +62,7 @@ class TopLayers(Method):
                 "Set method.include_head to false, or choose method.kind full with train_embedding.",
                 field="method.include_head",
             )
-        places = [layer.name for layer in anatomy.layers[total - chosen :]]
+        places = [layer.name for layer in anatomy.answering[total - chosen :]]
         if self.include_final_norm and anatomy.final_norm is not None:
             places.append(anatomy.final_norm)
         places += anatomy.head_linears if trains_head else model.new_head

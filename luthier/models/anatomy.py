@@ -1,13 +1,14 @@
 """The parts of a language model by their roles, whatever its architecture calls them.
 
 Methods, the planner and quantization work on these names; modules are looked up by name, so that the view stays true
-when a layer is wrapped.
+when a layer is wrapped. An encoder-decoder has its layers in the order of computation: those of the encoder are counted
+from 0, and those of the decoder go on from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import torch
@@ -16,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import RecipeError, TargetNotFound
-from luthier.models.families import Family, HeadPart, Roles
+from luthier.models.families import Encoder, Family, HeadPart
 
 ROLE = "role:"
 """What begins a target that names what layers do rather than how they are called."""
@@ -29,6 +30,8 @@ class LayerAnatomy:
     roles: its linear layers by what they do. attention_norm, feedforward_norm: the norms that read the residual stream
     before attention and feed-forward (or, with `Anatomy.norms_first` false, after them); None where there is none.
     attention_post_norm, feedforward_post_norm: norms between what they give and the residual sum.
+    stack: which stack of an encoder-decoder it is in. cross_attention, cross_norm: where a decoder's layer reads the
+    encoder's states, between its attention and its feed-forward, and the norm there; its roles begin with `cross_`.
     """
 
     index: int
@@ -42,6 +45,9 @@ class LayerAnatomy:
     feedforward_norm: str | None
     attention_post_norm: str | None
     feedforward_post_norm: str | None
+    stack: Literal["encoder", "decoder"] = "decoder"
+    cross_attention: str | None = None
+    cross_norm: str | None = None
 
     @property
     def attention_out(self) -> str:
@@ -60,8 +66,11 @@ class Anatomy:
 
     model_type: what transformers calls the architecture; a family may have several.
     norms_first: whether a layer's norms come before attention and feed-forward; else they follow the residual sums.
+    outer_norms: those of what enters the first layer of a stack, and an encoder's final one before a decoder.
+    encoder: in an encoder-decoder, the stack that reads the source; `trunk` is then the decoder.
+    embedding_places: under which names the model keeps the embedding.
     purpose: what the head gives logits of, the words of the vocabulary or classes of whole texts. head: its last linear
-    layer. head_parts: all of them, from the hidden state on. embedding_norm: the norm of what enters the first layer.
+    layer. head_parts: all of them, from the hidden state on.
     """
 
     family: Family
@@ -72,10 +81,12 @@ class Anatomy:
     final_norm: str | None  # a model whose layers end in norms may have none
     head: str
     is_head_tied: bool
+    embedding_places: tuple[str, ...]
     norms_first: bool = True
+    outer_norms: tuple[str, ...] = ()
+    encoder: str | None = None
     purpose: Literal["words", "classes"] = "words"
     head_parts: tuple[HeadPart, ...] = ()
-    embedding_norm: str | None = None
 
     @property
     def head_linears(self) -> tuple[str, ...]:
@@ -83,20 +94,35 @@ class Anatomy:
         return tuple(part.name for part in self.head_parts)
 
     @property
+    def answering(self) -> tuple[LayerAnatomy, ...]:
+        """The layers whose states the head reads: all of them, or a decoder's where there is an encoder too."""
+        return tuple(layer for layer in self.layers if layer.stack == self.layers[-1].stack)
+
+    @property
+    def encoding(self) -> tuple[LayerAnatomy, ...]:
+        """The layers of the encoder of an encoder-decoder; none in other models."""
+        return self.layers[: -len(self.answering)]
+
+    @property
+    def source_readers(self) -> frozenset[str]:
+        """The linear layers of a decoder that read the encoder's states: those that give a cross-attention its keys and values."""
+        return frozenset((*self.of_role("cross_key"), *self.of_role("cross_value")))
+
+    @property
     def linears(self) -> tuple[str, ...]:
         """Every linear layer of every transformer layer; neither embedding nor head."""
         return tuple(name for layer in self.layers for name in layer.linears)
 
     def of_role(self, role: str) -> tuple[str, ...]:
-        """The linear layer of that role in each transformer layer; none if there is no such role."""
-        return tuple(layer.roles[role] for layer in self.layers if role in layer.roles)
+        """The linear layers of that role, in order; none if there is no such role. `key` is that of every attention."""
+        roles = (role, f"cross_{role}")
+        return tuple(name for layer in self.layers for own, name in layer.roles.items() if own in roles)
 
     @property
     def norms(self) -> tuple[str, ...]:
-        """Every norm of every transformer layer, that of the embeddings before them, and the final one."""
-        first = () if self.embedding_norm is None else (self.embedding_norm,)
+        """Every norm: those outside of the transformer layers, those of each, and the final one."""
         final = () if self.final_norm is None else (self.final_norm,)
-        return (*first, *(name for layer in self.layers for name in layer.norms), *final)
+        return (*self.outer_norms, *(name for layer in self.layers for name in layer.norms), *final)
 
     @property
     def hidden_norms(self) -> tuple[str, ...]:
@@ -105,11 +131,28 @@ class Anatomy:
         return tuple(name for name in self.norms if not name.startswith(inside))
 
     def layer_of(self, name: str) -> int | None:
-        """The index of the layer that holds a module or parameter; None for embedding, final norm and head."""
+        """The index of the layer that holds a module or parameter; None for what is outside of the layers."""
         for layer in self.layers:
             if name.startswith(layer.name + "."):
                 return layer.index
         return None
+
+    def lowest_layer(self, names: Iterable[str]) -> int | None:
+        """The first layer that needs a backward pass if these modules or parameters train; None if even the embedding does.
+
+        An encoder's final norm is read by the decoder's first layer.
+        """
+        reached = [len(self.layers)]
+        for name in names:
+            index = self.layer_of(name)
+            outside = tuple(place + "." for place in (*self.head_linears, self.final_norm) if place is not None)
+            if index is not None:
+                reached.append(index)
+            elif self.encoder is not None and f"{name}.".startswith(f"{self.encoder}.{self.family.final_norm}."):
+                reached.append(self.answering[0].index)
+            elif not f"{name}.".startswith(outside):
+                return None
+        return min(reached)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -119,7 +162,7 @@ def is_linear(module: nn.Module) -> bool:
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a layer norm, or one of the families' RMSNorms."""
-    return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm")
+    return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith(("RMSNorm", "T5LayerNorm"))
 
 
 def _join(*names: str) -> str:
@@ -127,48 +170,35 @@ def _join(*names: str) -> str:
 
 
 def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
-    """The anatomy of a loaded model whose layers are not wrapped yet."""
-    layers = []
-    norms = family.norms
-    layers_name = _join(family.trunk, family.layers)
-    purpose, head_parts = _head(model, family)
-    stack = model.get_submodule(layers_name)
-    assert isinstance(stack, nn.ModuleList)
-    for index, layer in enumerate(stack):
-        name = f"{layers_name}.{index}"
-        parts = [(_join(name, part), module) for part, module in layer.named_modules() if part]
-        layers.append(
-            LayerAnatomy(
-                index=index,
-                name=name,
-                attention=_join(name, family.attention),
-                feedforward=_join(name, family.feedforward),
-                linears=tuple(part for part, module in parts if is_linear(module)),
-                norms=tuple(part for part, module in parts if is_norm(module)),
-                roles=_roles(family.roles, name),
-                attention_norm=_first_of(norms.attention, layer, name),
-                feedforward_norm=_first_of(norms.feedforward, layer, name),
-                attention_post_norm=_first_of(norms.attention_post, layer, name),
-                feedforward_post_norm=_first_of(norms.feedforward_post, layer, name),
-            )
+    """The anatomy of a loaded model whose layers are not wrapped yet. Raises RecipeError for an embedding of several tables."""
+    encoder = family.encoder
+    below = () if encoder is None else _read_stack(model, _of_encoder(family, encoder), encoder.trunk, 0)
+    places = tuple(_join(trunk, family.embedding) for trunk in _trunks(family))
+    embedding = places[0] if encoder is None else encoder.shared
+    table = model.get_submodule(embedding).get_parameter("weight")
+    if any(model.get_submodule(place).get_parameter("weight") is not table for place in places):
+        raise RecipeError(
+            "The model's encoder and decoder have embeddings of their own, which Luthier does not tell apart.",
+            "Choose a model whose two stacks share one embedding.",
+            field="model",
         )
-    embedding = _join(family.trunk, family.embedding)
-    head = head_parts[-1].name
-    tensors = [model.get_submodule(name).get_parameter("weight") for name in (embedding, head)]
-    key = family.norm_first_key
+    purpose, head_parts = _head(model, family)
+    head, key = head_parts[-1].name, family.norm_first_key
     return Anatomy(
         family=family,
         model_type=str(model.config.model_type),
         trunk=family.trunk,
         embedding=embedding,
-        layers=tuple(layers),
+        layers=(*below, *_read_stack(model, family, family.trunk, len(below))),
         final_norm=_present(model, family.trunk, family.final_norm),
         head=head,
-        is_head_tied=tensors[0] is tensors[1],
+        is_head_tied=table is model.get_submodule(head).get_parameter("weight"),
+        embedding_places=tuple(dict.fromkeys((embedding, *places))),
         norms_first=family.norms_first if key is None else bool(model.config.to_dict()[key]),
+        outer_norms=_outer_norms(model, family),
+        encoder=None if encoder is None else encoder.trunk,
         purpose=purpose,
         head_parts=head_parts,
-        embedding_norm=_present(model, family.trunk, family.embedding_norm),
     )
 
 
@@ -180,22 +210,72 @@ def _head(model: PreTrainedModel, family: Family) -> tuple[Literal["words", "cla
     return "words", (HeadPart(next(name for name, module in model.named_modules() if module is words)),)
 
 
+def _trunks(family: Family) -> tuple[str, ...]:
+    """The stacks in the order of computation."""
+    return (family.trunk,) if family.encoder is None else (family.encoder.trunk, family.trunk)
+
+
+def _of_encoder(family: Family, encoder: Encoder) -> Family:
+    """The family as its encoder's layers are built."""
+    return replace(family, feedforward=encoder.feedforward, roles=encoder.roles, norms=encoder.norms, cross=None)
+
+
+def _outer_norms(model: PreTrainedModel, family: Family) -> tuple[str, ...]:
+    """The norms outside of the layers, but for the last stack's final one."""
+    found = []
+    for trunk in _trunks(family):
+        found.append(_present(model, trunk, family.embedding_norm))
+        if trunk != family.trunk:
+            found.append(_present(model, trunk, family.final_norm))
+    return tuple(name for name in found if name is not None)
+
+
 def _present(model: nn.Module, trunk: str, part: str | None) -> str | None:
-    """The whole name of a part of the trunk, if the model has it."""
+    """The whole name of a part of a stack, if there is such a part."""
     name = None if part is None else _join(trunk, part)
     return name if name in dict(model.named_modules()) else None
 
 
-def _roles(roles: Roles, layer: str) -> dict[str, str]:
-    names = {
-        "query": roles.query,
-        "key": roles.key,
-        "value": roles.value,
-        "attention_out": roles.attention_out,
-        "up": roles.up,
-        "down": roles.down,
-    }
-    return {role: _join(layer, name) for role, name in names.items()}
+def _read_stack(model: PreTrainedModel, family: Family, trunk: str, first: int) -> tuple[LayerAnatomy, ...]:
+    """The layers of one stack, counted from `first`; the family says how they are built."""
+    norms, cross = family.norms, family.cross
+    stack_name = _join(trunk, family.layers)
+    stack = model.get_submodule(stack_name)
+    assert isinstance(stack, nn.ModuleList)
+    layers = []
+    for number, layer in enumerate(stack):
+        name = f"{stack_name}.{number}"
+        parts = [(_join(name, part), module) for part, module in layer.named_modules() if part]
+        layers.append(
+            LayerAnatomy(
+                index=first + number,
+                name=name,
+                attention=_join(name, family.attention),
+                feedforward=_join(name, family.feedforward),
+                linears=tuple(part for part, module in parts if is_linear(module)),
+                norms=tuple(part for part, module in parts if is_norm(module)),
+                roles=_roles(family, layer, name),
+                attention_norm=_first_of(norms.attention, layer, name),
+                feedforward_norm=_first_of(norms.feedforward, layer, name),
+                attention_post_norm=_first_of(norms.attention_post, layer, name),
+                feedforward_post_norm=_first_of(norms.feedforward_post, layer, name),
+                stack="encoder" if family.kind == "encoder" or trunk != family.trunk else "decoder",
+                cross_attention=None if cross is None else _join(name, cross.attention),
+                cross_norm=None if cross is None else _join(name, cross.norm),
+            )
+        )
+    return tuple(layers)
+
+
+def _roles(family: Family, layer: nn.Module, name: str) -> dict[str, str]:
+    roles, cross = family.roles, family.cross
+    up = _first_of((roles.up,) if isinstance(roles.up, str) else roles.up, layer, name)
+    assert up is not None, "every layer has a feed-forward"
+    names = {"query": roles.query, "key": roles.key, "value": roles.value, "attention_out": roles.attention_out}
+    if cross is not None:
+        names |= {"cross_query": cross.query, "cross_key": cross.key, "cross_value": cross.value}
+        names |= {"cross_attention_out": cross.out}
+    return {**{role: _join(name, part) for role, part in names.items()}, "up": up, "down": _join(name, roles.down)}
 
 
 def _first_of(parts: tuple[str, ...], layer: nn.Module, name: str) -> str | None:
@@ -280,7 +360,8 @@ def find_among(
         return candidates
     for target in targets:
         if not any(_is_meant(anatomy, name, target) for name in candidates):
-            roles = [ROLE + role for role in anatomy.layers[0].roles if set(anatomy.of_role(role)) <= set(modules)]
+            every_role = dict.fromkeys(role for layer in anatomy.layers for role in layer.roles)
+            roles = [ROLE + role for role in every_role if set(anatomy.of_role(role)) <= set(modules)]
             known = [*_endings(candidates), *roles]
             raise TargetNotFound(
                 f"No layer of the model that this method can adapt is called {target!r}.",

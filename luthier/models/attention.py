@@ -2,9 +2,11 @@
 
 Two entries, `luthier` and `luthier-reference`, registered under their own names: no existing entry is changed. In a
 packed call they attend document by document (or under one dense mask); otherwise under the mask that the model made.
-Sliding windows, softcap, scaling and sinks are honoured. A family that passes them in another way must not be packed.
-Learned prefixes of the call stand in for the keys and values of its placeholder tokens; where they have gates, each token
-takes its share of them.
+Sliding windows, softcap, scaling, sinks and biases by position are honoured. A family that passes them in another way
+must not be packed. Learned prefixes of the call stand in for the keys and values of its placeholder tokens; where they have
+gates, each token takes its share of them.
+
+Shapes: B rows, H heads, Q queries, T keys.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
@@ -49,10 +52,11 @@ def _attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     terms = _terms(query, scaling, sliding_window, softcap, s_aux)
-    return _with(packed_attention, module, query, key, value, attention_mask, terms)
+    return _with(packed_attention, module, query, key, value, _biased(attention_mask, position_bias), terms)
 
 
 def _attend_reference(
@@ -66,10 +70,19 @@ def _attend_reference(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     terms = _terms(query, scaling, sliding_window, softcap, s_aux)
-    return _with(packed_attention_reference, module, query, key, value, attention_mask, terms)
+    mask = _biased(attention_mask, position_bias)
+    return _with(packed_attention_reference, module, query, key, value, mask, terms)
+
+
+def _biased(mask: Tensor | None, bias_1HQT: Tensor | None) -> Tensor | None:
+    """A boolean mask and a bias on the scores (T5's, by distance) as one mask that is added to them, (B, H, Q, T)."""
+    if bias_1HQT is None or mask is None:
+        return mask if bias_1HQT is None else bias_1HQT
+    return bias_1HQT.masked_fill(~mask, torch.finfo(bias_1HQT.dtype).min)
 
 
 def _with(
@@ -78,8 +91,12 @@ def _with(
     """The attention output as transformers wants it, shape (B, T, H, E), and no weights."""
     call = current_call()
     segments = call.segments
-    if call.prefixes:
-        k, v = with_prefixes(call.prefixes, int(vars(module)["layer_idx"]), k, v, q.shape[2])
+    crosses = call.source is not None and not vars(module)["is_causal"]
+    prefixes = call.source_prefixes if crosses else call.prefixes
+    if prefixes:
+        k, v = with_prefixes(prefixes, int(vars(module)["layer_idx"]), k, v, k.shape[2] if crosses else q.shape[2])
+    if call.states is not None:
+        call.states[crosses, int(vars(module)["layer_idx"])] = (k, v)
     share_N = None if call.gated is None else taken_shares(call.gated, int(vars(module)["layer_idx"]))
     if call.watched is not None and segments is not None:
         seen_TT = dense_mask(segments, q.shape[2], terms.window, q.device)

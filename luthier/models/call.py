@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -116,6 +116,11 @@ class Call:
     prefixes: learned keys and values that take the place of some tokens' own.
     gated: which of these prefixes each token takes a share of; None where every token takes all of them.
     entering: what enters the layer of this index: those below it compute nothing; None computes all.
+    source: in a decoder's call, the call of the encoder's tokens that its layers read; None where there is no encoder, or
+    where a cache holds what the layers made of them.
+    is_source: whether the tokens are an encoder's.
+    source_prefixes: in a decoder's call, learned keys and values in the place of some of the encoder's tokens.
+    states: takes the keys and values of each attention, by whether it is a cross-attention and its number in its stack.
     """
 
     segments: tuple[Segment, ...] | None
@@ -133,6 +138,15 @@ class Call:
     prefixes: tuple[PlacedPrefix, ...] = ()
     gated: GatedPrefixes | None = None
     entering: tuple[int, Tensor] | None = None
+    source: Call | None = None
+    is_source: bool = False
+    source_prefixes: tuple[PlacedPrefix, ...] = ()
+    states: dict[tuple[bool, int], tuple[Tensor, Tensor]] | None = None
+
+    def again(self) -> Call:
+        """The call for a layer that keeps its inputs alone and is computed again in the backward pass."""
+        source = None if self.source is None else self.source.again()
+        return replace(self, recomputable=None, is_checkpointed=True, source=source)
 
     def at(self, source_N: Tensor) -> Call:
         """The call over chosen positions, which must be in the order of the runs; each keeps its adapter and its key."""
@@ -178,30 +192,46 @@ Adapters = str | None | tuple[str | None, ...]
 
 
 def call_of_batch(batch: Batch, adapters: Adapters, draws: Draws | None) -> Call:
-    """The call that computes a batch: each segment (with its row's padding) under its adapter."""
-    num_tokens = batch.tokens_BT.numel()
-    keys_N = None if draws is None else _keys(batch, draws)
-    segments = batch.segments if batch.layout == "packed" else None
+    """The call that computes a batch: each segment (with its row's padding) under its adapter.
+
+    For an encoder-decoder it is the decoder's, and holds the encoder's.
+    """
+    source = None
+    if batch.sources is not None:
+        positions_BS = batch.sources.positions_BS
+        runs = _runs(batch.sources.segments, positions_BS.numel(), adapters)
+        keys_N = None if draws is None else _keys(batch.sources.segments, batch.documents, positions_BS, draws)
+        source = Call(None, runs, keys_N, draws, is_source=True)
+    return Call(
+        segments=batch.segments if batch.layout == "packed" else None,
+        runs=_runs(batch.segments, batch.tokens_BT.numel(), adapters),
+        keys_N=None if draws is None else _keys(batch.segments, batch.documents, batch.positions_BT, draws),
+        draws=draws,
+        source=source,
+    )
+
+
+def _runs(segments: tuple[Segment, ...], num_tokens: int, adapters: Adapters) -> tuple[Run, ...]:
+    """Which tokens use which adapter."""
     if not isinstance(adapters, tuple):
-        return Call(segments, (Run(0, num_tokens, adapters),), keys_N, draws)
-    assert len(adapters) == len(batch.segments), "one adapter for each segment"
+        return (Run(0, num_tokens, adapters),)
+    assert len(adapters) == len(segments), "one adapter for each segment"
     runs: list[Run] = []
-    ends = [segment.start for segment in batch.segments[1:]] + [num_tokens]
-    for segment, stop, adapter in zip(batch.segments, ends, adapters, strict=True):
+    ends = [segment.start for segment in segments[1:]] + [num_tokens]
+    for segment, stop, adapter in zip(segments, ends, adapters, strict=True):
         if runs and runs[-1].adapter == adapter:
             runs[-1] = Run(runs[-1].start, stop, adapter)
         else:
             runs.append(Run(segment.start, stop, adapter))
-    return Call(segments, tuple(runs), keys_N, draws)
+    return tuple(runs)
 
 
-def _keys(batch: Batch, draws: Draws) -> Tensor:
+def _keys(segments: tuple[Segment, ...], documents: tuple[int, ...], positions_BT: Tensor, draws: Draws) -> Tensor:
     """The tokens' draw keys, from each token's document and its place in it, shape (B·T,)."""
-    device = batch.tokens_BT.device
-    documents_N = torch.zeros(batch.tokens_BT.numel(), dtype=torch.int64, device=device)
-    for segment, document in zip(batch.segments, batch.documents, strict=True):
+    documents_N = torch.zeros(positions_BT.numel(), dtype=torch.int64, device=positions_BT.device)
+    for segment, document in zip(segments, documents, strict=True):
         documents_N[segment.start : segment.end] = document
-    return token_keys(draws.seed, draws.address, documents_N, batch.positions_BT.reshape(-1))
+    return token_keys(draws.seed, draws.address, documents_N, positions_BT.reshape(-1))
 
 
 def prompts_of_batch(batch: Batch) -> Tensor:

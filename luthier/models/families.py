@@ -26,13 +26,14 @@ class Roles:
 
     One layer may give queries, keys and values at once; `fused` then says how its outputs lie: in blocks (all queries,
     all keys, all values), or in groups (some heads' queries, the key and the value that they share, and so on).
+    Of several names the first that a layer has is meant.
     """
 
     query: str
     key: str
     value: str
     attention_out: str
-    up: str
+    up: str | tuple[str, ...]
     down: str
     fused: Literal["blocks", "groups"] | None = None
 
@@ -53,6 +54,33 @@ class Norms:
 
 
 @dataclass(frozen=True)
+class CrossAttention:
+    """Where a decoder's layer reads what the encoder gives: the module, its linear layers and its norm, from the layer."""
+
+    attention: str
+    query: str
+    key: str
+    value: str
+    out: str
+    norm: str
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The encoder of an encoder-decoder.
+
+    trunk: from the model with its head; within it, embedding, layers, attention and norms of the stack are called as in
+    the decoder. feedforward, roles, norms: those of its layers. shared: the embedding of both stacks, from the model.
+    """
+
+    trunk: str
+    shared: str
+    feedforward: str
+    roles: Roles
+    norms: Norms
+
+
+@dataclass(frozen=True)
 class HeadPart:
     """One linear layer of a head, and what is applied to its output."""
 
@@ -62,7 +90,7 @@ class HeadPart:
 
 @dataclass(frozen=True)
 class Family:
-    """Where an architecture keeps its parts.
+    """Where an architecture keeps its parts; in an encoder-decoder, those of the decoder, and apart from them `encoder`.
 
     `layout` is packed where attention goes through transformers' attention interface and positions can be given for each
     token; bucketed where either is missing, and for encoders.
@@ -99,6 +127,11 @@ class Family:
     embedding_norm: str | None = None  # from the trunk: the norm of what enters the first layer
     token_types_key: str | None = None  # in the config: how many texts of a row are told apart
     positions_follow_padding: bool = False  # whether positions begin after the id of the padding token
+    encoder: Encoder | None = None
+    cross: CrossAttention | None = None
+    scaled_head_key: str | None = None  # in the config: true where the final states are divided by √D before the head
+    logit_bias: str | None = None  # from the model with its head: a buffer that is added to the logits
+    positions_end: bool = True  # whether `max_position_embeddings` or `n_positions` of the config is a limit
 
 
 _SCORE = (HeadPart("score"),)
@@ -193,6 +226,21 @@ def _bert_like(
     )
 
 
+def _t5_roles(feedforward: str) -> Roles:
+    """T5's self-attention and feed-forward; the latter has two projections up in its gated form, one in the first."""
+    query, key, value, out = (f"layer.0.SelfAttention.{part}" for part in "qkvo")
+    gated_up, up, down = (f"{feedforward}.DenseReluDense.{part}" for part in ("wi_1", "wi", "wo"))
+    return Roles(query, key, value, out, (gated_up, up), down)
+
+
+def _cross(attention: str, parts: tuple[str, str, str, str], norm: str) -> CrossAttention:
+    """A cross-attention whose linear layers (query, key, value, out) are called so within it."""
+    query, key, value, out = (f"{attention}.{part}" for part in parts)
+    return CrossAttention(attention, query, key, value, out, norm)
+
+
+_BART_ROLES = _roles_apart("out_proj", "fc1", "fc2")
+_BART_NORMS = Norms(("self_attn_layer_norm",), ("final_layer_norm",))
 _GEMMA_NORM = RMSNormForm("eps", gain_offset=1.0)
 
 FAMILIES: tuple[Family, ...] = (
@@ -272,6 +320,28 @@ FAMILIES: tuple[Family, ...] = (
         "roberta",
         (HeadPart("classifier.dense", "tanh"), HeadPart("classifier.out_proj")),
         positions_follow_padding=True,
+    ),
+    Family(
+        model_types=("t5",),
+        kind="encoder-decoder", layout="bucketed", trunk="decoder", embedding="embed_tokens", layers="block",
+        final_norm="final_layer_norm", attention="layer.0.SelfAttention", feedforward="layer.2.DenseReluDense",
+        roles=_t5_roles("layer.2"), norms=Norms(("layer.0.layer_norm",), ("layer.2.layer_norm",)),
+        encoder=Encoder(
+            "encoder", "shared", "layer.1.DenseReluDense", _t5_roles("layer.1"),
+            Norms(("layer.0.layer_norm",), ("layer.1.layer_norm",)),
+        ),
+        cross=_cross("layer.1.EncDecAttention", ("q", "k", "v", "o"), "layer.1.layer_norm"),
+        rms_norm=RMSNormForm("variance_epsilon"), layer_gives_tuple=True, scaled_head_key="scale_decoder_outputs",
+        positions_end=False,
+    ),
+    Family(
+        model_types=("bart",),
+        kind="encoder-decoder", layout="bucketed", trunk="model.decoder", embedding="embed_tokens", layers="layers",
+        final_norm=None, attention="self_attn", feedforward="", embedding_norm="layernorm_embedding",
+        roles=_BART_ROLES, norms=_BART_NORMS,
+        encoder=Encoder("model.encoder", "model.shared", "", _BART_ROLES, _BART_NORMS),
+        cross=_cross("encoder_attn", ("q_proj", "k_proj", "v_proj", "out_proj"), "encoder_attn_layer_norm"),
+        norms_first=False, logit_bias="final_logits_bias",
     ),
 )  # fmt: skip
 

@@ -1,4 +1,8 @@
-"""A language model behind one small view: its parts by role, and a forward pass from batches to log-probabilities."""
+"""A language model behind one small view: its parts by role, and a forward pass from batches to log-probabilities.
+
+An encoder-decoder runs twice for a batch: its encoder over the sources, then its decoder over the batch's own tokens.
+Shapes: B rows, T tokens of a row, S tokens of a source, D width, N learned targets, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from luthier.errors import RecipeError
 from luthier.models.anatomy import Anatomy, config_number
@@ -31,11 +35,11 @@ from luthier.models.heads import ACTIVATIONS, classes_of
 from luthier.models.positions import context_length, first_position
 from luthier.models.recomputed import recompute_layers
 from luthier.models.sides import Side, combined, skip_layers, tap_layers
+from luthier.models.stacks import Encoded, encoded, last_states
 from luthier.models.trunk import TrunkCache
-from luthier.models.virtual_tokens import VirtualTokens, keep_prefixes, placed_prefixes, shown_positions
+from luthier.models.virtual_tokens import VirtualTokens, shown_positions
 from luthier.ops.head import LogitsOf, token_logprobs, token_logprobs_recomputed, token_logprobs_reference
-from luthier.ops.recompute import Recomputable
-from luthier.types import Batch, Layout, Segment, Targets
+from luthier.types import Batch, Layout, Segment, Sources, Targets
 
 
 @dataclass(frozen=True)
@@ -142,8 +146,20 @@ class LanguageModel:
         pad = self.tokenizer.pad_token_id
         return pad if isinstance(pad, int) else 0
 
+    @property
+    def answer_start(self) -> int | None:
+        """The token that an encoder-decoder's decoder begins with; None for a model of one stream."""
+        if self.anatomy.encoder is None:
+            return None
+        assert self.hf.generation_config is not None
+        start: int | None = self.hf.generation_config.decoder_start_token_id
+        return start
+
     def num_virtual(self, adapter: str | None) -> int:
-        """How many placeholders a document must begin with under an adapter, because it puts virtual tokens there."""
+        """How many placeholders a document must begin with under an adapter, because it puts virtual tokens there.
+
+        In an encoder-decoder, the source must.
+        """
         virtual = None if adapter is None else self.virtual_tokens.get(adapter)
         return 0 if virtual is None else virtual.count
 
@@ -151,6 +167,11 @@ class LanguageModel:
         """Whether documents may share the tokens of a common beginning under an adapter: it treats them alike."""
         edit = None if adapter is None else self.edits.get(adapter)
         return edit is None or edit.shares_tokens
+
+    def num_virtual_answer(self, adapter: str | None) -> int:
+        """How many placeholders an encoder-decoder's answer must begin with under an adapter: as many, for a prefix."""
+        virtual = None if adapter is None or self.anatomy.encoder is None else self.virtual_tokens.get(adapter)
+        return 0 if virtual is None or virtual.prefix is None else virtual.count
 
     def hidden(self, batch: Batch, adapters: Adapters = None, draws: Draws | None = None) -> Tensor:
         """The hidden states after the final norm, shape (B, T, D)."""
@@ -167,6 +188,10 @@ class LanguageModel:
 
     def _hidden(self, batch: Batch, call: Call) -> Tensor:
         inputs = self._inputs(batch)
+        if batch.sources is not None:
+            assert call.source is not None
+            read = self._encoded(batch.sources, call.source)
+            return self._trunk(replace(call, source=read.call), **inputs, **read.inputs)
         if self.trunk_cache is None:
             return self._trunk(call, **inputs)
         held = self.trunk_cache.read(batch)
@@ -177,6 +202,13 @@ class LanguageModel:
         assert call.tapped is not None
         self.trunk_cache.write(batch, call.tapped)
         return hidden_BTD
+
+    def _encoded(self, sources: Sources, call: Call) -> Encoded:
+        sides = self._sides_of(call)
+        if any(side.reads_sources for side in sides.values()):
+            call = replace(call, tapped={})
+        with torch.no_grad() if all(run.adapter in sides for run in call.runs) else nullcontext():
+            return encoded(self.hf, self.anatomy, self.virtual_tokens, sources, call, self.fast.norm)
 
     @property
     def _tells_token_types(self) -> bool:
@@ -224,21 +256,13 @@ class LanguageModel:
 
     def _base(self, call: Call, inputs: dict[str, Any]) -> Tensor:
         positions_N = inputs["position_ids"].reshape(-1)
-        prefixes = placed_prefixes(self.virtual_tokens, call.runs, positions_N)
         edits = placed_edits(self.edits, call, positions_N, self.num_virtual)
         gated = gated_prefixes(self.virtual_tokens, call.runs, call.segments, positions_N, inputs.get("attention_mask"))
-        call = replace(call, positions_N=positions_N, prefixes=prefixes, gated=gated, edits=edits)
-        inputs = {**inputs, "position_ids": shown_positions(self.virtual_tokens, call.runs, inputs["position_ids"])}
-        recomputable = Recomputable() if self.fast.norm and torch.is_grad_enabled() else None
-        with (
-            calling(replace(call, recomputable=recomputable)),
-            nullcontext() if recomputable is None else recomputable.hooks(),
-        ):
-            output = self.hf.get_submodule(self.anatomy.trunk)(**self._placed(inputs))
-        hidden_BTD: Tensor = output.last_hidden_state
-        if prefixes and "past_key_values" in inputs:
-            keep_prefixes(prefixes, inputs["past_key_values"], hidden_BTD.shape[1])
-        return hidden_BTD
+        call = replace(call, gated=gated, edits=edits)
+        own = self._placed(
+            {**inputs, "position_ids": shown_positions(self.virtual_tokens, call.runs, inputs["position_ids"])}
+        )
+        return last_states(self.hf, self.anatomy, self.virtual_tokens, call, own, positions_N, self.fast.norm)
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         """What the trunk is called with."""
@@ -340,6 +364,20 @@ class LanguageModel:
         self._hidden(batch, replace(self._call(batch, adapters), watched=watched))
         return torch.cat(watched)
 
+    @torch.no_grad()
+    def attention_states(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """The keys and values that the base has at each place of attention, each (B, K, T, E).
+
+        In an encoder-decoder: first those of the encoder, then the decoder's own, then those of its cross-attention.
+        """
+        call = call_of_batch(batch, None, None)
+        source = None if call.source is None else replace(call.source, states={})
+        call = replace(call, source=source, states={})
+        self._hidden(batch, call)
+        assert call.states is not None
+        read = [] if source is None or source.states is None else [source.states[key] for key in sorted(source.states)]
+        return [*read, *(call.states[key] for key in sorted(call.states))]
+
     def prefill(
         self,
         tokens_1T: Tensor,
@@ -369,16 +407,20 @@ class LanguageModel:
         tokens_BT: Tensor,
         positions_BT: Tensor,
         mask_BL: Tensor,
-        cache: DynamicCache,
+        cache: Cache,
         adapters: str | None = None,
+        read: Encoded | None = None,
     ) -> Tensor:
         """fp32 logits of the token that follows each row, shape (B, V); the new keys and values go into `cache`.
 
-        mask_BL covers the cached and the new positions; rows are padded on the left. With an empty cache they are prompts.
+        mask_BL covers the cached and the new positions; rows are padded on the left, but for an encoder-decoder, where
+        none is padded. read: what its encoder gave for the rows.
         """
         call = Call(None, (Run(0, tokens_BT.numel(), adapters),))
         if cache.get_seq_length() == 0 and self._edits_in(call):
             call = replace(call, prompt_N=prompts_of_rows(positions_BT, mask_BL))
+        if read is not None and cache.get_seq_length() == 0:  # else the cache holds what the layers made of it
+            call = replace(call, source=read.call)
         with torch.inference_mode():
             hidden_BTD = self._trunk(
                 call,
@@ -387,9 +429,16 @@ class LanguageModel:
                 attention_mask=mask_BL,
                 past_key_values=cache,
                 use_cache=True,
+                **({} if read is None else read.inputs),
             )
             last_BD = hidden_BTD[:, -1]
         return self._next_logits(last_BD, adapters)
+
+    @torch.inference_mode()
+    def encode(self, sources: Sources, adapters: str | None = None) -> Encoded:
+        """What the encoder of an encoder-decoder gives for sources, for `decode` to read."""
+        runs = (Run(0, sources.tokens_BS.numel(), adapters),)
+        return self._encoded(sources, Call(None, runs, is_source=True))
 
     def _next_logits(self, last_BD: Tensor, adapters: str | None) -> Tensor:
         with torch.inference_mode(), calling(Call(None, (Run(0, len(last_BD), adapters),))):
@@ -403,12 +452,22 @@ class LanguageModel:
                 hidden_ND = hidden_ND if part.activation is None else ACTIVATIONS[part.activation](hidden_ND)
             return hidden_ND
         logits_NV: Tensor = self.hf.get_submodule(self.anatomy.head)(self._scaled(hidden_ND))
+        if self._logit_bias is not None:
+            logits_NV = logits_NV + self._logit_bias
         softcap = self._softcap
         return logits_NV if softcap is None else torch.tanh(logits_NV / softcap) * softcap
 
     def _scaled(self, hidden_ND: Tensor) -> Tensor:
         divisor = config_number(self.hf.config, self.anatomy.family.logit_divisor_key)
+        if config_number(self.hf.config, self.anatomy.family.scaled_head_key):
+            divisor = hidden_ND.shape[1] ** 0.5
         return hidden_ND if divisor is None else hidden_ND / divisor
+
+    @property
+    def _logit_bias(self) -> Tensor | None:
+        """What the family adds to the logits beside the head's own bias, shape (V,)."""
+        name = self.anatomy.family.logit_bias
+        return None if name is None else self.hf.get_buffer(name).reshape(-1)
 
     @property
     def _softcap(self) -> float | None:
@@ -431,7 +490,7 @@ class LanguageModel:
         is_plain = type(head) in (nn.Linear, FastLinear) and not head.weight.requires_grad
         if not is_plain or torch.is_autocast_enabled(hidden_ND.device.type):
             return token_logprobs_recomputed(hidden_ND, tokens_N, logits_of)
-        bias_V = head.bias if isinstance(head, nn.Linear) else None
+        bias_V = head.bias if isinstance(head, nn.Linear) and head.bias is not None else self._logit_bias
         return token_logprobs(self._scaled(hidden_ND), tokens_N, head.get_parameter("weight"), bias_V, self._softcap)
 
     def checkpoint_layers(self) -> None:

@@ -14,7 +14,15 @@ from luthier.models.fast_layers import use_fast_layers
 from luthier.models.heads import ClassHead, read_class_weights, rest_pooler
 from luthier.models.language_model import FastModel, Identity, LanguageModel
 from luthier.models.settings import ModelSettings
-from luthier.models.sources import ModelSource, fingerprint, locate, read_config, read_tokenizer, read_weights
+from luthier.models.sources import (
+    ModelSource,
+    fingerprint,
+    locate,
+    read_answer_start,
+    read_config,
+    read_tokenizer,
+    read_weights,
+)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -75,6 +83,12 @@ def load_model(
             "Choose a model that was made for writing.",
             field="model",
         )
+    if family.encoder is not None and source.gguf is not None:
+        raise RecipeError(
+            f"{settings.name} is an encoder-decoder in a GGUF file, which Luthier does not read.",
+            "Use the model's safetensors folder.",
+            field="model",
+        )
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     fast = fast or FastModel()
@@ -85,6 +99,8 @@ def load_model(
         hf = read_weights(source, config, dtype, attn_implementation=implementation)
     else:
         hf, new_head = read_class_weights(source, config, family, head, dtype, attn_implementation=implementation)
+    if family.encoder is not None and hf.generation_config is not None:
+        hf.generation_config.decoder_start_token_id = read_answer_start(source, config)
     rest_pooler(hf, family)
     anatomy = read_anatomy(hf, family)
     use_fast_layers(hf, anatomy, norm=fast.norm, gated_mlp=fast.gated_mlp, linear=fast.linear)

@@ -10,7 +10,7 @@ from luthier.models.families import family_of
 def context_length(config: PreTrainedConfig) -> int | None:
     """The most positions that the model was made for; None if its config does not say."""
     values = config.to_dict()
-    for key in ("max_position_embeddings", "n_positions"):
+    for key in ("max_position_embeddings", "n_positions") if family_of(config.model_type).positions_end else ():
         if values.get(key) is not None:
             return int(values[key]) - first_position(config)
     return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        call = replace(current_call(), recomputable=None, is_checkpointed=True)
+        call = current_call().again()
         return checkpoint(
             forward,
             *args,

@@ -26,21 +26,27 @@ class Side(nn.Module, ABC):
     def taps(self) -> tuple[int, ...]:
         """The numbers of the states that it reads."""
 
+    @property
+    def reads_sources(self) -> bool:
+        """Whether it reads what an encoder's layers give, too: the current call's source then holds it."""
+        return False
+
     @abstractmethod
     def forward(self, tapped: Mapping[int, Tensor], inputs: Mapping[str, Any]) -> Tensor:
         """Hidden states (B, T, D) in the place of those after the base's final norm.
 
-        tapped: what each layer gave, before the final norm, by 1, 2, … L; 0 is what entered the first layer.
+        tapped: what each layer gave, before the final norm, by 1, 2, … L; 0 is what entered the first layer. In an
+        encoder-decoder these are the decoder's layers.
         inputs: what the base's trunk was called with (positions, mask, cache).
         """
 
 
 def tap_layers(hf: PreTrainedModel, anatomy: Anatomy) -> None:
-    """From now on, note what each layer gives in the calls that ask for it."""
-    first = hf.get_submodule(anatomy.layers[0].name)
-    first.register_forward_pre_hook(_note_input, with_kwargs=True)
-    for layer in anatomy.layers:
-        hf.get_submodule(layer.name).register_forward_hook(_noting(layer.index + 1))
+    """From now on, note what each layer gives in the calls that ask for it; each stack is counted on its own."""
+    for stack in (anatomy.encoding, anatomy.answering) if anatomy.encoding else (anatomy.answering,):
+        hf.get_submodule(stack[0].name).register_forward_pre_hook(_note_input, with_kwargs=True)
+        for number, layer in enumerate(stack, start=1):
+            hf.get_submodule(layer.name).register_forward_hook(_noting(number))
 
 
 def _note_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

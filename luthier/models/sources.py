@@ -20,6 +20,7 @@ from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -287,7 +288,7 @@ def read_weights(
         model, report = read_gguf_weights(source.gguf, config, dtype, attn_implementation)
         check_complete(source.gguf, report)
         return model
-    model, report = read_folder(AutoModelForCausalLM, source, config, dtype, attn_implementation)
+    model, report = read_folder(_class_of(config), source, config, dtype, attn_implementation)
     check_complete(source.folder, report)
     return model
 
@@ -316,6 +317,32 @@ def read_folder(
         )
     model, report = loaded
     return model, report
+
+
+def _class_of(config: PreTrainedConfig) -> Any:
+    """What transformers loads a language model with: of one stack, or an encoder-decoder."""
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def read_answer_start(source: ModelSource, config: PreTrainedConfig) -> int | None:
+    """The token that an encoder-decoder's decoder begins with; None for a model of one stack.
+
+    transformers keeps it in either of two files, and some have it as the class's default or, as T5, mean the padding token.
+    Raises RecipeError if there is none.
+    """
+    if not config.is_encoder_decoder:
+        return None
+    files = [source.folder / name for name in ("generation_config.json", "config.json")]
+    stated = [read_json(file).get("decoder_start_token_id") for file in files if file.is_file()]
+    own = config.to_dict()
+    for token in (*stated, own.get("decoder_start_token_id"), own.get("pad_token_id")):
+        if isinstance(token, int):
+            return token
+    raise RecipeError(
+        f"{source.name} does not say which token its decoder begins with.",
+        "Set decoder_start_token_id in its generation_config.json.",
+        field="model",
+    )
 
 
 def check_complete(place: Path, report: dict[str, Any]) -> None:

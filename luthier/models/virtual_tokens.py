@@ -6,7 +6,12 @@ the model as they are, and in each layer's attention exchanges the keys and valu
 rotation of keys: what they compute themselves is seen by nobody. The model may be shown other positions than those by
 which the placeholders are known: with `takes_positions` false a document's own tokens are at 0 and on.
 
-Shapes: L layers, V virtual tokens, M placeholders of a call, B rows, T new tokens of a row, C columns of keys (cached ones
+In an encoder-decoder the placeholders stand before the source. A soft prompt is at work there alone. A prefix needs them
+before the answer too, and has learned keys and values for the attention within either stack, and for the cross-attention
+at the places of the source's placeholders.
+
+Shapes: L places of attention (one a layer; in an encoder-decoder one for each layer of the encoder, then one for each of
+the decoder, then one for each cross-attention), V virtual tokens, M placeholders of a call, B rows, T new tokens of a row, C columns of keys (cached ones
 first), K key/value heads, E head width, S = 2 for keys and values.
 """
 
@@ -20,6 +25,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from luthier.models.anatomy import Anatomy
 from luthier.models.call import Gate, PlacedPrefix, Run
 
 
@@ -27,7 +33,7 @@ from luthier.models.call import Gate, PlacedPrefix, Run
 class VirtualTokens:
     """What an adapter puts before every document.
 
-    prefix: computes the learned keys and values of every layer, shape (L, 2, V, K, E); None if the virtual tokens have
+    prefix: computes the learned keys and values of every place, shape (L, 2, V, K, E); None if the virtual tokens have
     embeddings instead. gate: which share of the prefix each token takes; None if it takes all of it.
     takes_positions: whether the model counts them among a document's positions.
     """
@@ -49,12 +55,24 @@ def shown_positions(known: Mapping[str, VirtualTokens], runs: Sequence[Run], pos
     return shown_N.view(positions_BT.shape)
 
 
+def attention_places(anatomy: Anatomy) -> tuple[slice, slice, slice]:
+    """Which places of attention are those of an encoder, of a decoder, and of its cross-attention."""
+    read, written = len(anatomy.encoding), len(anatomy.answering)
+    return slice(0, read), slice(read, read + written), slice(read + written, read + 2 * written)
+
+
 def placed_prefixes(
-    known: Mapping[str, VirtualTokens], runs: Sequence[Run], positions_N: Tensor
+    known: Mapping[str, VirtualTokens],
+    runs: Sequence[Run],
+    positions_N: Tensor,
+    computed: dict[str, Tensor],
+    places: slice = slice(None),
 ) -> tuple[PlacedPrefix, ...]:
-    """The prefixes of the adapters of a call, where the call holds placeholders; each prefix is computed once."""
+    """The prefixes of the adapters of a call, where the call holds placeholders; of each, what is learned for `places`.
+
+    computed: takes each prefix by its adapter's name, so that it is computed once.
+    """
     placed: list[PlacedPrefix] = []
-    computed: dict[str, Tensor] = {}
     for run in runs:
         virtual = None if run.adapter is None else known.get(run.adapter)
         if run.adapter is None or virtual is None or virtual.prefix is None:
@@ -65,7 +83,7 @@ def placed_prefixes(
             continue
         if run.adapter not in computed:
             computed[run.adapter] = virtual.prefix()
-        placed.append(PlacedPrefix(token_M + run.start, own_N[token_M], computed[run.adapter]))
+        placed.append(PlacedPrefix(token_M + run.start, own_N[token_M], computed[run.adapter][places]))
     return tuple(placed)
 
 
@@ -94,7 +112,10 @@ def cached(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
 
 
 def keep_prefixes(prefixes: Sequence[PlacedPrefix], cache: DynamicCache, num_new: int) -> None:
-    """Overwrite the placeholders' own keys and values, which the layers have just put into the cache."""
+    """Overwrite the placeholders' own keys and values, which the layers have just put into the cache.
+
+    num_new: how many columns they put there.
+    """
     for index, (k_BKCE, v_BKCE) in enumerate(cached(cache)):
         k_BCKE, v_BCKE = k_BKCE.transpose(1, 2), v_BKCE.transpose(1, 2)
         for prefix in prefixes:

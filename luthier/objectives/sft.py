@@ -30,6 +30,7 @@ class SFT(Objective):
             sample_N=np.zeros(len(learned_N), dtype=np.int64),
             document=document,
             origin=origin,
+            source_S=rendered.source_S,
         )
 
     def loss_sum(self, logprob_N: Tensor, targets: Targets) -> Tensor:

@@ -92,7 +92,10 @@ def dense_mask(segments: Sequence[Segment], num_tokens: int, window: int | None,
 def masked_attention(
     q_BHQE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, mask: Tensor | None, terms: AttentionTerms
 ) -> Tensor:
-    """Attention under a boolean mask that broadcasts to (B, H, Q, T); None sees everything. Shape (B, H, Q, E)."""
+    """Attention under a mask that broadcasts to (B, H, Q, T); None sees everything. Shape (B, H, Q, E).
+
+    A mask of truth values says what is seen; one of numbers is added to the scores, in plain attention only.
+    """
     if terms.is_plain and q_BHQE.shape[2] == 1 and q_BHQE.shape[1] != k_BKTE.shape[1]:
         # one new token: the heads that share keys go in as its queries, so that the keys are read once for all of them
         q_BKGE = q_BHQE.reshape(len(q_BHQE), k_BKTE.shape[1], -1, q_BHQE.shape[-1])

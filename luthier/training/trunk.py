@@ -32,8 +32,8 @@ def open_trunk_cache(
     announce: Callable[[str], None],
 ) -> TrunkCache | None:
     """The cache in a run's folder; None where it would not serve, or would take more disk than the recipe allows."""
-    if not keeps_trunk(settings, attachment, len(dataset.train)):
-        return None
+    if model.anatomy.encoder is not None or not keeps_trunk(settings, attachment, len(dataset.train)):
+        return None  # a decoder's layers read what its encoder gives too, which is not kept
     width = int(model.hf.config.hidden_size)
     dtype = DTYPES[settings.trunk_cache_dtype]
     num_tokens = sum(example.num_tokens for example in (*dataset.train, *dataset.validation))

@@ -64,6 +64,7 @@ class TinyDecoder:
         self.stop_ids = frozenset(stop_ids)
         self.context_length = context
         self.layout = "bucketed"
+        self.answer_start = None
         self.device = torch.device("cpu")
         self.shapes: list[tuple[int, int]] = []
         self.adapters: list[str | None] = []
@@ -96,6 +97,7 @@ class Script:
         self.stop_ids = frozenset([len(self.tokenizer) - 1])
         self.context_length = None
         self.layout = "bucketed"
+        self.answer_start = None
         self.device = torch.device("cpu")
         self._tokens = list(tokens)
         self._said = 0

@@ -97,13 +97,15 @@ EXAMPLES: tuple[Method, ...] = (
     ),
 )
 
-FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")
+FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new", "t5", "t5-gated", "bart")
 ENCODERS = ("bert", "roberta")
 """Families that read whole texts: their head is over classes, and its last layer is new."""
 
 REFUSED: dict[tuple[str, str], str] = {
     ("bitfit", "gemma2"): "no bias",
     ("bitfit", "phi3"): "no bias",
+    ("bitfit", "t5"): "no bias",
+    ("bitfit", "t5-gated"): "no bias",
     ("prefix-tuning", "falcon-new"): "takes no learned prefix",
     ("mam", "falcon-new"): "takes no learned prefix",
     ("unipelt", "falcon-new"): "takes no learned prefix",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from luthier.data.packing import collate
-from luthier.types import Batch, Example, Layout, Origin, Part, Pooled
+from luthier.types import Batch, Example, IntArray, Layout, Origin, Part, Pooled
 
 
 def random_row(length: int, document: int, learned: float = 0.6) -> Example:
@@ -33,6 +34,21 @@ def random_row(length: int, document: int, learned: float = 0.6) -> Example:
 def random_rows(lengths: Sequence[int]) -> list[Example]:
     """One document for each length."""
     return [random_row(length, document) for document, length in enumerate(lengths)]
+
+
+def with_sources(examples: Sequence[Example]) -> list[Example]:
+    """The documents as answers of an encoder-decoder, each to a source of random tokens."""
+    return [replace(example, source_S=_source(example.document)) for example in examples]
+
+
+def _source(document: int) -> IntArray:
+    draw = np.random.default_rng(document + 77)
+    return draw.integers(3, VOCABULARY, (5, 3, 8, 4, 1)[document % 5], dtype=np.int64)
+
+
+def answers_of(lengths: Sequence[int]) -> Batch:
+    """One answer of each length as one batch for an encoder-decoder."""
+    return collate(with_sources(random_rows(lengths)), "bucketed", pad_id=0)
 
 
 def class_row(length: int, document: int, pooled: Pooled) -> Example:
@@ -65,9 +81,10 @@ def plain_logprobs(hf: PreTrainedModel, examples: Sequence[Example]) -> Tensor:
     pieces = []
     for example in examples:
         tokens_T = torch.from_numpy(example.parts[0].tokens_T)
-        logits_TV = hf(input_ids=tokens_T[None], use_cache=False).logits[
-            0, -len(tokens_T) :
-        ]  # a soft prompt has its own
+        inputs = {"input_ids": tokens_T[None]}
+        if example.source_S is not None:
+            inputs = {"input_ids": torch.from_numpy(example.source_S)[None], "decoder_input_ids": tokens_T[None]}
+        logits_TV = hf(**inputs, use_cache=False).logits[0, -len(tokens_T) :]  # a soft prompt has its own
         logprob_TV = logits_TV.float().log_softmax(-1)
         pieces.append(logprob_TV[torch.from_numpy(example.source_N), torch.from_numpy(example.token_N)])
     return torch.cat(pieces)

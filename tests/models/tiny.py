@@ -12,10 +12,10 @@ from typing import Any, Literal
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
@@ -51,6 +51,17 @@ _GPT2 = {
     "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 _OPT = {**_WIDE, "ffn_dim": 40, "word_embed_proj_dim": 32}
+_T5 = {
+    "vocab_size": VOCABULARY, "d_model": 32, "d_kv": 6, "num_heads": 4, "d_ff": 40, "num_layers": 2,
+    "num_decoder_layers": 3, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 9,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+_BART = {
+    "vocab_size": VOCABULARY, "d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 40, "decoder_ffn_dim": 48, "max_position_embeddings": 64,
+    "scale_embedding": True, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2,
+    "forced_eos_token_id": None,
+}  # fmt: skip
 _ENCODER = {**_WIDE, "intermediate_size": 40}
 _FALCON = {**_WIDE, "ffn_hidden_size": 40, "alibi": False, "bias": True}
 
@@ -91,13 +102,20 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon": ("falcon", {**_FALCON, "multi_query": True, "parallel_attn": True}),
     "falcon-new": ("falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
     "falcon-alibi": ("falcon", {**_FALCON, "alibi": True, "multi_query": False, "parallel_attn": False}),
+    "t5": ("t5", _T5),
+    "t5-gated": ("t5", {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "bart": ("bart", _BART),
     "bert": ("bert", {**_ENCODER, "type_vocab_size": 2}),
     "roberta": ("roberta", {**_ENCODER, "pad_token_id": 1, "type_vocab_size": 1, "max_position_embeddings": 66}),
 }  # fmt: skip
 """Our name → transformers' `model_type`, and the config."""
 
 ENCODERS = ("bert", "roberta")
-NAMES = tuple(name for name in CONFIGS if name not in ENCODERS)
+ENCODER_DECODERS = ("t5", "t5-gated", "bart")
+STARTS = {"t5": 0, "t5-gated": 0, "bart": 2}
+"""The token that the decoder of each begins with."""
+
+NAMES = tuple(name for name in CONFIGS if name not in (*ENCODERS, *ENCODER_DECODERS))
 CLASSES = ("angry", "happy", "neutral")
 PACKED = tuple(name for name in NAMES if not name.startswith("falcon"))
 
@@ -121,13 +139,15 @@ def plain_model(
     purpose: what its head is over; unset, what the family's models are made for.
     """
     config = tiny_config(name)
-    auto: Any = AutoModelForCausalLM
+    auto: Any = AutoModelForSeq2SeqLM if name in ENCODER_DECODERS else AutoModelForCausalLM
     if (purpose or purpose_of(name)) == "classes":
         name_classes(config, CLASSES)
         auto = AutoModelForSequenceClassification
     with torch.random.fork_rng():
         hf = auto.from_config(config, attn_implementation=attention)
-    for key, parameter in hf.named_parameters():
+    if name in ENCODER_DECODERS:
+        hf.generation_config.decoder_start_token_id = STARTS[name]
+    for key, parameter in (*hf.named_parameters(), *_biases_of_logits(hf)):
         generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
         with torch.no_grad():
             parameter.copy_(_start(key, parameter, generator))
@@ -135,10 +155,15 @@ def plain_model(
     return model
 
 
-def _start(key: str, parameter: nn.Parameter, generator: torch.Generator) -> torch.Tensor:
+def _biases_of_logits(hf: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
+    return [(key, buffer) for key, buffer in hf.named_buffers() if key == "final_logits_bias"]
+
+
+def _start(key: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     draw = torch.randn(parameter.shape, generator=generator)
     if parameter.dim() > 1:
-        return draw * (0.25 if "emb" in key or "wte" in key else parameter.shape[-1] ** -0.5)
+        is_table = any(part in key for part in ("emb", "wte", "shared"))
+        return draw * (0.25 if is_table else parameter.shape[-1] ** -0.5)
     return draw * 0.3 + (1.0 if key.endswith("weight") else 0.0)
 
 

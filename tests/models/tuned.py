@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from models.rows import class_rows, random_rows
+from models.rows import class_rows, random_rows, with_sources
 from models.tiny import CONFIGS
 from torch import Tensor
 
@@ -41,15 +41,17 @@ def every_target(model: LanguageModel) -> tuple[str, ...]:
 
 
 def usual_rows(model: LanguageModel) -> list[Example]:
-    """The usual rows, with classes where the model's head is over classes."""
-    return class_rows(LENGTHS, model.anatomy.family.pooled) if model.classes else random_rows(LENGTHS)
+    """The usual rows, with classes where the model's head is over classes, with sources for an encoder-decoder."""
+    if model.classes:
+        return class_rows(LENGTHS, model.anatomy.family.pooled)
+    return random_rows(LENGTHS) if model.answer_start is None else with_sources(random_rows(LENGTHS))
 
 
 def usual_batch(model: LanguageModel, adapters: Adapters) -> Batch:
     """The usual rows as one batch for these adapters: each row behind the placeholders of its own."""
     names = adapters if isinstance(adapters, tuple) else (adapters,) * len(LENGTHS)
     pairs = zip(usual_rows(model), names, strict=True)
-    rows = [with_placeholders(row, model.num_virtual(name)) for row, name in pairs]
+    rows = [with_placeholders(row, model.num_virtual(name), model.num_virtual_answer(name)) for row, name in pairs]
     return collate(rows, model.layout, pad_id=0).to(model.device)
 
 
