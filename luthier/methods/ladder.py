@@ -43,10 +43,11 @@ from luthier.methods.adapter_files import OwnForm
 from luthier.methods.contract import Group, Kin, Traits
 from luthier.methods.pruning import Kept, prune_layer, strongest_channels
 from luthier.methods.side import SideMethod
-from luthier.models.anatomy import Anatomy, LayerAnatomy, read_anatomy
+from luthier.models.anatomy import Anatomy, LayerAnatomy
 from luthier.models.call import calling, current_call
 from luthier.models.fast_layers import use_fast_layers
 from luthier.models.language_model import LanguageModel
+from luthier.models.reading import read_anatomy
 from luthier.models.sides import LaterLayers, Side
 
 _WIDTHS = (

@@ -31,7 +31,8 @@ from luthier.models.call import (
 from luthier.models.edits import StreamEdit, edit_layers, placed_edits
 from luthier.models.fast_layers import FastLinear
 from luthier.models.gated_prefixes import gated_prefixes, note_shares
-from luthier.models.heads import ACTIVATIONS, classes_of
+from luthier.models.heads import classes_of
+from luthier.models.logits import logit_bias, logits, scaled, softcap
 from luthier.models.positions import context_length, first_position
 from luthier.models.recomputed import recompute_layers
 from luthier.models.sides import Side, combined, skip_layers, tap_layers
@@ -156,10 +157,7 @@ class LanguageModel:
         return start
 
     def num_virtual(self, adapter: str | None) -> int:
-        """How many placeholders a document must begin with under an adapter, because it puts virtual tokens there.
-
-        In an encoder-decoder, the source must.
-        """
+        """How many placeholders a document (for an encoder-decoder, a source) must begin with for an adapter's virtual tokens."""
         virtual = None if adapter is None else self.virtual_tokens.get(adapter)
         return 0 if virtual is None else virtual.count
 
@@ -442,43 +440,14 @@ class LanguageModel:
 
     def _next_logits(self, last_BD: Tensor, adapters: str | None) -> Tensor:
         with torch.inference_mode(), calling(Call(None, (Run(0, len(last_BD), adapters),))):
-            return self._logits(last_BD).float()
-
-    def _logits(self, hidden_ND: Tensor) -> Tensor:
-        """The head's logits, with what the family does to them, shape (N, V): of words, or of classes."""
-        if self.anatomy.purpose == "classes":
-            for part in self.anatomy.head_parts:
-                hidden_ND = self.hf.get_submodule(part.name)(hidden_ND)
-                hidden_ND = hidden_ND if part.activation is None else ACTIVATIONS[part.activation](hidden_ND)
-            return hidden_ND
-        logits_NV: Tensor = self.hf.get_submodule(self.anatomy.head)(self._scaled(hidden_ND))
-        if self._logit_bias is not None:
-            logits_NV = logits_NV + self._logit_bias
-        softcap = self._softcap
-        return logits_NV if softcap is None else torch.tanh(logits_NV / softcap) * softcap
-
-    def _scaled(self, hidden_ND: Tensor) -> Tensor:
-        divisor = config_number(self.hf.config, self.anatomy.family.logit_divisor_key)
-        if config_number(self.hf.config, self.anatomy.family.scaled_head_key):
-            divisor = hidden_ND.shape[1] ** 0.5
-        return hidden_ND if divisor is None else hidden_ND / divisor
-
-    @property
-    def _logit_bias(self) -> Tensor | None:
-        """What the family adds to the logits beside the head's own bias, shape (V,)."""
-        name = self.anatomy.family.logit_bias
-        return None if name is None else self.hf.get_buffer(name).reshape(-1)
-
-    @property
-    def _softcap(self) -> float | None:
-        return config_number(self.hf.config, self.anatomy.family.softcap_key)
+            return logits(self.hf, self.anatomy, last_BD).float()
 
     def head_of(self, call: Call) -> LogitsOf:
         """The head as a function of the hidden states of neighbouring positions of a call."""
 
         def logits_of(chunk_ND: Tensor, start: int) -> Tensor:
             with calling(call.slice(start, start + len(chunk_ND))):
-                return self._logits(chunk_ND)
+                return logits(self.hf, self.anatomy, chunk_ND)
 
         return logits_of
 
@@ -490,8 +459,10 @@ class LanguageModel:
         is_plain = type(head) in (nn.Linear, FastLinear) and not head.weight.requires_grad
         if not is_plain or torch.is_autocast_enabled(hidden_ND.device.type):
             return token_logprobs_recomputed(hidden_ND, tokens_N, logits_of)
-        bias_V = head.bias if isinstance(head, nn.Linear) and head.bias is not None else self._logit_bias
-        return token_logprobs(self._scaled(hidden_ND), tokens_N, head.get_parameter("weight"), bias_V, self._softcap)
+        own_V = head.bias if isinstance(head, nn.Linear) else None
+        bias_V = logit_bias(self.hf, self.anatomy) if own_V is None else own_V
+        read_ND, cap = scaled(self.hf, self.anatomy, hidden_ND), softcap(self.hf, self.anatomy)
+        return token_logprobs(read_ND, tokens_N, head.get_parameter("weight"), bias_V, cap)
 
     def checkpoint_layers(self) -> None:
         """From now on, recompute every layer in the backward pass rather than keep what is inside it."""

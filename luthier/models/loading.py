@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 
 from luthier.errors import RecipeError, ResourceError
-from luthier.models.anatomy import read_anatomy
 from luthier.models.attention import FAST, REFERENCE, register_attention
 from luthier.models.families import Family, family_of
 from luthier.models.fast_layers import use_fast_layers
 from luthier.models.heads import ClassHead, read_class_weights, rest_pooler
 from luthier.models.language_model import FastModel, Identity, LanguageModel
+from luthier.models.reading import read_anatomy
 from luthier.models.settings import ModelSettings
 from luthier.models.sources import (
     ModelSource,

@@ -334,8 +334,7 @@ def read_answer_start(source: ModelSource, config: PreTrainedConfig) -> int | No
         return None
     files = [source.folder / name for name in ("generation_config.json", "config.json")]
     stated = [read_json(file).get("decoder_start_token_id") for file in files if file.is_file()]
-    own = config.to_dict()
-    for token in (*stated, own.get("decoder_start_token_id"), own.get("pad_token_id")):
+    for token in (*stated, *map(config.to_dict().get, ("decoder_start_token_id", "pad_token_id"))):
         if isinstance(token, int):
             return token
     raise RecipeError(

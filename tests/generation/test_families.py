@@ -8,10 +8,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from luthier.generation.engine import Request, generate
 from luthier.generation.settings import Sampling
-from luthier.models.anatomy import read_anatomy
 from luthier.models.attention import FAST, register_attention
 from luthier.models.families import family_of
 from luthier.models.language_model import Identity, LanguageModel
+from luthier.models.reading import read_anatomy
 
 SAMPLING = Sampling(max_new_tokens=8)
 LLAMA = {

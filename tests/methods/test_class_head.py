@@ -37,9 +37,9 @@ from luthier.methods import (
     VeRA,
 )
 from luthier.methods.adamix import AdapterHost
-from luthier.models.anatomy import read_anatomy
 from luthier.models.families import family_of
 from luthier.models.language_model import Identity, LanguageModel
+from luthier.models.reading import read_anatomy
 
 pytestmark = [*MEANT, pytest.mark.filterwarnings("ignore:Unsupported layer type")]  # peft warns of any norm
 

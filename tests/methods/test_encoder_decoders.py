@@ -37,9 +37,10 @@ from luthier.methods import (
     Rows,
 )
 from luthier.methods.prefix_tuning import states_of
-from luthier.models.anatomy import LayerAnatomy, read_anatomy
+from luthier.models.anatomy import LayerAnatomy
 from luthier.models.families import family_of
 from luthier.models.language_model import Identity, LanguageModel
+from luthier.models.reading import read_anatomy
 from luthier.types import Example
 
 pytestmark = [

@@ -15,10 +15,11 @@ from torch import nn
 from luthier.data.packing import collate
 from luthier.errors import RecipeError
 from luthier.methods import BitFit, Full, LNTuning, LoRA, TopLayers
-from luthier.models.anatomy import find_targets, read_anatomy
+from luthier.models.anatomy import find_targets
 from luthier.models.call import Draws
 from luthier.models.families import family_of
 from luthier.models.language_model import FastModel, LanguageModel
+from luthier.models.reading import read_anatomy
 
 READS_SOURCE = ("role:cross_key", "role:cross_value")
 HALVES = (slice(0, 1), slice(1, None))

@@ -22,12 +22,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from luthier.models.anatomy import read_anatomy
 from luthier.models.attention import FAST, REFERENCE, register_attention
 from luthier.models.families import family_of
 from luthier.models.fast_layers import use_fast_layers
 from luthier.models.heads import name_classes, new_layers, rest_pooler
 from luthier.models.language_model import FastModel, Identity, LanguageModel
+from luthier.models.reading import read_anatomy
 
 VOCABULARY = 61
 Purpose = Literal["words", "classes"]

@@ -1,0 +1,132 @@
+"""Reads the anatomy of a loaded model off its modules, by its family's entry."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal, cast
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from luthier.errors import RecipeError
+from luthier.models.anatomy import Anatomy, LayerAnatomy, is_linear, is_norm
+from luthier.models.families import Encoder, Family, HeadPart
+
+
+def _join(*names: str) -> str:
+    return ".".join(name for name in names if name)
+
+
+def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
+    """The anatomy of a loaded model whose layers are not wrapped yet. Raises RecipeError for an embedding of several tables."""
+    encoder = family.encoder
+    below = () if encoder is None else _read_stack(model, _of_encoder(family, encoder), encoder.trunk, 0)
+    places = tuple(_join(trunk, family.embedding) for trunk in _trunks(family))
+    embedding = places[0] if encoder is None else encoder.shared
+    table = model.get_submodule(embedding).get_parameter("weight")
+    if any(model.get_submodule(place).get_parameter("weight") is not table for place in places):
+        raise RecipeError(
+            "The model's encoder and decoder have embeddings of their own, which Luthier does not tell apart.",
+            "Choose a model whose two stacks share one embedding.",
+            field="model",
+        )
+    purpose, head_parts = _head(model, family)
+    head, key = head_parts[-1].name, family.norm_first_key
+    return Anatomy(
+        family=family,
+        model_type=str(model.config.model_type),
+        trunk=family.trunk,
+        embedding=embedding,
+        layers=(*below, *_read_stack(model, family, family.trunk, len(below))),
+        final_norm=_present(model, family.trunk, family.final_norm),
+        head=head,
+        is_head_tied=table is model.get_submodule(head).get_parameter("weight"),
+        embedding_places=tuple(dict.fromkeys((embedding, *places))),
+        norms_first=family.norms_first if key is None else bool(model.config.to_dict()[key]),
+        outer_norms=_outer_norms(model, family),
+        encoder=None if encoder is None else encoder.trunk,
+        purpose=purpose,
+        head_parts=head_parts,
+    )
+
+
+def _head(model: PreTrainedModel, family: Family) -> tuple[Literal["words", "classes"], tuple[HeadPart, ...]]:
+    """What the model's head is for, and its layers."""
+    words = cast("nn.Module | None", model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    if words is None:
+        return "classes", family.class_head
+    return "words", (HeadPart(next(name for name, module in model.named_modules() if module is words)),)
+
+
+def _trunks(family: Family) -> tuple[str, ...]:
+    """The stacks in the order of computation."""
+    return (family.trunk,) if family.encoder is None else (family.encoder.trunk, family.trunk)
+
+
+def _of_encoder(family: Family, encoder: Encoder) -> Family:
+    """The family as its encoder's layers are built."""
+    return replace(family, feedforward=encoder.feedforward, roles=encoder.roles, norms=encoder.norms, cross=None)
+
+
+def _outer_norms(model: PreTrainedModel, family: Family) -> tuple[str, ...]:
+    """The norms outside of the layers, but for the last stack's final one."""
+    found = []
+    for trunk in _trunks(family):
+        found.append(_present(model, trunk, family.embedding_norm))
+        if trunk != family.trunk:
+            found.append(_present(model, trunk, family.final_norm))
+    return tuple(name for name in found if name is not None)
+
+
+def _present(model: nn.Module, trunk: str, part: str | None) -> str | None:
+    """The whole name of a part of a stack, if there is such a part."""
+    name = None if part is None else _join(trunk, part)
+    return name if name in dict(model.named_modules()) else None
+
+
+def _read_stack(model: PreTrainedModel, family: Family, trunk: str, first: int) -> tuple[LayerAnatomy, ...]:
+    """The layers of one stack, counted from `first`; the family says how they are built."""
+    norms, cross = family.norms, family.cross
+    stack_name = _join(trunk, family.layers)
+    stack = model.get_submodule(stack_name)
+    assert isinstance(stack, nn.ModuleList)
+    layers = []
+    for number, layer in enumerate(stack):
+        name = f"{stack_name}.{number}"
+        parts = [(_join(name, part), module) for part, module in layer.named_modules() if part]
+        layers.append(
+            LayerAnatomy(
+                index=first + number,
+                name=name,
+                attention=_join(name, family.attention),
+                feedforward=_join(name, family.feedforward),
+                linears=tuple(part for part, module in parts if is_linear(module)),
+                norms=tuple(part for part, module in parts if is_norm(module)),
+                roles=_roles(family, layer, name),
+                attention_norm=_first_of(norms.attention, layer, name),
+                feedforward_norm=_first_of(norms.feedforward, layer, name),
+                attention_post_norm=_first_of(norms.attention_post, layer, name),
+                feedforward_post_norm=_first_of(norms.feedforward_post, layer, name),
+                stack="encoder" if family.kind == "encoder" or trunk != family.trunk else "decoder",
+                cross_attention=None if cross is None else _join(name, cross.attention),
+                cross_norm=None if cross is None else _join(name, cross.norm),
+            )
+        )
+    return tuple(layers)
+
+
+def _roles(family: Family, layer: nn.Module, name: str) -> dict[str, str]:
+    roles, cross = family.roles, family.cross
+    up = _first_of((roles.up,) if isinstance(roles.up, str) else roles.up, layer, name)
+    assert up is not None, "every layer has a feed-forward"
+    names = {"query": roles.query, "key": roles.key, "value": roles.value, "attention_out": roles.attention_out}
+    if cross is not None:
+        names |= {"cross_query": cross.query, "cross_key": cross.key, "cross_value": cross.value}
+        names |= {"cross_attention_out": cross.out}
+    return {**{role: _join(name, part) for role, part in names.items()}, "up": up, "down": _join(name, roles.down)}
+
+
+def _first_of(parts: tuple[str, ...], layer: nn.Module, name: str) -> str | None:
+    """The whole name of the first of these parts that a layer has; None if it has none."""
+    present = dict(layer.named_modules())
+    return next((_join(name, part) for part in parts if part in present), None)
