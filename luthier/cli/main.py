@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import io
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, cast
@@ -25,7 +26,7 @@ from luthier.cli.inspect import inspect, shrink
 from luthier.cli.methods import methods
 from luthier.cli.new import new
 from luthier.cli.output import print_error, say
-from luthier.cli.process import SigtermAsCtrlC, quiet_libraries
+from luthier.cli.process import Signals, quiet_libraries
 from luthier.cli.quickstart import quickstart
 from luthier.cli.resume import resume
 from luthier.cli.runs import runs
@@ -37,8 +38,6 @@ from luthier.version import __version__
 
 # The parser's own error, of whichever click typer brings: typer itself exports only this subclass.
 _UsageFault = cast("type[Exception]", typer.BadParameter.__base__)
-
-_CTRL_C, _SIGTERM = 130, 143  # the first is also what some versions of typer make of a KeyboardInterrupt
 
 app = typer.Typer(
     name="luthier",
@@ -91,11 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a sign gets its number, not a traceback
         sys.stdout.reconfigure(errors="backslashreplace")
     as_json = "--json" in words
-    sigterm = SigtermAsCtrlC()
+    signals = Signals()
     try:
-        with sigterm:
+        with signals:
             code = app(words, prog_name="luthier", standalone_mode=False)
-        if code == _CTRL_C:
+        if code == 128 + signal.SIGINT:  # what some versions of typer make of a KeyboardInterrupt
             raise KeyboardInterrupt
     except _UsageFault as raised:
         fault = cast("typer.BadParameter", raised)
@@ -105,8 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error: LuthierError = UsageError(fault.format_message(), "See luthier --help.")
     except LuthierError as raised:
         error = raised
-    except (KeyboardInterrupt, typer.Abort):
-        error = Interrupted("Interrupted.", exit_code=_SIGTERM if sigterm.came else _CTRL_C)
+    except (KeyboardInterrupt, typer.Abort, ImportError) as raised:
+        if isinstance(raised, ImportError) and signals.came is None:
+            raise
+        error = Interrupted("Interrupted.", exit_code=128 + (signals.came or signal.SIGINT))
         if not as_json:
             say(error.found)
             return error.exit_code

@@ -67,27 +67,32 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, taken as Ctrl-C is."""
 
 
-class SigtermAsCtrlC:
-    """While entered, SIGTERM ends a command as Ctrl-C does, with what it has to say; `came` tells whether it did."""
+class Signals:
+    """While entered, Ctrl-C and SIGTERM both break a command off, and `came` is the number of the one that did.
+
+    Libraries that are being imported may turn the KeyboardInterrupt into an error of their own.
+    """
 
     def __init__(self) -> None:
-        self.came = False
-        self._previous: object = None
+        self.came: int | None = None
+        self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
-            self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # as nohup and `&` leave Ctrl-C
+                    self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)  # type: ignore[arg-type]
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.came = True
-        raise Terminated
+        self.came = number
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 def usable_cores() -> int:

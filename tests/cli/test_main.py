@@ -129,19 +129,30 @@ def test_what_a_command_raises_becomes_its_exit_code(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("in_import", [False, True])
 def test_a_signal_ends_a_command_with_a_word_and_its_own_code(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, code: int, as_json: bool
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    code: int,
+    as_json: bool,
+    in_import: bool,
 ):
     app = typer.Typer()
 
     @app.command()
     def wait(as_json: bool = typer.Option(False, "--json")) -> None:
-        signal.raise_signal(number)
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt as interrupt:
+            if in_import:
+                raise ModuleNotFoundError("what a library makes of it while it is imported") from interrupt
+            raise
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     monkeypatch.setattr(program, "app", app)
     assert program.main(["--json"] if as_json else []) == code
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
     out, err = capsys.readouterr()
     if as_json:
         error = json.loads(out)["error"]
