@@ -16,14 +16,26 @@ from typing import TYPE_CHECKING, Any
 from luthier.version import __version__
 
 if TYPE_CHECKING:
-    from luthier.api import Chat, TextModel, evaluate, load, train
+    from luthier.api import Chat, Classifier, TextModel, evaluate, load, train
     from luthier.errors import LuthierError
     from luthier.recipe import Recipe, load_recipe
 
-__all__ = ["Chat", "LuthierError", "Recipe", "TextModel", "__version__", "evaluate", "load", "load_recipe", "train"]
+__all__ = [
+    "Chat",
+    "Classifier",
+    "LuthierError",
+    "Recipe",
+    "TextModel",
+    "__version__",
+    "evaluate",
+    "load",
+    "load_recipe",
+    "train",
+]
 
 _HOMES = {
     "Chat": "luthier.api",
+    "Classifier": "luthier.api",
     "LuthierError": "luthier.errors",
     "Recipe": "luthier.recipe",
     "TextModel": "luthier.api",

@@ -10,11 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from luthier.data.dataset import load_dataset, load_examples
+from luthier.data.dataset import load_examples
 from luthier.data.rendering import Renderer, build_renderer
 from luthier.data.template import read_template
 from luthier.errors import UsageError
-from luthier.evaluation.compare import Candidate, Progress, evaluate_records
+from luthier.evaluation.classification import class_logprobs, evaluate_classes
+from luthier.evaluation.compare import Candidate, Progress, check_room, evaluate_records
 from luthier.evaluation.verdict import Evaluation
 from luthier.generation.engine import Completed, Request, generate, stream
 from luthier.generation.settings import Sampling
@@ -22,18 +23,22 @@ from luthier.methods import ADAPTER
 from luthier.models.language_model import LanguageModel
 from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
+from luthier.objectives import Classification
 from luthier.ops.workers import Workers
+from luthier.prepared import read_dataset
 from luthier.recipe import Recipe, load_recipe, make_recipe
 from luthier.run import RunResult, train_recipe
 from luthier.store.runs import find_run, is_run, new_run_folder
 from luthier.tuned import load_base, load_run, recipe_of_run
-from luthier.types import Completion, Example, Message, Record
+from luthier.types import Completion, Example, Labelled, Message, Origin, Record
 
 Announce = Callable[[str], None]
 Prompt = str | Sequence[Message | Mapping[str, str]]
 
 RUNS = Path("runs")
 """Where runs go and are looked for, in the working folder."""
+
+_TOKENS_AT_ONCE = 4096
 
 _log = logging.getLogger("luthier")
 
@@ -64,13 +69,27 @@ def train(
     return train_recipe(typed, folder, announce=announce, on_step=on_step)
 
 
-def load(run: str | Path, announce: Announce = _log.info) -> TextModel:
+def load(run: str | Path, announce: Announce = _log.info) -> TextModel | Classifier:
     """The model of a run with what it learned; `run` is its folder, its name under `runs/`, or `latest`."""
     folder = find_run(str(run), RUNS)
     recipe = recipe_of_run(folder)
     model = load_run(folder, announce)
     adapter = None if recipe.method.tunes_base else ADAPTER
-    return TextModel(model, build_renderer(recipe.data, model.tokenizer), adapter)
+    renderer = build_renderer(recipe.data, model.tokenizer, model.anatomy.family.pooled)
+    return Classifier(model, renderer, adapter) if model.classes else TextModel(model, renderer, adapter)
+
+
+def load_text(run: str | Path, announce: Announce = _log.info) -> TextModel:
+    """The model of a run that learned to write. Raises UsageError for one that learned to tell classes apart."""
+    recipe = recipe_of_run(find_run(str(run), RUNS))
+    if recipe.objective.takes_labels:
+        raise UsageError(
+            f"The run {run} learned to tell classes apart: it does not write.",
+            f"Ask it for the class of a text with 'luthier generate {run} --prompt TEXT'.",
+        )
+    model = load(run, announce)
+    assert isinstance(model, TextModel)
+    return model
 
 
 def base_of(run: str | Path, tuned: TextModel, announce: Announce = _log.info) -> TextModel:
@@ -86,11 +105,18 @@ def load_plain(name: str, announce: Announce = _log.info) -> TextModel:
     return TextModel(model, Renderer(model.tokenizer, read_template(None, model.tokenizer)), None)
 
 
-def load_any(name: str, announce: Announce = _log.info) -> TextModel:
+def load_any(name: str, announce: Announce = _log.info) -> TextModel | Classifier:
     """The model of a run where `name` is one, else the plain model of that name."""
-    if name == "latest" or is_run(Path(name)) or is_run(RUNS / name):
-        return load(name, announce)
-    return load_plain(name, announce)
+    return load(name, announce) if _names_a_run(name) else load_plain(name, announce)
+
+
+def load_any_text(name: str, announce: Announce = _log.info) -> TextModel:
+    """The same, of a model that writes. Raises UsageError for a run that learned to tell classes apart."""
+    return load_text(name, announce) if _names_a_run(name) else load_plain(name, announce)
+
+
+def _names_a_run(name: str) -> bool:
+    return name == "latest" or is_run(Path(name)) or is_run(RUNS / name)
 
 
 def evaluate(
@@ -104,6 +130,8 @@ def evaluate(
 ) -> Evaluation:
     """The base and the tuned model of a run on the same rows: those of `data`, or what the run held out.
 
+    A model that tells classes apart is compared with the most frequent class instead of a base that knows none.
+
     Args:
         limit: use only the first so many rows.
         sampling: how answers are drawn; unset, greedily.
@@ -111,38 +139,44 @@ def evaluate(
 
     Raises: NotFound for a run or data that is not there; DataError for rows that cannot be used.
     """
-    tuned = load(run, announce)
-    base = base_of(run, tuned, announce)
     recipe = recipe_of_run(find_run(str(run), RUNS))
+    tuned = load(run, announce)
     rows = _rows_to_evaluate(recipe, data, tuned, announce)
     workers = recipe.training.workers
+    records = [(record, example.origin) for record, example in rows]
+    examples = [replace(example, document=index) for index, (_, example) in enumerate(rows)]
+    budget = recipe.training.tokens_per_micro_batch
+    candidate = Candidate("tuned", tuned.language_model, tuned.adapter)
     with Workers(workers if isinstance(workers, int) else 1) as threads:
+        if isinstance(tuned, Classifier):
+            return evaluate_classes(
+                candidate, records, examples, threads, tokens_per_micro_batch=budget, limit=limit, progress=progress
+            )
+        base = base_of(run, tuned, announce)
         return evaluate_records(
-            [
-                Candidate("base", base.language_model, base.adapter),
-                Candidate("tuned", tuned.language_model, tuned.adapter),
-            ],
-            [(record, example.origin) for record, example in rows],
-            [replace(example, document=index) for index, (_, example) in enumerate(rows)],
+            [Candidate("base", base.language_model, base.adapter), candidate],
+            records,
+            examples,
             tuned.renderer,
             sampling or Sampling(),
             threads,
-            tokens_per_micro_batch=recipe.training.tokens_per_micro_batch,
+            tokens_per_micro_batch=budget,
             limit=limit,
             progress=progress,
         )
 
 
 def _rows_to_evaluate(
-    recipe: Recipe, data: str | None, model: TextModel, announce: Announce
+    recipe: Recipe, data: str | None, model: TextModel | Classifier, announce: Announce
 ) -> list[tuple[Record, Example]]:
-    make_example = recipe.objective.example
+    objective = recipe.objective
     if data is not None:
         # what was too long to train on can be measured all the same
         settings = recipe.data.model_copy(update={"max_length": 2**31})
-        found = load_examples(data, settings, model.renderer, make_example, announce)
+        found = load_examples(data, settings, model.renderer, objective.example, announce, objective.takes_labels)
         return list(zip(found.records, found.examples, strict=True))
-    dataset = load_dataset(recipe.data, model.language_model.tokenizer, make_example, announce)
+    loaded = model.language_model
+    dataset, _ = read_dataset(recipe, loaded.hf.config, loaded.tokenizer, announce)
     if not dataset.validation:
         raise UsageError("The run held out no rows.", "Give rows to evaluate on with --data FILE.")
     return list(zip(dataset.validation_records, dataset.validation, strict=True))
@@ -205,6 +239,51 @@ def _message(value: Message | Mapping[str, str]) -> Message:
         return Message(value["role"], value["content"])
     except KeyError as error:
         raise UsageError(f"A message has no {error}.", "Give each message a role and a content.") from error
+
+
+@dataclass(frozen=True)
+class Classified:
+    """The most probable class of a text, and the probability of each class."""
+
+    label: str
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model that tells classes apart: its weights, how texts become tokens, and the adapter to use."""
+
+    language_model: LanguageModel
+    renderer: Renderer
+    adapter: str | None
+
+    def generate(self, prompt: Prompt, **sampling: Any) -> str:
+        """The class of a text. Raises UsageError for messages, and for sampling settings: nothing is drawn."""
+        if not isinstance(prompt, str) or sampling:
+            raise UsageError(
+                "A model that tells classes apart answers to a text, and draws nothing.",
+                "Give the text alone, without messages and sampling settings.",
+            )
+        return self.classify([prompt])[0].label
+
+    def classify(self, texts: Sequence[str | tuple[str, str]]) -> list[Classified]:
+        """The classes of several texts, or pairs of texts. Raises DataError for one beyond the model's context."""
+        classes = self.language_model.classes
+        objective = Classification(classes=classes)
+        examples = []
+        for index, text in enumerate(texts):
+            first, second = (text, None) if isinstance(text, str) else text
+            origin = Origin("text", index + 1)
+            rendered = self.renderer.render_labelled(Labelled(first, second, classes[0]), origin)
+            examples.append(objective.example(rendered, index, origin))
+        candidate = Candidate("model", self.language_model, self.adapter)
+        check_room(candidate, [], examples)
+        with Workers(1) as workers:
+            share_RC = class_logprobs(candidate, examples, _TOKENS_AT_ONCE, workers).exp()
+        return [
+            Classified(classes[int(share_C.argmax())], dict(zip(classes, share_C.tolist(), strict=True)))
+            for share_C in share_RC
+        ]
 
 
 @dataclass

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from luthier.data.dataset import Dataset, load_dataset
 from luthier.data.gate import GateReport, check_gate, marked_text
 from luthier.data.placeholders import with_placeholders
 from luthier.errors import GateRefusal
+from luthier.models.families import family_of
 from luthier.models.language_model import LanguageModel
+from luthier.models.loading import check_head
 from luthier.models.sources import locate, read_config, read_tokenizer
+from luthier.objectives import Objective
 from luthier.recipe import Recipe
 
 Announce = Callable[[str], None]
@@ -20,9 +23,10 @@ Announce = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe's data, read and passed by the gate."""
+    """A recipe's data, read and passed by the gate; and its objective, with what the rows settle."""
 
     dataset: Dataset
+    objective: Objective
     tokenizer: PreTrainedTokenizerBase
     gate: GateReport
 
@@ -32,15 +36,39 @@ def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
     source = locate(recipe.model, announce)
     config = read_config(source)
     tokenizer = read_tokenizer(source)
-    dataset = load_dataset(recipe.data, tokenizer, recipe.objective.example, announce)
-    return Prepared(dataset, tokenizer, check_gate(dataset, int(config.vocab_size)))
+    dataset, objective = read_dataset(recipe, config, tokenizer, announce)
+    return Prepared(dataset, objective, tokenizer, check_gate(dataset, int(config.vocab_size)))
+
+
+def read_dataset(
+    recipe: Recipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, announce: Announce
+) -> tuple[Dataset, Objective]:
+    """The recipe's rows as its objective learns from them for a model of that config, and the objective settled.
+
+    Raises RecipeError, too, if the model can have no head for the objective.
+    """
+    objective, family = recipe.objective, family_of(config.model_type)
+    check_head(family, config.model_type, objective.takes_labels)
+    dataset = load_dataset(
+        recipe.data,
+        tokenizer,
+        objective.example,
+        announce,
+        of_labels=(lambda labels: objective.settled(labels).example) if objective.takes_labels else None,
+        pooled=family.pooled,
+    )
+    return dataset, objective.settled(dataset.labels)
 
 
 def announce_gate(gate: GateReport, announce: Announce) -> None:
     """Say what the gate found, and show rows with what will be learned of them between ⟦ and ⟧."""
     for note in gate.notes:
         announce(note)
-    announce(f"{gate.num_learned:,} of {gate.num_tokens:,} tokens will be learned, those between ⟦ and ⟧:")
+    if gate.classes:
+        of_each = ", ".join(f"{name} {count:,}" for name, count in gate.classes)
+        announce(f"{gate.num_learned:,} labels will be learned ({of_each}), those between ⟦ and ⟧:")
+    else:
+        announce(f"{gate.num_learned:,} of {gate.num_tokens:,} tokens will be learned, those between ⟦ and ⟧:")
     for row in gate.rows:
         announce(marked_text(row))
 

@@ -183,10 +183,12 @@ def _status(folder: Path, announce: Announce) -> Iterator[None]:
 def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) -> RunResult:
     prepared = check_recipe(recipe, announce)
     announce_gate(prepared.gate, announce)
+    recipe = recipe.model_copy(update={"objective": prepared.objective})
     model = load_base_of(recipe, announce)
     dataset = prepared.dataset
     attachment = recipe.method.attach(model, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
-    announce(f"Method {recipe.method.kind}: {attachment.num_trainable:,} numbers train.")
+    in_head = f", {attachment.num_in_head:,} of them in the new head" if attachment.num_in_head else ""
+    announce(f"Method {recipe.method.kind}: {attachment.num_trainable:,} numbers train{in_head}.")
     placed = placed_rows(dataset, attachment.num_virtual)
     check_lengths(placed, model, attachment.num_virtual)
     recipe, batches = _resolve(recipe, placed, model, attachment)

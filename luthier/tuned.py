@@ -30,7 +30,8 @@ def load_run(folder: Path, announce: Announce) -> LanguageModel:
     if recipe.method.tunes_base:
         tuned = folder / recipe.method.output_folder
         _require_output(tuned, folder)
-        return load_model(recipe.model.model_copy(update={"name": str(tuned), "revision": None}), announce)
+        settings = recipe.model.model_copy(update={"name": str(tuned), "revision": None})
+        return load_model(settings, announce, head=recipe.objective.head(recipe.seed))
     _require_output(folder / recipe.method.output_folder, folder)
     model = load_base_of(recipe, announce)
     recipe.method.continued(folder).attach(model, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
@@ -58,6 +59,7 @@ def load_base_of(recipe: Recipe, announce: Announce) -> LanguageModel:
         fast=FastModel(
             attention=fast.attention, head=fast.head, gated_mlp=fast.gated_mlp, norm=fast.norm, linear=fast.linear
         ),
+        head=recipe.objective.head(recipe.seed),
     )
     if recipe.training.gradient_checkpointing:
         model.checkpoint_layers()

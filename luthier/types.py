@@ -22,6 +22,9 @@ FloatArray = NDArray[np.float32]
 
 Layout = Literal["packed", "bucketed"]
 
+Pooled = Literal["first", "last"]
+"""Which token of a text a head over classes reads."""
+
 
 class Settings(BaseModel):
     """What a user writes: typed, frozen, and closed to unknown keys."""
@@ -83,15 +86,41 @@ class PlainText:
     text: str
 
 
-Record = Conversation | Completion | PlainText
+@dataclass(frozen=True)
+class Labelled:
+    """A text, or a pair of texts, and the class that it belongs to."""
+
+    text: str
+    pair: str | None
+    label: str
+
+
+Record = Conversation | Completion | PlainText | Labelled
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A record as one run of tokens. `weight_T[t]` is how much the prediction *of* token t counts; 0 is not learned."""
+    """A record as one run of tokens. `weight_T[t]` is how much the prediction *of* token t counts; 0 is not learned.
+
+    label: the class of the whole text, where that is what the record teaches. types_T: 1 for the tokens of a second text,
+    where the tokenizer tells them apart. num_closing: how many tokens at the end close the text and are no part of it.
+    num_needed: how many tokens before those it takes for the row to mean anything. pooled: which token a class is read at.
+    """
 
     tokens_T: IntArray
     weight_T: FloatArray
+    label: str | None = None
+    types_T: IntArray | None = None
+    num_closing: int = 0
+    num_needed: int = 0
+    pooled: Pooled = "last"
+
+    def cut(self, length: int) -> Rendered:
+        """The row cut at its end to so many tokens; what closes the text stays."""
+        kept = np.arange(len(self.tokens_T))
+        kept = np.concatenate([kept[: length - self.num_closing], kept[len(kept) - self.num_closing :]])
+        types_T = None if self.types_T is None else self.types_T[kept]
+        return replace(self, tokens_T=self.tokens_T[kept], weight_T=self.weight_T[kept], types_T=types_T)
 
 
 # ── examples: token ids and what is learned ─────────────────────────────────────────────────────────────────────────
@@ -115,9 +144,11 @@ class Example:
     """What one row teaches: its parts laid end to end (P tokens), and the list of its learned targets.
 
     Target n says: at flat position `source_N[n]` the next token should be `token_N[n]`, with weight `weight_N[n]`, as
-    part of answer `sample_N[n]` (0 for the only answer; 0 and 1 for a preference pair).
+    part of answer `sample_N[n]` (0 for the only answer; 0 and 1 for a preference pair). Where classes of whole texts are
+    learned, the source is the token that the head reads, and the token is the number of the class.
 
     num_virtual: how many of the tokens are placeholders for virtual tokens of a soft prompt.
+    types_P: 1 for the tokens of a second text; None where there is none.
     """
 
     parts: tuple[Part, ...]
@@ -128,6 +159,7 @@ class Example:
     document: int
     origin: Origin
     num_virtual: int = 0
+    types_P: IntArray | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -181,6 +213,7 @@ class Batch:
     bucketed: right-padded rows, one segment each at `start = row · T`; `mask_BT` is True on real tokens.
 
     `documents` gives for each segment the document that it came from: random draws are keyed by it.
+    types_BT: 1 for the tokens of a row's second text; None where no row has one.
     """
 
     layout: Layout
@@ -190,6 +223,7 @@ class Batch:
     segments: tuple[Segment, ...]
     documents: tuple[int, ...]
     targets: Targets
+    types_BT: torch.Tensor | None = None
 
     @property
     def num_real_tokens(self) -> int:
@@ -218,4 +252,5 @@ class Batch:
             positions_BT=self.positions_BT.to(device),
             mask_BT=mask_BT,
             targets=targets,
+            types_BT=None if self.types_BT is None else self.types_BT.to(device),
         )

@@ -34,7 +34,7 @@ def chat(
     as_json: Json = False,
 ) -> None:
     """Talk to a model; from a pipe, each line is one thing said."""
-    from luthier.api import base_of, load, load_any
+    from luthier.api import base_of, load_any_text, load_text
 
     sampling: dict[str, Any] = given(
         temperature=temperature,
@@ -46,10 +46,10 @@ def chat(
         max_new_tokens=max_new_tokens,
     )
     if compare:
-        tuned = load(run, say)
+        tuned = load_text(run, say)
         speakers = {"base": base_of(run, tuned, say).chat(system, **sampling), "tuned": tuned.chat(system, **sampling)}
     else:
-        speakers = {"model": load_any(run, say).chat(system, **sampling)}
+        speakers = {"model": load_any_text(run, say).chat(system, **sampling)}
     if sys.stdin.isatty():
         say(_HELP)
     turns = []

@@ -69,7 +69,7 @@ def _all_faults(recipe: Recipe, first: DataError) -> list[DataError]:
         rows = read_rows(recipe.data.train, lambda text: None, recipe.data.max_rows)
     except DataError:
         return [first]
-    return faults(rows, recipe.data.format) or [first]
+    return faults(rows, recipe.data.format, recipe.objective.takes_labels) or [first]
 
 
 def _document(report: GateReport) -> dict[str, Any]:
@@ -91,6 +91,7 @@ def _document(report: GateReport) -> dict[str, Any]:
         "learned_tokens": report.num_learned,
         "longest_row": report.longest_row,
         "mean_row": report.mean_row,
+        "classes": dict(report.classes),
         "notes": list(report.notes),
         "shown": rows,
     }
@@ -98,19 +99,27 @@ def _document(report: GateReport) -> dict[str, Any]:
 
 def _text(report: GateReport) -> str:
     colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    share = 100 * report.num_learned / max(1, report.num_tokens)
     lines = [f"What is learned is {'green' if colours else 'between ⟦ and ⟧'}:"]
     for row in report.rows:
         lines += ["", f"{row.origin}: {row.num_tokens} tokens, {row.num_learned} learned", _marked(row, colours)]
     lines += [
         "",
         f"{report.num_rows:,} rows to train on, {report.num_held_out:,} held out.",
-        f"{report.num_tokens:,} tokens, {report.num_learned:,} of them learned ({share:.0f} %).",
+        _learned(report),
         f"Rows have {report.mean_row:.0f} tokens on average, {report.longest_row:,} at most.",
         *report.notes,
         "The gate is passed.",
     ]
     return "\n".join(lines)
+
+
+def _learned(report: GateReport) -> str:
+    if report.classes:
+        return (
+            f"{report.num_tokens:,} tokens; labels: {', '.join(f'{name} {count:,}' for name, count in report.classes)}."
+        )
+    share = 100 * report.num_learned / max(1, report.num_tokens)
+    return f"{report.num_tokens:,} tokens, {report.num_learned:,} of them learned ({share:.0f} %)."
 
 
 def _marked(row: MarkedRow, colours: bool) -> str:

@@ -12,7 +12,7 @@ from luthier.cli.output import emit, say
 from luthier.errors import UsageError
 
 if TYPE_CHECKING:
-    from luthier.api import Prompt, TextModel
+    from luthier.api import Classifier, Prompt, TextModel
     from luthier.generation.settings import Sampling
 
 
@@ -32,22 +32,29 @@ def generate(
     max_new_tokens: MaxNewTokens = None,
     as_json: Json = False,
 ) -> None:
-    """Print the answers to prompts; one prompt's answer appears as it is written."""
+    """Print the answers to prompts; one prompt's answer appears as it is written. A classifier gives classes."""
     texts = list(prompt or [_standard_in()])
-    from luthier.api import base_of, load_any, make_sampling
+    from luthier.api import Classifier, base_of, load_any, make_sampling
 
-    sampling = make_sampling(
-        given(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            stop=stop,
-            seed=seed,
-            max_new_tokens=max_new_tokens,
-        )
+    settings = given(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        stop=stop,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
     )
+    sampling = make_sampling(settings)
     loaded = load_any(model, say)
+    if isinstance(loaded, Classifier):
+        if base or system is not None or settings:
+            raise UsageError(
+                f"{model} tells classes apart: its base knows none of them, and it draws nothing.",
+                "Leave out all options but --prompt and --json.",
+            )
+        _print_classes(model, loaded, texts, as_json)
+        return
     if base:
         loaded = base_of(model, loaded, say)
     prompts: list[Prompt] = [text if system is None else _chat(system, text) for text in texts]
@@ -65,6 +72,24 @@ def generate(
         ],
     }
     emit(document, "\n".join(answer.text for answer in answers), as_json)
+
+
+def _print_classes(model: str, classifier: Classifier, texts: list[str], as_json: bool) -> None:
+    """Each text's class, and how probable each class is."""
+    found = classifier.classify(texts)
+    document = {
+        "model": model,
+        "adapter": classifier.adapter,
+        "answers": [
+            {"prompt": text, "label": each.label, "probabilities": each.probabilities}
+            for text, each in zip(texts, found, strict=True)
+        ],
+    }
+    lines = []
+    for each in found:
+        by_share = sorted(each.probabilities.items(), key=lambda item: -item[1])
+        lines.append(f"{each.label} ({', '.join(f'{label} {share:.3f}' for label, share in by_share)})")
+    emit(document, "\n".join(lines), as_json)
 
 
 def _chat(system: str, text: str) -> Prompt:

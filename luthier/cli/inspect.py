@@ -47,7 +47,7 @@ def _attention(run: str, text: str, as_json: bool) -> None:
     from luthier.store.runs import find_run
     from luthier.studies.attention_maps import attention_maps, write_attention_plot
 
-    tuned = api.load(run, say)
+    tuned = api.load_text(run, say)
     base = api.base_of(run, tuned, say)
     maps = attention_maps(text, base.language_model, tuned.language_model, tuned.adapter)
     picture = find_run(run, api.RUNS) / _ATTENTION

@@ -15,10 +15,12 @@ from luthier.data.rendering import Renderer, build_renderer
 from luthier.data.settings import DataSettings, FormatName
 from luthier.data.split import split_rows
 from luthier.errors import GateRefusal
-from luthier.types import Example, Origin, Record, Rendered
+from luthier.types import Example, Labelled, Origin, Pooled, Record, Rendered
 
 Announce = Callable[[str], None]
 MakeExample = Callable[[Rendered, int, Origin], Example]
+OfLabels = Callable[[tuple[str, ...]], MakeExample]
+"""What an objective over classes makes of rows, given the labels of the training rows."""
 
 ROWS_BETWEEN_WORDS = 20_000
 
@@ -43,7 +45,7 @@ class Dataset:
     """The rows to train on and those held out; records and examples are aligned.
 
     format, reason: the form of the training rows, and why they were taken for it. sha256: of the training rows' content,
-    before any are held out.
+    before any are held out. labels: those of the training rows likewise, each once, sorted.
     """
 
     train: tuple[Example, ...]
@@ -55,6 +57,7 @@ class Dataset:
     reason: str
     notes: tuple[str, ...]
     sha256: str
+    labels: tuple[str, ...] = ()
 
 
 def load_dataset(
@@ -62,16 +65,24 @@ def load_dataset(
     tokenizer: PreTrainedTokenizerBase,
     make_example: MakeExample,
     announce: Announce,
+    *,
+    of_labels: OfLabels | None = None,
+    pooled: Pooled = "last",
 ) -> Dataset:
     """The data that a recipe names, ready for the gate.
 
     make_example: what the objective learns from a rendered row, its index and its origin.
+    of_labels: the rows are texts with classes; it gives `make_example` for the labels that the training rows have.
+    pooled: which token the model's head over classes reads.
     announce: is told the form and its reason, how many rows there are, and every note.
     Raises: DataError or RecipeError for rows, a tokenizer or a template that cannot be used; GateRefusal for rows that
     are too long; NotFound and NetworkError for sources out of reach.
     """
-    renderer = build_renderer(settings, tokenizer)
-    source = load_examples(settings.train, settings, renderer, make_example, announce, settings.max_rows)
+    renderer = build_renderer(settings, tokenizer, pooled)
+    rows = _read_source(settings.train, settings, renderer, announce, settings.max_rows, of_labels is not None)
+    labels = () if of_labels is None else _labels_of(rows)
+    make_example = make_example if of_labels is None else of_labels(labels)
+    source = _taught(rows, make_example)
     held_out: Examples | None = None
     train_at, validation_at = list(range(len(source.examples))), list[int]()
     if settings.validation == "auto":
@@ -80,7 +91,8 @@ def load_dataset(
     elif settings.validation == "none":
         note = "No rows are held out (data.validation: none)."
     else:
-        held_out = load_examples(settings.validation, settings, renderer, make_example, announce)
+        labelled = of_labels is not None
+        held_out = load_examples(settings.validation, settings, renderer, make_example, announce, labelled)
         note = f"The {len(held_out.examples)} rows of {settings.validation} are held out."
     announce(note)
     return Dataset(
@@ -93,6 +105,7 @@ def load_dataset(
         reason=source.reason,
         notes=(*source.notes, *(held_out.notes if held_out else ()), note),
         sha256=source.sha256,
+        labels=labels,
     )
 
 
@@ -102,11 +115,38 @@ def load_examples(
     renderer: Renderer,
     make_example: MakeExample,
     announce: Announce,
-    max_rows: int | None = None,
+    labelled: bool = False,
 ) -> Examples:
-    """The rows of one source, rendered and kept within `settings.max_length`. Announces and raises as load_dataset."""
+    """The rows of one source, rendered and kept within `settings.max_length`. Announces and raises as load_dataset.
+
+    labelled: the rows are texts with classes.
+    """
+    return _taught(_read_source(source, settings, renderer, announce, None, labelled), make_example)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The rows of one source as tokens, by their index: what `Examples` has, before it is known what each teaches."""
+
+    records: dict[int, Record]
+    rendered: dict[int, Rendered]
+    origins: dict[int, Origin]
+    format: FormatName
+    reason: str
+    notes: tuple[str, ...]
+    sha256: str
+
+
+def _read_source(
+    source: str | tuple[str, ...],
+    settings: DataSettings,
+    renderer: Renderer,
+    announce: Announce,
+    max_rows: int | None,
+    labelled: bool,
+) -> _Source:
     rows = read_rows(source, announce, max_rows)
-    recognised = to_records(rows, settings.format)
+    recognised = to_records(rows, settings.format, labelled)
     name = source if isinstance(source, str) else f"{source[0]} and {len(source) - 1} more" if source[1:] else source[0]
     announce(f"{name}: {_count(len(rows), 'row')}, read as {recognised.name} ({recognised.reason.rstrip('.')}).")
     rendered: list[Rendered] = []
@@ -118,14 +158,41 @@ def load_examples(
     kept, notes = _within(settings, rendered, origins)
     for note in (*recognised.notes, *notes):
         announce(note)
-    return Examples(
-        records=tuple(recognised.records[i][0] for i in kept),
-        examples=tuple(make_example(row, i, origins[i]) for i, row in kept.items()),
+    return _Source(
+        records={i: recognised.records[i][0] for i in kept},
+        rendered=kept,
+        origins={i: origins[i] for i in kept},
         format=recognised.name,
         reason=recognised.reason,
         notes=(*recognised.notes, *notes),
         sha256=_content_sha256(rows),
     )
+
+
+def _taught(source: _Source, make_example: MakeExample) -> Examples:
+    return Examples(
+        records=tuple(source.records.values()),
+        examples=tuple(make_example(row, i, source.origins[i]) for i, row in source.rendered.items()),
+        format=source.format,
+        reason=source.reason,
+        notes=source.notes,
+        sha256=source.sha256,
+    )
+
+
+def _labels_of(source: _Source) -> tuple[str, ...]:
+    """The labels of the rows, sorted: whole numbers by their size, names by their letters. Raises: GateRefusal for one."""
+    labels = {record.label for record in source.records.values() if isinstance(record, Labelled)}
+    if len(labels) == 1:
+        first = next(iter(source.origins.values()))
+        raise GateRefusal(
+            f"All rows have the label {next(iter(labels))!r}, so there is nothing to tell apart.",
+            "Give rows of at least two classes.",
+            file=first.file,
+            line=first.line,
+        )
+    are_numbers = all(label.removeprefix("-").isdecimal() for label in labels)
+    return tuple(sorted(labels, key=lambda label: (int(label), label) if are_numbers else (0, label)))
 
 
 # ── rows that are too long ──────────────────────────────────────────────────────────────────────────────────────────
@@ -148,7 +215,17 @@ def _within(
             del kept[i]
         return kept, [f"Left out: {said}."]
     for i in too_long:
-        kept[i] = Rendered(rendered[i].tokens_T[:longest_allowed], rendered[i].weight_T[:longest_allowed])
+        kept[i] = rendered[i].cut(longest_allowed)
+    halved = [i for i in too_long if longest_allowed - rendered[i].num_closing < rendered[i].num_needed]
+    if halved:
+        first = halved[0]
+        raise GateRefusal(
+            f"Cut at data.max_length ({longest_allowed} tokens), the row's second text is gone. "
+            f"{_as_many(len(halved), len(rendered))}",
+            "Raise data.max_length, shorten the first texts, or set data.too_long: drop.",
+            file=origins[first].file,
+            line=origins[first].line,
+        )
     emptied = [i for i in too_long if rendered[i].weight_T.any() and not kept[i].weight_T.any()]
     if emptied:
         first = emptied[0]

@@ -7,6 +7,7 @@ that call tools where the template leaves calls out.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,7 +20,7 @@ from luthier.data.dataset import Dataset
 from luthier.data.rendering import learned_messages
 from luthier.data.template import FIELD
 from luthier.errors import DataError, GateRefusal
-from luthier.types import Conversation, Example, Origin, Record
+from luthier.types import Conversation, Example, Labelled, Origin, Record
 
 R = TypeVar("R", bound=Record)
 
@@ -39,7 +40,10 @@ class MarkedRow:
 
 @dataclass(frozen=True)
 class GateReport:
-    """What passed the gate: numbers over the training rows, up to three of them marked, and what a user should know."""
+    """What passed the gate: numbers over the training rows, up to three of them marked, and what a user should know.
+
+    classes: where rows are texts with classes, how many training rows each class has, the most frequent first.
+    """
 
     rows: tuple[MarkedRow, ...]
     num_rows: int
@@ -49,6 +53,7 @@ class GateReport:
     longest_row: int
     mean_row: float
     notes: tuple[str, ...]
+    classes: tuple[tuple[str, int], ...] = ()
 
 
 def check_gate(dataset: Dataset, vocab_size: int | None = None) -> GateReport:
@@ -73,9 +78,12 @@ def check_gate(dataset: Dataset, vocab_size: int | None = None) -> GateReport:
     _refuse_other_prompts(dataset)
     notes += _header_notes(dataset)
     notes += _check_extras(dataset)
+    classes = Counter(record.label for record in dataset.train_records if isinstance(record, Labelled))
+    notes += _class_notes(dataset, classes)
     lengths = [example.num_tokens for example in examples]
+    shown = zip(dataset.train_records, examples[:NUM_SHOWN], strict=False)
     return GateReport(
-        rows=tuple(marked_row(example, tokenizer) for example in examples[:NUM_SHOWN]),
+        rows=tuple(_shown_row(record, example, tokenizer) for record, example in shown),
         num_rows=len(examples),
         num_held_out=len(dataset.validation),
         num_tokens=sum(lengths),
@@ -83,6 +91,7 @@ def check_gate(dataset: Dataset, vocab_size: int | None = None) -> GateReport:
         longest_row=max(lengths),
         mean_row=sum(lengths) / len(lengths),
         notes=tuple(notes),
+        classes=tuple(classes.most_common()),
     )
 
 
@@ -148,7 +157,7 @@ def _refuse_endless_answers(dataset: Dataset) -> None:
     renderer, tokenizer = dataset.renderer, dataset.renderer.tokenizer
     pairs = list(zip(dataset.train_records, dataset.train, strict=True))
     chats = [example for record, example in pairs if _is_chat(record, dataset)]
-    plain = [example for record, example in pairs if not _is_chat(record, dataset)]
+    plain = [example for record, example in pairs if not (_is_chat(record, dataset) or isinstance(record, Labelled))]
     if chats and renderer.end_of_turn_id is None:
         raise GateRefusal(
             "The chat template ends answers with no token of its own, so the model would never learn to stop.",
@@ -234,6 +243,15 @@ def _check_extras(dataset: Dataset) -> list[str]:
     ]
 
 
+def _class_notes(dataset: Dataset, classes: Counter[str]) -> list[str]:
+    """Classes that are only among the rows held out."""
+    held_out = Counter(record.label for record in dataset.validation_records if isinstance(record, Labelled))
+    unseen = sorted(set(held_out) - set(classes))
+    if not unseen:
+        return []
+    return [f"No training row has the label {', '.join(unseen)}, which rows held out have: it cannot be learned."]
+
+
 def _has_extras(record: Conversation) -> bool:
     return bool(record.tools) or any(message.extra for message in record.messages)
 
@@ -258,6 +276,15 @@ def _is_chat(record: Record, dataset: Dataset) -> bool:
 
 
 # ── rows with what is learned marked ────────────────────────────────────────────────────────────────────────────────
+
+
+def _shown_row(record: Record, example: Example, tokenizer: PreTrainedTokenizerBase) -> MarkedRow:
+    """The row's text in pieces; of a text with a class, the class is what is learned."""
+    if not isinstance(record, Labelled):
+        return marked_row(example, tokenizer)
+    text = str(tokenizer.decode(_tokens(example), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    pieces = ((f"{text} → ", False), (record.label, True))
+    return MarkedRow(example.origin, pieces, example.num_tokens, example.num_learned)
 
 
 def marked_row(example: Example, tokenizer: PreTrainedTokenizerBase) -> MarkedRow:

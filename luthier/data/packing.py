@@ -216,6 +216,10 @@ def _bucketed(examples: Sequence[Example], pad_id: int) -> Batch:
     tokens_BT = np.full((len(examples), width), pad_id, dtype=np.int64)
     for row, example in enumerate(examples):
         tokens_BT[row, : lengths[row]] = example.parts[0].tokens_T
+    types_BT = None if all(example.types_P is None for example in examples) else np.zeros_like(tokens_BT)
+    for row, example in enumerate(examples):
+        if types_BT is not None and example.types_P is not None:
+            types_BT[row, : lengths[row]] = example.types_P
     positions_T = np.arange(width, dtype=np.int64)
     starts = [row * width for row in range(len(examples))]
     return Batch(
@@ -229,6 +233,7 @@ def _bucketed(examples: Sequence[Example], pad_id: int) -> Batch:
         ),
         documents=tuple(example.document for example in examples),
         targets=_targets(examples, starts),
+        types_BT=None if types_BT is None else torch.from_numpy(types_BT),
     )
 
 

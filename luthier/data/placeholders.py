@@ -30,4 +30,8 @@ def with_placeholders(example: Example, count: int) -> Example:
     starts = np.cumsum([0, *(len(part.tokens_T) for part in example.parts[:-1])])
     part_N = np.searchsorted(starts, example.source_N, side="right") - 1
     moved_N = example.source_N + count * np.cumsum(is_root)[part_N]
-    return replace(example, parts=parts, source_N=moved_N, num_virtual=count * int(is_root.sum()))
+    types_P = example.types_P
+    if types_P is not None:
+        assert len(parts) == 1, "a pair of texts is one part"
+        types_P = np.concatenate([np.zeros(count, dtype=np.int64), types_P])
+    return replace(example, parts=parts, source_N=moved_N, num_virtual=count * int(is_root.sum()), types_P=types_P)

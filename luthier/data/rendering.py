@@ -3,6 +3,7 @@
     conversation            the chat template's text; learned are the answers, each with its end-of-turn token
     prompt and completion   a question and its answer through the template, or [BOS] prompt completion EOS
     plain text              [BOS] text EOS, learned as a whole
+    text with a class       as the tokenizer writes a text, or a pair of texts, with its own special tokens
 
 The text is tokenized in one go. Where that would give an answer's prompt other tokens than it has on its own, the text is
 tokenized in pieces that meet there: in training the model sees what serving will feed.
@@ -23,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from luthier.data.settings import DataSettings
 from luthier.data.template import FIELD, ChatTemplate, Tools, read_template
 from luthier.errors import DataError, RecipeError
-from luthier.types import Completion, Conversation, Message, Origin, PlainText, Record, Rendered
+from luthier.types import Completion, Conversation, Labelled, Message, Origin, PlainText, Pooled, Record, Rendered
 
 Learn = Literal["answers", "last_answer", "all"]
 
@@ -43,12 +44,14 @@ class Renderer:
 
     chat: the chat template, or None where there is none. learn: what of a conversation is learned, unless a message says
     otherwise. completions_as: how prompt/completion rows are written; "auto" uses the template where there is one.
+    pooled: which token of a text the model's head over classes reads.
     """
 
     tokenizer: PreTrainedTokenizerBase
     chat: ChatTemplate | None
     learn: Learn = "answers"
     completions_as: Literal["auto", "chat", "plain"] = "auto"
+    pooled: Pooled = "last"
 
     def render(self, record: Record, origin: Origin | None = None) -> Rendered:
         """The record's tokens and weights. The first token of a row is never learned: nothing comes before it.
@@ -63,6 +66,8 @@ class Renderer:
                 return self._render_chat(conversation)
         if isinstance(record, Completion):
             return self._render_plain(record.prompt, record.completion)
+        if isinstance(record, Labelled):
+            return self.render_labelled(record, origin)
         assert isinstance(record, PlainText)
         return self._render_plain("", record.text)
 
@@ -172,6 +177,38 @@ class Renderer:
     def _with_lead(self, ids: list[int]) -> list[int]:
         return ids if ids[: len(self._lead)] == self._lead else [*self._lead, *ids]
 
+    # ── texts with classes ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def render_labelled(self, record: Labelled, origin: Origin | None = None) -> Rendered:
+        """A text or a pair as the tokenizer writes it; a pair that it would only join is parted by a line break.
+
+        Raises: DataError, at `origin`, for a text without tokens.
+        """
+        text, pair = record.text, record.pair
+        if pair is not None and not self._parts_pairs:
+            text, pair = f"{text}\n{pair}", None
+        output = self.tokenizer(text, pair, return_token_type_ids=True, verbose=False)
+        whose = output.sequence_ids(0)  # which text each token is of; None for special tokens
+        if 0 not in whose or (pair is not None and 1 not in whose):
+            with _located(origin):
+                raise DataError("The tokenizer makes no tokens of the text.", "Leave this row out.")
+        ids, types_T = output["input_ids"], np.array(output["token_type_ids"], dtype=np.int64)
+        return Rendered(
+            np.array(ids, dtype=np.int64),
+            np.zeros(len(ids), dtype=np.float32),
+            label=record.label,
+            types_T=types_T if types_T.any() else None,
+            num_closing=next(index for index, text_of in enumerate(reversed(whose)) if text_of is not None),
+            num_needed=1 + whose.index(0 if pair is None else 1),
+            pooled=self.pooled,
+        )
+
+    @cached_property
+    def _parts_pairs(self) -> bool:
+        """Whether the tokenizer puts special tokens between the texts of a pair."""
+        tokenizer = self.tokenizer
+        return tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False)
+
     # ── text → tokens ───────────────────────────────────────────────────────────────────────────────────────────────
 
     @cached_property
@@ -239,8 +276,8 @@ class Renderer:
         return num_before, None if agrees else current.ids[:at] + left.ids
 
 
-def build_renderer(settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> Renderer:
-    """The renderer that a recipe asks for.
+def build_renderer(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, pooled: Pooled = "last") -> Renderer:
+    """The renderer that a recipe asks for; pooled: which token the model's head over classes reads.
 
     Raises: RecipeError for a tokenizer or a template that cannot be used, NotFound for a template's path.
     """
@@ -250,7 +287,9 @@ def build_renderer(settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -
             "Use a model that has a tokenizer.json.",
             field="model",
         )
-    return Renderer(tokenizer, read_template(settings.chat_template, tokenizer), settings.learn, settings.render)
+    return Renderer(
+        tokenizer, read_template(settings.chat_template, tokenizer), settings.learn, settings.render, pooled
+    )
 
 
 def learned_messages(messages: Sequence[Message], learn: Learn) -> list[int]:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from luthier.types import Settings
 
-FormatName = Literal["auto", "chat", "completion", "alpaca", "sharegpt", "text"]
+FormatName = Literal["auto", "chat", "completion", "alpaca", "sharegpt", "text", "classification"]
 
 
 class DataSettings(Settings):

@@ -11,7 +11,7 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 
-from luthier.types import Completion, Conversation, Record
+from luthier.types import Completion, Conversation, Labelled, Record
 
 FEWEST_HELD_OUT = 16
 MOST_HELD_OUT = 500
@@ -20,13 +20,15 @@ LARGEST_SHARE = 5
 
 
 def prompt_key(record: Record) -> str:
-    """The SHA-256, in hex, of all that comes before a record's last answer; for plain text, of the text."""
+    """The SHA-256, in hex, of all that comes before a record's last answer; of a text without one, of the text."""
     if isinstance(record, Conversation):
         answers = [index for index, message in enumerate(record.messages) if message.role == "assistant"]
         before = record.messages[: answers[-1]] if answers else record.messages
         prompt: object = [[message.as_dict() for message in before], record.tools]
     elif isinstance(record, Completion):
         prompt = record.prompt
+    elif isinstance(record, Labelled):
+        prompt = [record.text, record.pair]
     else:
         prompt = record.text
     # default=str: a Parquet file may hold dates and bytes in a tool's schema

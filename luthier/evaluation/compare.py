@@ -258,7 +258,7 @@ def loss_measures(losses: Sequence[RowLosses]) -> list[Measure]:
     exponentials = tuple(Estimate(perplexity(e.value), perplexity(e.low), perplexity(e.high)) for e in estimates)
     only_a_scale = tuple(Comparison(None, None) for _ in losses[1:])
     return [
-        Measure("loss", False, len(weights), estimates, _comparisons(means, weights)),
+        Measure("loss", False, len(weights), estimates, comparisons(means, weights)),
         Measure("perplexity", False, len(weights), exponentials, only_a_scale),
     ]
 
@@ -303,12 +303,12 @@ def score_measures(answers: Sequence[Sequence[str]], references: Sequence[str]) 
             estimates = tuple(wilson(round(sum(row)), len(row)) for row in scores)
         else:
             estimates = tuple(bootstrap_mean(row) for row in scores)
-        measures.append(Measure(name, True, len(references), estimates, _comparisons(scores)))
+        measures.append(Measure(name, True, len(references), estimates, comparisons(scores)))
     return measures
 
 
-def _comparisons(values: Sequence[Sequence[float]], weights: Sequence[float] | None = None) -> tuple[Comparison, ...]:
-    """Each later candidate's rows against the first one's."""
+def comparisons(values: Sequence[Sequence[float]], weights: Sequence[float] | None = None) -> tuple[Comparison, ...]:
+    """Each later candidate's values, one a row, against the first one's."""
     first = values[0]
     return tuple(
         Comparison(

@@ -6,7 +6,7 @@ N rows, each an independent draw; what is compared between two models is compare
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -85,6 +85,21 @@ def bootstrap_difference(
     """
     differences = [after - before for before, after in zip(before_N, after_N, strict=True)]
     return bootstrap_mean(differences, weights_N, seed=seed, confidence=confidence, resamples=resamples)
+
+
+def bootstrap_of(
+    statistic: Callable[[NDArray[np.int64]], float],
+    num_rows: int,
+    *,
+    seed: int = 0,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """A number that is no mean over rows, given the rows' indices, with the percentile interval of a bootstrap."""
+    generator = np.random.default_rng(seed)
+    drawn = [statistic(generator.integers(num_rows, size=num_rows)) for _ in range(resamples)]
+    low, high = np.quantile(drawn, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return Estimate(statistic(np.arange(num_rows)), float(low), float(high))
 
 
 def sign_test(differences_N: Sequence[float]) -> float:

@@ -14,6 +14,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 # Scripts written without spaces: each character counts as a word of its own.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _ROUGE_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
@@ -78,6 +81,17 @@ def common_length(left: Sequence[str], right: Sequence[str]) -> int:
         matched = row & places.get(word, 0)
         row = (row + matched | row - matched) & everywhere
     return len(left) - row.bit_count()
+
+
+def macro_f1(answer_N: NDArray[np.int64], true_N: NDArray[np.int64], num_classes: int) -> float:
+    """The mean over classes of the harmonic mean of precision and recall; classes that nothing is or is taken for are left out.
+
+    As scikit-learn's f1_score(average="macro"). answer_N, true_N: the numbers of the classes, one a row, at least one.
+    """
+    joint = np.bincount(true_N * num_classes + answer_N, minlength=num_classes**2).reshape(num_classes, num_classes)
+    right_C, found_C = np.diag(joint), joint.sum(0) + joint.sum(1)
+    present_C = found_C > 0
+    return float((2 * right_C[present_C] / found_C[present_C]).mean())
 
 
 def perplexity(nats: float) -> float:

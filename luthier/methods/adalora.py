@@ -117,7 +117,7 @@ class AdaLoRA(LayerMethod):
         required=("init_r", "target_r", "lora_alpha"),
         missing={"dropout": 0.0},
         endings=("lora_A", "lora_B", "lora_E"),
-        allowed={"bias": (None, "none"), "modules_to_save": (None, [])},
+        allowed={"bias": (None, "none")},
         constants={"bias": "none"},
     )
     free_fields: ClassVar[frozenset[str]] = frozenset(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from luthier.errors import RecipeError
 from luthier.methods.adapter_files import AdapterFile, Form
 from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, adapted
+from luthier.methods.class_head import TrainedHead, check_apart
 from luthier.methods.contract import Attachment, Group, Method
 from luthier.models.anatomy import Anatomy, find_targets, replace_module
 from luthier.models.language_model import LanguageModel
@@ -48,14 +49,19 @@ class AdapterMethod(Method):
     )
 
     def attach(self, model: LanguageModel, name: str, seed: int, *, fast: bool = True) -> AdapterAttachment:
-        """Put the adapter into the model. With `from`, the file's settings and tensors take the place of these."""
+        """Put the adapter into the model. With `from`, the file's settings and tensors take the place of these.
+
+        What of the model's head is new trains with it, whole; so does what the file holds of the head.
+        """
         if self.begin_from is None:
             return self.place(model, name, seed, fast)
         file = self.form.read(self.begin_from)
+        in_file = file.head_layers(model.anatomy)
         self.check_fits(file, model)
         file = self.understood(file, model)
         self._check_agrees(file, model)
         attachment = self._shaped_by(file).place(model, name, seed, fast)
+        attachment.train_head(tuple(n for n in model.anatomy.head_linears if n in in_file or n in model.new_head))
         attachment.load(file)
         return attachment
 
@@ -197,7 +203,7 @@ class TargetedMethod(PlacedMethod):
 
     def known(self, anatomy: Anatomy) -> set[str]:
         """The linear layers, the embedding and the head."""
-        return {anatomy.embedding, *anatomy.linears, anatomy.head}
+        return {anatomy.embedding, *anatomy.linears, *anatomy.head_linears}
 
 
 class LayerMethod(TargetedMethod, BranchMethod):
@@ -234,6 +240,7 @@ class AdapterAttachment(Attachment):
     """An adapter at work: its layers by the names that the model knew them by.
 
     shared: trainable tensors of no single layer, by name. frozen: tensors that do not train but belong into the file.
+    head: what of the model's head is new, which trains whole beside the adapter.
     """
 
     def __init__(
@@ -253,6 +260,17 @@ class AdapterAttachment(Attachment):
         self.shared = dict(shared or {})
         self.frozen = dict(frozen or {})
         self.extra: dict[str, Any] = {}
+        self.train_head(model.new_head)
+
+    def train_head(self, layers: tuple[str, ...]) -> None:
+        """Train these layers of the model's head too, whole. Raises RecipeError if the adapter itself is at one."""
+        check_apart(tuple(self.layers), layers)
+        self.head = TrainedHead(self.model, self.name, layers)
+
+    @property
+    def num_in_head(self) -> int:
+        """The numbers of the head that trains whole."""
+        return sum(tensor.numel() for tensor in self.head.tensors.values())
 
     @property
     def branches(self) -> dict[str, Branch]:
@@ -261,19 +279,19 @@ class AdapterAttachment(Attachment):
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """Every branch's tensors, and those they share, in the method's groups."""
+        """Every branch's tensors, and those they share, in the method's groups; and those of the head."""
         own = {
             f"{target}.{ending}": tensor
             for target, branch in self.branches.items()
             for ending, tensor in branch.tensors.items()
         }
-        return self.method.grouped({**own, **self.shared})
+        return (*self.method.grouped({**own, **self.shared}), *self.head.groups)
 
     @property
     def lowest_layer(self) -> int | None:
-        """The first adapted layer; None if the embedding is adapted."""
+        """The first adapted layer; None if the embedding or its norm is adapted."""
         anatomy = self.model.anatomy
-        if anatomy.embedding in self.layers:
+        if {anatomy.embedding, anatomy.embedding_norm} & set(self.layers):
             return None
         indices = [index for target in self.layers if (index := anatomy.layer_of(target)) is not None]
         return min(indices, default=len(anatomy.layers))
@@ -325,12 +343,23 @@ class AdapterAttachment(Attachment):
             branch.load_tensors({ending: file.tensors[f"{target}.{ending}"] for ending in branch.file_tensors()})
         for name, tensor in (*self.shared.items(), *self.frozen.items()):
             tensor.copy_(file.tensors[name])
+        if file.head:
+            self.head.load(file)
 
     def write(self, folder: Path, announce: Callable[[str], None]) -> None:
         """Write the adapter in its method's form."""
-        file = AdapterFile(str(folder), self.file_settings(), self.file_tensors(), self.model.identity.name, self.extra)
+        anatomy = self.model.anatomy
+        file = AdapterFile(
+            str(folder),
+            self.file_settings(),
+            self.file_tensors(),
+            self.model.identity.name,
+            self.extra,
+            head={name: tensor.detach() for name, tensor in self.head.tensors.items()},
+            task="CAUSAL_LM" if anatomy.purpose == "words" else "SEQ_CLS",
+        )
         is_transposed = any(isinstance(layer, AdaptedLinear) and layer.is_transposed for layer in self.layers.values())
-        self.method.form.write(folder, file, self.model.anatomy, is_transposed)
+        self.method.form.write(folder, file, anatomy, is_transposed)
 
     def merge(self) -> None:
         """Fold every update into its layer, and take off banks that then are empty.
@@ -347,6 +376,7 @@ class AdapterAttachment(Attachment):
             if not layer.branches:
                 replace_module(self.model.hf, target, base)
         self.layers = {}
+        self.head.merge()
 
 
 def _untie(model: LanguageModel) -> None:

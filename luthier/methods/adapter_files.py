@@ -23,7 +23,9 @@ from luthier.errors import NotFound, RecipeError
 from luthier.models.anatomy import Anatomy
 from luthier.store.files import write_bytes, write_json
 
+MODULES_TO_SAVE = "modules_to_save"
 _FORMAT = 1
+_CLASSIFIERS = frozenset({"classifier", "score"})
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class AdapterFile:
     """An adapter as it lies on disk: settings by Luthier's names, tensors by layer name and ending.
 
     `extra` keeps the config fields that Luthier has no use for, so that reading and writing loses none of them.
+    whole: modules that the file says were trained whole beside the adapter. head: the tensors of those, by the base's names.
+    task: what the model is for, as peft calls it. config: the file that says all this.
     """
 
     path: str
@@ -38,6 +42,37 @@ class AdapterFile:
     tensors: dict[str, Tensor]
     base: str
     extra: dict[str, Any] = field(default_factory=dict)
+    whole: tuple[str, ...] = ()
+    head: dict[str, Tensor] = field(default_factory=dict)
+    task: str = "CAUSAL_LM"
+    config: str | None = None
+
+    def head_layers(self, anatomy: Anatomy) -> set[str]:
+        """The layers of a model's head for classes that the file holds. Raises RecipeError for what else it has whole."""
+        layers = {name.rpartition(".")[0] for name in self.head}
+        own = set(anatomy.head_linears) if anatomy.purpose == "classes" else set()
+        usual = _CLASSIFIERS if own else frozenset[str]()  # peft names both, whichever the model has
+        strange = {name for name in self.whole if name not in usual and not any(holds(name, layer) for layer in own)}
+        if strange or layers - own:
+            raise RecipeError(
+                f"Beside the adapter, {_some(strange or layers - own)} was trained whole ({MODULES_TO_SAVE}), which is no head "
+                "of this model for classes.",
+                "Choose the base and the objective that it was trained for; or merge it into its base with the tool that "
+                "made it, and begin from the merged model.",
+                file=self.config or self.path,
+                field=MODULES_TO_SAVE,
+            )
+        return layers
+
+    def check_head_tensors(self, wanted: dict[str, tuple[int, ...]]) -> None:
+        """Raise RecipeError unless the file holds exactly the tensors of a head, in these shapes."""
+        found = {name: tuple(tensor.shape) for name, tensor in self.head.items()}
+        if found != wanted:
+            raise RecipeError(
+                f"The adapter's head has {_shapes(found)}, but {_shapes(wanted)} fits this model and its classes.",
+                "Set objective.classes to those that the adapter was trained for, and choose its base model.",
+                file=self.path,
+            )
 
     def check_layers(self, known: set[str]) -> None:
         """Raise RecipeError if the file adapts a layer that is not one of these."""
@@ -105,13 +140,24 @@ class OwnForm(Form):
                 field="kind",
             )
         tensors = read_tensors(folder, self.WEIGHTS)
-        return AdapterFile(str(folder), dict(config["settings"]), tensors, str(config.get("base") or ""))
+        head = {name: tensors.pop(name) for name in config.get("head", []) if name in tensors}
+        return AdapterFile(
+            str(folder),
+            dict(config["settings"]),
+            tensors,
+            str(config.get("base") or ""),
+            head=head,
+            config=str(folder / self.CONFIG),
+        )
 
     def write(self, folder: Path, file: AdapterFile, anatomy: Anatomy, is_transposed: bool) -> None:
         """Write it into a folder that exists; is_transposed: whether the adapted weights are stored as (in, out)."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in file.tensors.items()}
+        everything = {**file.tensors, **file.head}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in everything.items()}
         write_bytes(folder / self.WEIGHTS, save(tensors, metadata={"format": "pt"}))
-        config = {"format": _FORMAT, "kind": self.kind, "base": file.base, "settings": file.settings}
+        config: dict[str, Any] = {"format": _FORMAT, "kind": self.kind, "base": file.base, "settings": file.settings}
+        if file.head:
+            config["head"] = sorted(file.head)
         write_json(folder / self.CONFIG, config)
 
 
@@ -159,6 +205,39 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
         return load_file(weights)
     except SafetensorError as error:
         raise RecipeError(f"The file is not whole: {error}.", "Copy it again.", file=str(weights)) from error
+
+
+def holds(module: str, layer: str) -> bool:
+    """Whether a module that a config names, perhaps by the end of its name, is a layer or has it inside."""
+    return f".{module}." in f".{layer}."
+
+
+def head_config(file: AdapterFile, anatomy: Anatomy) -> dict[str, Any]:
+    """What peft's config says of the model's task, and of a head that was trained whole."""
+    kept = file.extra.get("task_type", file.task)
+    config: dict[str, Any] = {"task_type": kept if kept is None else file.task}
+    if file.head:
+        # a whole module by its own name, and layers inside the trunk one by one: peft wraps what it is given
+        layers = dict.fromkeys(name.rpartition(".")[0] for name in file.head)
+        inside = anatomy.trunk + "."
+        config[MODULES_TO_SAVE] = list(
+            dict.fromkeys(n if n.startswith(inside) else n.partition(".")[0] for n in layers)
+        )
+    return config
+
+
+def whole_modules(config: dict[str, Any]) -> tuple[str, ...]:
+    """The modules that peft's config says were trained whole."""
+    return tuple(map(str, config.get(MODULES_TO_SAVE) or ()))
+
+
+def without_whole(extra: dict[str, Any]) -> dict[str, Any]:
+    """Config fields without those modules, which the model decides when the file is written."""
+    return {key: value for key, value in extra.items() if key != MODULES_TO_SAVE or not value}
+
+
+def _shapes(shapes: dict[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in sorted(shapes.items())) or "no tensor"
 
 
 def _some(names: set[str]) -> str:

@@ -3,7 +3,8 @@
 Ben Zaken et al. 2021, https://arxiv.org/abs/2106.10199:  y = x Wᵀ + c  and  y = LayerNorm(x; g, b), where only c and b train.
 
 A bias is one by its role, that of a linear layer or of a LayerNorm inside the transformer, never by its name. The head's,
-which few models have, trains only where `targets` names it (our choice: it is as long as the vocabulary).
+which few models have, trains only where `targets` names it (our choice: it is as long as the vocabulary). A head for
+classes is trained whole where it is new; a pooler before it that is not new (BERT's) trains its bias.
 Many models lack biases. What then happens is chosen by `missing`: BitFit is refused, or every linear layer without a bias
 is given one that starts at zero ("BitFit with added biases"), or the biases that exist train (Qwen2's q, k and v, say).
 
@@ -73,8 +74,8 @@ class BitFit(BranchMethod):
     def places(self, model: LanguageModel) -> tuple[str, ...]:
         """The layers whose biases train. Raises RecipeError for missing biases as `missing` says, and if there are none."""
         anatomy = model.anatomy
-        head = () if self.targets is None else (anatomy.head,)
-        modules = (*anatomy.linears, *anatomy.norms, *head)
+        head = anatomy.head_linears[:-1] if self.targets is None else anatomy.head_linears
+        modules = (*anatomy.linears, *anatomy.norms, *(name for name in head if name not in model.new_head))
         chosen = find_among(anatomy, modules, self.targets, self.layers, "null")
         biased = {name for name in chosen if "bias" in own_parameters(frozen_module(model, name))}
         linears = {name for name in chosen if is_linear(frozen_module(model, name))}
@@ -96,7 +97,7 @@ class BitFit(BranchMethod):
 
     def known(self, anatomy: Anatomy) -> set[str]:
         """Every linear layer, norm, and the head."""
-        return {*anatomy.linears, *anatomy.norms, anatomy.head}
+        return {*anatomy.linears, *anatomy.norms, *anatomy.head_linears}
 
     def branch(self, layer: AdaptedLayer, generator: torch.Generator, fast: bool) -> Branch:
         """A copy of the layer's own bias, or zeros."""

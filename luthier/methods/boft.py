@@ -67,7 +67,7 @@ class BOFT(LayerMethod):
         peft_type="BOFT",
         fields={},
         endings=("boft_R", "boft_s"),
-        allowed={"bias": (None, "none"), "modules_to_save": (None, [])},
+        allowed={"bias": (None, "none")},
         constants={"bias": "none", "init_weights": True},
     )
 

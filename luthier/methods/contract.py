@@ -142,6 +142,11 @@ class Attachment(ABC):
         """How many numbers train."""
         return sum(tensor.numel() for tensor in self.trainables.values())
 
+    @property
+    def num_in_head(self) -> int:
+        """How many of them are those of a new head, which any method trains."""
+        return 0
+
 
 class Method(Settings, ABC):
     """The settings of a method; its `kind` names it in a recipe.

@@ -39,7 +39,8 @@ class Full(Method):
         None, description="Whether the embedding trains (with a tied head, both); unset: only if all layers do."
     )
     train_head: bool | None = Field(
-        None, description="Whether final norm and head train; unset: only if all layers do."
+        None,
+        description="Whether final norm and head train; unset: only if all layers do. A new head for classes always trains.",
     )
 
     def attach(self, model: LanguageModel, name: str, seed: int, *, fast: bool = True) -> FullAttachment:
@@ -57,7 +58,8 @@ class Full(Method):
         places = [layer.name + "." for layer in anatomy.layers if whole or layer.index in self.layers]
         self._check_layers(len(anatomy.layers))
         if trains_head:
-            places += [name + "." for name in (anatomy.final_norm, anatomy.head) if name is not None]
+            places += [name + "." for name in (anatomy.final_norm, *anatomy.head_linears) if name is not None]
+        places += [name + "." for name in model.new_head]
         if trains_embedding:
             places += [anatomy.embedding + "."]
         names = [
@@ -101,6 +103,12 @@ class FullAttachment(Attachment):
         matrices = {name: tensor for name, tensor in self.tensors.items() if tensor.dim() > 1}
         vectors = {name: tensor for name, tensor in self.tensors.items() if tensor.dim() <= 1}
         return tuple(group for group in (Group(matrices), Group(vectors, decays=False)) if group.tensors)
+
+    @property
+    def num_in_head(self) -> int:
+        """The numbers of a new head."""
+        new = tuple(name + "." for name in self.model.new_head)
+        return sum(tensor.numel() for name, tensor in self.tensors.items() if name.startswith(new)) if new else 0
 
     @property
     def lowest_layer(self) -> int | None:

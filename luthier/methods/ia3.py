@@ -66,7 +66,6 @@ class IA3(LayerMethod):
         peft_type="IA3",
         fields={},
         endings=(_VECTOR,),
-        allowed={"modules_to_save": (None, [])},
         constants={"init_ia3_weights": True},
     )
 

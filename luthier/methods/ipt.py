@@ -59,7 +59,7 @@ class IPTForm(Form):
         rows_VD = file.tensors[TABLE]
         sizes = {"token_dim": rows_VD.shape[1], "num_layers": len(anatomy.layers), "num_transformer_submodules": 1}
         settings = {"num_virtual_tokens": len(rows_VD)}
-        prompt = AdapterFile(file.path, settings, {TABLE: rows_VD}, file.base, sizes)
+        prompt = AdapterFile(file.path, settings, {TABLE: rows_VD}, file.base, sizes, head=file.head, task=file.task)
         PROMPT_FORM.write(folder, prompt, anatomy, is_transposed)
 
 

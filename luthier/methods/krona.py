@@ -73,7 +73,7 @@ class KronA(LayerMethod):
         required=("r", "alpha"),
         missing={"factor": -1},
         endings=("lokr_w1", "lokr_w2"),
-        allowed={"rank_pattern": (None, {}), "alpha_pattern": (None, {}), "modules_to_save": (None, [])},
+        allowed={"rank_pattern": (None, {}), "alpha_pattern": (None, {})},
         constants={"init_weights": True},
         transposes=False,
     )

@@ -23,7 +23,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from luthier.errors import RecipeError
 from luthier.methods.adapter_files import OwnForm
@@ -65,7 +70,7 @@ class Ladder(SideMethod):
         """The side network. Raises RecipeError if the base's widths do not divide."""
         kept = tuple(layer.index for layer in model.anatomy.layers)[:: -self.every][::-1]
         config = small_config(model.hf.config, self.reduction, kept)
-        small = _small_model(config, generator)
+        small = _small_model(config, model.anatomy.purpose, generator)
         anatomy = read_anatomy(small, model.anatomy.family)
         if self.start == "pruned":
             _cut_out(model, small, anatomy, kept, self.reduction)
@@ -195,11 +200,14 @@ def small_config(config: PreTrainedConfig, reduction: int, kept: tuple[int, ...]
     return small
 
 
-def _small_model(config: PreTrainedConfig, generator: torch.Generator) -> PreTrainedModel:
+def _small_model(
+    config: PreTrainedConfig, purpose: Literal["words", "classes"], generator: torch.Generator
+) -> PreTrainedModel:
     """A model of that config in fp32, its random start from the generator; its embeddings give nothing."""
+    auto: Any = AutoModelForCausalLM if purpose == "words" else AutoModelForSequenceClassification
     with torch.random.fork_rng():
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-        made: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        made: PreTrainedModel = auto.from_config(
             config, dtype=torch.float32, attn_implementation=config._attn_implementation
         )
     for module in made.modules():

@@ -37,7 +37,6 @@ LN_FORM = PeftForm(
     peft_type="LN_TUNING",
     fields={},
     endings=("ln_tuning_layers.weight", "ln_tuning_layers.bias"),
-    allowed={"modules_to_save": (None, [])},
     transposes=False,
 )
 

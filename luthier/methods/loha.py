@@ -41,7 +41,7 @@ class LoHa(LayerMethod):
         fields={"rank": "r", "alpha": "alpha"},
         required=("r", "alpha"),
         endings=("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
-        allowed={"rank_pattern": (None, {}), "alpha_pattern": (None, {}), "modules_to_save": (None, [])},
+        allowed={"rank_pattern": (None, {}), "alpha_pattern": (None, {})},
         constants={"init_weights": True},
         transposes=False,
     )

@@ -46,7 +46,7 @@ class LoKr(LayerMethod):
         required=("r", "alpha"),
         missing={"factor": -1, "decompose_both": False},
         endings=("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"),
-        allowed={"rank_pattern": (None, {}), "alpha_pattern": (None, {}), "modules_to_save": (None, [])},
+        allowed={"rank_pattern": (None, {}), "alpha_pattern": (None, {})},
         constants={"init_weights": True},
         transposes=False,
     )

@@ -50,7 +50,6 @@ LORA_FORM = PeftForm(
         "lora_bias": (None, False),
         "use_qalora": (None, False),
         "use_bdlora": (None, False),
-        "modules_to_save": (None, []),
         "trainable_token_indices": (None, [], {}),
         "target_parameters": (None, []),
         "layer_replication": (None, []),

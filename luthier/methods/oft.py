@@ -84,7 +84,7 @@ class OFT(LayerMethod):
         peft_type="OFT",
         fields={},
         endings=(_ENTRIES,),
-        allowed={"bias": (None, "none"), "coft": (None, False), "modules_to_save": (None, [])},
+        allowed={"bias": (None, "none"), "coft": (None, False)},
         # peft 0.18 wrote the series as here; it warns of files that name no version
         constants={"bias": "none", "coft": False, "init_weights": True, "peft_version": "0.18.0"},
     )

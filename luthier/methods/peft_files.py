@@ -1,7 +1,8 @@
 """Adapters in the file format of `peft`: `adapter_config.json` and `adapter_model.safetensors`.
 
 Keys are `base_model.model.` + the module's own name + an ending of the adapter's type, such as `.lora_A.weight`; beside
-adapted embeddings peft saves the frozen table. What a file holds beyond what the method computes changes the function, so
+adapted embeddings peft saves the frozen table. A head for classes that was trained beside the adapter lies there whole, as
+`base_model.model.classifier.weight`. What a file holds beyond that and what the method computes changes the function, so
 such files are refused rather than half read.
 """
 
@@ -16,7 +17,17 @@ from safetensors.torch import save
 from torch import Tensor
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter_files import AdapterFile, Form, adapter_folder, read_config, read_tensors
+from luthier.methods.adapter_files import (
+    AdapterFile,
+    Form,
+    adapter_folder,
+    head_config,
+    holds,
+    read_config,
+    read_tensors,
+    whole_modules,
+    without_whole,
+)
 from luthier.models.anatomy import Anatomy, find_targets
 from luthier.store.files import write_bytes, write_json
 
@@ -58,16 +69,22 @@ class PeftForm(Form):
         folder = adapter_folder(source, CONFIG)
         config = self._checked_config(folder / CONFIG)
         raw = read_tensors(folder, WEIGHTS)
+        whole = whole_modules(config)
+        in_head = {key for key in raw if any(holds(module, key.rpartition(".")[0]) for module in whole)}
+        head = {key.removeprefix(_PREFIX): raw[key] for key in in_head}
         tensors = {
             self._inner_name(key, folder / WEIGHTS): tensor
             for key, tensor in raw.items()
-            if not key.endswith(_FROZEN_COPY)
+            if not key.endswith(_FROZEN_COPY) and key not in in_head
         }
         layers = tuple(dict.fromkeys(self._layer_of(name) for name in tensors if name not in self.shared))
         settings = {**self.settings_of(config, tensors), "targets": layers}
         known = {*self.fields.values(), "target_modules"}
         extra = {key: value for key, value in config.items() if key not in known}
-        return AdapterFile(str(folder), settings, tensors, str(config.get("base_model_name_or_path") or ""), extra)
+        base = str(config.get("base_model_name_or_path") or "")
+        return AdapterFile(
+            str(folder), settings, tensors, base, without_whole(extra), whole, head, config=str(folder / CONFIG)
+        )
 
     def settings_of(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
         """Our settings, but for the targets, from peft's config."""
@@ -86,17 +103,19 @@ class PeftForm(Form):
         layers = tuple(file.settings["targets"])
         config = {
             "peft_type": self.peft_type,
-            "task_type": "CAUSAL_LM",
             "inference_mode": True,
             **self.constants,
             **file.extra,
+            **head_config(file, anatomy),
             "base_model_name_or_path": file.base,
             **self.config_of(file.settings),
             "target_modules": list(_target_modules(layers, anatomy)),
         }
         if self.transposes:
             config["fan_in_fan_out"] = is_transposed
-        tensors = {self._outer_name(name): tensor.detach().cpu().contiguous() for name, tensor in file.tensors.items()}
+        named = {self._outer_name(name): tensor for name, tensor in file.tensors.items()}
+        named |= {_PREFIX + name: tensor for name, tensor in file.head.items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
         write_bytes(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
         write_json(folder / CONFIG, config)
 
@@ -158,6 +177,6 @@ class PeftForm(Form):
 def _target_modules(layers: tuple[str, ...], anatomy: Anatomy) -> tuple[str, ...]:
     """Short names where those say exactly these layers, whole names where not."""
     endings = tuple(dict.fromkeys(name.rsplit(".", 1)[-1] for name in layers))
-    known = {anatomy.embedding, *anatomy.linears, anatomy.head}
+    known = {anatomy.embedding, *anatomy.linears, *anatomy.head_linears}
     is_exact = set(layers) <= known and set(find_targets(anatomy, endings, None)) == set(layers)
     return endings if is_exact else layers

@@ -112,7 +112,7 @@ class PrefixTuning(WordPromptMethod):
 
     def place(self, model: LanguageModel, name: str, seed: int, fast: bool) -> AdapterAttachment:
         """A fresh prefix in all layers."""
-        if model.layout != "packed":
+        if not model.anatomy.family.attends_by_interface:
             raise RecipeError(
                 f"Models of type {model.hf.config.model_type!r} compute attention in a way that takes no learned prefix.",
                 "Set method.kind to prompt-tuning, or choose a model of another family.",
@@ -188,7 +188,7 @@ def states_of(model: LanguageModel, tokens_V: Tensor) -> Tensor:
     model.prefill(
         tokens_V[None].to(model.device),
         torch.arange(count, device=model.device)[None],
-        (Segment(0, count),),
+        (Segment(0, count, causal=model.anatomy.family.kind == "decoder"),),
         torch.tensor([count - 1], device=model.device),
         cache,
     )

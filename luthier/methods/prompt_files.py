@@ -15,12 +15,22 @@ from safetensors.torch import save
 from torch import Tensor
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter_files import AdapterFile, Form, adapter_folder, read_config, read_tensors
+from luthier.methods.adapter_files import (
+    AdapterFile,
+    Form,
+    adapter_folder,
+    head_config,
+    read_config,
+    read_tensors,
+    whole_modules,
+    without_whole,
+)
 from luthier.methods.peft_files import CONFIG, WEIGHTS
 from luthier.models.anatomy import Anatomy
 from luthier.store.files import write_bytes, write_json
 
 TABLE = "prompt_embeddings"
+_HEAD = "base_model."  # a head that was trained whole beside the prompt
 ENCODER = "luthier_encoder.safetensors"
 _COUNT = "num_virtual_tokens"
 _SIZES = ("token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules")
@@ -47,13 +57,24 @@ class PromptForm(Form):
         config = read_config(folder / CONFIG)
         self._check(config, folder / CONFIG)
         tensors = read_tensors(folder, WEIGHTS)
+        head = {key.removeprefix(_HEAD): tensors.pop(key) for key in list(tensors) if key.startswith(_HEAD)}
         is_own = config["peft_type"] == self.peft_type
         if is_own and (folder / ENCODER).is_file():
             tensors |= read_tensors(folder, ENCODER)
         settings = {_COUNT: config.get(_COUNT), **self.settings_of(config, tensors)}
         known = {_COUNT, *self.config_of(settings)}
         extra = {key: value for key, value in config.items() if (key not in known if is_own else key in _SIZES)}
-        return AdapterFile(str(folder), settings, tensors, str(config.get("base_model_name_or_path") or ""), extra)
+        base = str(config.get("base_model_name_or_path") or "")
+        return AdapterFile(
+            str(folder),
+            settings,
+            tensors,
+            base,
+            without_whole(extra),
+            whole_modules(config),
+            head,
+            config=str(folder / CONFIG),
+        )
 
     def settings_of(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
         """Our settings, but for the number of virtual tokens, from peft's config."""
@@ -66,10 +87,10 @@ class PromptForm(Form):
     def write(self, folder: Path, file: AdapterFile, anatomy: Anatomy, is_transposed: bool) -> None:
         """Write a soft prompt so that `PeftModel.from_pretrained` gives the same function."""
         config = {
-            "task_type": "CAUSAL_LM",
             "inference_mode": True,
             **self.constants,
             **file.extra,
+            **head_config(file, anatomy),
             "peft_type": self.peft_type,
             "base_model_name_or_path": file.base,
             _COUNT: file.settings[_COUNT],
@@ -77,7 +98,8 @@ class PromptForm(Form):
         }
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in file.tensors.items()}
         encoder = {name: tensor for name, tensor in tensors.items() if name != TABLE}
-        write_bytes(folder / WEIGHTS, save({TABLE: tensors[TABLE]}, metadata={"format": "pt"}))
+        head = {_HEAD + name: tensor.detach().cpu().contiguous() for name, tensor in file.head.items()}
+        write_bytes(folder / WEIGHTS, save({TABLE: tensors[TABLE], **head}, metadata={"format": "pt"}))
         if encoder:
             write_bytes(folder / ENCODER, save(encoder, metadata={"format": "pt"}))
         write_json(folder / CONFIG, config)
@@ -91,11 +113,11 @@ class PromptForm(Form):
                 file=str(path),
                 field="peft_type",
             )
-        for key, allowed in (("num_transformer_submodules", (None, 1)), ("modules_to_save", (None, []))):
-            if config.get(key) not in allowed:
-                raise RecipeError(
-                    f"The adapter uses {key} = {config.get(key)!r}, which {self.title} of a decoder does not have.",
-                    "Begin from an adapter that was trained for causal language modelling alone.",
-                    file=str(path),
-                    field=key,
-                )
+        submodules = config.get("num_transformer_submodules")
+        if submodules not in (None, 1):
+            raise RecipeError(
+                f"The adapter uses num_transformer_submodules = {submodules!r}, which {self.title} of a decoder does not have.",
+                "Begin from an adapter that was trained for causal language modelling alone.",
+                file=str(path),
+                field="num_transformer_submodules",
+            )

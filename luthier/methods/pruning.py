@@ -17,9 +17,6 @@ from transformers.pytorch_utils import Conv1D
 from luthier.models.anatomy import LayerAnatomy, is_linear
 from luthier.models.language_model import LanguageModel
 
-_OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj")
-"""What families call the linear layer by which attention gives to the stream."""
-
 
 @dataclass(frozen=True)
 class Kept:
@@ -48,8 +45,8 @@ def prune_layer(
         is_transposed = isinstance(source, Conv1D) and whole.dim() == 2
         cut: Tensor = whole.t() if is_transposed else whole
         shape = tuple(reversed(target.shape)) if is_transposed else tuple(target.shape)
-        in_attention = f"{layer.name}.{module_name}".startswith(layer.attention + ".")
-        is_output = module_name.rpartition(".")[2] in _OUTPUTS
+        is_output = f"{layer.name}.{module_name}" == layer.attention_out
+        in_attention = is_output or f"{layer.name}.{module_name}".startswith(layer.attention + ".")
         for axis, size in enumerate(shape):
             if cut.shape[axis] == size:
                 continue

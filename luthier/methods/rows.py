@@ -61,7 +61,6 @@ class RowsForm(Form):
         fields={"tokens": "token_indices"},
         endings=("trainable_tokens_delta",),
         missing={"tokens": []},
-        allowed={"modules_to_save": (None, [])},
         constants={"init_weights": True},
         transposes=False,
     )
@@ -136,6 +135,12 @@ class Rows(PlacedMethod):
                 "No rows are chosen, so nothing would train.",
                 "Name some tokens in method.tokens, or a share of rows in method.linear_rows.",
                 field="method.tokens",
+            )
+        if self.in_head and anatomy.purpose == "classes":
+            raise RecipeError(
+                "The model's head is over classes and has no rows for tokens.",
+                "Leave method.in_head out.",
+                field="method.in_head",
             )
         embedding = (anatomy.embedding,) if self.tokens else ()
         head = (anatomy.head,) if self.tokens and (self.in_head or anatomy.is_head_tied) else ()

@@ -2,7 +2,8 @@
 
 A document begins with as many placeholder tokens as the method asks for (`data.placeholders`), at positions 0 to V − 1,
 and its own tokens go on from position V. A soft prompt replaces the placeholders' embeddings. It lives in the space of
-what the embedding gives, so after the factor by which some families (Gemma) scale its rows, as peft's do.
+what the embedding gives, so after the factor by which some families (Gemma) scale its rows, as peft's do. An encoder's head
+for classes still reads the first token of the document itself; peft's reads the first virtual one.
 
 Shapes: V virtual tokens, D width of the embedding, N tokens, M placeholders among them.
 """
@@ -10,7 +11,8 @@ Shapes: V virtual tokens, D width of the embedding, N tokens, M placeholders amo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -136,6 +138,16 @@ class SoftPromptAttachment(AdapterAttachment):
     def file_tensors(self) -> dict[str, Tensor]:
         """What the adapter's file holds, by name."""
         return {**self.source.file_tensors(), **{name: tensor.detach() for name, tensor in self.beside.items()}}
+
+    def write(self, folder: Path, announce: Callable[[str], None]) -> None:
+        """Write the adapter; say so where peft would read the class of a text at another token."""
+        super().write(folder, announce)
+        anatomy = self.model.anatomy
+        if self.layers and anatomy.purpose == "classes" and anatomy.family.pooled == "first":
+            announce(
+                "Other tools read an encoder's class at the first virtual token of this prompt; Luthier reads it at the "
+                "first token of the text."
+            )
 
     def load(self, file: AdapterFile) -> None:
         """Take the tensors of a file. Raises RecipeError, too, if its network does not make its rows."""

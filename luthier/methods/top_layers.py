@@ -39,7 +39,8 @@ class TopLayers(Method):
     )
     include_final_norm: bool = Field(True, description="Whether the final norm trains too.")
     include_head: bool | None = Field(
-        None, description="Whether the head trains too; unset: only if it is not tied to the embedding."
+        None,
+        description="Whether the head trains too; unset: only if it is not tied to the embedding. A new head for classes always trains.",
     )
 
     def attach(self, model: LanguageModel, name: str, seed: int, *, fast: bool = True) -> FullAttachment:
@@ -63,7 +64,6 @@ class TopLayers(Method):
         places = [layer.name for layer in anatomy.layers[total - chosen :]]
         if self.include_final_norm and anatomy.final_norm is not None:
             places.append(anatomy.final_norm)
-        if trains_head:
-            places.append(anatomy.head)
+        places += anatomy.head_linears if trains_head else model.new_head
         inside = tuple(place + "." for place in places)
         return FullAttachment(model, tuple(name for name, _ in model.hf.named_parameters() if name.startswith(inside)))

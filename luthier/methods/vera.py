@@ -55,7 +55,7 @@ class VeRA(TargetedMethod):
         missing={"dropout": 0.0, "projection_seed": 0, "d_initial": 0.1},
         endings=("vera_lambda_b", "vera_lambda_d"),
         shared=("vera_A", "vera_B"),
-        allowed={"bias": (None, "none"), "modules_to_save": (None, [])},
+        allowed={"bias": (None, "none")},
         constants={"bias": "none", "save_projection": True},
     )
     free_fields: ClassVar[frozenset[str]] = frozenset({"dropout", "d_initial"})

@@ -57,7 +57,13 @@ class WARP(WordPromptMethod):
         return RowSource(self.first_rows(model, generator))
 
     def place(self, model: LanguageModel, name: str, seed: int, fast: bool) -> AdapterAttachment:
-        """A fresh prompt at the embedding, and fresh rows at the head."""
+        """A fresh prompt at the embedding, and fresh rows at the head. Raises RecipeError for a head that has no words."""
+        if model.anatomy.purpose == "classes":
+            raise RecipeError(
+                "WARP reads classes off the head over the vocabulary, which a head for classes takes the place of.",
+                "Set method.kind to prompt-tuning, or objective.kind to sft with a model that writes.",
+                field="method.kind",
+            )
         token_C = self._class_tokens(model).to(model.device)
         source = self.source(model, generator_of(self.kind, seed)).to(model.device)
         embedding = place_prompt(model, name, source, self.num_virtual_tokens)

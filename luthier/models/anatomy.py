@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import RecipeError, TargetNotFound
-from luthier.models.families import Family, Roles
+from luthier.models.families import Family, HeadPart, Roles
 
 ROLE = "role:"
 """What begins a target that names what layers do rather than how they are called."""
@@ -60,6 +60,8 @@ class Anatomy:
 
     model_type: what transformers calls the architecture; a family may have several.
     norms_first: whether a layer's norms come before attention and feed-forward; else they follow the residual sums.
+    purpose: what the head gives logits of, the words of the vocabulary or classes of whole texts. head: its last linear
+    layer. head_parts: all of them, from the hidden state on. embedding_norm: the norm of what enters the first layer.
     """
 
     family: Family
@@ -71,6 +73,14 @@ class Anatomy:
     head: str
     is_head_tied: bool
     norms_first: bool = True
+    purpose: Literal["words", "classes"] = "words"
+    head_parts: tuple[HeadPart, ...] = ()
+    embedding_norm: str | None = None
+
+    @property
+    def head_linears(self) -> tuple[str, ...]:
+        """The linear layers of the head."""
+        return tuple(part.name for part in self.head_parts)
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -83,9 +93,10 @@ class Anatomy:
 
     @property
     def norms(self) -> tuple[str, ...]:
-        """Every norm of every transformer layer, and the final one."""
+        """Every norm of every transformer layer, that of the embeddings before them, and the final one."""
+        first = () if self.embedding_norm is None else (self.embedding_norm,)
         final = () if self.final_norm is None else (self.final_norm,)
-        return (*(name for layer in self.layers for name in layer.norms), *final)
+        return (*first, *(name for layer in self.layers for name in layer.norms), *final)
 
     @property
     def hidden_norms(self) -> tuple[str, ...]:
@@ -120,9 +131,7 @@ def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
     layers = []
     norms = family.norms
     layers_name = _join(family.trunk, family.layers)
-    embedding = model.get_submodule(_join(family.trunk, family.embedding))
-    head = cast(nn.Module, model.get_output_embeddings())  # type: ignore[no-untyped-call]
-    final_norm = _join(family.trunk, family.final_norm)
+    purpose, head_parts = _head(model, family)
     stack = model.get_submodule(layers_name)
     assert isinstance(stack, nn.ModuleList)
     for index, layer in enumerate(stack):
@@ -143,17 +152,38 @@ def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
                 feedforward_post_norm=_first_of(norms.feedforward_post, layer, name),
             )
         )
+    embedding = _join(family.trunk, family.embedding)
+    head = head_parts[-1].name
+    tensors = [model.get_submodule(name).get_parameter("weight") for name in (embedding, head)]
+    key = family.norm_first_key
     return Anatomy(
         family=family,
         model_type=str(model.config.model_type),
         trunk=family.trunk,
-        embedding=_join(family.trunk, family.embedding),
+        embedding=embedding,
         layers=tuple(layers),
-        final_norm=final_norm if final_norm in dict(model.named_modules()) else None,
-        head=next(name for name, module in model.named_modules() if module is head),
-        is_head_tied=embedding.get_parameter("weight") is head.get_parameter("weight"),
-        norms_first=family.norm_first_key is None or bool(model.config.to_dict()[family.norm_first_key]),
+        final_norm=_present(model, family.trunk, family.final_norm),
+        head=head,
+        is_head_tied=tensors[0] is tensors[1],
+        norms_first=family.norms_first if key is None else bool(model.config.to_dict()[key]),
+        purpose=purpose,
+        head_parts=head_parts,
+        embedding_norm=_present(model, family.trunk, family.embedding_norm),
     )
+
+
+def _head(model: PreTrainedModel, family: Family) -> tuple[Literal["words", "classes"], tuple[HeadPart, ...]]:
+    """What the model's head is for, and its layers."""
+    words = cast("nn.Module | None", model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    if words is None:
+        return "classes", family.class_head
+    return "words", (HeadPart(next(name for name, module in model.named_modules() if module is words)),)
+
+
+def _present(model: nn.Module, trunk: str, part: str | None) -> str | None:
+    """The whole name of a part of the trunk, if the model has it."""
+    name = None if part is None else _join(trunk, part)
+    return name if name in dict(model.named_modules()) else None
 
 
 def _roles(roles: Roles, layer: str) -> dict[str, str]:
@@ -170,7 +200,7 @@ def _roles(roles: Roles, layer: str) -> dict[str, str]:
 
 def _first_of(parts: tuple[str, ...], layer: nn.Module, name: str) -> str | None:
     """The whole name of the first of these parts that a layer has; None if it has none."""
-    present = dict(layer.named_children())
+    present = dict(layer.named_modules())
     return next((_join(name, part) for part in parts if part in present), None)
 
 
@@ -218,7 +248,7 @@ def find_targets(
     if targets == "all-linear":
         return find_among(anatomy, anatomy.linears, None, layers, "all-linear", field)
     wanted = (targets,) if isinstance(targets, str) else targets
-    modules = (anatomy.embedding, *anatomy.linears, anatomy.head)
+    modules = (anatomy.embedding, *anatomy.linears, *anatomy.head_linears)
     return find_among(anatomy, modules, wanted, layers, "all-linear", field)
 
 

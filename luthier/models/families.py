@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from luthier.errors import RecipeError
-from luthier.types import Layout
+from luthier.types import Layout, Pooled
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,22 @@ class Norms:
 
 
 @dataclass(frozen=True)
+class HeadPart:
+    """One linear layer of a head, and what is applied to its output."""
+
+    name: str
+    activation: Literal["tanh"] | None = None
+
+
+@dataclass(frozen=True)
 class Family:
     """Where an architecture keeps its parts.
 
     `layout` is packed where attention goes through transformers' attention interface and positions can be given for each
-    token; bucketed where either is missing.
+    token; bucketed where either is missing, and for encoders.
+
+    `class_head`: the linear layers between the state of the pooled token and the logits of classes, in order; empty where
+    transformers has no such head for the architecture.
     """
 
     model_types: tuple[str, ...]
@@ -66,7 +77,7 @@ class Family:
     trunk: str  # from the model with its head
     embedding: str  # from the trunk
     layers: str  # from the trunk
-    final_norm: str  # from the trunk
+    final_norm: str | None  # from the trunk
     attention: str  # from a layer
     feedforward: str  # from a layer
     roles: Roles
@@ -77,11 +88,20 @@ class Family:
     softcap_key: str | None = None  # in the config: cap on the final logits
     logit_divisor_key: str | None = None  # in the config: the final logits are divided by it
     residual_factor_key: str | None = None  # in the config: what a sublayer gives is multiplied by it before the sum
-    norm_first_key: str | None = None  # in the config: false where the norms follow the residual sums
+    norms_first: bool = True  # false where the norms follow the residual sums
+    norm_first_key: str | None = None  # in the config: the same, where it is for the config to say
     norms_heads_first: bool = False  # whether norms of queries and keys see (B, heads, T, D), not (B, T, heads, D)
     layer_gives_tuple: bool = False  # whether a layer gives attention weights beside its state
+    attends_by_interface: bool = True  # whether attention goes through transformers' attention interface
+    class_head: tuple[HeadPart, ...] = ()  # from the model with a head for classes
+    pooled: Pooled = "last"  # which of a text's tokens a head for classes reads
+    pooler: str | None = None  # from the trunk: a part that holds layers of the head for classes
+    embedding_norm: str | None = None  # from the trunk: the norm of what enters the first layer
+    token_types_key: str | None = None  # in the config: how many texts of a row are told apart
+    positions_follow_padding: bool = False  # whether positions begin after the id of the padding token
 
 
+_SCORE = (HeadPart("score"),)
 _LLAMA_GATED = ("gate_proj", "up_proj", "down_proj")
 _LLAMA_NORMS = Norms(("input_layernorm",), ("post_attention_layernorm",))
 
@@ -112,6 +132,7 @@ def _llama_like(
     logit_divisor_key: str | None = None,
     residual_factor_key: str | None = None,
     norms_heads_first: bool = False,
+    class_head: tuple[HeadPart, ...] = _SCORE,
 ) -> Family:
     return Family(
         model_types=model_types,
@@ -132,6 +153,43 @@ def _llama_like(
         logit_divisor_key=logit_divisor_key,
         residual_factor_key=residual_factor_key,
         norms_heads_first=norms_heads_first,
+        class_head=class_head,
+    )
+
+
+def _bert_like(
+    model_type: str,
+    class_head: tuple[HeadPart, ...],
+    pooler: str | None = None,
+    token_types_key: str | None = None,
+    positions_follow_padding: bool = False,
+) -> Family:
+    return Family(
+        model_types=(model_type,),
+        kind="encoder",
+        layout="bucketed",
+        trunk=model_type,
+        embedding="embeddings.word_embeddings",
+        layers="encoder.layer",
+        final_norm=None,
+        attention="attention.self",
+        feedforward="",
+        roles=Roles(
+            "attention.self.query",
+            "attention.self.key",
+            "attention.self.value",
+            "attention.output.dense",
+            "intermediate.dense",
+            "output.dense",
+        ),
+        norms=Norms(("attention.output.LayerNorm",), ("output.LayerNorm",)),
+        norms_first=False,
+        class_head=class_head,
+        pooled="first",
+        pooler=pooler,
+        embedding_norm="embeddings.LayerNorm",
+        token_types_key=token_types_key,
+        positions_follow_padding=positions_follow_padding,
     )
 
 
@@ -145,7 +203,7 @@ FAMILIES: tuple[Family, ...] = (
             attention_post=("post_attention_layernorm",), feedforward_post=("post_feedforward_layernorm",)
         ),
     ),
-    _llama_like("granite", logit_divisor_key="logits_scaling", residual_factor_key="residual_multiplier"),
+    _llama_like("granite", logit_divisor_key="logits_scaling", residual_factor_key="residual_multiplier", class_head=()),
     _llama_like(
         "phi3",
         gated=None,
@@ -172,6 +230,7 @@ FAMILIES: tuple[Family, ...] = (
         attention="attn", feedforward="mlp",
         roles=_roles_fused("blocks", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
         norms=Norms(("ln_1",), ("ln_2",)),
+        class_head=_SCORE,
     ),
     Family(
         model_types=("gpt_neox",),
@@ -181,6 +240,7 @@ FAMILIES: tuple[Family, ...] = (
             "groups", "attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"
         ),
         norms=Norms(("input_layernorm",), ("post_attention_layernorm",)),
+        class_head=_SCORE,
     ),
     Family(
         model_types=("opt",),
@@ -189,6 +249,7 @@ FAMILIES: tuple[Family, ...] = (
         roles=_roles_apart("out_proj", "fc1", "fc2"),
         norms=Norms(("self_attn_layer_norm",), ("final_layer_norm",)),
         norm_first_key="do_layer_norm_before",
+        class_head=_SCORE,
     ),
     Family(
         model_types=("falcon",),
@@ -200,6 +261,17 @@ FAMILIES: tuple[Family, ...] = (
         norms=Norms(
             ("ln_attn", "input_layernorm"), ("ln_mlp", "post_attention_layernorm", "input_layernorm")
         ),
+        attends_by_interface=False, class_head=_SCORE,
+    ),
+    _bert_like(
+        "bert",
+        (HeadPart("bert.pooler.dense", "tanh"), HeadPart("classifier")),
+        pooler="pooler", token_types_key="type_vocab_size",
+    ),
+    _bert_like(
+        "roberta",
+        (HeadPart("classifier.dense", "tanh"), HeadPart("classifier.out_proj")),
+        positions_follow_padding=True,
     ),
 )  # fmt: skip
 

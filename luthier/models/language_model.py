@@ -16,6 +16,7 @@ from luthier.errors import RecipeError
 from luthier.models.anatomy import Anatomy, config_number
 from luthier.models.call import Adapters, Call, Draws, Run, call_of_batch, calling, current_call
 from luthier.models.fast_layers import FastLinear
+from luthier.models.heads import ACTIVATIONS, classes_of
 from luthier.models.sides import Side, combined, skip_layers, tap_layers
 from luthier.models.trunk import TrunkCache
 from luthier.models.virtual_tokens import VirtualTokens, keep_prefixes, placed_prefixes, shown_positions
@@ -58,7 +59,10 @@ class Outputs:
 
 @dataclass
 class LanguageModel:
-    """A transformers model and its tokenizer, seen through the model's anatomy."""
+    """A transformers model and its tokenizer, seen through the model's anatomy.
+
+    new_head: the layers of its head that no file held, so that whatever is tuned must train them too.
+    """
 
     hf: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -68,6 +72,7 @@ class LanguageModel:
     sides: dict[str, Side] = field(default_factory=dict)
     virtual_tokens: dict[str, VirtualTokens] = field(default_factory=dict)
     trunk_cache: TrunkCache | None = None
+    new_head: tuple[str, ...] = ()
 
     @property
     def layout(self) -> Layout:
@@ -95,8 +100,18 @@ class LanguageModel:
         config = self.hf.config.to_dict()
         for key in ("max_position_embeddings", "n_positions"):
             if config.get(key) is not None:
-                return int(config[key])
+                return int(config[key]) - self.first_position
         return None
+
+    @property
+    def first_position(self) -> int:
+        """What the model calls the position that batches call 0."""
+        return self.hf.config.pad_token_id + 1 if self.anatomy.family.positions_follow_padding else 0
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What the head tells apart, in the order of its logits; empty where it is a head over words."""
+        return classes_of(self.hf.config) if self.anatomy.purpose == "classes" else ()
 
     @property
     def longest_stable_row(self) -> int | None:
@@ -146,6 +161,8 @@ class LanguageModel:
             "attention_mask": batch.mask_BT,
             "use_cache": False,
         }
+        if batch.types_BT is not None and self._tells_token_types:
+            inputs["token_type_ids"] = batch.types_BT
         if self.trunk_cache is None:
             return self._trunk(call, **inputs)
         held = self.trunk_cache.read(batch)
@@ -156,6 +173,12 @@ class LanguageModel:
         assert call.tapped is not None
         self.trunk_cache.write(batch, call.tapped)
         return hidden_BTD
+
+    @property
+    def _tells_token_types(self) -> bool:
+        """Whether the model has an embedding for the tokens of a second text."""
+        count = config_number(self.hf.config, self.anatomy.family.token_types_key)
+        return count is not None and count > 1
 
     def _above(self, call: Call, held: dict[int, Tensor], inputs: dict[str, Any]) -> Tensor:
         """What `_trunk` gives, begun with states that are held from before."""
@@ -204,11 +227,16 @@ class LanguageModel:
             calling(replace(call, recomputable=recomputable, positions_N=positions_N, prefixes=prefixes)),
             nullcontext() if recomputable is None else recomputable.hooks(),
         ):
-            output = self.hf.get_submodule(self.anatomy.trunk)(**inputs)
+            output = self.hf.get_submodule(self.anatomy.trunk)(**self._placed(inputs))
         hidden_BTD: Tensor = output.last_hidden_state
         if prefixes and "past_key_values" in inputs:
             keep_prefixes(prefixes, inputs["past_key_values"], hidden_BTD.shape[1])
         return hidden_BTD
+
+    def _placed(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The trunk's inputs with positions as the model counts them."""
+        first = self.first_position
+        return {**inputs, "position_ids": inputs["position_ids"] + first} if first else inputs
 
     def add_side(self, name: str, side: Side) -> None:
         """Let a side network make the hidden states of an adapter's tokens."""
@@ -300,7 +328,12 @@ class LanguageModel:
             return self._logits(last_BD).float()
 
     def _logits(self, hidden_ND: Tensor) -> Tensor:
-        """The head's logits, with what the family does to them, shape (N, V)."""
+        """The head's logits, with what the family does to them, shape (N, V): of words, or of classes."""
+        if self.anatomy.purpose == "classes":
+            for part in self.anatomy.head_parts:
+                hidden_ND = self.hf.get_submodule(part.name)(hidden_ND)
+                hidden_ND = hidden_ND if part.activation is None else ACTIVATIONS[part.activation](hidden_ND)
+            return hidden_ND
         logits_NV: Tensor = self.hf.get_submodule(self.anatomy.head)(self._scaled(hidden_ND))
         softcap = self._softcap
         return logits_NV if softcap is None else torch.tanh(logits_NV / softcap) * softcap
@@ -324,7 +357,7 @@ class LanguageModel:
 
     def _logprobs(self, hidden_ND: Tensor, tokens_N: Tensor, call: Call) -> Tensor:
         logits_of = self.head_of(call)
-        if not self.fast.head:
+        if not self.fast.head or self.anatomy.purpose == "classes":
             return token_logprobs_reference(hidden_ND, tokens_N, logits_of)
         head = self.hf.get_submodule(self.anatomy.head)
         is_plain = type(head) in (nn.Linear, FastLinear) and not head.weight.requires_grad

@@ -281,13 +281,25 @@ def read_weights(
     """
     if source.gguf is not None:
         model, report = read_gguf_weights(source.gguf, config, dtype, attn_implementation)
-        _check_complete(source.gguf, report)
+        check_complete(source.gguf, report)
         return model
+    model, report = read_folder(AutoModelForCausalLM, source, config, dtype, attn_implementation)
+    check_complete(source.folder, report)
+    return model
+
+
+def read_folder(
+    auto: Any, source: ModelSource, config: PreTrainedConfig, dtype: torch.dtype, attn_implementation: str | None
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A folder's model by one of transformers' classes, and the report of what was missing and what was too much.
+
+    Raises: DataError, with the file, if weights are damaged; ResourceError if memory does not suffice.
+    """
     for file in weight_files(source.folder, source.name):
         with _reading(file), safe_open(file, framework="pt"):
             pass  # opening checks the header against the file's length
     with _reading(source.folder):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto.from_pretrained(
             source.folder,
             config=config,
             dtype=dtype,
@@ -299,12 +311,11 @@ def read_weights(
             output_loading_info=True,
         )
     model, report = loaded
-    _check_complete(source.folder, report)
-    result: PreTrainedModel = model
-    return result
+    return model, report
 
 
-def _check_complete(place: Path, report: dict[str, Any]) -> None:
+def check_complete(place: Path, report: dict[str, Any]) -> None:
+    """Raise DataError if a loading report says that the weights do not fit the model."""
     words = {
         "missing_keys": "missing",
         "unexpected_keys": "not part of this architecture",

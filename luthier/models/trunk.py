@@ -69,5 +69,9 @@ def bytes_a_token(num_states: int, width: int, dtype: torch.dtype) -> int:
 def _key(batch: Batch, segment: Segment) -> str:
     """A hash of a document's tokens; documents must not share segments."""
     assert segment.parent is None, "a beginning in common has no document of its own"
-    tokens = batch.tokens_BT.flatten()[segment.start : segment.end].cpu().numpy().astype(np.int64)
-    return hashlib.blake2b(tokens.tobytes(), digest_size=16).hexdigest()
+    here = slice(segment.start, segment.end)
+    tokens = batch.tokens_BT.flatten()[here].cpu().numpy().astype(np.int64)
+    digest = hashlib.blake2b(tokens.tobytes(), digest_size=16)
+    if batch.types_BT is not None and bool(batch.types_BT.flatten()[here].any()):
+        digest.update(batch.types_BT.flatten()[here].cpu().numpy().astype(np.int64).tobytes())
+    return digest.hexdigest()

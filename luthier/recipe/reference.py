@@ -65,7 +65,9 @@ def commented_recipe(model: str, data: str, opening: str) -> str:
     meanings["method.kind"] = (
         "lora trains small added tensors; full trains the model's own weights; 'luthier methods' lists them all."
     )
-    meanings["objective.kind"] = "sft learns to write the answers in the data."
+    meanings["objective.kind"] = (
+        "sft learns to write the answers in the data; classification tells the classes of labelled texts apart."
+    )
     defaults["model"] = model
     lines = [*(f"# {line}".rstrip() for line in opening.splitlines())]
     block = ""

@@ -71,6 +71,12 @@ class Recipe(Settings):
                 "Early stopping watches held-out rows, but data.validation is none; "
                 "set data.validation to auto or to a file, or take early_stopping out.",
             )
+        if (self.data.format == "classification") != self.objective.takes_labels and self.data.format != "auto":
+            raise _at(
+                "data.format",
+                f"Rows of the form {self.data.format} are not what objective.kind {self.objective.kind} learns from; "
+                "set data.format to auto, or objective.kind to classification for rows with labels and to sft for others.",
+            )
         return self
 
 

@@ -100,6 +100,12 @@ def _check(sources: Sequence[Source], out: Path) -> None:
         raise UsageError(f"{out} is there already.", "Choose another folder with --out.")
     first = sources[0].recipe
     for source in sources:
+        if source.recipe.objective.takes_labels:
+            raise RecipeError(
+                f"{source.folder} trained a head for classes, and heads do not combine.",
+                "Combine runs that learned to write.",
+                field="objective.kind",
+            )
         base, other = source.recipe.provenance, first.provenance
         if base is None or other is None or base.model_sha256 != other.model_sha256:
             raise RecipeError(

@@ -160,6 +160,12 @@ def shrink_run(
         raise UsageError("Give either a rank or a share of the energy.", "Use --rank 4, or --energy 0.99.")
     if out.exists():
         raise UsageError(f"{out} is there already.", "Choose another folder with --out.")
+    if recipe.objective.takes_labels:
+        raise RecipeError(
+            "The run trained a head for classes, which a smaller LoRA has no place for.",
+            "Train anew with a smaller method.rank.",
+            field="objective.kind",
+        )
     tuned = _Tuned.load(folder, recipe, announce)
     ranks: dict[str, int] = {}
     smaller: dict[str, Factors] = {}
@@ -215,7 +221,7 @@ def _size_of_adapter(model: LanguageModel) -> int:
 
 def _adapted(model: LanguageModel) -> Iterator[tuple[str, AdaptedLayer]]:
     for name, module in model.hf.named_modules():
-        if isinstance(module, AdaptedLayer) and ADAPTER in module.branches:
+        if isinstance(module, AdaptedLayer) and ADAPTER in module.branches and module.name not in model.new_head:
             yield name, module
 
 

@@ -77,11 +77,15 @@ EXAMPLES: tuple[Method, ...] = (
 )
 
 FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")
+ENCODERS = ("bert", "roberta")
+"""Families that read whole texts: their head is over classes, and its last layer is new."""
 
 REFUSED: dict[tuple[str, str], str] = {
     ("bitfit", "gemma2"): "no bias",
     ("bitfit", "phi3"): "no bias",
     ("prefix-tuning", "falcon-new"): "takes no learned prefix",
+    ("warp", "bert"): "a head for classes takes the place of",
+    ("warp", "roberta"): "a head for classes takes the place of",
 }
 """(kind, family) → what the refusal says, where a family has no place for a method."""
 

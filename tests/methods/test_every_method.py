@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from methods.examples import EXAMPLES, FAMILIES, REFUSED, ready
+from methods.examples import ENCODERS, EXAMPLES, FAMILIES, REFUSED, ready
 from models.tiny import tiny_model
 from models.tuned import logprobs, quiet, randomize, usual_batch
 from near import assert_apart, assert_near
@@ -23,9 +23,10 @@ from luthier.objectives import SFT
 CASES = [
     pytest.param(method, name, id=f"{method.kind}-{name}")
     for method in EXAMPLES
-    for name in FAMILIES
+    for name in (*FAMILIES, *ENCODERS)
     if (method.kind, name) not in REFUSED
 ]
+WRITERS = [case for case in CASES if case.values[1] in FAMILIES]
 ADAPTERS = [case for case in CASES if not case.values[0].tunes_base]
 NUM_STEPS = 3
 
@@ -180,7 +181,7 @@ def row_of_target(source_N: Tensor, starts: list[int]) -> Tensor:
     return torch.bucketize(source_N, torch.tensor(starts[1:]), right=True)
 
 
-@pytest.mark.parametrize(("method", "name"), CASES, indirect=["method"])
+@pytest.mark.parametrize(("method", "name"), WRITERS, indirect=["method"])
 def test_generation_with_a_cache_is_as_without_and_a_batch_as_one_by_one(method: Method, name: str) -> None:
     model = tiny_model(name)
     attachment = method.attach(model, "default", seed=0)

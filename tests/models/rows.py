@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from models.tiny import VOCABULARY
+from models.tiny import CLASSES, VOCABULARY
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from luthier.data.packing import collate
-from luthier.types import Batch, Example, Layout, Origin, Part
+from luthier.types import Batch, Example, Layout, Origin, Part, Pooled
 
 
 def random_row(length: int, document: int, learned: float = 0.6) -> Example:
@@ -35,6 +35,26 @@ def random_rows(lengths: Sequence[int]) -> list[Example]:
     return [random_row(length, document) for document, length in enumerate(lengths)]
 
 
+def class_row(length: int, document: int, pooled: Pooled) -> Example:
+    """A document of random tokens and its class, read at its first or last token; every other one has a second text."""
+    tokens_T = random_row(length, document).parts[0].tokens_T
+    return Example(
+        parts=(Part(tokens_T),),
+        source_N=np.array([0 if pooled == "first" else length - 1]),
+        token_N=np.array([document % len(CLASSES)]),
+        weight_N=np.ones(1, dtype=np.float32),
+        sample_N=np.zeros(1, dtype=np.int64),
+        document=document,
+        origin=Origin("rows", document + 1),
+        types_P=(np.arange(length) > length // 2).astype(np.int64) if document % 2 else None,
+    )
+
+
+def class_rows(lengths: Sequence[int], pooled: Pooled) -> list[Example]:
+    """One document with a class for each length."""
+    return [class_row(length, document, pooled) for document, length in enumerate(lengths)]
+
+
 def batch_of(lengths: Sequence[int], layout: Layout) -> Batch:
     """Such documents as one batch."""
     return collate(random_rows(lengths), layout, pad_id=0)
@@ -50,4 +70,15 @@ def plain_logprobs(hf: PreTrainedModel, examples: Sequence[Example]) -> Tensor:
         ]  # a soft prompt has its own
         logprob_TV = logits_TV.float().log_softmax(-1)
         pieces.append(logprob_TV[torch.from_numpy(example.source_N), torch.from_numpy(example.token_N)])
+    return torch.cat(pieces)
+
+
+def plain_class_logprobs(hf: PreTrainedModel, examples: Sequence[Example]) -> Tensor:
+    """Log-probabilities of the examples' classes: each document alone through the model's own forward pass."""
+    pieces = []
+    for example in examples:
+        inputs = {"input_ids": torch.from_numpy(example.parts[0].tokens_T)[None]}
+        if example.types_P is not None and hf.config.model_type == "bert":
+            inputs["token_type_ids"] = torch.from_numpy(example.types_P)[None]
+        pieces.append(hf(**inputs).logits[0].float().log_softmax(-1)[torch.from_numpy(example.token_N)])
     return torch.cat(pieces)

@@ -7,21 +7,30 @@ rows, and no gain is 1 and no bias 0, so that a part that is forgotten or turned
 from __future__ import annotations
 
 import zlib
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from luthier.models.anatomy import read_anatomy
 from luthier.models.attention import FAST, REFERENCE, register_attention
 from luthier.models.families import family_of
 from luthier.models.fast_layers import use_fast_layers
+from luthier.models.heads import name_classes, new_layers, rest_pooler
 from luthier.models.language_model import FastModel, Identity, LanguageModel
 
 VOCABULARY = 61
+Purpose = Literal["words", "classes"]
 PLAIN = FastModel(attention=False, head=False, gated_mlp=False, norm=False, linear=False)
 
 _WIDE = {
@@ -42,6 +51,7 @@ _GPT2 = {
     "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 _OPT = {**_WIDE, "ffn_dim": 40, "word_embed_proj_dim": 32}
+_ENCODER = {**_WIDE, "intermediate_size": 40}
 _FALCON = {**_WIDE, "ffn_hidden_size": 40, "alibi": False, "bias": True}
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -81,10 +91,14 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon": ("falcon", {**_FALCON, "multi_query": True, "parallel_attn": True}),
     "falcon-new": ("falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
     "falcon-alibi": ("falcon", {**_FALCON, "alibi": True, "multi_query": False, "parallel_attn": False}),
+    "bert": ("bert", {**_ENCODER, "type_vocab_size": 2}),
+    "roberta": ("roberta", {**_ENCODER, "pad_token_id": 1, "type_vocab_size": 1, "max_position_embeddings": 66}),
 }  # fmt: skip
 """Our name → transformers' `model_type`, and the config."""
 
-NAMES = tuple(CONFIGS)
+ENCODERS = ("bert", "roberta")
+NAMES = tuple(name for name in CONFIGS if name not in ENCODERS)
+CLASSES = ("angry", "happy", "neutral")
 PACKED = tuple(name for name in NAMES if not name.startswith("falcon"))
 
 
@@ -94,10 +108,25 @@ def tiny_config(name: str) -> PreTrainedConfig:
     return AutoConfig.for_model(model_type, **values)
 
 
-def plain_model(name: str, attention: str = "eager", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The tiny model as transformers alone computes it; the same weights whatever the attention."""
+def purpose_of(name: str) -> Purpose:
+    """What a tiny model's head is over: classes for encoders, else words."""
+    return "classes" if name in ENCODERS else "words"
+
+
+def plain_model(
+    name: str, attention: str = "eager", dtype: torch.dtype = torch.float32, purpose: Purpose | None = None
+) -> PreTrainedModel:
+    """The tiny model as transformers alone computes it; the same weights whatever the attention.
+
+    purpose: what its head is over; unset, what the family's models are made for.
+    """
+    config = tiny_config(name)
+    auto: Any = AutoModelForCausalLM
+    if (purpose or purpose_of(name)) == "classes":
+        name_classes(config, CLASSES)
+        auto = AutoModelForSequenceClassification
     with torch.random.fork_rng():
-        hf = AutoModelForCausalLM.from_config(tiny_config(name), attn_implementation=attention)
+        hf = auto.from_config(config, attn_implementation=attention)
     for key, parameter in hf.named_parameters():
         generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
         with torch.no_grad():
@@ -121,13 +150,19 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>")
 
 
-def tiny_model(name: str, fast: FastModel | None = None, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """The tiny model as Luthier loads it: the same weights as `plain_model`."""
+def tiny_model(
+    name: str, fast: FastModel | None = None, dtype: torch.dtype = torch.float32, purpose: Purpose | None = None
+) -> LanguageModel:
+    """The tiny model as Luthier loads it: the same weights as `plain_model`. Of a head over classes the last layer is new."""
     fast = fast or FastModel()
+    purpose = purpose or purpose_of(name)
     family = family_of(CONFIGS[name][0])
     register_attention()
-    packed = FAST if fast.attention else REFERENCE
-    hf = plain_model(name, packed if family.layout == "packed" else "sdpa", dtype)
+    ours = FAST if fast.attention else REFERENCE
+    hf = plain_model(name, ours if family.attends_by_interface else "sdpa", dtype, purpose)
+    rest_pooler(hf, family)
     anatomy = read_anatomy(hf, family)
     use_fast_layers(hf, anatomy, norm=fast.norm, gated_mlp=fast.gated_mlp, linear=fast.linear)
-    return LanguageModel(hf, tiny_tokenizer(), anatomy, Identity(f"tiny-{name}", "0" * 64), fast)
+    new_head = new_layers(family, {anatomy.head}) if purpose == "classes" else ()
+    identity = Identity(f"tiny-{name}", "0" * 64)
+    return LanguageModel(hf, tiny_tokenizer(), anatomy, identity, fast, new_head=new_head)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from models.rows import random_rows
+from models.rows import class_rows, random_rows
 from models.tiny import CONFIGS
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from luthier.methods import LoRA
 from luthier.methods.contract import Attachment
 from luthier.models.call import Adapters
 from luthier.models.language_model import LanguageModel
-from luthier.types import Batch
+from luthier.types import Batch, Example
 
 LENGTHS = (7, 12, 2, 9)
 
@@ -40,10 +40,15 @@ def every_target(model: LanguageModel) -> tuple[str, ...]:
     return (model.anatomy.embedding, *model.anatomy.linears, model.anatomy.head)
 
 
+def usual_rows(model: LanguageModel) -> list[Example]:
+    """The usual rows, with classes where the model's head is over classes."""
+    return class_rows(LENGTHS, model.anatomy.family.pooled) if model.classes else random_rows(LENGTHS)
+
+
 def usual_batch(model: LanguageModel, adapters: Adapters) -> Batch:
     """The usual rows as one batch for these adapters: each row behind the placeholders of its own."""
     names = adapters if isinstance(adapters, tuple) else (adapters,) * len(LENGTHS)
-    pairs = zip(random_rows(LENGTHS), names, strict=True)
+    pairs = zip(usual_rows(model), names, strict=True)
     rows = [with_placeholders(row, model.num_virtual(name)) for row, name in pairs]
     return collate(rows, model.layout, pad_id=0)
 

@@ -1,7 +1,8 @@
 """Rows → records. One file per form; the list below is the order in which forms are tried.
 
 A form is recognised by its columns and the first 200 rows. A form with more structure goes before one with less, so that
-Alpaca's instruction and output are not taken for a bare prompt and completion.
+Alpaca's instruction and output are not taken for a bare prompt and completion. Rows for an objective over classes have a
+form of their own, which is tried for such an objective alone.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from luthier.data.formats import alpaca, chat, completion, sharegpt, text
+from luthier.data.formats import alpaca, chat, classification, completion, sharegpt, text
 from luthier.data.formats.table import Recognition, Table, tabulate
 from luthier.data.formats.unsuited import likeness, objection
 from luthier.data.reading import Row
@@ -32,6 +33,7 @@ class Form(Protocol):
 
 
 FORMS: tuple[Form, ...] = (chat, sharegpt, alpaca, completion, text)
+LABELLED: tuple[Form, ...] = (classification,)
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,15 @@ class Recognised:
     records: list[tuple[Record, Origin]]
 
 
-def to_records(rows: Sequence[Row], format: FormatName) -> Recognised:
+def to_records(rows: Sequence[Row], format: FormatName, labelled: bool = False) -> Recognised:
     """Every row as a record. With "auto" the form is recognised; a name takes the rows as that form.
+
+    labelled: whether texts with classes are wanted, rather than texts to learn to write.
 
     Raises: DataError, if no form fits, or for the first row at fault; it says how many more there are.
     """
     table = tabulate(rows)
-    form, recognition = _recognise(table, format)
+    form, recognition = _recognise(table, format, LABELLED if labelled else FORMS)
     records, found = _convert(rows, recognition)
     if found:
         raise _summary(found, len(rows), form.NAME)
@@ -62,10 +66,10 @@ def to_records(rows: Sequence[Row], format: FormatName) -> Recognised:
     return Recognised(form.NAME, reason, tuple(notes), records)
 
 
-def faults(rows: Sequence[Row], format: FormatName) -> list[DataError]:
+def faults(rows: Sequence[Row], format: FormatName, labelled: bool = False) -> list[DataError]:
     """What is wrong with the rows: one error for each row at fault, in order, or one alone if no form fits."""
     try:
-        _, recognition = _recognise(tabulate(rows), format)
+        _, recognition = _recognise(tabulate(rows), format, LABELLED if labelled else FORMS)
     except DataError as error:
         return [error]
     return _convert(rows, recognition)[1]
@@ -97,11 +101,11 @@ def _summary(found: list[DataError], num_rows: int, name: FormatName) -> DataErr
 # ── recognition ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _recognise(table: Table, format: FormatName) -> tuple[Form, Recognition]:
+def _recognise(table: Table, format: FormatName, forms: tuple[Form, ...]) -> tuple[Form, Recognition]:
     if not table.rows:
         raise DataError("there are no rows.", "Give at least one row.")
     file = table.rows[0].origin.file
-    for form in FORMS:
+    for form in forms:
         if format not in ("auto", form.NAME):
             continue
         recognition = form.recognise(table)
@@ -112,13 +116,17 @@ def _recognise(table: Table, format: FormatName) -> tuple[Form, Recognition]:
             found = f"the rows look like {form.NAME} ({recognition.reason}), but {against.found}"
             raise DataError(found, against.mend, file=file)
         return form, recognition
-    raise _nothing_fits(table, format, file)
+    raise _nothing_fits(table, format, file, forms)
 
 
-def _nothing_fits(table: Table, format: FormatName, file: str) -> DataError:
+def _nothing_fits(table: Table, format: FormatName, file: str, forms: tuple[Form, ...]) -> DataError:
     columns = ", ".join(f"{column[:60]} ({kind})" for column, kind in table.kinds.items()) or "none"
-    asked = [form for form in FORMS if format in ("auto", form.NAME)]
+    asked = [form for form in forms if format in ("auto", form.NAME)]
     expected = "; ".join(f"{form.NAME}: {form.COLUMNS}" for form in asked)
+    if forms == LABELLED:
+        found = f"the rows are no texts with classes. Columns found: {columns}."
+        mend = "Rename the columns to text (text_pair for a second text) and label; or set objective.kind to sft."
+        return DataError(found, f"{mend} Expected columns: {expected}.", file=file)
     doubt = likeness(table)
     if format == "auto":
         found = f"the rows fit no form that sft learns from. Columns found: {columns}."

@@ -36,6 +36,7 @@ CONTEXTS = (
     "system_prompt",
 )
 LABELS = ("label", "labels", "category", "class", "intent", "sentiment", "summary", "tags", "ner_tags")
+_CLASSES = "To tell classes apart, set objective.kind to classification."
 ANSWERERS = ("assistant", "gpt", "chatgpt", "bing", "bard", "function_call")
 
 
@@ -56,7 +57,7 @@ def objection(table: Table, name: FormatName) -> Doubt | None:
         pair = _pair(table)
         if pair is not None and not _ends_with_answers(table):
             return _preference(*pair)
-    if name != "text":
+    if name not in ("text", "classification"):
         verdict = next((column for column in table.columns(VERDICTS) if _is_verdict(table, column)), None)
         if verdict is not None:
             found = f"{verdict} marks each answer as good or bad: preference data, which sft does not take."
@@ -72,7 +73,10 @@ def objection(table: Table, name: FormatName) -> Doubt | None:
         others = table.columns((*LABELS, *PROMPTS, *ANSWERS))
         if others:
             found = f"{others[0]} stands beside the text: rows of classification or of another task, not plain text."
-            mend = f"Write prompt and completion (the {others[0]}) for that task, or set data.format to text to learn the text alone."
+            mend = (
+                f"{_CLASSES} To learn to write it instead, write prompt and completion (the {others[0]}) for that task, or "
+                "set data.format to text to learn the text alone."
+            )
             return Doubt(found, mend)
     return None
 
@@ -105,7 +109,9 @@ def likeness(table: Table) -> Doubt:
     labels = table.columns(LABELS)
     if labels and any(kind == "text" for column, kind in table.kinds.items() if column not in labels):
         found = f"with {labels[0]} they look like rows of classification or labelling."
-        return Doubt(found, f"Write the text as prompt and the {labels[0]} as completion.")
+        return Doubt(
+            found, f"{_CLASSES} To learn to write it, write the text as prompt and the {labels[0]} as completion."
+        )
     return Doubt("", "Rename the columns to those of one of the forms.")
 
 

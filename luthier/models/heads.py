@@ -1,0 +1,131 @@
+"""Heads that tell classes apart: what one is for, and the weights that a base model has none for.
+
+A head for classes reads the state of one token (the first of an encoder's text, the last of a decoder's) through the
+layers that the family names. What of them the model's files do not hold is drawn from the run's seed, each layer by its
+name, as transformers draws linear layers: N(0, initializer_range), biases zero.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+
+from luthier.errors import RecipeError
+from luthier.models.anatomy import replace_module
+from luthier.models.families import Family
+from luthier.models.sources import ModelSource, check_complete, read_folder
+from luthier.ops.draws import salt_of
+
+_STD = 0.02
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh}
+
+
+@dataclass(frozen=True)
+class ClassHead:
+    """A head for these classes, in this order; `seed` decides those of its weights that are new."""
+
+    classes: tuple[str, ...]
+    seed: int = 0
+
+
+def classes_of(config: PreTrainedConfig) -> tuple[str, ...]:
+    """The classes that a model's config names, in the order of their logits."""
+    names: dict[int, str] = config.id2label or {}
+    return tuple(names[index] for index in sorted(names))
+
+
+def name_classes(config: PreTrainedConfig, classes: tuple[str, ...]) -> None:
+    """Have a config name these classes."""
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {name: index for index, name in enumerate(classes)}
+    config.problem_type = "single_label_classification"
+
+
+def read_class_weights(
+    source: ModelSource,
+    config: PreTrainedConfig,
+    family: Family,
+    head: ClassHead,
+    dtype: torch.dtype,
+    attn_implementation: str | None = None,
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The model with a head for classes, and the names of the head's layers that are to be trained because it is new.
+
+    Layers that the files lack, or hold for other classes, are drawn. Heads for other tasks in the files are left out.
+    Raises as `sources.read_weights`, and RecipeError for a .gguf file.
+    """
+    if source.gguf is not None:
+        raise RecipeError(
+            f"{source.name} is a .gguf file, which has no place for a head of classes.",
+            "Use the model as a transformers folder.",
+            field="model",
+        )
+    is_its_own = classes_of(config) == head.classes
+    config = copy.deepcopy(config)
+    name_classes(config, head.classes)
+    model, report = read_folder(AutoModelForSequenceClassification, source, config, dtype, attn_implementation)
+    layers = tuple(part.name for part in family.class_head)
+    absent = {layer for layer in layers if any(_is_of_any((layer,), key) for key in _absent(report))}
+    absent |= set() if is_its_own else {layers[-1]}
+    rest = {kind: [key for key in keys if not _is_of_any(layers, key)] for kind, keys in report.items()}
+    # what is no part of the layers belongs to the heads of other tasks
+    rest["unexpected_keys"] = [key for key in rest.get("unexpected_keys", ()) if f"{family.layers}." in key]
+    check_complete(source.folder, rest)
+    draw_head(model, tuple(layer for layer in layers if layer in absent), head.seed)
+    return model, new_layers(family, absent)
+
+
+def new_layers(family: Family, absent: set[str]) -> tuple[str, ...]:
+    """The layers of a head that train, given those that were drawn: with these, all beside them outside of the trunk."""
+    outside = {name.partition(".")[0] for name in absent} - {family.trunk.partition(".")[0]}
+    names = (part.name for part in family.class_head)
+    return tuple(name for name in names if name in absent or name.partition(".")[0] in outside)
+
+
+def _absent(report: dict[str, Any]) -> list[Any]:
+    """What the model has and the files do not, or in another shape."""
+    return [*report.get("missing_keys", ()), *report.get("mismatched_keys", ())]
+
+
+def _is_of_any(layers: tuple[str, ...], key: Any) -> bool:
+    """Whether an entry of a loading report is about a parameter of one of these layers."""
+    name = str(key[0] if isinstance(key, tuple) else key)
+    return name.startswith(tuple(layer + "." for layer in layers))
+
+
+@torch.no_grad()
+def draw_head(model: PreTrainedModel, names: tuple[str, ...], seed: int) -> None:
+    """Give linear layers of the head their random start, each by its name."""
+    std = float(model.config.to_dict().get("initializer_range") or _STD)
+    for name in names:
+        generator = torch.Generator().manual_seed((salt_of(name) ^ seed) & (2**63 - 1))
+        for key, tensor in model.get_submodule(name).named_parameters():
+            draw = torch.randn(tensor.shape, generator=generator) * std
+            tensor.copy_(draw if key == "weight" else torch.zeros_like(draw))
+
+
+class RestingPooler(nn.Module):
+    """A pooler that keeps its layers and computes nothing within the trunk: the head runs them, at the pooled tokens."""
+
+    def __init__(self, pooler: nn.Module) -> None:
+        super().__init__()
+        for name, layer in pooler.named_children():
+            self.add_module(name, layer)
+
+    def forward(self, hidden_BTD: Tensor) -> Any:
+        """Nothing."""
+        return None
+
+
+def rest_pooler(model: PreTrainedModel, family: Family) -> None:
+    """Let the pooler of a trunk that has one rest."""
+    if family.pooler is not None:
+        name = f"{family.trunk}.{family.pooler}"
+        replace_module(model, name, RestingPooler(model.get_submodule(name)))
