@@ -37,7 +37,7 @@ class ClassHead:
 
 def classes_of(config: PreTrainedConfig) -> tuple[str, ...]:
     """The classes that a model's config names, in the order of their logits."""
-    names: dict[int, str] = config.id2label or {}
+    names = {int(index): name for index, name in (config.id2label or {}).items()}
     return tuple(names[index] for index in sorted(names))
 
 

@@ -113,7 +113,7 @@ WRONG = [
     ("method: {rank: 8.0}", 3, "method.rank", "Give a whole number."),
     ("method: {targets: [1]}", 3, "method.targets[0]", "Give text."),
     ("method: {rank_pattern: {'(': 3}}", 3, "method", "regular expression"),
-    ("objective: {kind: dpo}", 3, "objective.kind", "Give 'sft'."),
+    ("objective: {kind: dpo}", 3, "objective.kind", "Use sft or classification."),
     ("quantization: {kind: nf4}", 3, "quantization", "has no quantization"),
     ("training: 3", 3, "training", "Give a mapping with some of the fields epochs, steps"),
     ("training: {epochs: 0}", 3, "training.epochs", "Give more than 0."),
