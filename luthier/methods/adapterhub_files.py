@@ -12,6 +12,8 @@ folder holds shows in its files. What a config says beyond what the method compu
 adapters are refused rather than half read; what says only how an adapter began or is dropped out in training is kept.
 
 These are the names and meanings of version 1.2.0. To load such a folder there: `load_adapter(folder, use_safetensors=True)`.
+That version's attention of Llama and Mistral mixes tokens and heads, with an adapter or without (it transposes twice under
+transformers 4.51), so what it trained on those was trained over another function than the model's.
 """
 
 from __future__ import annotations
