@@ -12,6 +12,8 @@ folder holds shows in its files. What a config says beyond what the method compu
 adapters are refused rather than half read; what says only how an adapter began or is dropped out in training is kept.
 
 These are the names and meanings of version 1.2.0. To load such a folder there: `load_adapter(folder, use_safetensors=True)`.
+That version's attention of Llama and Mistral mixes tokens and heads, with an adapter or without (it transposes twice under
+transformers 4.51), so what it trained on those was trained over another function than the model's.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from luthier.store.files import write_bytes, write_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter.safetensors"
+HEAD = "luthier_head.safetensors"
+"""A head for classes that was trained whole beside the adapter; the library keeps its heads apart and does not look at it."""
 _PICKLE = "pytorch_adapter.bin"
 _VERSION = "adapters.1.2.0"
 NAME = "luthier"
@@ -46,9 +50,10 @@ class Sites:
     feedforward: str
 
 
-SITES: Mapping[str, Sites] = dict.fromkeys(
-    ("llama", "mistral", "qwen2", "qwen3", "gpt2"), Sites("attention_adapters", "output_adapters")
-)
+SITES: Mapping[str, Sites] = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gpt2"), Sites("attention_adapters", "output_adapters")),
+    **dict.fromkeys(("bert", "roberta"), Sites("attention.output", "output")),
+}
 """By transformers' model type: the architectures in which the library computes what Luthier does."""
 
 DEFAULTS: Mapping[str, object] = {
@@ -106,7 +111,8 @@ class AdapterHubForm(Form):
             settings = self.settings_of({**DEFAULTS, **config["config"]}, tensors)
         except ValueError as error:
             raise RecipeError(str(error), "Mend the file, or train anew.", file=str(folder / CONFIG)) from error
-        return AdapterFile(str(folder), settings, tensors, str(config.get("model_name") or ""), config)
+        base = str(config.get("model_name") or "")
+        return AdapterFile(str(folder), settings, tensors, base, config, head=read_hub_head(folder))
 
     def fitted(self, file: AdapterFile, anatomy: Anatomy) -> AdapterFile:
         """A file that was read, with the layers among its settings, and its tensors under Luthier's names.
@@ -150,9 +156,8 @@ class AdapterHubForm(Form):
             "leave_out": left_out,
         }
         outer = {"hidden_size": width, "model_type": anatomy.model_type, "model_name": file.base}
-        write_hub_files(
-            folder, {**found, **outer, "config": config}, {names[n]: tensor for n, tensor in file.tensors.items()}
-        )
+        tensors = {names[name]: tensor for name, tensor in file.tensors.items()}
+        write_hub_files(folder, {**found, **outer, "config": config}, tensors, file.head)
 
     def _names(self, anatomy: Anatomy, name: str) -> dict[str, str]:
         """The library's name of every tensor that an adapter of this kind may have, by ours."""
@@ -226,10 +231,19 @@ def read_hub_tensors(folder: Path) -> dict[str, Tensor]:
     return read_tensors(folder, WEIGHTS)
 
 
-def write_hub_files(folder: Path, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Config and tensors under the library's names."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(folder / WEIGHTS, save(plain, metadata={"format": "pt"}))
+def read_hub_head(folder: Path) -> dict[str, Tensor]:
+    """The head that Luthier wrote beside an adapter; none if it wrote none."""
+    return read_tensors(folder, HEAD) if (folder / HEAD).is_file() else {}
+
+
+def write_hub_files(
+    folder: Path, config: dict[str, Any], tensors: Mapping[str, Tensor], head: Mapping[str, Tensor]
+) -> None:
+    """Config and tensors under the library's names, and a head for classes beside them if there is one."""
+    for file, named in ((WEIGHTS, tensors), (HEAD, head)):
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+        if plain:
+            write_bytes(folder / file, save(plain, metadata={"format": "pt"}))
     write_json(folder / CONFIG, {**config, "version": _VERSION})
 
 

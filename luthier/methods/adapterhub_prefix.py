@@ -28,6 +28,7 @@ from luthier.methods.adapterhub_files import (
     NAME,
     is_hub_file,
     read_hub_config,
+    read_hub_head,
     read_hub_tensors,
     write_hub_files,
 )
@@ -91,7 +92,8 @@ def read_hub_prefix(folder: Path) -> AdapterFile:
         "init": "random",
         "takes_positions": False,
     }
-    return AdapterFile(str(folder), settings, tensors, str(config.get("model_name") or ""), config)
+    base = str(config.get("model_name") or "")
+    return AdapterFile(str(folder), settings, tensors, base, config, head=read_hub_head(folder))
 
 
 def write_hub_prefix(folder: Path, file: AdapterFile, anatomy: Anatomy) -> None:
@@ -119,9 +121,8 @@ def write_hub_prefix(folder: Path, file: AdapterFile, anatomy: Anatomy) -> None:
         "model_type": anatomy.model_type,
         "model_name": file.base,
     }
-    write_hub_files(
-        folder, {**found, **outer, "config": config}, {prefix + name: tensor for name, tensor in tensors.items()}
-    )
+    named = {prefix + name: tensor for name, tensor in tensors.items()}
+    write_hub_files(folder, {**found, **outer, "config": config}, named, file.head)
 
 
 def _module(name: str) -> str:

@@ -5,7 +5,6 @@
 Wd starts Kaiming-uniform with a = √5 (bound 1 / √D, as the down-projection of a LoRA) and all else at zero, so that the
 adapted model begins as the base itself. The papers start all weights near zero instead (σ = 10⁻³, or 0.02).
 Their code also trains every layer norm and the task's head; here the bottlenecks train alone.
-Files are those of the `adapters` library in the architectures that it knows, Luthier's own in others.
 Shapes: N tokens, D width of the model, H width of the bottleneck.
 """
 

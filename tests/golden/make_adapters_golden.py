@@ -5,6 +5,7 @@ Run in an environment of its own, from adapters-requirements.txt. For each model
     config.json, base.safetensors        the base
     CASE/adapter_config.json, …          an adapter with random weights, as the library saves it
     CASE/logits.safetensors              the tokens of two rows, and the logits with the adapter at work
+                                         (of an encoder, the last hidden states)
 
 A fusion has its adapters in `CASE/one` and `CASE/two`. Two things of the library are worked around, and are not in the files:
 
@@ -39,7 +40,7 @@ from adapters.composition import Fuse
 from adapters.models.llama import modeling_llama
 from adapters.models.mistral import modeling_mistral
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 FOLDER = Path(__file__).parent / "adapters"
 NAME = "golden"
@@ -49,12 +50,19 @@ _LLAMA = {
     "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 32, "tie_word_embeddings": False,
 }  # fmt: skip
+_BERT = {
+    "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 34,
+}  # fmt: skip
+ENCODERS = ("bert", "roberta")
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", _LLAMA),
     "llama-all-heads": ("llama", {**_LLAMA, "num_key_value_heads": 4}),
     "mistral": ("mistral", {**_LLAMA, "num_key_value_heads": 4, "sliding_window": None}),
     "qwen2": ("qwen2", _LLAMA),
     "gpt2": ("gpt2", {"vocab_size": 32, "n_embd": 16, "n_inner": 24, "n_layer": 2, "n_head": 4, "n_positions": 32}),
+    "bert": ("bert", _BERT),
+    "roberta": ("roberta", {**_BERT, "type_vocab_size": 1}),
 }
 
 _BOTTLENECKS = {
@@ -76,6 +84,8 @@ CASES: dict[str, dict[str, AdapterConfig]] = {
     "mistral": {"pfeiffer": _BOTTLENECKS["pfeiffer"], **_PREFIXES},
     "qwen2": _BOTTLENECKS,
     "gpt2": {**_BOTTLENECKS, **_COMPACTERS, **_PREFIXES},
+    "bert": {**_BOTTLENECKS, **_COMPACTERS},
+    "roberta": {"pfeiffer": _BOTTLENECKS["pfeiffer"]},
 }
 FUSIONS = {"llama": SeqBnConfig(reduction_factor=4), "gpt2": DoubleSeqBnConfig(reduction_factor=4)}
 
@@ -94,7 +104,8 @@ def base_of(name: str) -> PreTrainedModel:
     """The base, the same at every call."""
     model_type, values = MODELS[name]
     config = AutoConfig.for_model(model_type, **values)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    auto = AutoModelForSequenceClassification if name in ENCODERS else AutoModelForCausalLM
+    model = auto.from_config(config, attn_implementation="eager").eval()
     randomize(model)
     return model
 
@@ -109,12 +120,19 @@ def transposed_back(attention: Callable[..., Any]) -> Callable[..., Any]:
     return attend
 
 
+def outputs(model: PreTrainedModel) -> torch.Tensor:
+    """What is compared: a decoder's logits, an encoder's last hidden states."""
+    if model.config.model_type in ENCODERS:
+        return model(TOKENS, output_hidden_states=True).hidden_states[-1]
+    return model(TOKENS, use_cache=False).logits
+
+
 def with_library(name: str) -> PreTrainedModel:
     """The base under the library, which computes the same."""
     model = base_of(name)
-    expected = model(TOKENS, use_cache=False).logits
+    expected = outputs(model)
     adapters.init(model)
-    torch.testing.assert_close(model.eval()(TOKENS, use_cache=False).logits, expected)
+    torch.testing.assert_close(outputs(model.eval()), expected)
     return model
 
 
@@ -128,7 +146,7 @@ def save_base(name: str, folder: Path) -> None:
 @torch.no_grad()
 def save_logits(model: PreTrainedModel, folder: Path) -> None:
     """Two rows of random tokens, and the model's logits."""
-    save_file({"tokens": TOKENS, "logits": model(TOKENS, use_cache=False).logits}, folder / "logits.safetensors")
+    save_file({"tokens": TOKENS, "logits": outputs(model).clone()}, folder / "logits.safetensors")
 
 
 def save_case(name: str, case: str, config: AdapterConfig) -> None:

@@ -12,7 +12,7 @@ import torch
 from models.tiny import tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from luthier.data.packing import collate
 from luthier.data.placeholders import with_placeholders
@@ -21,6 +21,7 @@ from luthier.models.anatomy import read_anatomy
 from luthier.models.attention import FAST, register_attention
 from luthier.models.families import family_of
 from luthier.models.fast_layers import use_fast_layers
+from luthier.models.heads import rest_pooler
 from luthier.models.language_model import Identity, LanguageModel
 from luthier.types import Example, Origin, Part
 
@@ -43,11 +44,13 @@ def golden_model(name: str) -> LanguageModel:
     values = json.loads((GOLDEN / name / "config.json").read_text())
     family = family_of(values["model_type"])
     register_attention()
+    auto: Any = AutoModelForSequenceClassification if family.kind == "encoder" else AutoModelForCausalLM
     with torch.random.fork_rng():
         config = AutoConfig.for_model(values.pop("model_type"), **values)
-        hf = AutoModelForCausalLM.from_config(config, attn_implementation=FAST)
+        hf = auto.from_config(config, attn_implementation=FAST)
     hf.load_state_dict(load_file(GOLDEN / name / "base.safetensors"))
     hf.requires_grad_(False).eval()
+    rest_pooler(hf, family)
     anatomy = read_anatomy(hf, family)
     use_fast_layers(hf, anatomy, norm=True, gated_mlp=True, linear=True)
     return LanguageModel(hf, tiny_tokenizer(), anatomy, Identity(f"golden-{name}", "0" * 64))
@@ -61,18 +64,23 @@ def golden_logits(folder: Path) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def logits(model: LanguageModel, tokens_BT: Tensor, adapter: str | None = "default") -> Tensor:
-    """What Luthier says of these rows, (B, T, V)."""
-    rows = [with_placeholders(_example(tokens_T), model.num_virtual(adapter)) for tokens_T in tokens_BT]
-    hidden_ND = model.hidden(collate(rows, model.layout, pad_id=0), adapter)[0]
+    """What Luthier says of these rows: logits (B, T, V), or of an encoder the last hidden states (B, T, D)."""
+    is_encoder = model.anatomy.family.kind == "encoder"
+    rows = [with_placeholders(_example(row_T, not is_encoder), model.num_virtual(adapter)) for row_T in tokens_BT]
+    hidden_ND = model.hidden(collate(rows, model.layout, pad_id=0), adapter).flatten(0, 1)
     own = [states[-tokens_BT.shape[1] :] for states in hidden_ND.split([row.num_tokens for row in rows])]
+    if is_encoder:
+        return torch.stack(own)
     found: Tensor = model.hf.get_submodule(model.anatomy.head)(torch.stack(own))
     return found
 
 
-def _example(tokens_T: Tensor) -> Example:
+def _example(tokens_T: Tensor, causal: bool) -> Example:
     at = np.array([0], dtype=np.int64)
     tokens = tokens_T.numpy()
-    return Example((Part(tokens),), at, tokens[1:2], np.ones(1, dtype=np.float32), at, 0, Origin("golden", 1))
+    return Example(
+        (Part(tokens, causal=causal),), at, tokens[1:2], np.ones(1, dtype=np.float32), at, 0, Origin("golden", 1)
+    )
 
 
 def copied(folder: Path, name: str, case: str) -> Path:
