@@ -78,7 +78,8 @@ def main() -> int:
     recipe = load_recipe(arguments.recipe)
     if arguments.load_alone:
         model = load_base_of(recipe, say)
-        result: dict[str, Any] = {"loaded_bytes": held_bytes("VmRSS"), "dtype": str(model.dtype)}
+        touched = sum(parameter.numel() for parameter in model.hf.parameters() if parameter.isfinite().all())
+        result: dict[str, Any] = {"loaded_bytes": held_bytes("VmRSS"), "parameters": touched}
     else:
         clock = EpochClock()
 

@@ -12,9 +12,10 @@ RMS divides by the root mean square rms, U reads the last state of either direct
 training begins at the base. h_ℓ is reused as it is; a_ℓ is computed anew: that is what the choice of a layer is about.
 
 Search: for the first steps g_ℓ mixes both, RMS(a_ℓ) by σ((α_ℓ + noise) / τ) with logistic noise (Gumbel-softmax of two),
-τ falling from 5 to 0.5, and the loss gains λ times the expected share of the attentions' multiply-adds. Weights and α train
-together. Then α_ℓ > 0 computes for good. Pruning: for some steps |∂L/∂Δ| is summed, the places with the highest sums become
-M, Δ returns to zero and trains within M alone (`sparse_deltas.py`); the optimizer's momentum within M stays.
+τ falling from 5 to 0.5, and the loss gains the expected share of the attentions' multiply-adds, times a weight that rises
+from 0 to λ in the search's second half (while γ is all but closed, that would be all that α hears of). Weights and α train
+together, α from 0. Then α_ℓ ≥ 0 computes for good. Pruning: for some steps |∂L/∂Δ| is summed, the places with the highest
+sums become M, Δ returns to zero and trains within M alone (`sparse_deltas.py`); the optimizer's momentum within M stays.
 
 A pass without draws (evaluation, generation) goes by the sign of α from the first step on. In generation the computed
 attentions have keys and values of their own.
@@ -27,6 +28,7 @@ Shapes: N tokens, L layers, D width of the base, H of the LSTM, O outputs, I inp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,7 +96,7 @@ class LeTS(SideMethod):
         0.01,
         ge=0,
         allow_inf_nan=False,
-        description="Weight λ of the computed share of multiply-adds in the search's loss; higher: more layers are reused.",
+        description="Weight λ of the computed share of multiply-adds in the loss at the search's end; higher: more is reused.",
     )
     prune_steps: int | None = Field(
         None,
@@ -175,10 +177,10 @@ class LeTSAttachment(SideAttachment):
         return tuple("compute" if computes else "reuse" for computes in self.side.computes)
 
     def extra_loss(self) -> Tensor | None:
-        """λ times the expected share of multiply-adds, during the search."""
-        if self.side.settled is not None or self.lets.macs_weight == 0:
-            return None
-        return self.lets.macs_weight * self.side.expected_share
+        """The expected share of multiply-adds during the search, times λ's part that it has come to."""
+        cooled = math.log(_HOTTEST / self.side.temperature) / math.log(_HOTTEST / _COLDEST)
+        weight = self.lets.macs_weight * max(0.0, 2 * cooled - 1)
+        return None if self.side.settled is not None or weight == 0 else weight * self.side.expected_share
 
     def after_step(self, done: StepDone) -> None:
         """Cool the search down, settle its choices, weigh the deltas, prune them, and hold what is outside at zero."""

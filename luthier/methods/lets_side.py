@@ -94,11 +94,11 @@ class LeTSSide(Side):
 
     @property
     def computes(self) -> tuple[bool, ...]:
-        """Which layers compute where nothing is drawn: as settled, or where α is above 0."""
+        """Which layers compute where nothing is drawn: as settled, or where α is not below 0."""
         if self.settled is not None:
             return self.settled
         assert self.choice_L is not None
-        return tuple((self.choice_L > 0).tolist())
+        return tuple((self.choice_L >= 0).tolist())
 
     @property
     def expected_share(self) -> Tensor:

@@ -226,10 +226,10 @@ def test_the_draws_of_many_steps_are_those_of_two_gumbels() -> None:
     assert_near(above_L, torch.sigmoid(torch.tensor([1.0, -0.5])).double(), 0.12)
 
 
-def test_without_draws_a_layer_computes_where_alpha_is_above_zero() -> None:
+def test_without_draws_a_layer_computes_where_alpha_is_not_below_zero() -> None:
     model, attachment = beside()
     randomize(attachment)
-    attachment.side.choice_L.data.copy_(torch.tensor([0.3, -0.3]))  # type: ignore[union-attr]
+    attachment.side.choice_L.data.copy_(torch.tensor([0.0, -0.3]))  # type: ignore[union-attr]
     assert attachment.choices == ("compute", "reuse")
     open_search = logprobs(model)
     attachment.side.settled = (True, False)
@@ -252,9 +252,17 @@ def test_the_search_pays_for_the_expected_share_of_multiply_adds() -> None:
     choice_L = attachment.side.choice_L
     assert choice_L is not None
     choice_L.data.copy_(torch.tensor([2.0, -1.0]))
+    assert attachment.extra_loss() is None
+    attachment.side.temperature = 5 * 0.1**0.49
+    assert attachment.extra_loss() is None  # not in the first half, while the gate opens
+    attachment.side.temperature = 5 * 0.1**0.75
+    halfway = attachment.extra_loss()
+    attachment.side.temperature = 0.5
     extra = attachment.extra_loss()
+    assert halfway is not None
     assert extra is not None
     assert float(extra.detach()) == pytest.approx(3 * float(torch.sigmoid(choice_L.detach()).mean()))
+    assert float(halfway.detach()) == pytest.approx(float(extra.detach()) / 2)
     (gradient_L,) = torch.autograd.grad(extra, [choice_L])
     assert bool((gradient_L > 0).all())
     attachment.side.settled = (True, False)
