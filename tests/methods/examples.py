@@ -68,7 +68,7 @@ EXAMPLES: tuple[Method, ...] = (
     WARP(num_virtual_tokens=3, classes=("w5", "w9")),
 )
 
-FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new", "t5", "t5-gated", "bart")
+FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")
 ENCODERS = ("bert", "roberta")
 """Families that read whole texts: their head is over classes, and its last layer is new."""
 
