@@ -50,7 +50,9 @@ class ComposedMethod(AdapterMethod):
         if self.begin_from is None:
             return self.place(model, name, seed, fast)
         file = self.form.read(self.begin_from)
+        in_file = file.head_layers(model.anatomy)
         attachment = self._together(self._parts_of(file), model, name, seed, fast)
+        attachment.train_head(tuple(n for n in model.anatomy.head_linears if n in in_file or n in model.new_head))
         attachment.load(file)
         return attachment
 
@@ -145,11 +147,13 @@ class ComposedAttachment(AdapterAttachment):
     ) -> None:
         super().__init__(method, model, name, {}, shared=shared)
         self.parts = dict(parts)
+        for part in self.parts.values():
+            part.train_head(())  # a new head is of the whole
 
     @property
     def groups(self) -> tuple[Group, ...]:
         """The parts' groups, each at its method's own rate, and what trains beside them."""
-        own = super().groups if self.shared else ()
+        own = super().groups if self.shared else self.head.groups
         return (*own, *(group for key, part in self.parts.items() for group in self._groups_of(key, part)))
 
     def _groups_of(self, key: str, part: AdapterAttachment) -> Iterator[Group]:
@@ -179,6 +183,11 @@ class ComposedAttachment(AdapterAttachment):
     def num_virtual(self) -> int:
         """The placeholders that a document must begin with."""
         return self.model.num_virtual(self.name)
+
+    @property
+    def num_virtual_answer(self) -> int:
+        """Those that an encoder-decoder's answer must begin with."""
+        return self.model.num_virtual_answer(self.name)
 
     def file_settings(self) -> dict[str, Any]:
         """What the parts are, as they now are."""

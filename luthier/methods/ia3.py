@@ -2,9 +2,9 @@
 
 Liu et al. 2022, https://arxiv.org/abs/2205.05638:  k' = l_k ⊙ k,  v' = l_v ⊙ v,  FFN(x) = (l_ff ⊙ act(…)) W_downᵀ.
 So the outputs of the layers that give keys and values are scaled, their biases included, and the inputs of the
-feed-forward block's last linear layer. Where one layer gives queries too, those stay as they are (in the file their scale
-is 1). Other layers can be named; they are scaled at their outputs. l starts at 1 and does not decay, which would pull it
-to 0.
+feed-forward block's last linear layer. In an encoder-decoder the cross-attention's keys and values are scaled too. Where
+one layer gives queries too, those stay as they are (in the file their scale is 1). Other layers can be named; they are
+scaled at their outputs. l starts at 1 and does not decay, which would pull it to 0.
 
 Merges: yes. Deep backward: yes, to the lowest adapted layer. Over 4 bits: yes. Identity at the start: exact.
 Trainable numbers: 2 Hkv dh + f in each layer (Hkv key heads of width dh, feed-forward width f); in general one for each

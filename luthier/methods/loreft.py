@@ -31,7 +31,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter import AdapterAttachment, AdapterMethod, generator_of, trainable
+from luthier.methods.adapter import AdapterAttachment, AdapterMethod, check_one_stream, generator_of, trainable
 from luthier.methods.adapter_files import OwnForm
 from luthier.methods.contract import Group, Kin, Traits
 from luthier.models.anatomy import LayerAnatomy, chosen_layers
@@ -66,6 +66,7 @@ class LoReFT(AdapterMethod):
 
     def place(self, model: LanguageModel, name: str, seed: int, fast: bool) -> AdapterAttachment:
         """A fresh subspace after every chosen layer. Raises RecipeError if the rank is more than their width."""
+        check_one_stream(model, "LoReFT")
         layers, width = chosen_layers(model.anatomy, self.layers), int(model.hf.config.hidden_size)
         if self.rank > width:
             raise RecipeError(

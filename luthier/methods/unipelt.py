@@ -28,7 +28,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from luthier.methods.adapter import AdapterAttachment, linear_of
+from luthier.methods.adapter import AdapterAttachment, check_one_stream, linear_of
 from luthier.methods.adapter_files import OwnForm
 from luthier.methods.composed import ComposedMethod, of_part, with_part_defaults
 from luthier.methods.contract import Group, Kin, Traits
@@ -75,6 +75,11 @@ class UniPELT(ComposedMethod):
     @classmethod
     def _parts_have_their_defaults(cls, values: Any) -> Any:
         return with_part_defaults(values, _DEFAULTS)
+
+    def place(self, model: LanguageModel, name: str, seed: int, fast: bool) -> AdapterAttachment:
+        """The parts, fresh. Raises RecipeError for an encoder-decoder."""
+        check_one_stream(model, "UniPELT")
+        return super().place(model, name, seed, fast)
 
     def joined(
         self, model: LanguageModel, name: str, parts: Mapping[str, AdapterAttachment]

@@ -234,8 +234,10 @@ def _keys(segments: tuple[Segment, ...], documents: tuple[int, ...], positions_B
     return token_keys(draws.seed, draws.address, documents_N, positions_BT.reshape(-1))
 
 
-def prompts_of_batch(batch: Batch) -> Tensor:
+def prompts_of_batch(batch: Batch, *, whole: bool = False) -> Tensor:
     """For each token the position at which the prompt of its document is over, shape (B·T,); 0 for padding.
+
+    whole: whether a document is all prompt, as an encoder's is.
 
     A prompt ends with the token that the document first learns to go on from: one that is learned from its first token on
     has a prompt of one token. What learns nothing is a prompt as a whole. A token that several documents share is
@@ -255,7 +257,8 @@ def prompts_of_batch(batch: Batch) -> Tensor:
     last_S = torch.tensor([segment.end - 1 for segment in batch.segments], device=device)
     end_K = positions_N.new_zeros(len(numbers) + 1).scatter_reduce(0, owner_S, positions_N[last_S] + 1, "amax")
     source_N = batch.targets.source_N
-    end_K = end_K.scatter_reduce(0, owner_N[source_N], positions_N[source_N] + 1, "amin")
+    if not whole:
+        end_K = end_K.scatter_reduce(0, owner_N[source_N], positions_N[source_N] + 1, "amin")
     return end_K[owner_N]
 
 

@@ -178,7 +178,9 @@ class LanguageModel:
     def _call(self, batch: Batch, adapters: Adapters, draws: Draws | None = None) -> Call:
         """The call that computes a batch, with what its adapters ask for."""
         call = call_of_batch(batch, adapters, draws)
-        return replace(call, prompt_N=prompts_of_batch(batch)) if self._edits_in(call) else call
+        if not self._edits_in(call):
+            return call
+        return replace(call, prompt_N=prompts_of_batch(batch, whole=self.anatomy.family.kind == "encoder"))
 
     def _edits_in(self, call: Call) -> bool:
         """Whether a run's adapter changes the residual stream."""

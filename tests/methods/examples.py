@@ -97,7 +97,7 @@ EXAMPLES: tuple[Method, ...] = (
     ),
 )
 
-FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new", "t5", "t5-gated", "bart")
+FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")
 ENCODERS = ("bert", "roberta")
 """Families that read whole texts: their head is over classes, and its last layer is new."""
 
@@ -108,6 +108,8 @@ REFUSED: dict[tuple[str, str], str] = {
     ("bitfit", "t5-gated"): "no bias",
     ("prefix-tuning", "falcon-new"): "takes no learned prefix",
     ("mam", "falcon-new"): "takes no learned prefix",
+    **{("lets", name): "stands beside decoders" for name in ("bert", "roberta", "t5", "t5-gated", "bart")},
+    **{(kind, name): "encoder-decoder" for kind in ("loreft", "unipelt") for name in ("t5", "t5-gated", "bart")},
     ("unipelt", "falcon-new"): "takes no learned prefix",
     ("warp", "bert"): "a head for classes takes the place of",
     ("warp", "roberta"): "a head for classes takes the place of",

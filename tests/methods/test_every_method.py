@@ -27,10 +27,10 @@ from luthier.types import Example, Origin, Part
 CASES = [
     pytest.param(method, name, id=f"{method.kind}-{name}")
     for method in EXAMPLES
-    for name in (*FAMILIES, *ENCODERS)
+    for name in (*FAMILIES, *ENCODERS, *ENCODER_DECODERS)
     if (method.kind, name) not in REFUSED
 ]
-WRITERS = [case for case in CASES if case.values[1] in FAMILIES]
+WRITERS = [case for case in CASES if case.values[1] not in ENCODERS]
 ADAPTERS = [case for case in CASES if not case.values[0].tunes_base]
 NUM_STEPS = 3
 
