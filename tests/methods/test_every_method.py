@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from methods.examples import ENCODERS, EXAMPLES, FAMILIES, REFUSED, ready
-from models.tiny import VOCABULARY, tiny_model
+from models.tiny import ENCODER_DECODERS, VOCABULARY, tiny_model
 from models.tuned import logprobs, quiet, randomize, usual_batch
 from near import assert_apart, assert_near
 from torch import Tensor
