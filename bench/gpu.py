@@ -24,11 +24,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bench.figures import gigabytes, table
 from luthier.data.batches import StepBatches
 from luthier.methods import LoRA
-from luthier.models.anatomy import read_anatomy
 from luthier.models.attention import FAST, register_attention
 from luthier.models.families import family_of
 from luthier.models.fast_layers import use_fast_layers
 from luthier.models.language_model import FastModel, Identity, LanguageModel
+from luthier.models.reading import read_anatomy
 from luthier.objectives import SFT
 from luthier.ops.workers import Workers
 from luthier.training.loop import Outside, Plan, train

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from methods.examples import EXAMPLES, REFUSED
+from methods.examples import EXAMPLES, REFUSED, ready
 from methods.test_every_method import answers, train
 from models.tiny import tiny_model
 from models.tuned import logprobs, random_lora, randomize, usual_batch
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 PLACES = [
     pytest.param(method, name, id=f"{method.kind}-{name}")
     for method in EXAMPLES
-    for name in ("llama", "gemma2", "gpt2", "falcon-new")
+    for name in ("llama", "gemma2", "gpt2", "falcon-new", "bert", "bart")
     if (method.kind, name) not in REFUSED
 ]
 
@@ -38,7 +38,10 @@ def on_gpu(name: str, dtype: torch.dtype = torch.float32, fast: FastModel | None
 
 
 @pytest.mark.parametrize(("method", "name"), PLACES)
-def test_every_method_trains_there_as_on_the_cpu(method: Method, name: str) -> None:
+def test_every_method_trains_there_as_on_the_cpu(
+    method: Method, name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    method = ready(method, name, lambda: tmp_path_factory.mktemp("made"))
     losses = []
     for model in (tiny_model(name), on_gpu(name)):
         attachment = method.attach(model, "default", seed=0)

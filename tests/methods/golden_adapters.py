@@ -17,12 +17,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from luthier.data.packing import collate
 from luthier.data.placeholders import with_placeholders
 from luthier.methods import AdapterMethod, Compacter, Houlsby, Parallel, Pfeiffer, PrefixTuning
-from luthier.models.anatomy import read_anatomy
 from luthier.models.attention import FAST, register_attention
 from luthier.models.families import family_of
 from luthier.models.fast_layers import use_fast_layers
 from luthier.models.heads import rest_pooler
 from luthier.models.language_model import Identity, LanguageModel
+from luthier.models.reading import read_anatomy
 from luthier.types import Example, Origin, Part
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "adapters"
