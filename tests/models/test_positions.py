@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from transformers import GPT2Config, LlamaConfig, PreTrainedConfig
+from transformers import GPT2Config, LlamaConfig, PreTrainedConfig, T5Config
 
 from luthier.models.positions import longest_row
 
@@ -17,7 +17,7 @@ SCALED = {"rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddin
         (LlamaConfig(max_position_embeddings=64), 64),
         (LlamaConfig(max_position_embeddings=128, rope_parameters={"rope_type": "linear", **SCALED}), 128),
         (LlamaConfig(max_position_embeddings=128, rope_parameters={"rope_type": "dynamic", **SCALED}), 32),
-        (PreTrainedConfig(), None),
+        (T5Config(), None),
     ],
     ids=["learned", "rotary", "linear", "dynamic", "no limit"],
 )
