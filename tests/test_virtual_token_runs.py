@@ -98,9 +98,9 @@ def test_a_row_that_no_longer_fits_behind_the_virtual_tokens_is_refused_with_the
     short = desk / "short"
     if not short.exists():
         write_tiny_model(short)
-    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 64}))
+    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 128}))
     values = {**values_of(desk, "prompt-tuning"), "model": str(short)}
-    values["method"] = {"kind": "prompt-tuning", "num_virtual_tokens": 60}
-    with pytest.raises(GateRefusal, match="60 of them virtual") as caught:
+    values["method"] = {"kind": "prompt-tuning", "num_virtual_tokens": 100}
+    with pytest.raises(GateRefusal, match="100 of them virtual") as caught:
         begin(values, desk / "refused")
-    assert "max_length to 4" in caught.value.mend
+    assert "max_length to 28" in caught.value.mend
