@@ -104,6 +104,7 @@ def test_ctrl_c_and_sigterm_end_the_step_save_it_and_can_be_gone_on_from(
         if metrics["step"] == 3:
             signal.raise_signal(number)
 
+    before = signal.getsignal(signal.SIGINT)
     run = Run(on_step=interrupt, workers=workers)
     with pytest.raises(Interrupted) as stopped:
         run.go()
@@ -113,7 +114,7 @@ def test_ctrl_c_and_sigterm_end_the_step_save_it_and_can_be_gone_on_from(
     unbroken.go()
     resumed.go(run.saved[-1])
     assert same_bits(resumed.weights(), unbroken.weights())
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_stop_is_announced_before_the_evaluation_that_it_waits_for() -> None:
