@@ -6,14 +6,15 @@ import argparse
 import json
 import platform
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.figures import figures_of, medians
-from bench.processes import ROOT, Outcome, run_module, run_side
+from bench.figures import LOSS_TOLERANCE, figures_of, medians
+from bench.processes import ROOT, Outcome, SideFailed, run_module, run_side
 from bench.work import Work, read_work
 
 DATA = ROOT.parent / "shared" / "data"
@@ -149,3 +150,21 @@ def keep(document: dict[str, Any], bench: str, folder: Path) -> Path:
 def say(line: str) -> None:
     """Write a line of progress to standard error."""
     print(line, file=sys.stderr, flush=True)
+
+
+def carried_out(
+    bench: Callable[[argparse.Namespace, Path], tuple[dict[str, Any], str]], options: argparse.Namespace, name: str
+) -> int:
+    """Do a bench, print what it found and keep its figures; 0, 1 if losses differ, or the exit code of what failed."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="luthier-bench-") as folder:
+            document, text = bench(options, Path(folder))
+    except SideFailed as failure:
+        say(str(failure))
+        return failure.exit_code if failure.exit_code > 0 else 1
+    except KeyboardInterrupt:
+        return 130
+    print(json.dumps(document, indent=1) if options.json else text)
+    say(f"All figures: {keep(document, name, options.results)}")
+    compared = document.get("losses")
+    return 0 if compared is None or compared["largest_difference"] <= LOSS_TOLERANCE else 1

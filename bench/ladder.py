@@ -7,9 +7,7 @@ settings. Packing has no switch, so it is part of every rung. Losses of all rung
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +17,13 @@ from bench.contest import (
     Rounds,
     add_work_options,
     as_document,
-    keep,
+    carried_out,
     machine,
     prepare,
     run_round,
-    say,
     work_document,
 )
 from bench.figures import LOSS_TOLERANCE, Figures, figures_of, gigabytes, largest_loss_difference, medians, ratio, table
-from bench.processes import SideFailed
 from bench.work import Work
 
 
@@ -136,17 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_work_options(parser, steps=6, rounds=3)
     parser.add_argument("--climb", action="store_true", help="only the rungs upwards: half the time")
     options = parser.parse_args(arguments)
-    try:
-        with tempfile.TemporaryDirectory(prefix="luthier-ladder-") as folder:
-            document, text = bench(options, Path(folder))
-    except SideFailed as failure:
-        say(str(failure))
-        return failure.exit_code if failure.exit_code > 0 else 1
-    except KeyboardInterrupt:
-        return 130
-    print(json.dumps(document, indent=1) if options.json else text)
-    say(f"Every step's figures: {keep(document, 'ladder', options.results)}")
-    return 0 if document["losses"]["largest_difference"] <= LOSS_TOLERANCE else 1
+    return carried_out(bench, options, "ladder")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -21,7 +20,7 @@ from bench.contest import (
     Rounds,
     add_work_options,
     as_document,
-    keep,
+    carried_out,
     machine,
     prepare,
     run_round,
@@ -39,7 +38,7 @@ from bench.figures import (
     ratio,
     table,
 )
-from bench.processes import SideFailed, run_module
+from bench.processes import run_module
 from bench.work import Work
 
 OURS = "luthier"
@@ -214,17 +213,7 @@ def bench(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], st
 def main(arguments: list[str] | None = None) -> int:
     """Run the bench; 0, or 1 if losses differ or a process failed (its own exit code where it has one)."""
     options = read_arguments(arguments)
-    try:
-        with tempfile.TemporaryDirectory(prefix="luthier-bench-") as folder:
-            document, text = bench(options, Path(folder))
-    except SideFailed as failure:
-        say(str(failure))
-        return failure.exit_code if failure.exit_code > 0 else 1
-    except KeyboardInterrupt:
-        return 130
-    print(json.dumps(document, indent=1) if options.json else text)
-    say(f"Every step's figures: {keep(document, 'train', options.results)}")
-    return 0 if document["losses"]["largest_difference"] <= LOSS_TOLERANCE else 1
+    return carried_out(bench, options, "train")
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ import argparse
 import csv
 import json
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from bench.contest import DATA, RESULTS, keep, machine, say
+from bench.contest import DATA, RESULTS, carried_out, machine, say
 from bench.figures import Ratio, gigabytes, ratio, table
 from bench.processes import SideFailed, run_module
 
@@ -209,17 +208,7 @@ def bench(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], st
 def main(arguments: list[str] | None = None) -> int:
     """Run the bench; 0, or the exit code of what failed."""
     options = read_arguments(arguments)
-    try:
-        with tempfile.TemporaryDirectory(prefix="luthier-bench-") as folder:
-            document, text = bench(options, Path(folder))
-    except SideFailed as failure:
-        say(str(failure))
-        return failure.exit_code if failure.exit_code > 0 else 1
-    except KeyboardInterrupt:
-        return 130
-    print(json.dumps(document, indent=1) if options.json else text)
-    say(f"All figures: {keep(document, 'trunk', options.results)}")
-    return 0
+    return carried_out(bench, options, "trunk")
 
 
 if __name__ == "__main__":
