@@ -55,6 +55,7 @@ slow: env-test
 docs: env-test
 	$(BIN)/luthier schema --markdown > docs/recipe.md
 	$(BIN)/luthier methods --markdown > docs/methods.md
+	$(BIN)/python -m bench.methods --page >> docs/methods.md
 
 docs-check: env-test
 	$(PYTEST) -q tests/test_docs.py

@@ -2,7 +2,8 @@
 
 The same rows of banking77 (a message, and the name of its label as the completion) for every method, each in its own fresh
 process, in alternation, several rounds; printed are medians and ratios. A later epoch is one after the first: the first
-still computes the frozen layers, and keeps what they give. Memory is the most that training held above the loaded model.
+still computes the frozen layers, and keeps what they give. Memory is the most that training held above the loaded model. The
+loss is that of rows that were held out, after the last step.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from bench.processes import SideFailed, run_module
 
 BASELINE = "lora"
 ROWS_PER_STEP = 8
+HELD_OUT = 64
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     BASELINE: ("LoRA, rank 16 on all linear layers", {"kind": "lora", "rank": 16}),
     "attention-fusion": ("attention-fusion", {"kind": "attention-fusion"}),
@@ -34,12 +36,12 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Measured:
-    """One run of a method: wall seconds of its first epoch and of a later one, and the bytes that training added."""
+    """One run of a method: wall seconds of its first epoch and of a later one, the bytes that training added, the loss."""
 
     first_epoch_seconds: float
     later_epoch_seconds: float
     added_bytes: float
-    final_loss: float
+    held_out_loss: float
 
 
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -69,8 +71,8 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def read_rows(path: Path, count: int) -> list[dict[str, str]]:
-    """So many rows of a CSV file of `text` and `category`, evenly spaced, as prompt and completion.
+def read_rows(path: Path, count: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """So many rows of a CSV file of `text` and `category`, as prompt and completion, and others to hold out; evenly spaced.
 
     Raises: SideFailed, with the exit code for what is not found, if the file is missing or has too few rows.
     """
@@ -80,11 +82,13 @@ def read_rows(path: Path, count: int) -> list[dict[str, str]]:
         rows = [{"prompt": row["text"], "completion": row["category"]} for row in csv.DictReader(file)]
     if len(rows) < count:
         raise SideFailed(f"{path} holds {len(rows)} rows, fewer than {count}; lower --rows.", 3)
-    return [rows[index * len(rows) // count] for index in range(count)]
+    at = [index * len(rows) // count for index in range(count)]
+    between = {(2 * index + 1) * len(rows) // (2 * HELD_OUT) for index in range(HELD_OUT)}
+    return [rows[index] for index in at], [rows[index] for index in sorted(between - set(at))]
 
 
-def recipe_of(options: argparse.Namespace, data: Path, method: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of a method; what is not named here keeps its default."""
+def recipe_of(options: argparse.Namespace, folder: Path, method: dict[str, Any]) -> dict[str, Any]:
+    """The recipe of a method on the rows in a folder; what is not named here keeps its default."""
     steps = options.epochs * options.rows // ROWS_PER_STEP
     model = Path(options.model)
     return {
@@ -93,7 +97,11 @@ def recipe_of(options: argparse.Namespace, data: Path, method: dict[str, Any]) -
             "dtype": "fp32",
             "device": "cpu",
         },
-        "data": {"train": str(data), "validation": "none", "max_length": options.budget},
+        "data": {
+            "train": str(folder / "rows.jsonl"),
+            "validation": str(folder / "held-out.jsonl"),
+            "max_length": options.budget,
+        },
         "method": method,
         "objective": {"kind": "sft"},
         "training": {
@@ -101,6 +109,7 @@ def recipe_of(options: argparse.Namespace, data: Path, method: dict[str, Any]) -
             "rows_per_step": ROWS_PER_STEP,
             "tokens_per_micro_batch": options.budget,
             "checkpoint_every": steps,
+            "evaluate_every": steps,
         },
         "seed": 0,
     }
@@ -117,7 +126,7 @@ def run_one(recipe: Path, log: Path, *flags: str) -> dict[str, Any]:
 def measured(values: dict[str, Any], loaded_bytes: int) -> Measured:
     """The figures of a run."""
     first, *later = values["seconds"]
-    return Measured(first, mean(later), float(values["peak_bytes"] - loaded_bytes), values["losses"][-1])
+    return Measured(first, mean(later), float(values["peak_bytes"] - loaded_bytes), values["held_out_loss"])
 
 
 def compare(rounds: dict[str, list[Measured]]) -> dict[str, dict[str, Ratio]]:
@@ -149,10 +158,10 @@ def report(document: dict[str, Any], rounds: dict[str, list[Measured]], ratios: 
                 "" if key == BASELINE else str(own["later_epoch"]),
                 gigabytes(of("added_bytes")),
                 "" if key == BASELINE else str(own["memory"]),
-                f"{of('final_loss'):.2f}",
+                f"{of('held_out_loss'):.3f}",
             )
         )
-    head = ("medians", "first epoch s", "later epoch s", "of LoRA's", "memory GB", "of LoRA's", "last loss")
+    head = ("medians", "first epoch s", "later epoch s", "of LoRA's", "memory GB", "of LoRA's", "held-out loss")
     work = document["work"]
     setting = (
         f"{work['name']}: {work['rows']} rows, {work['tokens_an_epoch']:,} tokens an epoch, {work['epochs']} epochs; "
@@ -165,13 +174,12 @@ def report(document: dict[str, Any], rounds: dict[str, list[Measured]], ratios: 
 
 def bench(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], str]:
     """All rounds; the document and the text that tells it. Raises: SideFailed."""
-    data = folder / "rows.jsonl"
-    rows = read_rows(options.data, options.rows)
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    for name, rows in zip(("rows", "held-out"), read_rows(options.data, options.rows), strict=True):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     keys = [key for key in METHODS if key in {BASELINE, *options.only}]
     recipes = {key: folder / f"{key}.yaml" for key in keys}
     for key, path in recipes.items():
-        path.write_text(json.dumps(recipe_of(options, data, METHODS[key][1])), "utf-8")  # JSON is YAML
+        path.write_text(json.dumps(recipe_of(options, folder, METHODS[key][1])), "utf-8")  # JSON is YAML
     loaded = run_one(recipes[BASELINE], folder / "loaded.log", "--load-alone")
     every: dict[str, list[dict[str, Any]]] = {key: [] for key in keys}
     rounds: dict[str, list[Measured]] = {key: [] for key in keys}

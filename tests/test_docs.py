@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import typer
 
+from bench.methods import KEPT
+from bench.methods import page as measured_page
 from luthier.cli.main import app
 from luthier.recipe import Recipe, load_recipe
 from luthier.recipe.method_table import methods_page
@@ -92,8 +94,9 @@ def test_the_page_of_all_fields_is_that_of_the_settings():
     assert (REPOSITORY / "docs" / "recipe.md").read_text() == recipe_page() + "\n", "run: make docs"
 
 
-def test_the_page_of_all_methods_is_that_of_the_code():
-    assert (REPOSITORY / "docs" / "methods.md").read_text() == methods_page() + "\n", "run: make docs"
+def test_the_page_of_all_methods_is_that_of_the_code_and_of_the_kept_figures():
+    measured = measured_page(json.loads(KEPT.read_text()))
+    assert (REPOSITORY / "docs" / "methods.md").read_text() == f"{methods_page()}\n\n{measured}\n", "run: make docs"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

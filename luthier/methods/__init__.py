@@ -1,6 +1,7 @@
-"""Fine-tuning methods: one file each, and their list."""
+"""Fine-tuning methods: one file each, and their list. What other packages add to it: `luthier.recipe.known_methods`."""
 
-from typing import TYPE_CHECKING, Annotated, Union
+from collections.abc import Iterable
+from typing import Annotated, Any, Union
 
 from pydantic import Discriminator, Tag
 
@@ -86,6 +87,20 @@ def kind_of(method: type[Method]) -> str:
     return str(method.model_fields["kind"].default)
 
 
+def one_of(methods: Iterable[type[Method]]) -> Any:
+    """The type of a setting that is one of these methods, told apart by its kind."""
+    tagged = tuple(Annotated[method, Tag(kind_of(method))] for method in methods)
+    return Annotated[Union[tagged], Discriminator(_kind)]  # noqa: UP007 — no fixed list
+
+
+def give_stack(methods: Iterable[type[Method]]) -> None:
+    """Let a stack have these methods as its parts."""
+    part = one_of(method for method in methods if issubclass(method, AdapterMethod) and method is not Stack)
+    Stack.model_rebuild(_types_namespace={"AnyPart": part})
+    Stack.model_fields["parts"].annotation = tuple[part, ...]
+    Stack.model_rebuild(force=True)
+
+
 def _kind(value: object) -> str:
     """The `kind` of a method as a recipe writes it; lora where it is left out."""
     if isinstance(value, dict):
@@ -93,20 +108,7 @@ def _kind(value: object) -> str:
     return value.kind if isinstance(value, Method) else "lora"
 
 
-if TYPE_CHECKING:
-    AnyMethod = Method
-    AnyPart = AdapterMethod
-else:
-
-    def _one_of(methods: tuple[type[Method], ...]) -> object:
-        """One of these, told apart by its kind."""
-        tagged = tuple(Annotated[method, Tag(kind_of(method))] for method in methods)
-        return Annotated[Union[tagged], Discriminator(_kind)]  # noqa: UP007 — no fixed list
-
-    AnyPart = _one_of(tuple(m for m in METHODS if issubclass(m, AdapterMethod) and m is not Stack))
-    AnyMethod = _one_of(METHODS)
-
-Stack.model_rebuild(_types_namespace={"AnyPart": AnyPart})
+give_stack(METHODS)
 
 __all__ = [
     "ADAPTER",
@@ -121,7 +123,6 @@ __all__ = [
     "AdaMix",
     "AdapterFusion",
     "AdapterMethod",
-    "AnyMethod",
     "Attachment",
     "AttentionFusion",
     "BitFit",
@@ -154,5 +155,7 @@ __all__ = [
     "Traits",
     "UniPELT",
     "VeRA",
+    "give_stack",
     "kind_of",
+    "one_of",
 ]

@@ -34,12 +34,12 @@ from torch import Tensor, nn
 
 from luthier.errors import RecipeError
 from luthier.methods.adapter import AdapterAttachment, LayerMethod, linear_of, trainable
-from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, LinearBranch
+from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, LowRankBranch
 from luthier.methods.contract import Kin, StepDone, Traits
-from luthier.methods.lora_layers import low_rank_linear
 from luthier.methods.peft_files import PeftForm
 from luthier.models.call import Run
 from luthier.models.language_model import LanguageModel
+from luthier.ops.lora import Update
 from luthier.ops.spectrum import Factors
 
 _START_DEVIATION = 0.02
@@ -196,7 +196,7 @@ class AdaLoRA(LayerMethod):
         return 2.0 * self.init_rank if self.alpha is None else self.alpha
 
 
-class AdaLoRABranch(LinearBranch):
+class AdaLoRABranch(LowRankBranch):
     """A (R, I), B (O, R) and e (R, 1); `kept_R` says which ranks the last choice left."""
 
     def __init__(self, a_RI: nn.Parameter, b_OR: nn.Parameter, scale: float, drop: float, fast: bool) -> None:
@@ -221,14 +221,10 @@ class AdaLoRABranch(LinearBranch):
         """The ranks that do something or may come to (R,): those that were cut may have come back since."""
         return self.kept_R | (self.e_R1.detach()[:, 0] != 0)
 
-    def forward(self, x_NI: Tensor, layer: AdaptedLinear, run: Run) -> Tensor:
-        """x Wᵀ + c + s · drop(x) (B diag(e) A)ᵀ."""
-        if len(self.a_RI) == 0:
-            return layer.product(x_NI)
+    def low_rank(self, layer: AdaptedLinear, run: Run) -> Update:
+        """s · drop(x) (B diag(e) A)ᵀ."""
         dropout = layer.dropout(self.drop, run)
-        return low_rank_linear(
-            self.fast, x_NI, layer.weight, layer.bias, self.e_R1 * self.a_RI, self.b_OR, self.scale, dropout
-        )
+        return Update(run.start, run.stop, self.e_R1 * self.a_RI, self.b_OR, self.scale, dropout)
 
     def orthogonality(self) -> tuple[Tensor, ...]:
         """‖A Aᵀ − I‖ and ‖Bᵀ B − I‖; nothing where no rank is left."""

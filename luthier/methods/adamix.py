@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from luthier.errors import RecipeError
 from luthier.methods.adapter import AdapterAttachment, adapted_layers, generator_of, trainable
-from luthier.methods.bank import AdaptedLayer, AdaptedLinear, LinearBranch
+from luthier.methods.bank import AdaptedLayer, AdaptedLinear, LowRankBranch
 from luthier.methods.bottleneck import Activation, bottleneck, fresh_down
 from luthier.methods.contract import Forward, Kin, Method, Traits
 from luthier.methods.houlsby import Houlsby
@@ -39,7 +39,7 @@ from luthier.models.call import Run, current_call
 from luthier.models.language_model import LanguageModel, Outputs
 from luthier.ops.divergence import divergence_recomputed, divergence_reference
 from luthier.ops.draws import choose, salt_of
-from luthier.ops.lora import lora_linear, lora_linear_reference
+from luthier.ops.lora import Update
 from luthier.types import Settings
 
 
@@ -233,7 +233,7 @@ class ExpertBottlenecks(AddedMap):
         return bottleneck(z_ND, down_HD, down_H, up_DH, up_D, self.activation)
 
 
-class ExpertUpdates(LinearBranch):
+class ExpertUpdates(LowRankBranch):
     """M A and U B, of which a training pass draws one each."""
 
     def __init__(
@@ -257,13 +257,10 @@ class ExpertUpdates(LinearBranch):
         """Their means."""
         return {ending: tensor.detach().mean(0) for ending, tensor in self.tensors.items()}
 
-    def forward(self, x_NI: Tensor, layer: AdaptedLinear, run: Run) -> Tensor:
-        """x Wᵀ + c + s · drop(x) A_iᵀ B_jᵀ."""
+    def low_rank(self, layer: AdaptedLinear, run: Run) -> Update:
+        """s · drop(x) A_iᵀ B_jᵀ."""
         (a_RI,), (b_OR,) = routed(self.place + ".down", self.a_MRI), routed(self.place + ".up", self.b_UOR)
-        use_fast = self.fast and not torch.is_autocast_enabled(x_NI.device.type)
-        compute = lora_linear if use_fast else lora_linear_reference
-        dropout = layer.dropout(self.drop, run)
-        return compute(x_NI, layer.weight, layer.bias, a_RI, b_OR, self.scale, dropout)
+        return Update(run.start, run.stop, a_RI, b_OR, self.scale, layer.dropout(self.drop, run))
 
     def merged(self, weight_OI: Tensor, bias_O: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """W + s mean(B) mean(A)."""

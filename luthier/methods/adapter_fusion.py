@@ -99,16 +99,14 @@ class AdapterFusion(AdapterMethod):
     def _adapters_come_from_one_place(self) -> Self:
         if self.begin_from is not None and self.adapters:
             raise ValueError("from brings its own adapters; leave adapters out.")
+        if self.begin_from is None and not self.adapters:
+            raise ValueError(
+                "there is nothing to fuse; name finished runs of houlsby, pfeiffer or parallel in adapters."
+            )
         return self
 
     def place(self, model: LanguageModel, name: str, seed: int, fast: bool) -> AdapterAttachment:
         """The fused adapters under names of their own, frozen, and a fusion wherever one of them stands."""
-        if not self.adapters:
-            raise RecipeError(
-                "There are no adapters to fuse.",
-                "Name finished runs of houlsby, pfeiffer or parallel in method.adapters.",
-                field="method.adapters",
-            )
         parts = tuple(_frozen(path, model, f"{name}:{i}", fast) for i, path in enumerate(self.adapters))
         branches: dict[str, Branch] = {}
         standing: dict[str, list[AddingBranch]] = {}

@@ -8,6 +8,7 @@ Shapes: N tokens, I inputs, O outputs, D width of an embedding.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from luthier.models.families import RMSNormForm
 from luthier.models.fast_layers import FastRMSNorm
 from luthier.models.language_model import LanguageModel
 from luthier.ops.draws import salt_of
-from luthier.ops.lora import Dropout
+from luthier.ops.lora import Dropout, Update, lora_linear, lora_linear_reference, updated_linear
 from luthier.ops.norm import rms_norm
 from luthier.ops.products import frozen_linear
 from luthier.ops.spectrum import Factors
@@ -85,6 +86,30 @@ class LinearBranch(Branch):
         layer.store(weight_OI, bias_O)
 
 
+class LowRankBranch(LinearBranch):
+    """One adapter that adds a low-rank product to the layer's output and does nothing else.
+
+    In a mixed batch the adapters of this kind share one product with the frozen weight.
+    """
+
+    fast: bool
+
+    @abstractmethod
+    def low_rank(self, layer: AdaptedLinear, run: Run) -> Update:
+        """The update of a run's tokens."""
+
+    def forward(self, x_NI: Tensor, layer: AdaptedLinear, run: Run) -> Tensor:
+        """x Wᵀ + c + s · drop(x) Aᵀ Bᵀ."""
+        low = self.low_rank(layer, run)
+        compute = lora_linear if self.fast and may_fuse(x_NI) else lora_linear_reference
+        return compute(x_NI, layer.weight, layer.bias, low.a_RI, low.b_OR, low.scale, low.dropout)
+
+
+def may_fuse(x_NI: Tensor) -> bool:
+    """Whether an operation of `ops` may stand for several of torch's: not where autocast chooses the number format."""
+    return not torch.is_autocast_enabled(x_NI.device.type)
+
+
 class AdaptedLayer(nn.Module, ABC):
     """A frozen layer and its named branches.
 
@@ -137,8 +162,11 @@ class AdaptedLayer(nn.Module, ABC):
             base: Tensor = self.base(x)
             return base
         flat = self._flat(x)
-        pieces = [self._of_run(flat if len(runs) == 1 else flat[run.start : run.stop], run) for run in runs]
-        return self._unflat(pieces[0] if len(pieces) == 1 else torch.cat(pieces), x)
+        return self._unflat(self._of_run(flat, runs[0]) if len(runs) == 1 else self._of_runs(flat, runs), x)
+
+    def _of_runs(self, x: Tensor, runs: Sequence[Run]) -> Tensor:
+        """What several runs give, one after another."""
+        return torch.cat([self._of_run(x[run.start : run.stop], run) for run in runs])
 
     def _of_run(self, x: Tensor, run: Run) -> Tensor:
         """What one run of tokens gives."""
@@ -182,6 +210,17 @@ class AdaptedLinear(AdaptedLayer):
         """Which inputs of a run's branch are dropped in this call; None drops nothing."""
         keys_N = current_call().keys_N
         return None if drop == 0 or keys_N is None else Dropout(keys_N[run.start : run.stop], self.salt, drop)
+
+    def _of_runs(self, x_NI: Tensor, runs: Sequence[Run]) -> Tensor:
+        """Several runs: in one product where all that the adapters do is to add to it."""
+        found = [
+            (run, self.branches[name]) for run in runs if (name := run.adapter) is not None and name in self.branches
+        ]
+        low_ranks = [(run, branch) for run, branch in found if isinstance(branch, LowRankBranch) and branch.fast]
+        if len(low_ranks) < len(found) or not may_fuse(x_NI):
+            return super()._of_runs(x_NI, runs)
+        updates = [branch.low_rank(self, run) for run, branch in low_ranks]
+        return updated_linear(x_NI, self.weight, self.bias, updates)
 
     @torch.no_grad()
     def store(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from luthier.methods.bank import AdaptedEmbedding, AdaptedLayer, AdaptedLinear, Branch, LinearBranch
+from luthier.methods.bank import AdaptedEmbedding, AdaptedLayer, AdaptedLinear, Branch, LowRankBranch, may_fuse
 from luthier.models.call import Run
-from luthier.ops.lora import Dropout, lora_linear, lora_linear_reference
+from luthier.ops.lora import Dropout, Update, lora_linear, lora_linear_reference
 from luthier.ops.spectrum import Factors
 
 
@@ -26,11 +26,11 @@ def low_rank_linear(
     dropout: Dropout | None,
 ) -> Tensor:
     """x Wᵀ + c + s · drop(x) Aᵀ Bᵀ: as one operation if that is wanted and possible."""
-    compute = lora_linear if fast and not torch.is_autocast_enabled(x_NI.device.type) else lora_linear_reference
+    compute = lora_linear if fast and may_fuse(x_NI) else lora_linear_reference
     return compute(x_NI, weight_OI, bias_O, a_RI, b_OR, scale, dropout)
 
 
-class LoRABranch(LinearBranch):
+class LoRABranch(LowRankBranch):
     """A (R, I), B (O, R), the factor on their product, and the dropout on the branch's input."""
 
     def __init__(self, a_RI: nn.Parameter, b_OR: nn.Parameter, scale: float, drop: float, fast: bool) -> None:
@@ -48,10 +48,9 @@ class LoRABranch(LinearBranch):
         """Whether there is dropout."""
         return self.drop > 0
 
-    def forward(self, x_NI: Tensor, layer: AdaptedLinear, run: Run) -> Tensor:
-        """x Wᵀ + c + s · drop(x) Aᵀ Bᵀ."""
-        dropout = layer.dropout(self.drop, run)
-        return low_rank_linear(self.fast, x_NI, layer.weight, layer.bias, self.a_RI, self.b_OR, self.scale, dropout)
+    def low_rank(self, layer: AdaptedLinear, run: Run) -> Update:
+        """s · drop(x) Aᵀ Bᵀ."""
+        return Update(run.start, run.stop, self.a_RI, self.b_OR, self.scale, layer.dropout(self.drop, run))
 
     def change(self, x_NI: Tensor, layer: AdaptedLinear, run: Run) -> Tensor:
         """s · drop(x) Aᵀ Bᵀ alone."""

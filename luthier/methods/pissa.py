@@ -33,13 +33,13 @@ from torch import Tensor, nn
 
 from luthier.errors import RecipeError
 from luthier.methods.adapter import AdapterAttachment, linear_of, trainable
-from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, LinearBranch
+from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, LowRankBranch
 from luthier.methods.contract import Kin, Method, Traits
 from luthier.methods.lora import LORA_FORM, LoRA, LowRank
-from luthier.methods.lora_layers import low_rank_linear
 from luthier.methods.peft_files import PeftForm
 from luthier.models.call import Run
 from luthier.models.language_model import LanguageModel
+from luthier.ops.lora import Update
 from luthier.ops.spectrum import SVD, Factors, svd_of
 
 _OVERSAMPLING = 8
@@ -116,7 +116,7 @@ class PiSSA(LowRank):
         return LoRA(begin_from=str(folder))
 
 
-class PiSSABranch(LinearBranch):
+class PiSSABranch(LowRankBranch):
     """A (R, I) and B (O, R), which train, and what they started from."""
 
     def __init__(self, a0_RI: Tensor, b0_OR: Tensor, scale: float, drop: float, fast: bool) -> None:
@@ -149,12 +149,10 @@ class PiSSABranch(LinearBranch):
             torch.cat([self.a_RI, self.a_RI - a0_RI]),
         )
 
-    def forward(self, x_NI: Tensor, layer: AdaptedLinear, run: Run) -> Tensor:
-        """x Wᵀ + c + s · drop(x) (B A − B₀ A₀)ᵀ."""
+    def low_rank(self, layer: AdaptedLinear, run: Run) -> Update:
+        """s · drop(x) (B A − B₀ A₀)ᵀ."""
         change, dropout = self.change(), layer.dropout(self.drop, run)
-        return low_rank_linear(
-            self.fast, x_NI, layer.weight, layer.bias, change.right_RI, change.left_OR, self.scale, dropout
-        )
+        return Update(run.start, run.stop, change.right_RI, change.left_OR, self.scale, dropout)
 
     def file_tensors(self) -> dict[str, Tensor]:
         """[A; A₀] and [B, −B₀]: the same function as a LoRA on the base's own weight."""

@@ -14,8 +14,9 @@ import yaml
 from pydantic import ValidationError
 
 from luthier.errors import NotFound, RecipeError
-from luthier.methods import METHODS, AdapterMethod, kind_of
+from luthier.methods import AdapterMethod, kind_of
 from luthier.recipe.faults import recipe_error
+from luthier.recipe.known_methods import KNOWN_METHODS
 from luthier.recipe.paths import with_absolute_paths
 from luthier.recipe.settings import Recipe
 from luthier.recipe.yaml_text import Parsed, Source, parse_yaml
@@ -32,10 +33,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     anything wrong in it.
     """
     path = expanded(path)
-    parsed = parse_yaml(_text_of(path), str(path))
+    parsed = read_yaml(path)
     if not isinstance(parsed.values, dict):
         raise RecipeError("A recipe is a mapping of keys to values.", SHORTEST, file=str(path))
     return _recipe_of(parsed, overrides, path.absolute().parent)
+
+
+def read_yaml(path: Path) -> Parsed:
+    """The values of a recipe's file, or of another in its manner. Raises: NotFound, RecipeError."""
+    return parse_yaml(_text_of(path), str(path))
 
 
 def make_recipe(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -47,12 +53,27 @@ def make_recipe(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Rec
     return _recipe_of(Parsed(plain, {(): Source(None)}), overrides, Path.cwd())
 
 
+def with_parts(recipe: Recipe, parts: Parsed, folder: Path) -> Recipe:
+    """The recipe with the blocks of `parts` in place of its own; of `training`, with the fields that `parts` gives.
+
+    Relative paths in them are looked for in `folder`. Raises: RecipeError, naming line and field, for what no recipe may
+    hold.
+    """
+    own = _values_of(recipe)
+    values = {**own, **parts.values, "training": {**own["training"], **parts.values.get("training", {})}}
+    return _recipe_of(Parsed(values, parts.sources), (), folder)
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, every field written out that does not contradict another; `load_recipe` reads it back."""
+    return yaml.safe_dump(_values_of(recipe), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _values_of(recipe: Recipe) -> dict[str, Any]:
     values = recipe.model_dump(mode="json", by_alias=True)
     if isinstance(recipe.method, AdapterMethod):
         values["method"] = recipe.method.as_recipe()
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+    return values
 
 
 def json_schema() -> dict[str, Any]:
@@ -61,7 +82,7 @@ def json_schema() -> dict[str, Any]:
     A method without its kind is lora, so every other must state its own: else several fit, and an editor finds fault.
     """
     schema = Recipe.model_json_schema(by_alias=True)
-    for method in METHODS:
+    for method in KNOWN_METHODS:
         if kind_of(method) != "lora":
             schema["$defs"][method.__name__].setdefault("required", []).append("kind")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -6,13 +6,14 @@ import sys
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from luthier.methods import METHODS, Kin, Method, kind_of
+from luthier.methods import Kin, Method, kind_of
 from luthier.recipe.fields import fields_of
+from luthier.recipe.known_methods import KNOWN_METHODS
 from luthier.recipe.reference import cell, default_of, type_of
 
 _OPENING = """# Methods
 
-<!-- Made from the methods' own code by `make docs`; a test holds the two together. -->
+<!-- Made by `make docs` from the methods' own code and, at the end, from what was measured; a test holds them together. -->
 
 A recipe chooses one with `method: {kind: ...}`. `luthier methods` prints this table, `luthier methods NAME` one method with
 its settings, which are also in [recipe.md](recipe.md).
@@ -28,7 +29,7 @@ its settings, which are also in [recipe.md](recipe.md).
 def methods_in_order() -> tuple[type[Method], ...]:
     """All methods, family by family, in a family by their names."""
     families = get_args(Kin)
-    return tuple(sorted(METHODS, key=lambda method: (families.index(method.family), kind_of(method))))
+    return tuple(sorted(KNOWN_METHODS, key=lambda method: (families.index(method.family), kind_of(method))))
 
 
 def method_row(method: type[Method]) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from luthier.data.settings import DataSettings
-from luthier.methods import AnyMethod, LoRA
+from luthier.methods import LoRA
 from luthier.models.settings import ModelSettings
 from luthier.objectives import SFT, AnyObjective
+from luthier.recipe.known_methods import AnyMethod
 from luthier.training.settings import TrainingSettings
 from luthier.types import Settings
 

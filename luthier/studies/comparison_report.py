@@ -26,7 +26,7 @@ def write_comparison_report(comparison: MethodComparison) -> None:
         f"# {comparison.folder.absolute().name}",
         f"{comparison.num_rows} held-out rows; the base model's loss is {base:.4f} nats per learned token (mean of the rows).",
         "fall: how much lower the tuned model's loss is, row by row, with the standard error of that mean.",
-        _markdown(comparison.as_table()),
+        markdown_table(comparison.as_table()),
         f"![Fall of the held-out loss against cost]({PLOT})",
     ]
     kinds = [outcome.kind for outcome in comparison.outcomes]
@@ -34,13 +34,14 @@ def write_comparison_report(comparison: MethodComparison) -> None:
         text += [
             "## Published",
             "What others measured for these methods, on other models and data.",
-            _markdown(published_table(kinds)),
+            markdown_table(published_table(kinds)),
             "\n".join(f"- {table.measure}: {table.source}." for table in tables),
         ]
     write_text(comparison.folder / REPORT, "\n\n".join(text) + "\n")
 
 
-def _markdown(table: list[tuple[str, ...]]) -> str:
+def markdown_table(table: list[tuple[str, ...]]) -> str:
+    """Head and rows as a Markdown table."""
     head, *rows = table
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, tuple("---" for _ in head), *rows))
 
@@ -67,7 +68,7 @@ def _scatter(axes: Axes, comparison: MethodComparison, label: str, cost_of: Call
     for outcome in comparison.outcomes:
         x, y = cost_of(outcome), outcome.fall
         axes.errorbar(x, y, yerr=outcome.standard_error, fmt="o", color="#2563eb", markersize=5, capsize=2)
-        axes.annotate(outcome.kind, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        axes.annotate(outcome.name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
     axes.axhline(0, color="#6b7280", linewidth=0.8)
     axes.set_xlabel(label)
     axes.grid(color="#e5e7eb", linewidth=0.8)

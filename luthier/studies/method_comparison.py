@@ -17,12 +17,13 @@ from typing import Any
 from luthier.data.dataset import Dataset
 from luthier.errors import LuthierError, UsageError
 from luthier.evaluation.compare import Candidate, losses_by_row
-from luthier.methods import ADAPTER, METHODS, kind_of
+from luthier.methods import ADAPTER
 from luthier.ops.workers import Workers
 from luthier.prepared import check_recipe
 from luthier.recipe import Recipe, dump_recipe
 from luthier.store.files import read_json, write_json, write_text
 from luthier.store.runs import is_run, read_metrics, read_run
+from luthier.studies.contenders import Contender
 from luthier.studies.published import published_for
 from luthier.training.checkpoint import load_checkpoint
 from luthier.tuned import load_base, load_run
@@ -36,10 +37,11 @@ RESULTS = "comparison.json"
 class Outcome:
     """One method with one seed.
 
-    loss, base_loss: nats per learned token of the held-out rows, each row counted once. fall, standard_error: of the
+    name, kind: of the contender, and of its method. loss, base_loss: nats per learned token of the held-out rows, each row counted once. fall, standard_error: of the
     rows' own falls, base minus tuned. seconds: of the training steps. peak_memory_bytes: of the training process.
     """
 
+    name: str
     kind: str
     seed: int
     num_trainable: int
@@ -80,7 +82,7 @@ class MethodComparison:
 
 def _row(outcome: Outcome) -> tuple[str, ...]:
     return (
-        outcome.kind,
+        outcome.name,
         str(outcome.seed),
         f"{outcome.num_trainable:,}",
         f"{outcome.loss:.4f}",
@@ -94,60 +96,73 @@ def _row(outcome: Outcome) -> tuple[str, ...]:
 
 def compare_methods(
     recipe: Recipe,
-    kinds: Sequence[str],
+    contenders: Sequence[Contender],
     folder: Path,
     announce: Announce,
     *,
     budget_tokens: int | None = None,
-    seeds: int = 1,
 ) -> MethodComparison:
-    """Train each method on the recipe's rows, and measure each on the held-out ones.
+    """Train each contender on the recipe's rows, and measure each on the held-out ones.
 
     Args:
-        kinds: methods by their kinds; the recipe's own keeps its settings, the others have their defaults.
-        folder: takes a run for each method and seed; what is finished in it is kept.
+        recipe: what all share.
+        folder: takes a run for each contender and seed; what is finished in it is kept.
         budget_tokens: about so many tokens of input for each; unset, the recipe's own epochs or steps.
-        seeds: so many seeds, from the recipe's own on.
 
-    Raises: UsageError, before anything trains, for a kind that does not exist or has settings without defaults, and
-    without held-out rows.
+    Raises: UsageError, before anything trains, without held-out rows, and for runs in the folder that were made with
+    other settings.
     """
-    _check_kinds(kinds, recipe)
     prepared = check_recipe(recipe, announce)
     held_out = prepared.dataset.validation
     if not held_out:
         raise UsageError("The recipe holds out no rows to compare on.", "Set data.validation to auto, or to a file.")
-    if budget_tokens is not None:
-        recipe = _within(recipe, prepared.dataset, budget_tokens)
-    known = {(outcome.kind, outcome.seed): outcome for outcome in _read_outcomes(folder)}
+    trials = [
+        Trial(each.name, recipe_of, folder / f"{each.name}-seed-{recipe_of.seed}")
+        for each in contenders
+        for recipe_of in _recipes(each, prepared.dataset, budget_tokens)
+    ]
+    for trial in trials:
+        trial.check()
+    known = {(outcome.name, outcome.seed): outcome for outcome in _read_outcomes(folder)}
     outcomes: list[Outcome] = []
-    for kind in kinds:
-        for seed in range(recipe.seed, recipe.seed + seeds):
-            run = folder / f"{kind}-seed-{seed}"
-            outcome = known.get((kind, seed)) if _is_finished(run) else None
-            if outcome is None:
-                _train(_for_method(recipe, kind, seed), run, announce)
-                outcome = _measure(run, kind, seed, recipe, prepared.dataset, announce)
-            outcomes.append(outcome)
-            found = MethodComparison(folder, len(held_out), tuple(outcomes))
-            write_json(folder / RESULTS, found.as_json())
+    for trial in trials:
+        outcome = known.get((trial.name, trial.recipe.seed)) if _is_finished(trial.run) else None
+        if outcome is None:
+            _train(trial, announce)
+            outcome = _measure(trial, prepared.dataset, announce)
+        outcomes.append(outcome)
+        found = MethodComparison(folder, len(held_out), tuple(outcomes))
+        write_json(folder / RESULTS, found.as_json())
     return found
 
 
-def _check_kinds(kinds: Sequence[str], recipe: Recipe) -> None:
-    by_kind = {kind_of(method): method for method in METHODS}
-    known = list(by_kind)
-    for kind in kinds:
-        if kind not in known:
-            raise UsageError(f"There is no method {kind!r}.", f"Choose among: {', '.join(known)}.")
-        needed = [name for name, field in by_kind[kind].model_fields.items() if field.is_required()]
-        if needed and kind != recipe.method.kind:
+@dataclass(frozen=True)
+class Trial:
+    """One contender with one seed, and the folder of its run."""
+
+    name: str
+    recipe: Recipe
+    run: Path
+
+    @property
+    def written(self) -> Path:
+        """Where the recipe that it trains by is kept."""
+        return self.run.parent / "recipes" / f"{self.run.name}.yaml"
+
+    def check(self) -> None:
+        """Raise UsageError if the folder has a run of this name with other settings."""
+        if is_run(self.run) and self.written.is_file() and self.written.read_text("utf-8") != dump_recipe(self.recipe):
             raise UsageError(
-                f"The method {kind!r} has no default for {', '.join(needed)}.",
-                "Give a recipe whose own method it is: that one keeps its settings.",
+                f"{self.run} was made with other settings or another budget than asked for now; {self.written} holds them.",
+                "Give another --out, or remove that run.",
             )
-    if not kinds or len(set(kinds)) < len(kinds):
-        raise UsageError("Each method is to be named once.", f"Choose among: {', '.join(known)}.")
+
+
+def _recipes(contender: Contender, dataset: Dataset, budget_tokens: int | None) -> list[Recipe]:
+    """The contender's recipe with each of its seeds, within the budget."""
+    recipe = contender.recipe if budget_tokens is None else _within(contender.recipe, dataset, budget_tokens)
+    seeds = range(recipe.seed, recipe.seed + contender.seeds)
+    return [recipe.model_copy(update={"seed": seed}) for seed in seeds]
 
 
 def _within(recipe: Recipe, dataset: Dataset, budget_tokens: int) -> Recipe:
@@ -157,15 +172,6 @@ def _within(recipe: Recipe, dataset: Dataset, budget_tokens: int) -> Recipe:
     a_step = training.tokens_per_step or a_row * (training.rows_per_step or 8)
     update = {"steps": max(1, round(budget_tokens / a_step))}
     return recipe.model_copy(update={"training": training.model_copy(update=update)})
-
-
-def _for_method(recipe: Recipe, kind: str, seed: int) -> Recipe:
-    """The recipe with another method and seed; another method has its own default learning rate."""
-    if kind == recipe.method.kind:
-        return recipe.model_copy(update={"seed": seed})
-    method = next(method for method in METHODS if kind_of(method) == kind)
-    training = recipe.training.model_copy(update={"peak_lr": None})
-    return recipe.model_copy(update={"method": method(kind=kind), "training": training, "seed": seed})
 
 
 def _read_outcomes(folder: Path) -> list[Outcome]:
@@ -181,15 +187,15 @@ def _is_finished(run: Path) -> bool:
     return is_run(run) and read_run(run).state == "finished"
 
 
-def _train(recipe: Recipe, run: Path, announce: Announce) -> None:
+def _train(trial: Trial, announce: Announce) -> None:
     """Train, or go on training, in a process of its own, whose words are seen as they come."""
+    run = trial.run
     if _is_finished(run):
         return
     words = ["resume", str(run)]
     if not is_run(run) or read_metrics(run) == []:
-        written = run.parent / "recipes" / f"{run.name}.yaml"
-        write_text(written, dump_recipe(recipe))
-        words = ["train", str(written), "--out", str(run)]
+        write_text(trial.written, dump_recipe(trial.recipe))
+        words = ["train", str(trial.written), "--out", str(run)]
     announce(f"{run.name}: luthier {' '.join(words)}")
     done = subprocess.run([sys.executable, "-m", "luthier", *words], stdout=subprocess.DEVNULL, check=False)
     if done.returncode != 0:
@@ -199,20 +205,22 @@ def _train(recipe: Recipe, run: Path, announce: Announce) -> None:
         )
 
 
-def _measure(run: Path, kind: str, seed: int, recipe: Recipe, dataset: Dataset, announce: Announce) -> Outcome:
+def _measure(trial: Trial, dataset: Dataset, announce: Announce) -> Outcome:
     """What a finished run gained on the held-out rows."""
+    run, recipe = trial.run, trial.recipe
     model = load_run(run, announce)
-    tunes_base = next(method for method in METHODS if kind_of(method) == kind).tunes_base
+    tunes_base = recipe.method.tunes_base
     base = load_base(run, announce) if tunes_base else model
     before = _row_losses(Candidate("base", base, None), dataset, recipe)
-    after = _row_losses(Candidate(kind, model, None if tunes_base else ADAPTER), dataset, recipe)
+    after = _row_losses(Candidate(trial.name, model, None if tunes_base else ADAPTER), dataset, recipe)
     falls = [one - other for one, other in zip(before, after, strict=True)]
     fall = sum(falls) / len(falls)
     variance = sum((each - fall) ** 2 for each in falls) / max(1, len(falls) - 1)
     metrics = read_metrics(run)
     return Outcome(
-        kind=kind,
-        seed=seed,
+        name=trial.name,
+        kind=recipe.method.kind,
+        seed=recipe.seed,
         num_trainable=sum(tensor.numel() for tensor in load_checkpoint(run).trainables.values()),
         steps=len(metrics),
         real_tokens=sum(int(line["real_tokens"]) for line in metrics),

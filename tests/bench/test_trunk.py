@@ -22,7 +22,7 @@ def write_messages(path: Path, number: int) -> Path:
 
 
 def test_rows_come_evenly_from_the_whole_file(tmp_path: Path) -> None:
-    rows = read_rows(write_messages(tmp_path / "m.csv", 40), 8)
+    rows, held_out = read_rows(write_messages(tmp_path / "m.csv", 40), 8)
     assert [row["completion"] for row in rows] == [
         "label_0",
         "label_1",
@@ -34,6 +34,8 @@ def test_rows_come_evenly_from_the_whole_file(tmp_path: Path) -> None:
         "label_8",
     ]
     assert rows[1]["prompt"] == "Where is my card, number 5?"
+    assert len(held_out) == 32
+    assert not {row["prompt"] for row in rows} & {row["prompt"] for row in held_out}
 
 
 def test_a_file_with_too_few_rows_is_refused(tmp_path: Path) -> None:
@@ -43,17 +45,19 @@ def test_a_file_with_too_few_rows_is_refused(tmp_path: Path) -> None:
 
 def test_a_step_counts_to_the_epoch_that_it_ends_in() -> None:
     clock = EpochClock()
-    for epoch in (0.5, 1.0, 1.5, 2.0):
+    for epoch in (0.5, 1.0, 1.5):
         clock.step_ended({"epoch": epoch, "loss": 3 - epoch, "real_tokens": 10})
+    clock.step_ended({"epoch": 2.0, "loss": 1.0, "real_tokens": 10, "validation_loss": 1.25, "seconds": 500.0})
     result = clock.result()
     assert len(result["seconds"]) == 2
-    assert all(seconds > 0 for seconds in result["seconds"])
+    assert 0 < result["seconds"][0] < 500 < result["seconds"][1]
+    assert result["held_out_loss"] == 1.25
     assert result["losses"] == [2.5, 2.0, 1.5, 1.0]
     assert 0 < held_bytes("VmRSS") <= result["peak_bytes"] * 1.1
 
 
 def test_ratios_are_of_later_epochs_and_of_memory_above_the_model() -> None:
-    values = {"seconds": [9.0, 2.0, 4.0], "peak_bytes": 700, "losses": [2.0, 1.0]}
+    values = {"seconds": [9.0, 2.0, 4.0], "peak_bytes": 700, "held_out_loss": 1.0}
     run = measured(values, loaded_bytes=500)
     assert run == Measured(9.0, 3.0, 200.0, 1.0)
     found = compare({"lora": [Measured(12.0, 12.0, 400.0, 1.0)], "lets": [run]})["lets"]

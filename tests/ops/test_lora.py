@@ -12,7 +12,7 @@ from near import assert_all_near, assert_near
 from torch import Tensor
 
 from luthier.ops.draws import token_keys
-from luthier.ops.lora import Dropout, lora_linear, lora_linear_reference
+from luthier.ops.lora import Dropout, Update, lora_linear, lora_linear_reference, updated_linear
 
 
 @dataclass(frozen=True)
@@ -115,3 +115,36 @@ def test_dropped_inputs_neither_reach_the_branch_nor_get_its_gradient() -> None:
     assert_near(y, (layer.x * kept) @ layer.a.t() @ layer.b.t())
     (dx,) = torch.autograd.grad(y, layer.x, layer.dy)
     assert bool((dx[kept == 0] == 0).all())
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 4), min_size=1, max_size=4),
+    whose=st.lists(st.sampled_from([None, 0, 1]), min_size=4, max_size=4),
+    rank=st.integers(0, 3),
+    drop=st.sampled_from([0.0, 0.4]),
+)
+def test_updates_of_different_tokens_equal_the_layer_of_each_alone(
+    lengths: list[int], whose: list[int | None], rank: int, drop: float
+) -> None:
+    layer, other = layer_of(sum(lengths), 5, 7, rank), layer_of(sum(lengths) + 1, 5, 7, rank)
+    pairs = ((layer.a, layer.b), (other.a, other.b))
+    keys = token_keys(3, 5, torch.zeros(sum(lengths), dtype=torch.int64), torch.arange(sum(lengths)))
+    updates, alone, start = [], [], 0
+    for length, index in zip(lengths, whose, strict=False):
+        stop = start + length
+        x = layer.x[start:stop]
+        if index is None:
+            alone.append(torch.nn.functional.linear(x, layer.weight, layer.bias))
+        else:
+            dropout = Dropout(keys[start:stop], salt=11, drop=drop) if drop else None
+            updates.append(Update(start, stop, *pairs[index], 0.7, dropout))
+            alone.append(lora_linear_reference(x, layer.weight, layer.bias, *pairs[index], 0.7, dropout))
+        start = stop
+    together = updated_linear(layer.x, layer.weight, layer.bias, updates)
+    assert_near(together, torch.cat(alone))
+    used = [tensor for update in updates for tensor in (update.a_RI, update.b_OR)]
+    wanted = (layer.x, *dict.fromkeys(used))
+    assert_all_near(
+        torch.autograd.grad(together, wanted, layer.dy), torch.autograd.grad(torch.cat(alone), wanted, layer.dy)
+    )

@@ -15,6 +15,7 @@ from luthier.errors import LuthierError, UsageError
 from luthier.methods import METHODS, kind_of
 from luthier.recipe import Recipe, make_recipe
 from luthier.studies.comparison_report import PLOT, REPORT, write_comparison_report
+from luthier.studies.contenders import contenders_of_kinds
 from luthier.studies.method_comparison import RESULTS, MethodComparison, compare_methods
 from luthier.studies.published import PUBLISHED, published_table
 
@@ -26,8 +27,10 @@ def recipe_of(folder: Path, model: Path, **parts: Any) -> Recipe:
     return make_recipe(recipe_values(model, write_rows(folder / "rows.jsonl", 24), data=data, **parts))
 
 
-def compared(recipe: Recipe, folder: Path, kinds: tuple[str, ...] = ("lora", "full"), **rest: Any) -> MethodComparison:
-    return compare_methods(recipe, kinds, folder, nothing, **rest)
+def compared(
+    recipe: Recipe, folder: Path, kinds: tuple[str, ...] = ("lora", "full"), seeds: int = 1, **rest: Any
+) -> MethodComparison:
+    return compare_methods(recipe, contenders_of_kinds(recipe, kinds, seeds), folder, nothing, **rest)
 
 
 def test_each_method_is_measured_on_the_same_rows_and_falls_are_paired(tiny_model: Path, tmp_path: Path) -> None:
@@ -52,7 +55,7 @@ def test_what_is_finished_is_not_trained_again(
     recipe = recipe_of(tmp_path, tiny_model)
     before = compared(recipe, tmp_path / "study", kinds=("lora",))
     trained: list[str] = []
-    monkeypatch.setattr(study, "_train", lambda recipe, run, announce: trained.append(run.name))
+    monkeypatch.setattr(study, "_train", lambda trial, announce: trained.append(trial.name))
     after = compared(recipe, tmp_path / "study", kinds=("lora",))
     assert trained == []
     assert after == before
@@ -79,24 +82,23 @@ def test_a_run_that_fails_is_told_and_the_finished_ones_are_kept(tiny_model: Pat
     assert json.loads((tmp_path / "study" / RESULTS).read_text())["outcomes"][0]["kind"] == "lora"
 
 
-def test_unknown_kinds_and_a_recipe_without_held_out_rows_are_refused_before_anything_trains(
-    tiny_model: Path, tmp_path: Path
-) -> None:
-    recipe = recipe_of(tmp_path, tiny_model)
-    with pytest.raises(UsageError, match="no method 'lorra'"):
-        compared(recipe, tmp_path / "study", kinds=("lora", "lorra"))
-    with pytest.raises(UsageError, match="'warp' has no default for classes"):
-        compared(recipe, tmp_path / "study", kinds=("lora", "warp"))
-    with pytest.raises(UsageError, match="once"):
-        compared(recipe, tmp_path / "study", kinds=("lora", "lora"))
+def test_a_recipe_without_held_out_rows_is_refused_before_anything_trains(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds out no rows"):
         compared(recipe_of(tmp_path, tiny_model, data={"validation": "none"}), tmp_path / "study")
     assert not (tmp_path / "study").exists()
 
 
+def test_a_finished_run_is_not_taken_for_one_of_other_settings(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, tiny_model)
+    compared(recipe, tmp_path / "study", kinds=("lora",))
+    with pytest.raises(UsageError, match="other settings or another budget") as caught:
+        compared(recipe, tmp_path / "study", kinds=("lora",), budget_tokens=300)
+    assert "--out" in caught.value.mend
+
+
 def test_the_report_has_a_line_a_method_and_a_picture(tmp_path: Path) -> None:
     outcomes = tuple(
-        study.Outcome(kind, 0, 10**power, 5, 900, 3.0, 2.5, 0.5, 0.1, 7.0, 10**9)
+        study.Outcome(kind, kind, 0, 10**power, 5, 900, 3.0, 2.5, 0.5, 0.1, 7.0, 10**9)
         for power, kind in enumerate(("lora", "full"), start=3)
     )
     write_comparison_report(MethodComparison(tmp_path, 10, outcomes))
@@ -107,12 +109,12 @@ def test_the_report_has_a_line_a_method_and_a_picture(tmp_path: Path) -> None:
 
 
 def test_no_spread_is_infinitely_many_standard_errors() -> None:
-    assert math.isinf(study.Outcome("lora", 0, 1, 1, 1, 1.0, 0.5, 0.5, 0.0, 1.0, 1).standard_errors)
+    assert math.isinf(study.Outcome("lora", "lora", 0, 1, 1, 1, 1.0, 0.5, 0.5, 0.0, 1.0, 1).standard_errors)
 
 
 def test_published_scores_stand_beside_the_methods_that_have_some(tmp_path: Path) -> None:
     outcomes = tuple(
-        study.Outcome(kind, 0, 10, 5, 900, 3.0, 2.5, 0.5, 0.1, 7.0, 10**9) for kind in ("krona", "bitfit", "rows")
+        study.Outcome(kind, kind, 0, 10, 5, 900, 3.0, 2.5, 0.5, 0.1, 7.0, 10**9) for kind in ("krona", "bitfit", "rows")
     )
     comparison = MethodComparison(tmp_path, 10, outcomes)
     write_comparison_report(comparison)
