@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.contest import DATA, RESULTS, machine, say
+from bench.contest import DATA, machine, say
 from bench.processes import ROOT, SideFailed, run_module
 from luthier.methods import METHODS, kind_of
 from luthier.recipe.method_table import methods_in_order
@@ -27,7 +27,7 @@ from luthier.store.runs import is_run, read_run
 from luthier.studies.comparison_report import PLOT, markdown_table
 from luthier.studies.method_comparison import RESULTS as OUTCOMES
 
-KEPT = RESULTS / "methods-banking77.json"
+KEPT = ROOT / "docs" / "methods.json"
 PICTURE = ROOT / "docs" / "methods.png"
 SYSTEM = "Name the intent of the customer's message."
 TASKS = ("all", "first", "second")  # the one that is compared, and the two that others begin with
@@ -205,6 +205,11 @@ def page(document: dict[str, Any]) -> str:
     return "\n\n".join(paragraphs)
 
 
+def kept_page(kept: Path) -> str:
+    """What `make docs` puts at the end of docs/methods.md: the page of the kept figures, nothing where there are none."""
+    return f"\n{page(json.loads(kept.read_text('utf-8')))}\n" if kept.is_file() else ""
+
+
 def outcomes_of(outcomes: Sequence[dict[str, Any]], name: str) -> int:
     """How many seeds a method was trained with."""
     return sum(outcome["name"] == name for outcome in outcomes)
@@ -226,7 +231,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the bench, or print its page; 0, or the exit code of what failed."""
     options = read_arguments(arguments)
     if options.page:
-        print("\n" + page(json.loads(options.results.read_text("utf-8"))))
+        sys.stdout.write(kept_page(options.results))
         return 0
     options.work = options.work.absolute()
     try:
