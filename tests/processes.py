@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 PROGRAM = Path(sys.executable).with_name("luthier")
-PATIENCE_SECONDS = 240
+PATIENCE_SECONDS = 900
 
 
 def environment(home: Path) -> dict[str, str]:

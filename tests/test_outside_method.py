@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-from processes import PROGRAM, environment
+from processes import PATIENCE_SECONDS, PROGRAM, environment
 from tiny_runs import recipe_values, write_rows
 
 from luthier.errors import UsageError
@@ -44,7 +44,7 @@ def luthier(site: Path, folder: Path, *words: str | Path) -> tuple[int, str, str
         env={**environment(folder), "PYTHONPATH": str(site)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     return done.returncode, done.stdout, done.stderr
