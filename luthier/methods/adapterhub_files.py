@@ -5,6 +5,7 @@ Keys are the library's own names of modules:
 
     model.layers.0.attention_adapters.adapters.NAME.adapter_down.0.weight    after the attention
     model.layers.0.output_adapters.adapters.NAME.adapter_up.bias             after the feed-forward
+    transformer.decoder.block.0.layer.1.adapters.NAME.adapter_up.bias        after the cross-attention, if asked for
     model.shared_parameters.NAME.phm_rule                                    of no layer
 
 The library knows only some architectures; for others the adapter is written in Luthier's own form, and which of the two a
@@ -13,7 +14,9 @@ adapters are refused rather than half read; what says only how an adapter began 
 
 These are the names and meanings of version 1.2.0. To load such a folder there: `load_adapter(folder, use_safetensors=True)`.
 That version's attention of Llama and Mistral mixes tokens and heads, with an adapter or without (it transposes twice under
-transformers 4.51), so what it trained on those was trained over another function than the model's.
+transformers 4.51), so what it trained on those was trained over another function than the model's. It saves a Compacter
+of a `T5ForConditionalGeneration` without the rules that all layers share, but with them from an `AutoAdapterModel`, whose
+names of a T5's tensors are written here; both kinds of names are read there and here.
 """
 
 from __future__ import annotations
@@ -29,13 +32,15 @@ from torch import Tensor
 
 from luthier.errors import RecipeError
 from luthier.methods.adapter_files import AdapterFile, Form, OwnForm, adapter_folder, read_config, read_tensors
-from luthier.models.anatomy import Anatomy
+from luthier.models.anatomy import Anatomy, LayerAnatomy
 from luthier.store.files import write_bytes, write_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter.safetensors"
 HEAD = "luthier_head.safetensors"
 """A head for classes that was trained whole beside the adapter; the library keeps its heads apart and does not look at it."""
+CROSS = "cross_adapter"
+"""What configs call it that an adapter stands after the cross-attention."""
 _PICKLE = "pytorch_adapter.bin"
 _VERSION = "adapters.1.2.0"
 NAME = "luthier"
@@ -44,17 +49,37 @@ NAME = "luthier"
 
 @dataclass(frozen=True)
 class Sites:
-    """Which of a layer's modules hold the adapters after its attention and its feed-forward; names from the layer."""
+    """Which of a layer's modules hold the adapters after its attention and its feed-forward; names from the layer.
+
+    cross: after its cross-attention. encoder_feedforward: after the feed-forward of an encoder's layer, if it is another.
+    """
 
     attention: str
     feedforward: str
+    cross: str | None = None
+    encoder_feedforward: str | None = None
+
+    def of_layer(self, layer: LayerAnatomy) -> dict[str, str]:
+        """These modules of a layer, by the linear layer that ends the sublayer."""
+        feedforward = self.feedforward
+        if layer.stack == "encoder" and self.encoder_feedforward is not None:
+            feedforward = self.encoder_feedforward
+        sites = {layer.attention_out: self.attention, layer.down: feedforward}
+        if layer.cross_attention is not None and self.cross is not None:
+            sites[layer.roles["cross_attention_out"]] = self.cross
+        return sites
 
 
 SITES: Mapping[str, Sites] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gpt2"), Sites("attention_adapters", "output_adapters")),
     **dict.fromkeys(("bert", "roberta"), Sites("attention.output", "output")),
+    "t5": Sites("layer.0", "layer.2", cross="layer.1", encoder_feedforward="layer.1"),
+    "bart": Sites("attention_adapters", "output_adapters", cross="cross_attention_adapters"),
 }
 """By transformers' model type: the architectures in which the library computes what Luthier does."""
+
+_ROOTS: Mapping[str, str] = {"t5": "transformer", "bart": "model"}
+"""What the library calls the model below its head, where that is more than the trunk."""
 
 DEFAULTS: Mapping[str, object] = {
     "original_ln_before": False,
@@ -67,7 +92,6 @@ DEFAULTS: Mapping[str, object] = {
     "scaling": 1.0,
     "use_gating": False,
     "inv_adapter": None,
-    "cross_adapter": False,
     "leave_out": [],
     "phm_layer": False,
     "architecture": None,
@@ -122,12 +146,13 @@ class AdapterHubForm(Form):
         if not is_hub_file(file):
             return file
         check_model_type(file, anatomy)
+        self._check_whole(file, anatomy)
         left_out = file.extra["config"].get("leave_out") or []
         layers = tuple(layer.index for layer in anatomy.layers if layer.index not in left_out)
         inner = {theirs: ours for ours, theirs in self._names(anatomy, file.extra["name"]).items()}
         tensors = {}
         for key, tensor in file.tensors.items():
-            ours = inner.get(key) or inner.get(f"{anatomy.trunk}.{key}")  # saved from a model without its head
+            ours = inner.get(key) or inner.get(f"{hub_root(anatomy)}.{key}")  # saved from a model without its head
             if ours is None:
                 raise RecipeError(
                     f"The adapter holds {key!r}, which has no place in it.",
@@ -161,13 +186,32 @@ class AdapterHubForm(Form):
 
     def _names(self, anatomy: Anatomy, name: str) -> dict[str, str]:
         """The library's name of every tensor that an adapter of this kind may have, by ours."""
-        sites = SITES[anatomy.model_type]
-        names = {shared: f"{anatomy.trunk}.shared_parameters.{name}.{shared}" for shared in self.shared}
+        root = hub_root(anatomy)
+        names = {shared: f"{root}.shared_parameters.{name}.{shared}" for shared in self.shared}
         for layer in anatomy.layers:
-            for place, site in ((layer.attention_out, sites.attention), (layer.down, sites.feedforward)):
+            whole = layer.name if layer.name.startswith(f"{root}.") else f"{root}.{layer.name}"
+            for place, site in SITES[anatomy.model_type].of_layer(layer).items():
                 for ours, theirs in self.endings.items():
-                    names[f"{place}.{ours}"] = f"{layer.name}.{site}.adapters.{name}.{theirs}"
+                    names[f"{place}.{ours}"] = f"{whole}.{site}.adapters.{name}.{theirs}"
         return names
+
+    def _check_whole(self, file: AdapterFile, anatomy: Anatomy) -> None:
+        """Raise RecipeError for adapters after a cross-attention that the model lacks, or if what all layers share is lost."""
+        if file.extra["config"].get(CROSS) and anatomy.encoder is None:
+            raise RecipeError(
+                f"The adapter has {CROSS} = True, and models of type {anatomy.model_type!r} have no cross-attention.",
+                "Choose the base model that it was trained on.",
+                file=file.path,
+                field=CROSS,
+            )
+        for shared in self.shared:
+            if not any(key.endswith(f".{shared}") for key in file.tensors):
+                raise RecipeError(
+                    f"The adapter lacks {shared}, which all its layers share; the library loses it where it saves from a "
+                    "T5ForConditionalGeneration.",
+                    "Save it again from an AutoAdapterModel.",
+                    file=file.path,
+                )
 
     def _check(self, config: dict[str, Any], path: Path) -> None:
         """Raise RecipeError for a config that shapes the adapter in a way that this method does not have."""
@@ -189,6 +233,11 @@ class AdapterHubForm(Form):
                     file=str(path),
                     field=key,
                 )
+
+
+def hub_root(anatomy: Anatomy) -> str:
+    """What the library calls the model below its head; what it keeps of no layer is there."""
+    return _ROOTS.get(anatomy.model_type, anatomy.trunk)
 
 
 def is_hub_file(file: AdapterFile) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from luthier.methods.adapter import AdapterMethod, generator_of, trainable
 from luthier.methods.adapter_files import AdapterFile
-from luthier.methods.adapterhub_files import AdapterHubForm, activation_of, hub_activation, width_of
+from luthier.methods.adapterhub_files import CROSS, AdapterHubForm, activation_of, hub_activation, width_of
 from luthier.methods.contract import Group, Traits
 from luthier.methods.sublayers import AddedMap, End, Sublayer
 from luthier.models.anatomy import chosen_layers
@@ -78,10 +78,14 @@ def fresh_down(num_outputs: int, num_inputs: int, generator: torch.Generator) ->
     return (torch.rand(num_outputs, num_inputs, generator=generator) * 2 - 1) / math.sqrt(num_inputs)
 
 
-SUBLAYER_FLAGS: Mapping[Sublayer, str] = {"attention": "mh_adapter", "feedforward": "output_adapter"}
+SUBLAYER_FLAGS: Mapping[Sublayer, str] = {
+    "attention": "mh_adapter",
+    "cross-attention": CROSS,
+    "feedforward": "output_adapter",
+}
 """What the `adapters` library calls it that an adapter stands after a sublayer."""
 
-FEEDFORWARD_ONLY: Mapping[str, object] = {"mh_adapter": False, "output_adapter": True}
+FEEDFORWARD_ONLY: Mapping[str, object] = {flag: name == "feedforward" for name, flag in SUBLAYER_FLAGS.items()}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ begins within about 10⁻⁷ of the base. That code also trains every layer norm
 Files are those of the `adapters` library in the architectures that it knows, Luthier's own in others. That library differs
 from the paper's code in three ways: its Compacters have the exact GELU (`activation`), its Compacter++ reads the residual
 sum as a Pfeiffer adapter does (`reads_sum`), and S and T begin Glorot-normal whatever its config says; the last is over
-once an adapter is trained, and is not imitated.
+once an adapter is trained, and is not imitated. From a `T5ForConditionalGeneration` it saves an adapter without A, which is
+refused here; from an `AutoAdapterModel` it saves all.
 
 Merges: no. Deep backward: yes, to the lowest adapter. Over 4 bits: yes. Identity at the start: near, not exact.
 Trainable numbers: K (2 R (D + H) + D + H) + M³, K = the number of sublayers.
@@ -91,6 +92,7 @@ class CompacterForm(AdapterHubForm):
 
 
 _HUB_SHAPE: Mapping[str, object] = {
+    SUBLAYER_FLAGS["cross-attention"]: False,
     SUBLAYER_FLAGS["feedforward"]: True,
     "phm_layer": True,
     "shared_phm_rule": True,

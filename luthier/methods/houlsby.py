@@ -3,8 +3,8 @@
 Houlsby et al. 2019, https://arxiv.org/abs/1902.00751:  u' = u + f(u),  f(z) = s · (σ(z Wdᵀ + cd) Wuᵀ + cu),
 with u what the sublayer gives before the residual sum: h' = r + u', or LN(r + u') where norms follow the sums.
 
-Files: those of the `adapters` library for the architectures in common (Llama, Mistral, Qwen2, Qwen3, GPT-2, BERT, RoBERTa;
-load_adapter(folder, use_safetensors=True) reads them there), Luthier's own for others.
+Files: those of the `adapters` library for the architectures in common (Llama, Mistral, Qwen2, Qwen3, GPT-2, BERT, RoBERTa, T5,
+BART; load_adapter(folder, use_safetensors=True) reads them there), Luthier's own for others.
 
 Merges: no. Deep backward: yes, to the lowest adapter. Over 4 bits: yes. Identity at the start: exact (Wu = 0).
 Trainable numbers: K (2 D H + D + H), K = the number of sublayers.

@@ -5,8 +5,8 @@ with r the residual that enters the feed-forward, before its norm, and u what th
 follow the sums. The `adapters` library reads r likewise; the paper's own code may read the normed input instead (that is
 from memory).
 
-Files: those of the `adapters` library for the architectures in common (Llama, Mistral, Qwen2, Qwen3, GPT-2, BERT, RoBERTa;
-load_adapter(folder, use_safetensors=True) reads them there), Luthier's own for others.
+Files: those of the `adapters` library for the architectures in common (Llama, Mistral, Qwen2, Qwen3, GPT-2, BERT, RoBERTa, T5,
+BART; load_adapter(folder, use_safetensors=True) reads them there), Luthier's own for others.
 
 Merges: no. Deep backward: yes, to the lowest adapter. Over 4 bits: yes. Identity at the start: exact (Wu = 0).
 Trainable numbers: L (2 D H + D + H), L = the number of layers.

@@ -4,8 +4,8 @@ Pfeiffer et al. 2020, https://arxiv.org/abs/2005.00247:  h' = r + u + f(r + u), 
 with r the residual that enters the feed-forward and u what that gives. Where norms follow the sums, the model's own
 norm is used twice: h' = LN(r + u + f(LN(r + u))). Some call by this name an adapter after the attention; this is not it.
 
-Files: those of the `adapters` library for the architectures in common (Llama, Mistral, Qwen2, Qwen3, GPT-2, BERT, RoBERTa;
-load_adapter(folder, use_safetensors=True) reads them there), Luthier's own for others.
+Files: those of the `adapters` library for the architectures in common (Llama, Mistral, Qwen2, Qwen3, GPT-2, BERT, RoBERTa, T5,
+BART; load_adapter(folder, use_safetensors=True) reads them there), Luthier's own for others.
 
 Merges: no. Deep backward: yes, to the lowest adapter. Over 4 bits: yes. Identity at the start: exact (Wu = 0).
 Trainable numbers: L (2 D H + D + H), L = the number of layers.

@@ -20,11 +20,15 @@ by linear biases) are refused.
 
 An encoder-decoder has three prefixes a pair of layers, as the paper's BART: one before the encoder's own keys and values,
 one before the decoder's, and one before those that the decoder makes of what the encoder gave. Source and answer then both
-begin at V, and a bias by distance (T5's) counts the prefix as that many tokens. L below counts all three.
+begin at V, a bias by distance (T5's) counts the prefix as that many tokens, and the files are Luthier's own. With
+`takes_positions: false` both begin at 0, and T5's bias counts the prefix in a key's place but not in a query's, as in the
+`adapters` library: to query q, key k of the text is V + k − q away, and virtual token v is v − q away. With `projection`
+each of the three has a network of its own, as in the paper's code and that library. L below counts the layers of all three.
 
 Merges: no. Deep backward: yes, to the first layer's keys and values. Over 4 bits: yes. Identity at the start: no.
-Trainable numbers: 2 L V K E; with projection VD + DH + H + H · 2LKE + 2LKE, of which 2 L V K E are kept.
-Shapes: L layers (encoder's + 2 · decoder's in an encoder-decoder), V virtual tokens, K key/value heads, E head width, D width of the embedding, H width of the network.
+Trainable numbers: 2 L V K E; with projection P (VD + DH + H) + H · 2LKE + 2LKE, of which 2 L V K E are kept.
+Shapes: L layers (encoder's + 2 · decoder's in an encoder-decoder), V virtual tokens, K key/value heads, E head width, D width of the embedding, H width of the network,
+P prefixes with a network of their own: 3 in an encoder-decoder, else 1.
 """
 
 from __future__ import annotations
@@ -44,7 +48,7 @@ from luthier.errors import RecipeError
 from luthier.methods.adapter import AdapterAttachment, generator_of
 from luthier.methods.adapter_files import AdapterFile, Form, OwnForm, adapter_folder, read_config
 from luthier.methods.adapterhub_files import check_model_type, is_hub_file
-from luthier.methods.adapterhub_prefix import ARCHITECTURES, has_hub_prefixes, read_hub_prefix, write_hub_prefix
+from luthier.methods.adapterhub_prefix import ARCHITECTURES, WIDTH, has_hub_prefixes, read_hub_prefix, write_hub_prefix
 from luthier.methods.contract import Group, Kin, Traits
 from luthier.methods.peft_files import CONFIG
 from luthier.methods.prompt_files import TABLE, PromptForm
@@ -52,7 +56,7 @@ from luthier.methods.prompt_networks import draw_as_torch_does, empty_linear
 from luthier.methods.soft_prompts import PromptSource, RowSource, SoftPromptAttachment, WordPromptMethod, width_of
 from luthier.models.anatomy import Anatomy
 from luthier.models.language_model import LanguageModel
-from luthier.models.virtual_tokens import VirtualTokens, cached
+from luthier.models.virtual_tokens import VirtualTokens, attention_places, cached
 from luthier.types import Batch, Segment, Sources, Targets
 
 
@@ -73,7 +77,7 @@ class PeftPrefixForm(PromptForm):
 class PrefixForm(Form):
     """The files of the library whose positions a prefix has.
 
-    For encoder-decoders a form of our own: peft has no prefix for an encoder, and uses half of its table twice.
+    For encoder-decoders a form of our own in peft's place: it has no prefix for an encoder, and uses half of its table twice.
     """
 
     own: ClassVar[OwnForm] = OwnForm("prefix-tuning")
@@ -89,12 +93,12 @@ class PrefixForm(Form):
 
     def write(self, folder: Path, file: AdapterFile, anatomy: Anatomy, is_transposed: bool) -> None:
         """Write it into a folder that exists."""
-        if anatomy.encoder is not None:
-            self.own.write(folder, file, anatomy, is_transposed)
-        elif file.settings["takes_positions"]:
-            self.peft.write(folder, file, anatomy, is_transposed)
-        else:
+        if not file.settings["takes_positions"]:
             write_hub_prefix(folder, file, anatomy)
+        elif anatomy.encoder is not None:
+            self.own.write(folder, file, anatomy, is_transposed)
+        else:
+            self.peft.write(folder, file, anatomy, is_transposed)
 
 
 class PrefixTuning(WordPromptMethod):
@@ -102,7 +106,7 @@ class PrefixTuning(WordPromptMethod):
 
     family: ClassVar[Kin] = "soft-prompt"
     paper: ClassVar[str] = "Li & Liang 2021, https://arxiv.org/abs/2101.00190"
-    count: ClassVar[str] = "2 L V K E; with projection VD + DH + H + H · 2LKE + 2LKE"
+    count: ClassVar[str] = "2 L V K E; with projection P (VD + DH + H) + H · 2LKE + 2LKE"
     traits: ClassVar[Traits] = Traits(merges=False, deep_backward=True, over_4bit=True, identity_at_start=False)
     default_lr: ClassVar[float] = 5e-3
     form: ClassVar[PrefixForm] = PrefixForm()
@@ -147,10 +151,12 @@ class PrefixTuning(WordPromptMethod):
             rows: Tensor = source()
             return rows.view(-1, layers, 2, heads, width).permute(1, 2, 0, 3, 4)
 
-        model.virtual_tokens[name] = VirtualTokens(
-            self.num_virtual_tokens, prefix, takes_positions=self.takes_positions
+        model.add_virtual_tokens(
+            name, VirtualTokens(self.num_virtual_tokens, prefix, takes_positions=self.takes_positions)
         )
         sizes = {"token_dim": heads * width, "num_layers": layers, "num_attention_heads": heads}
+        if not self.takes_positions:
+            sizes = {WIDTH: width_of(model)}
         return SoftPromptAttachment(self, model, name, source, {}, sizes=sizes)
 
     def source(self, model: LanguageModel, generator: torch.Generator) -> PromptSource:
@@ -158,10 +164,18 @@ class PrefixTuning(WordPromptMethod):
         if self.projection is None and self.init != "random":
             states_LSVKE = states_of(model, self.first_tokens(model, generator))
             return RowSource(states_LSVKE.permute(2, 0, 1, 3, 4).flatten(1))
-        row = math.prod(sizes_of(model))
+        layers, *sizes = sizes_of(model)
+        of_layer = math.prod(sizes)
         if self.projection is None:
-            return RowSource(torch.randn(self.num_virtual_tokens, row, generator=generator))
-        return PrefixNetwork(self.num_virtual_tokens, width_of(model), self.projection, row, generator)
+            return RowSource(torch.randn(self.num_virtual_tokens, layers * of_layer, generator=generator))
+        shape = (self.num_virtual_tokens, width_of(model), self.projection)
+        if model.anatomy.encoder is None:
+            return PrefixNetwork(*shape, layers * of_layer, generator)
+        encoder, decoder, cross = (
+            PrefixNetwork(*shape, (places.stop - places.start) * of_layer, generator)
+            for places in attention_places(model.anatomy)
+        )
+        return PrefixNetworks(encoder, decoder, cross)
 
     def check_fits(self, file: AdapterFile, model: LanguageModel) -> None:
         """Raise RecipeError if it is for another architecture, or a network made the prefix that the file does not hold."""
@@ -178,7 +192,7 @@ class PrefixTuning(WordPromptMethod):
 
     def grouped(self, tensors: dict[str, nn.Parameter]) -> tuple[Group, ...]:
         """The prefix, or what the network reads, which do not decay, and the network's weights, which do."""
-        weights = {name: tensor for name, tensor in tensors.items() if name.startswith("network.")}
+        weights = {name: tensor for name, tensor in tensors.items() if ".network." in f".{name}"}
         own = {name: tensor for name, tensor in tensors.items() if name not in weights}
         return tuple(group for group in (Group(own, decays=False), Group(weights)) if group.tensors)
 
@@ -196,6 +210,18 @@ class PrefixNetwork(PromptSource):
         """The rows (V, 2 L K E)."""
         made: Tensor = self.network(self.embedding)
         return made
+
+
+class PrefixNetworks(PromptSource):
+    """The networks of an encoder-decoder's three prefixes: the encoder's, the decoder's, and that of its cross-attention."""
+
+    def __init__(self, encoder: PrefixNetwork, decoder: PrefixNetwork, cross: PrefixNetwork) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.cross = encoder, decoder, cross
+
+    def forward(self) -> Tensor:
+        """The rows (V, 2 L K E), each prefix's part beside the others."""
+        return torch.cat([self.encoder(), self.decoder(), self.cross()], dim=1)
 
 
 def states_of(model: LanguageModel, tokens_V: Tensor) -> Tensor:

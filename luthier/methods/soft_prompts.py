@@ -211,7 +211,7 @@ def place_prompt(model: LanguageModel, name: str, source: PromptSource, num_virt
     """The embedding, with the prompt of an adapter at work there."""
     layer = adapted(model, model.anatomy.embedding)
     layer.add(name, PromptBranch(source, num_virtual, in_sources=model.anatomy.encoder is not None))
-    model.virtual_tokens[name] = VirtualTokens(num_virtual)
+    model.add_virtual_tokens(name, VirtualTokens(num_virtual))
     return layer
 
 

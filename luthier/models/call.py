@@ -121,6 +121,8 @@ class Call:
     is_source: whether the tokens are an encoder's.
     source_prefixes: in a decoder's call, learned keys and values in the place of some of the encoder's tokens.
     states: takes the keys and values of each attention, by whether it is a cross-attention and its number in its stack.
+    untaken: with how many virtual tokens that take no position each row begins, for a model that counts its positions
+    itself; empty where none does.
     """
 
     segments: tuple[Segment, ...] | None
@@ -142,6 +144,7 @@ class Call:
     is_source: bool = False
     source_prefixes: tuple[PlacedPrefix, ...] = ()
     states: dict[tuple[bool, int], tuple[Tensor, Tensor]] | None = None
+    untaken: tuple[int, ...] = ()
 
     def again(self) -> Call:
         """The call for a layer that keeps its inputs alone and is computed again in the backward pass."""

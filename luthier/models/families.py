@@ -132,6 +132,8 @@ class Family:
     scaled_head_key: str | None = None  # in the config: true where the final states are divided by √D before the head
     logit_bias: str | None = None  # from the model with its head: a buffer that is added to the logits
     positions_end: bool = True  # whether `max_position_embeddings` or `n_positions` of the config is a limit
+    position_table: str | None = None  # from a stack of an encoder-decoder: positions' embeddings, if it counts itself
+    bias_by_distance: bool = False  # whether the attention of a stack's first layer makes a bias for all layers
 
 
 _SCORE = (HeadPart("score"),)
@@ -332,7 +334,7 @@ FAMILIES: tuple[Family, ...] = (
         ),
         cross=_cross("layer.1.EncDecAttention", ("q", "k", "v", "o"), "layer.1.layer_norm"),
         rms_norm=RMSNormForm("variance_epsilon"), layer_gives_tuple=True, scaled_head_key="scale_decoder_outputs",
-        positions_end=False,
+        positions_end=False, bias_by_distance=True,
     ),
     Family(
         model_types=("bart",),
@@ -341,7 +343,7 @@ FAMILIES: tuple[Family, ...] = (
         roles=_BART_ROLES, norms=_BART_NORMS,
         encoder=Encoder("model.encoder", "model.shared", "", _BART_ROLES, _BART_NORMS),
         cross=_cross("encoder_attn", ("q_proj", "k_proj", "v_proj", "out_proj"), "encoder_attn_layer_norm"),
-        norms_first=False, logit_bias="final_logits_bias",
+        norms_first=False, logit_bias="final_logits_bias", position_table="embed_positions",
     ),
 )  # fmt: skip
 

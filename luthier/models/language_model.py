@@ -38,6 +38,7 @@ from luthier.models.recomputed import recompute_layers
 from luthier.models.sides import Side, combined, skip_layers, tap_layers
 from luthier.models.stacks import Encoded, encoded, last_states
 from luthier.models.trunk import TrunkCache
+from luthier.models.untaken_positions import leave_positions
 from luthier.models.virtual_tokens import VirtualTokens, shown_positions
 from luthier.ops.head import LogitsOf, token_logprobs, token_logprobs_recomputed, token_logprobs_reference
 from luthier.types import Batch, Layout, Segment, Sources, Targets
@@ -286,6 +287,13 @@ class LanguageModel:
         if not self.sides:
             tap_layers(self.hf, self.anatomy)
         self.sides[name] = side
+
+    def add_virtual_tokens(self, name: str, virtual: VirtualTokens) -> None:
+        """Put an adapter's virtual tokens before every document."""
+        takes_all = all(known.takes_positions for known in self.virtual_tokens.values())
+        if self.anatomy.encoder is not None and takes_all and not virtual.takes_positions:
+            leave_positions(self.hf, self.anatomy)
+        self.virtual_tokens[name] = virtual
 
     def gate_prefix(self, name: str, gate: Gate) -> None:
         """Let each token take a share of an adapter's prefix."""

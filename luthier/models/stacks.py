@@ -18,6 +18,7 @@ from transformers import EncoderDecoderCache, PreTrainedModel
 
 from luthier.models.anatomy import Anatomy
 from luthier.models.call import Call, calling
+from luthier.models.untaken_positions import untaken_positions
 from luthier.models.virtual_tokens import VirtualTokens, attention_places, keep_prefixes, placed_prefixes
 from luthier.ops.recompute import Recomputable
 from luthier.types import Sources
@@ -60,7 +61,8 @@ def encoded(
     own, read = (
         placed_prefixes(virtual_tokens, call.runs, positions_N, computed, places) for places in (within, across)
     )
-    call = replace(call, positions_N=positions_N, prefixes=own, source_prefixes=read)
+    untaken = untaken_positions(virtual_tokens, call.runs, sources.tokens_BS)
+    call = replace(call, positions_N=positions_N, prefixes=own, source_prefixes=read, untaken=untaken)
     inputs = {"input_ids": sources.tokens_BS, "attention_mask": sources.mask_BS}
     return Encoded(sources, _run(hf, anatomy.encoder, call, inputs, recomputes_norms), call)
 
@@ -75,10 +77,12 @@ def last_states(
     recomputes_norms: bool,
 ) -> Tensor:
     """What the last stack gives, after its final norm, shape (B, T, D); positions_N: each token's in its document."""
-    places = slice(None) if anatomy.encoder is None else attention_places(anatomy)[1]
+    is_pair = anatomy.encoder is not None
+    places = attention_places(anatomy)[1] if is_pair else slice(None)
+    untaken = untaken_positions(virtual_tokens, call.runs, inputs["input_ids"]) if is_pair else ()
     prefixes = placed_prefixes(virtual_tokens, call.runs, positions_N, {}, places)
     read = () if call.source is None else call.source.source_prefixes
-    call = replace(call, positions_N=positions_N, prefixes=prefixes, source_prefixes=read)
+    call = replace(call, positions_N=positions_N, prefixes=prefixes, source_prefixes=read, untaken=untaken)
     states_BTD = _run(hf, anatomy.trunk, call, inputs, recomputes_norms)
     cache = inputs.get("past_key_values")
     if isinstance(cache, EncoderDecoderCache):

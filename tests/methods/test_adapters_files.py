@@ -14,6 +14,7 @@ import torch
 from methods.golden_adapters import (
     CASES,
     CONFIG,
+    ENCODER_DECODERS,
     GOLDEN,
     METHODS,
     WEIGHTS,
@@ -25,15 +26,17 @@ from methods.golden_adapters import (
     logits,
 )
 from models.tiny import tiny_model
-from models.tuned import logprobs, quiet, randomize
-from near import assert_apart, assert_near
+from models.tuned import logprobs, quiet, randomize, usual_batch, usual_rows
+from near import assert_all_near, assert_apart, assert_near
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from luthier.errors import LuthierError, NotFound, RecipeError
 from luthier.generation.engine import Request, generate
 from luthier.generation.settings import Sampling
 from luthier.methods import AdaMix, AdapterMethod, Compacter, Houlsby, Parallel, Pfeiffer, PrefixTuning
 from luthier.methods.adamix import AdapterHost
+from luthier.models.call import Call, calling
 from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
 from luthier.training.flat import FlatTrainables
@@ -50,7 +53,9 @@ BEGINNINGS = {
 }
 FRESH: dict[str, AdapterMethod] = {
     "houlsby": Houlsby(width=4, activation="silu"),
+    "houlsby-cross": Houlsby(width=4, activation="silu", sublayers=("attention", "cross-attention", "feedforward")),
     "pfeiffer": Pfeiffer(width=3, layers=(1,)),
+    "pfeiffer-in-part": Pfeiffer(width=3, layers=(0, 2)),
     "parallel": Parallel(width=8),
     "compacter": Compacter(width=8, rank=2, activation="gelu"),
     "compacter-plus-plus": Compacter(plus=True, reads_sum=True, width=4, activation="gelu"),
@@ -142,14 +147,35 @@ def test_the_reduction_factor_gives_the_width_back(width: int, tmp_path: Path) -
     assert int(16 // factor) == width
 
 
-def test_an_adapter_saved_from_a_model_without_its_head_is_read_too(tmp_path: Path) -> None:
-    folder = copied(tmp_path, "gpt2", "compacter")
-    tensors = {key.removeprefix("transformer."): tensor for key, tensor in load_file(folder / WEIGHTS).items()}
-    save_file(tensors, folder / WEIGHTS)
-    model = golden_model("gpt2")
-    Compacter(begin_from=str(folder)).attach(model, "default", seed=0)
+@pytest.mark.parametrize(
+    ("name", "case", "root"),
+    [
+        ("gpt2", "compacter", "transformer."),
+        ("bart", "compacter", "model."),
+        ("t5", "houlsby", "transformer."),
+        ("t5", "prefix", "transformer."),
+    ],
+)
+def test_an_adapter_whose_names_lack_the_module_below_the_head_is_read_too(
+    name: str, case: str, root: str, tmp_path: Path
+) -> None:
+    """It was saved from a model without its head, or from a T5 that is no AutoAdapterModel."""
+    folder = copied(tmp_path, name, case)
+    tensors = load_file(folder / WEIGHTS)
+    assert all(key.startswith(root) for key in tensors)
+    save_file({key.removeprefix(root): tensor for key, tensor in tensors.items()}, folder / WEIGHTS)
+    model = golden_model(name)
+    METHODS[case](begin_from=str(folder)).attach(model, "default", seed=0)
     tokens, expected = golden_logits(folder)
     assert_near(logits(model, tokens), expected)
+
+
+def test_a_compacter_saved_without_what_its_layers_share_is_refused_with_the_way_to_save_it(tmp_path: Path) -> None:
+    folder = copied(tmp_path, "t5", "compacter")
+    changed_tensors(folder, {}, drop="phm_rule")
+    with pytest.raises(RecipeError, match="phm_rule") as caught:
+        Compacter(begin_from=str(folder)).attach(golden_model("t5"), "default", seed=0)
+    assert "AutoAdapterModel" in caught.value.mend
 
 
 @pytest.mark.parametrize(("said", "meant"), [("gelu", "gelu_tanh"), ("gelu_orig", "gelu"), ("relu", "relu")])
@@ -198,6 +224,7 @@ WRONG_CONFIGS: list[tuple[str, dict[str, Any], str]] = [
     ("houlsby", {"architecture": "lora"}, "architecture"),
     ("houlsby", {"scaling": "learned"}, ""),
     ("houlsby", {"non_linearity": "mish"}, ""),
+    ("houlsby", {"cross_adapter": True}, "cross_adapter"),
     ("pfeiffer", {"mh_adapter": True}, "mh_adapter"),
     ("parallel", {"is_parallel": False}, "is_parallel"),
     ("compacter", {"shared_phm_rule": False}, "shared_phm_rule"),
@@ -307,7 +334,20 @@ def test_a_prefix_without_positions_is_only_for_models_that_the_library_has_it_f
         assert caught.value.field == "method.takes_positions"
 
 
-@pytest.mark.parametrize("name", ["llama-all-heads", "gpt2"])
+@pytest.mark.parametrize("flag", ["encoder_prefix", "cross_prefix"])
+def test_a_prefix_that_leaves_an_attention_of_an_encoder_decoder_out_is_refused(flag: str, tmp_path: Path) -> None:
+    folder = copied(tmp_path, "bart", "prefix")
+    changed_config(folder, **{flag: False})
+    with pytest.raises(RecipeError, match="every attention") as caught:
+        PrefixTuning(begin_from=str(folder)).attach(golden_model("bart"), "default", seed=0)
+    assert caught.value.field == flag
+    changed_config(folder, **{flag: True})
+    changed_tensors(folder, {}, drop=flag)
+    with pytest.raises(RecipeError, match=f"{flag} in the file has none"):
+        PrefixTuning(begin_from=str(folder)).attach(golden_model("bart"), "default", seed=0)
+
+
+@pytest.mark.parametrize("name", ["llama-all-heads", "gpt2", *ENCODER_DECODERS])
 def test_the_positions_that_a_prefix_takes_change_the_function(name: str) -> None:
     tokens, _ = golden_logits(GOLDEN / name / "prefix")
     found = []
@@ -329,3 +369,53 @@ def test_generation_behind_a_prefix_without_positions_is_as_without_a_cache(name
         row = torch.tensor([[*prompt, *done.tokens]])
         greedy = logits(model, row).argmax(-1)[0, len(prompt) - 1 : -1]
         assert tuple(greedy.tolist()) == done.tokens
+
+
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_an_answer_behind_prefixes_without_positions_is_as_without_a_cache(name: str) -> None:
+    model = golden_model(name)
+    PrefixTuning(begin_from=str(GOLDEN / name / "prefix")).attach(model, "default", seed=0)
+    prompts = [(5, 9, 30, 4), (7,), (11, 20, 3)]
+    together = generate(model, [Request(prompt, Sampling(max_new_tokens=5), "default") for prompt in prompts])
+    for prompt, done in zip(prompts, together, strict=True):
+        row = torch.tensor([[model.answer_start, *done.tokens]])
+        greedy = logits(model, row, sources_BS=torch.tensor([prompt])).argmax(-1)[0, :-1]
+        assert tuple(greedy.tolist()) == done.tokens
+
+
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_in_a_batch_each_row_of_an_encoder_decoder_counts_the_positions_of_its_own_adapter(name: str) -> None:
+    model = tiny_model(name)
+    PrefixTuning(num_virtual_tokens=3, init="random", takes_positions=False).attach(model, "without", seed=0)
+    PrefixTuning(num_virtual_tokens=5, init="random").attach(model, "with", seed=1)
+    whose = ("with", "without", None, "without")
+    mixed = model.forward(usual_batch(model, whose), whose).logprob_N
+    counts = [row.num_learned for row in usual_rows(model)]
+    for row, (adapter, part) in enumerate(zip(whose, mixed.split(counts), strict=True)):
+        assert_near(part, logprobs(model, adapter).split(counts)[row])
+
+
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_recomputed_layers_change_no_gradient_of_a_prefix_without_positions(name: str) -> None:
+    found = []
+    for recomputes in (False, True):
+        model = tiny_model(name)
+        method = PrefixTuning(num_virtual_tokens=3, projection=5, takes_positions=False)
+        attachment = method.attach(model, "default", seed=0)
+        if recomputes:
+            model.checkpoint_layers()
+        logprob_N = model.forward(usual_batch(model, "default"), "default").logprob_N
+        found.append(torch.autograd.grad(logprob_N.sum(), list(attachment.trainables.values())))
+    assert_all_near(found[1], found[0], 2e-5)
+
+
+def test_the_bias_of_a_t5_counts_such_a_prefix_among_the_keys_and_not_among_the_queries() -> None:
+    attention = "encoder.block.0.layer.0.SelfAttention"
+    plain: Any = golden_model("t5").hf.get_submodule(attention)
+    model = golden_model("t5")
+    PrefixTuning(begin_from=str(GOLDEN / "t5" / "prefix")).attach(model, "default", seed=0)
+    behind: Any = model.hf.get_submodule(attention)
+    with calling(Call(None, (), untaken=(0, 3))):
+        bias_BHTL: Tensor = behind.compute_bias(6, 6)
+    assert_near(bias_BHTL[:1], plain.compute_bias(6, 6))
+    assert_near(bias_BHTL[1:, :, 3:], plain.compute_bias(3, 6))

@@ -190,6 +190,24 @@ def test_a_prefix_begins_as_the_true_keys_and_values_of_a_text() -> None:
             assert_near(states.transpose(1, 2), torch.cat([layer.keys, layer.values]))
 
 
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_each_prefix_of_an_encoder_decoder_has_a_network_of_its_own(name: str) -> None:
+    attachment = PrefixTuning(num_virtual_tokens=2, projection=5).attach(tiny_model(name), "default", seed=0)
+    w, rows = attachment.trainables, []
+    for part in ("encoder", "decoder", "cross"):
+        inner = torch.tanh(w[f"{part}.embedding"] @ w[f"{part}.network.0.weight"].t() + w[f"{part}.network.0.bias"])
+        rows.append(inner @ w[f"{part}.network.2.weight"].t() + w[f"{part}.network.2.bias"])
+    inner_width = 32 if name == "bart" else 24
+    assert [part.shape[1] for part in rows] == [2 * inner_width * count for count in (2, 3, 3)]
+    assert_near(attachment.file_tensors()["prompt_embeddings"], torch.cat(rows, 1))
+    row = 2 * inner_width * (2 + 3 + 3)
+    assert attachment.num_trainable == 3 * (2 * 32 + 32 * 5 + 5) + 5 * row + row
+    decays = {key: group.decays for group in attachment.groups for key in group.tensors}
+    assert {key for key, does in decays.items() if not does} == {
+        f"{p}.embedding" for p in ("encoder", "decoder", "cross")
+    }
+
+
 def test_a_prefix_of_an_encoder_decoder_is_read_back_with_its_network(tmp_path: Path) -> None:
     model = tiny_model("t5")
     attachment = PrefixTuning(num_virtual_tokens=2, projection=5).attach(model, "default", seed=0)
