@@ -103,6 +103,26 @@ def test_virtual_tokens_are_no_tokens_of_the_rows(kind: str, desk: Path, tmp_pat
     assert losses[1].value == pytest.approx(course(tmp_path / "virtual")[-1]["validation_loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"kind": "loreft", "rank": 2, "first": 2, "last": 2},
+        {"kind": "unipelt", "rank": None, "prefix": {"num_virtual_tokens": 3}, "adapter": {"width": 4}},
+    ],
+    ids=["loreft", "unipelt"],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_edits_of_the_source_and_gated_prefixes_learn_and_are_measured_as_the_loop_did(
+    kind: str, method: dict[str, Any], desk: Path, tmp_path: Path
+) -> None:
+    values = values_of(desk, kind, method=method, training={"rows_per_step": 12})  # every step sees every row
+    begin(values, tmp_path / "run")
+    metrics = course(tmp_path / "run")
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    losses = api.evaluate(tmp_path / "run", sampling=Sampling(max_new_tokens=2)).measures[0].estimates
+    assert losses[1].value == pytest.approx(metrics[-1]["validation_loss"], rel=1e-4)
+
+
 def test_what_does_not_fit_is_refused_in_words(desk: Path, tmp_path: Path) -> None:
     chats = tmp_path / "chats.jsonl"
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

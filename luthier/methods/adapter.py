@@ -236,16 +236,6 @@ def linear_of(layer: AdaptedLayer, kind: str) -> AdaptedLinear:
     )
 
 
-def check_one_stream(model: LanguageModel, title: str) -> None:
-    """Raise RecipeError for an encoder-decoder, if a method is not made for two streams of tokens."""
-    if model.anatomy.encoder is not None:
-        raise RecipeError(
-            f"{title} has no place in an encoder-decoder.",
-            "Choose another method, or a model that is a decoder or an encoder alone.",
-            field="method.kind",
-        )
-
-
 def generator_of(name: str, seed: int) -> torch.Generator:
     """A generator for the random start of one layer: the same whatever other layers there are."""
     return torch.Generator().manual_seed((salt_of(name) ^ seed) & (2**63 - 1))

@@ -182,7 +182,7 @@ class LadderSide(Side):
         source = current_call().source
         if source is None:
             return blank_BSd
-        with calling(replace(source, prefixes=())):
+        with calling(replace(source, prefixes=(), gated=None)):
             output = self.small.get_submodule(encoder)(
                 inputs_embeds=blank_BSd, attention_mask=inputs["encoder_attention_mask"]
             )

@@ -14,6 +14,8 @@ memory). Ours: the same R, W and b at the first and the last tokens (the paper h
 orthonormalised in order, where V (r, D) is what trains (so R is orthonormal at every step and takes all of the gradient); and
 W = R at the start, where the paper's is random, so that training begins at the base model.
 A token's change depends on where its prompt ends, so with `last` documents do not share a common beginning.
+In an encoder-decoder the prompt is the source, with the end token that the tokenizer writes: its tokens change after the
+encoder's layers. The answer is left alone; it sees the change in what the encoder gives. This placement is ours.
 
 Merges: no. Deep backward: yes, to the lowest chosen layer's output. Over 4 bits: yes. Identity at the start: exact.
 Trainable numbers: Σ 2 r D + r over the chosen layers.
@@ -31,10 +33,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter import AdapterAttachment, AdapterMethod, check_one_stream, generator_of, trainable
+from luthier.methods.adapter import AdapterAttachment, AdapterMethod, generator_of, trainable
 from luthier.methods.adapter_files import OwnForm
 from luthier.methods.contract import Group, Kin, Traits
-from luthier.models.anatomy import LayerAnatomy, chosen_layers
+from luthier.models.anatomy import Anatomy, LayerAnatomy, chosen_layers
 from luthier.models.edits import StreamEdit
 from luthier.models.language_model import LanguageModel
 
@@ -55,7 +57,8 @@ class LoReFT(AdapterMethod):
     first: int = Field(7, ge=0, description="How many tokens change at the beginning of each prompt.")
     last: int = Field(7, ge=0, description="How many tokens change at the end of each prompt.")
     layers: tuple[int, ...] | None = Field(
-        None, description="After these transformer layers only, counted from 0; unset: after all."
+        None,
+        description="After these transformer layers only, counted from 0; unset: after all. In an encoder-decoder, the encoder's.",
     )
 
     @model_validator(mode="after")
@@ -65,9 +68,11 @@ class LoReFT(AdapterMethod):
         return self
 
     def place(self, model: LanguageModel, name: str, seed: int, fast: bool) -> AdapterAttachment:
-        """A fresh subspace after every chosen layer. Raises RecipeError if the rank is more than their width."""
-        check_one_stream(model, "LoReFT")
-        layers, width = chosen_layers(model.anatomy, self.layers), int(model.hf.config.hidden_size)
+        """A fresh subspace after every chosen layer.
+
+        Raises RecipeError if the rank is more than their width, and as `prompt_layers`.
+        """
+        layers, width = prompt_layers(model.anatomy, self.layers), int(model.hf.config.hidden_size)
         if self.rank > width:
             raise RecipeError(
                 f"The model's layers have width {width}, in which {self.rank} directions cannot be orthogonal.",
@@ -169,6 +174,24 @@ class LoReFTAttachment(AdapterAttachment):
             "Keep the adapter beside the base model.",
             field="method.kind",
         )
+
+
+def prompt_layers(anatomy: Anatomy, layers: tuple[int, ...] | None) -> tuple[LayerAnatomy, ...]:
+    """The layers of these indices, None: all, among those that prompts go through: an encoder's, where there is one.
+
+    Raises RecipeError for a decoder's layer behind an encoder, and as `chosen_layers`.
+    """
+    through = anatomy.encoding or anatomy.layers
+    if layers is None:
+        return through
+    chosen, last = chosen_layers(anatomy, layers), through[-1].index
+    if chosen[-1].index > last:
+        raise RecipeError(
+            f"Layer {chosen[-1].index} is the decoder's; a prompt goes through the encoder's, which are 0 to {last}.",
+            f"Use indices from 0 to {last}.",
+            field="method.layers",
+        )
+    return chosen
 
 
 def orthonormal(rows_RD: Tensor) -> Tensor:

@@ -14,10 +14,13 @@ later tokens; the prefix's gate scales its share in the attention, so that g = 0
 still take a share); a gate for each linear layer that has a LoRA, where the paper has one a layer; w = 0 and c = 0 at the
 start, where g = ½; and each part at its own default rate.
 
+In an encoder-decoder the prefix has gates at all of its places (ours): in the encoder's attention, in the decoder's, and in the
+cross-attention, there of what enters it at the decoder's token.
+
 Merges: no. Deep backward: yes. Over 4 bits: yes. Identity at the start: no, because of the prefix.
-Trainable numbers: the parts' Σ R (I + O) + 2 L V K E + L (2 D H + D + H), and gates Σ (I + 1) + 2 L (D + 1).
-Shapes: N tokens, L layers, D width, I inputs and O outputs of the layers with a LoRA, R rank, V virtual tokens, K key/value
-heads, E head width, H bottleneck.
+Trainable numbers: the parts' Σ R (I + O) + 2 P V K E + L (2 D H + D + H), and gates Σ (I + 1) + (P + L) (D + 1).
+Shapes: N tokens, L layers, P places of attention (L; in an encoder-decoder the encoder's L + 2 · the decoder's L), D width,
+I inputs and O outputs of the layers with a LoRA, R rank, V virtual tokens, K key/value heads, E head width, H bottleneck.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from luthier.methods.adapter import AdapterAttachment, check_one_stream, linear_of
+from luthier.methods.adapter import AdapterAttachment, linear_of
 from luthier.methods.adapter_files import OwnForm
 from luthier.methods.composed import ComposedMethod, of_part, with_part_defaults
 from luthier.methods.contract import Group, Kin, Traits
@@ -38,7 +41,9 @@ from luthier.methods.lora_layers import LoRABranch
 from luthier.methods.pfeiffer import Pfeiffer
 from luthier.methods.prefix_tuning import PrefixTuning
 from luthier.methods.sublayers import AddingBranch
+from luthier.models.anatomy import Anatomy
 from luthier.models.language_model import LanguageModel
+from luthier.models.virtual_tokens import attention_modules
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 8, "targets": ("role:query", "role:value")},
@@ -52,7 +57,7 @@ class UniPELT(ComposedMethod):
 
     family: ClassVar[Kin] = "additive"
     paper: ClassVar[str] = "https://arxiv.org/abs/2110.07577"
-    count: ClassVar[str] = "Σ R (I + O) + 2 L V K E + L (2 D H + D + H); gates Σ (I + 1) + 2 L (D + 1)"
+    count: ClassVar[str] = "Σ R (I + O) + 2 P V K E + L (2 D H + D + H); gates Σ (I + 1) + (P + L) (D + 1)"
     traits: ClassVar[Traits] = Traits(merges=False, deep_backward=True, over_4bit=True, identity_at_start=False)
     default_lr: ClassVar[float] = 5e-4
     form: ClassVar[OwnForm] = OwnForm("unipelt")
@@ -76,11 +81,6 @@ class UniPELT(ComposedMethod):
     def _parts_have_their_defaults(cls, values: Any) -> Any:
         return with_part_defaults(values, _DEFAULTS)
 
-    def place(self, model: LanguageModel, name: str, seed: int, fast: bool) -> AdapterAttachment:
-        """The parts, fresh. Raises RecipeError for an encoder-decoder."""
-        check_one_stream(model, "UniPELT")
-        return super().place(model, name, seed, fast)
-
     def joined(
         self, model: LanguageModel, name: str, parts: Mapping[str, AdapterAttachment]
     ) -> dict[str, nn.Parameter]:
@@ -98,11 +98,11 @@ class UniPELT(ComposedMethod):
             if isinstance(branch, AddingBranch):
                 gates[f"adapter.{place}"] = gate = Gate(_width(model), model.device)
                 layer.add(name, GatedAdding(branch, gate))
-        of_prefix = [Gate(_width(model), model.device) for _ in model.anatomy.layers]
-        gates |= {f"prefix.{layer.name}": gate for layer, gate in zip(model.anatomy.layers, of_prefix, strict=True)}
+        of_prefix = [Gate(_width(model), model.device) for _ in attention_modules(model.anatomy)]
+        gates |= {f"prefix.{place}": gate for place, gate in zip(_places(model.anatomy), of_prefix, strict=True)}
 
-        def share(layer: int, x_ND: Tensor) -> Tensor:
-            g_N1: Tensor = of_prefix[layer](x_ND)
+        def share(place: int, x_ND: Tensor) -> Tensor:
+            g_N1: Tensor = of_prefix[place](x_ND)
             return g_N1.squeeze(-1)
 
         model.gate_prefix(name, share)
@@ -111,6 +111,12 @@ class UniPELT(ComposedMethod):
     def grouped(self, tensors: dict[str, nn.Parameter]) -> tuple[Group, ...]:
         """The gates, which do not decay."""
         return (Group(tensors, decays=False),)
+
+
+def _places(anatomy: Anatomy) -> tuple[str, ...]:
+    """What the prefix's gates are called by: the layer whose attention it is, or a cross-attention itself."""
+    num_layers = len(anatomy.layers)
+    return (*(layer.name for layer in anatomy.layers), *attention_modules(anatomy)[num_layers:])
 
 
 def _width(model: LanguageModel) -> int:

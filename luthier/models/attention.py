@@ -14,7 +14,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
@@ -27,6 +26,7 @@ from luthier.ops.attention import (
     attention_weights,
     dense_mask,
     masked_attention,
+    narrowed,
     packed_attention,
     packed_attention_reference,
 )
@@ -82,7 +82,7 @@ def _biased(mask: Tensor | None, bias_1HQT: Tensor | None) -> Tensor | None:
     """A boolean mask and a bias on the scores (T5's, by distance) as one mask that is added to them, (B, H, Q, T)."""
     if bias_1HQT is None or mask is None:
         return mask if bias_1HQT is None else bias_1HQT
-    return bias_1HQT.masked_fill(~mask, torch.finfo(bias_1HQT.dtype).min)
+    return narrowed(bias_1HQT, mask)
 
 
 def _with(
@@ -91,23 +91,24 @@ def _with(
     """The attention output as transformers wants it, shape (B, T, H, E), and no weights."""
     call = current_call()
     segments = call.segments
-    crosses = call.source is not None and not vars(module)["is_causal"]
-    prefixes = call.source_prefixes if crosses else call.prefixes
+    reads = call.source is not None or call.source_gated is not None
+    crosses = reads and not vars(module)["is_causal"]
+    prefixes, gated = (call.source_prefixes, call.source_gated) if crosses else (call.prefixes, call.gated)
     if prefixes:
         k, v = with_prefixes(prefixes, int(vars(module)["layer_idx"]), k, v, k.shape[2] if crosses else q.shape[2])
     if call.states is not None:
         call.states[crosses, int(vars(module)["layer_idx"])] = (k, v)
-    share_N = None if call.gated is None else taken_shares(call.gated, int(vars(module)["layer_idx"]))
+    share_N = None if gated is None else taken_shares(gated, module)
     if call.watched is not None and segments is not None:
         seen_TT = dense_mask(segments, q.shape[2], terms.window, q.device)
         weights_of = partial(attention_weights, q, k, terms=terms)
-        if call.gated is None or share_N is None:
+        if gated is None or share_N is None:
             call.watched.append(weights_of(seen_TT))
         else:
-            call.watched.append(mixed_weights(call.gated, share_N, seen_TT, weights_of))
+            call.watched.append(mixed_weights(gated, share_N, seen_TT, weights_of))
     out_BHTE = masked_attention(q, k, v, mask, terms) if segments is None else packed(q, k, v, segments, terms)
-    if call.gated is not None and share_N is not None:
-        out_BHTE = mixed_attention(call.gated, packed, share_N, out_BHTE, q, k, v, mask, terms)
+    if gated is not None and share_N is not None:
+        out_BHTE = mixed_attention(gated, packed, share_N, out_BHTE, q, k, v, mask, terms)
     return out_BHTE.transpose(1, 2), None
 
 

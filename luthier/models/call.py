@@ -64,7 +64,7 @@ class PlacedPrefix:
 
 
 Gate = Callable[[int, Tensor], Tensor]
-"""Each token's share of a prefix, shape (N,), in the layer of an index, of what enters its attention, shape (N, D)."""
+"""Each token's share of a prefix, shape (N,), at the place of attention of a number, of what enters it, shape (N, D)."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,8 @@ class Call:
     keys_N: one key a token for random draws; None draws nothing (no dropout).
     draws: the address of draws that are made for the whole call; None draws nothing.
     recomputable: takes tensors that the backward pass should compute again; None keeps everything.
-    notes: what one layer leaves for a later one, which takes it out, by the reader's name and the run's start.
+    notes: what one layer leaves for a later one, which takes it out, by the reader's name and the run's start (what is
+    left for an attention: by a name for it and the attention's id).
     is_checkpointed: whether the layer at work keeps its inputs alone and is computed again in the backward pass.
     watched: takes each layer's attention weights (1, H, T, T) in order; None does not compute them.
     tapped: takes what each layer gives, by its number from 1, and as 0 what enters the first; None notes nothing.
@@ -120,6 +121,7 @@ class Call:
     where a cache holds what the layers made of them.
     is_source: whether the tokens are an encoder's.
     source_prefixes: in a decoder's call, learned keys and values in the place of some of the encoder's tokens.
+    source_gated: which of those each of its tokens takes a share of; None where every token takes all of them.
     states: takes the keys and values of each attention, by whether it is a cross-attention and its number in its stack.
     untaken: with how many virtual tokens that take no position each row begins, for a model that counts its positions
     itself; empty where none does.
@@ -143,6 +145,7 @@ class Call:
     source: Call | None = None
     is_source: bool = False
     source_prefixes: tuple[PlacedPrefix, ...] = ()
+    source_gated: GatedPrefixes | None = None
     states: dict[tuple[bool, int], tuple[Tensor, Tensor]] | None = None
     untaken: tuple[int, ...] = ()
 
@@ -272,6 +275,6 @@ def prompts_of_row(segments: Sequence[Segment], device: torch.device) -> Tensor:
     return torch.tensor(ends, device=device).repeat_interleave(torch.tensor(lengths, device=device))
 
 
-def prompts_of_rows(positions_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """The same for prompts that are rows padded on the left, shape (B·T,)."""
-    return torch.where(mask_BT, positions_BT[:, -1:] + 1, 0).reshape(-1)
+def prompts_of_rows(mask_BT: Tensor) -> Tensor:
+    """The same for prompts that are padded rows, shape (B·T,)."""
+    return (mask_BT.sum(-1, keepdim=True) * mask_BT).reshape(-1)

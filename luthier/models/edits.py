@@ -1,8 +1,8 @@
 """What adapters change in the residual stream between layers, at some tokens of each document's prompt.
 
 A document's prompt is what stands before the first token that it learns: in a batch the targets say where it is over. In
-generation it is all that was given, and what is generated is no part of it. Virtual tokens before a document are none
-of its own.
+generation it is all that was given, and what is generated is no part of it. In an encoder-decoder it is the source, and only
+the encoder's layers are at work on it. Virtual tokens before a document are none of its own.
 Shapes: N tokens of the flattened batch, M of them that change, D width.
 """
 

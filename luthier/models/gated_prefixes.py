@@ -4,6 +4,8 @@ A query's attention A sees the learned prefix as it sees all keys; a gate g in [
 attention at the query's token, mixes it with the attention A₀ that does not see the prefix:  (1 − g) A₀ + g A. Since A is
 itself a mixture of A₀ and of attention to the prefix alone, g scales the prefix's part in it. At g = 1 the prefix is as any;
 at g = 0 it is not there. Nothing of a later token is looked at.
+In an encoder-decoder this holds within each stack, and across, where the query is the decoder's and the prefix stands before
+what the encoder gave.
 
 Shapes: N tokens of the flattened batch, K of them that are kept, B rows, L columns of keys, H heads, Q queries, E head width,
 D width of a layer.
@@ -20,8 +22,8 @@ from transformers import PreTrainedModel
 
 from luthier.models.anatomy import Anatomy
 from luthier.models.call import GatedPrefixes, Run, current_call
-from luthier.models.virtual_tokens import VirtualTokens
-from luthier.ops.attention import AttentionTerms, masked_attention, segment_positions
+from luthier.models.virtual_tokens import VirtualTokens, attention_modules
+from luthier.ops.attention import AttentionTerms, masked_attention, narrowed, segment_positions
 from luthier.types import Segment
 
 
@@ -32,7 +34,10 @@ def gated_prefixes(
     positions_N: Tensor,
     mask_BL: Tensor | None,
 ) -> GatedPrefixes | None:
-    """What the attention of a call has to know of the gates of its adapters; None if they have none."""
+    """What the attention of a call has to know of the gates of its adapters; None if they have none.
+
+    runs, segments, positions_N: of the queries' tokens. mask_BL: which keys are no padding, where a mask says what is seen.
+    """
     found = {run.adapter: known[run.adapter] for run in runs if run.adapter is not None and run.adapter in known}
     gates = {name: virtual.gate for name, virtual in found.items() if virtual.gate is not None}
     if not gates:
@@ -79,12 +84,12 @@ def _without_placeholders(
 
 
 def note_shares(hf: PreTrainedModel, anatomy: Anatomy) -> None:
-    """From now on, note each token's share before a layer's attention, in the calls that have gates."""
-    for layer in anatomy.layers:
-        hf.get_submodule(layer.attention).register_forward_pre_hook(_noting(layer.index), with_kwargs=True)
+    """From now on, note each token's share before every attention, in the calls that have gates."""
+    for place, name in enumerate(attention_modules(anatomy)):
+        hf.get_submodule(name).register_forward_pre_hook(_noting(place), with_kwargs=True)
 
 
-def _noting(index: int) -> Any:
+def _noting(place: int) -> Any:
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = current_call()
         if call.gated is None:
@@ -95,8 +100,8 @@ def _noting(index: int) -> Any:
         for run in call.runs:
             gate = call.gated.gates.get(run.adapter or "")
             own_ND = flat_ND[run.start : run.stop]
-            shares.append(own_ND.new_ones(len(own_ND)) if gate is None else gate(index, own_ND))
-        call.notes[_SHARES, index] = torch.cat(shares)
+            shares.append(own_ND.new_ones(len(own_ND)) if gate is None else gate(place, own_ND))
+        call.notes[_SHARES, id(module)] = torch.cat(shares)
 
     return note
 
@@ -104,9 +109,9 @@ def _noting(index: int) -> Any:
 _SHARES = "shares of prefixes"
 
 
-def taken_shares(gated: GatedPrefixes, layer: int) -> Tensor:
-    """Each token's share in a layer's attention, shape (N,), taken out of the call's notes; 1 where there is no gate."""
-    share_N = current_call().notes.pop((_SHARES, layer))
+def taken_shares(gated: GatedPrefixes, attention: nn.Module) -> Tensor:
+    """Each token's share in an attention, shape (N,), taken out of the call's notes; 1 where there is no gate."""
+    share_N = current_call().notes.pop((_SHARES, id(attention)))
     return torch.where(gated.is_free_N, share_N, 1.0)
 
 
@@ -128,12 +133,11 @@ def mixed_attention(
         blind_BHQE = seeing_BHQE.index_copy(2, kept_K, packed(q, k, v, gated.segments, terms))
     else:
         assert is_kept_BL is not None
-        seen = is_kept_BL[:, None, None, :] if mask is None else mask & is_kept_BL[:, None, None, :]
-        blind_BHQE = masked_attention(q_BHQE, k_BKLE, v_BKLE, seen, terms)
+        # a placeholder may see placeholders only: without them it would see nothing, and its share is 1 anyway
+        is_seen_B1QL = is_kept_BL[:, None, None, :] | ~gated.is_free_N.view(len(q_BHQE), 1, -1, 1)
+        blind_BHQE = masked_attention(q_BHQE, k_BKLE, v_BKLE, narrowed(mask, is_seen_B1QL), terms)
     share_B1Q1 = share_N.view(len(q_BHQE), 1, -1, 1).to(seeing_BHQE.dtype)
-    mixed_BHQE = torch.lerp(blind_BHQE, seeing_BHQE, share_B1Q1)
-    # a placeholder sees placeholders only: without them there is nothing to mix
-    return torch.where(gated.is_free_N.view(share_B1Q1.shape), mixed_BHQE, seeing_BHQE)
+    return torch.lerp(blind_BHQE, seeing_BHQE, share_B1Q1)
 
 
 def mixed_weights(

@@ -184,8 +184,9 @@ class LanguageModel:
         return replace(call, prompt_N=prompts_of_batch(batch, whole=self.anatomy.family.kind == "encoder"))
 
     def _edits_in(self, call: Call) -> bool:
-        """Whether a run's adapter changes the residual stream."""
-        return any(run.adapter in self.edits for run in call.runs)
+        """Whether a run's adapter changes the residual stream: of an encoder-decoder, the encoder's."""
+        holds_prompts = call.is_source or self.anatomy.encoder is None
+        return holds_prompts and any(run.adapter in self.edits for run in call.runs)
 
     def _hidden(self, batch: Batch, call: Call) -> Tensor:
         inputs = self._inputs(batch)
@@ -208,6 +209,9 @@ class LanguageModel:
         sides = self._sides_of(call)
         if any(side.reads_sources for side in sides.values()):
             call = replace(call, tapped={})
+        if self._edits_in(call):
+            call = replace(call, prompt_N=prompts_of_rows(sources.mask_BS))
+        call = self._adapted(call, sources.positions_BS.reshape(-1), sources.mask_BS)
         with torch.no_grad() if all(run.adapter in sides for run in call.runs) else nullcontext():
             return encoded(self.hf, self.anatomy, self.virtual_tokens, sources, call, self.fast.norm)
 
@@ -257,13 +261,21 @@ class LanguageModel:
 
     def _base(self, call: Call, inputs: dict[str, Any]) -> Tensor:
         positions_N = inputs["position_ids"].reshape(-1)
-        edits = placed_edits(self.edits, call, positions_N, self.num_virtual)
-        gated = gated_prefixes(self.virtual_tokens, call.runs, call.segments, positions_N, inputs.get("attention_mask"))
-        call = replace(call, gated=gated, edits=edits)
+        call = self._adapted(call, positions_N, inputs.get("attention_mask"))
+        read_mask_BS = inputs.get("encoder_attention_mask")
+        if read_mask_BS is not None:
+            across = gated_prefixes(self.virtual_tokens, call.runs, None, positions_N, read_mask_BS)
+            call = replace(call, source_gated=across)
         own = self._placed(
             {**inputs, "position_ids": shown_positions(self.virtual_tokens, call.runs, inputs["position_ids"])}
         )
         return last_states(self.hf, self.anatomy, self.virtual_tokens, call, own, positions_N, self.fast.norm)
+
+    def _adapted(self, call: Call, positions_N: Tensor, mask_BL: Tensor | None) -> Call:
+        """The call with what its adapters change in the residual stream, and the gates of their prefixes in its stack."""
+        edits = placed_edits(self.edits, call, positions_N, self.num_virtual)
+        gated = gated_prefixes(self.virtual_tokens, call.runs, call.segments, positions_N, mask_BL)
+        return replace(call, gated=gated, edits=edits)
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         """What the trunk is called with."""
@@ -302,7 +314,7 @@ class LanguageModel:
         self.virtual_tokens[name] = replace(self.virtual_tokens[name], gate=gate)
 
     def add_edit(self, name: str, edit: StreamEdit) -> None:
-        """Let an adapter change what layers give at tokens of the prompts."""
+        """Let an adapter change what layers give at tokens of the prompts; an encoder-decoder's are its sources."""
         if not self.edits:
             edit_layers(self.hf, self.anatomy)
         self.edits[name] = edit
@@ -426,7 +438,7 @@ class LanguageModel:
         """
         call = Call(None, (Run(0, tokens_BT.numel(), adapters),))
         if cache.get_seq_length() == 0 and self._edits_in(call):
-            call = replace(call, prompt_N=prompts_of_rows(positions_BT, mask_BL))
+            call = replace(call, prompt_N=prompts_of_rows(mask_BL))
         if read is not None and cache.get_seq_length() == 0:  # else the cache holds what the layers made of it
             call = replace(call, source=read.call)
         with torch.inference_mode():

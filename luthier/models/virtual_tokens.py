@@ -61,6 +61,12 @@ def attention_places(anatomy: Anatomy) -> tuple[slice, slice, slice]:
     return slice(0, read), slice(read, read + written), slice(read + written, read + 2 * written)
 
 
+def attention_modules(anatomy: Anatomy) -> tuple[str, ...]:
+    """The modules that are the places of attention, in their order, by their dotted names."""
+    across = (layer.cross_attention for layer in anatomy.answering)
+    return (*(layer.attention for layer in anatomy.layers), *(name for name in across if name is not None))
+
+
 def placed_prefixes(
     known: Mapping[str, VirtualTokens],
     runs: Sequence[Run],

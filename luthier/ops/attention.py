@@ -110,6 +110,13 @@ def masked_attention(
     return weight_BHQT.to(v_BHTE.dtype) @ v_BHTE
 
 
+def narrowed(mask: Tensor | None, is_seen: Tensor) -> Tensor:
+    """A mask, as `masked_attention` takes it, under which of what it lets see only this is seen; None sees everything."""
+    if mask is None or mask.dtype == torch.bool:
+        return is_seen if mask is None else mask & is_seen
+    return mask.masked_fill(~is_seen, torch.finfo(mask.dtype).min)
+
+
 def attention_weights(q_BHQE: Tensor, k_BKTE: Tensor, mask: Tensor | None, terms: AttentionTerms) -> Tensor:
     """How much each query takes of each position, fp32, shape (B, H, Q, T); with sinks the rows sum to less than 1."""
     k_BHTE = k_BKTE.repeat_interleave(q_BHQE.shape[1] // k_BKTE.shape[1], dim=1)

@@ -109,11 +109,6 @@ REFUSED: dict[tuple[str, str], str] = {
     ("prefix-tuning", "falcon-new"): "takes no learned prefix",
     ("mam", "falcon-new"): "takes no learned prefix",
     **{("lets", name): "stands beside decoders" for name in ("bert", "roberta", "t5", "t5-gated", "bart")},
-    **{
-        (kind, name): "encoder-decoder"
-        for kind in ("loreft", "unipelt", "stack")
-        for name in ("t5", "t5-gated", "bart")
-    },
     ("unipelt", "falcon-new"): "takes no learned prefix",
     ("warp", "bert"): "a head for classes takes the place of",
     ("warp", "roberta"): "a head for classes takes the place of",

@@ -10,14 +10,14 @@ import pytest
 import torch
 from methods.beside import dense
 from methods.by_peft import MEANT
+from methods.prefixed import attentions, exchange_keys
 from models.rows import plain_logprobs, random_rows, with_sources
 from models.tiny import ENCODER_DECODERS, plain_model, tiny_model, tiny_tokenizer
 from models.tuned import LENGTHS, logprobs, quiet, randomize, usual_batch
 from near import assert_apart, assert_near
 from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
-from transformers.masking_utils import sdpa_mask
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from luthier.data.placeholders import with_placeholders
 from luthier.errors import RecipeError
@@ -142,9 +142,8 @@ def test_prefixes_are_keys_and_values_before_those_of_each_attention(name: str) 
     prefix = model.virtual_tokens["default"].prefix
     assert prefix is not None
     plain = plain_model(name)
-    layers = model.anatomy.layers
-    places = [*(layer.attention for layer in layers), *(layer.cross_attention for layer in layers[2:])]
-    _exchange_keys(plain, {plain.get_submodule(str(place)): prefix()[i] for i, place in enumerate(places)})
+    places = attentions(model.anatomy).values()
+    exchange_keys(plain, {plain.get_submodule(place): prefix()[i] for i, place in enumerate(places)})
     placed = [with_placeholders(row, NUM_VIRTUAL, NUM_VIRTUAL) for row in usual_rows()]
     expected = plain_logprobs(plain, placed)
     assert_near(logprobs(model), expected)
@@ -155,28 +154,6 @@ def test_prefixes_are_keys_and_values_before_those_of_each_attention(name: str) 
     logprob_N = model.forward(usual_batch(model, "default"), "default").logprob_N
     gradients = torch.autograd.grad(logprob_N.sum(), list(attachment.trainables.values()))
     assert all(bool((gradient.view(NUM_VIRTUAL, 8, -1).abs().sum(-1) > 0).all()) for gradient in gradients)
-
-
-def _exchange_keys(plain: PreTrainedModel, of_module: dict[nn.Module, Tensor]) -> None:
-    """Let a model attend, by the formula, to learned keys and values (2, V, K, E) in the place of the first of its own."""
-
-    def attend(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **terms: Any) -> Any:
-        keys, values = of_module[module].transpose(1, 2)
-        rows = len(q)
-        k = torch.cat([keys.expand(rows, -1, -1, -1), k[:, :, NUM_VIRTUAL:]], 2)
-        v = torch.cat([values.expand(rows, -1, -1, -1), v[:, :, NUM_VIRTUAL:]], 2)
-        score = q @ k.transpose(-1, -2) * terms["scaling"]
-        if terms.get("position_bias") is not None:
-            score = score + terms["position_bias"]
-        if mask is not None:
-            score = score.masked_fill(~mask, -torch.inf)
-        return (score.softmax(-1) @ v).transpose(1, 2), None
-
-    AttentionInterface.register("test-prefix", attend)
-    AttentionMaskInterface.register(
-        "test-prefix", lambda *a, **k: sdpa_mask(*a, **{**k, "allow_is_causal_skip": False})
-    )
-    plain.set_attn_implementation("test-prefix")
 
 
 def test_a_prefix_begins_as_the_true_keys_and_values_of_a_text() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models.rows import plain_logprobs, random_row
-from models.tiny import NAMES, VOCABULARY, plain_model, tiny_model
-from models.tuned import logprobs, plain_attention, randomize
+from models.rows import plain_logprobs, random_row, random_rows, with_sources
+from models.tiny import ENCODER_DECODERS, NAMES, VOCABULARY, plain_model, tiny_model
+from models.tuned import LENGTHS, logprobs, plain_attention, randomize
 from near import assert_all_near, assert_apart, assert_near
 from pydantic import ValidationError
 from tiny_model import write_tiny_model
@@ -24,7 +24,7 @@ from luthier.errors import RecipeError
 from luthier.generation.engine import Request, generate
 from luthier.generation.prefill import pack_prompts
 from luthier.generation.settings import Sampling
-from luthier.methods import Attachment, LoReFT, PromptTuning, Stack
+from luthier.methods import Attachment, LoReFT, PrefixTuning, PromptTuning, Stack
 from luthier.methods.loreft import Subspace, orthonormal
 from luthier.models.language_model import LanguageModel
 from luthier.types import Example, Origin, Part
@@ -235,15 +235,19 @@ def test_generation_changes_tokens_of_the_prompt_and_none_of_the_answer(name: st
     assert len(pack_prompts(prompts[:3], shares_prefix=model.shares_tokens("default")).segments) == (3 if last else 4)
 
 
-def test_virtual_tokens_before_a_document_are_no_part_of_its_prompt() -> None:
-    model = tiny_model("llama")
-    parts = (PromptTuning(num_virtual_tokens=4), LoReFT(rank=2, first=2, last=0))
+@pytest.mark.parametrize("virtual", [PromptTuning(num_virtual_tokens=4), PrefixTuning(num_virtual_tokens=4)])
+@pytest.mark.parametrize("name", ["llama", "t5", "bart"])
+def test_virtual_tokens_before_a_document_are_no_part_of_its_prompt(name: str, virtual: Any) -> None:
+    model = tiny_model(name)
+    parts = (virtual, LoReFT(rank=2, first=2, last=0))
     randomize(Stack(parts=parts).attach(model, "default", seed=0), 0.3)
     seen: list[int] = []
     model.edits["default"].register_forward_pre_hook(lambda module, args: seen.append(len(args[1])))
     prompts = [tuple(range(3, 3 + length)) for length in (6, 1)]
     generate(model, [Request(prompt, Sampling(max_new_tokens=3), "default") for prompt in prompts])
-    assert sum(seen) == 2 * (2 + 1)  # in each of two layers two tokens of the first prompt, and the second's only one
+    assert sum(seen) == 2 * (
+        2 + 1
+    )  # in each of two layers (an encoder's two) two tokens of the first prompt, and the second's only one
 
 
 @pytest.mark.parametrize("settings", [{"first": 0, "last": 0}, {"rank": 0}, {"last": -1}])
@@ -270,3 +274,85 @@ def test_tokens_without_a_target_are_all_prompt() -> None:
     assert_near(tuned[:, :-1], base[:, :-1], 1e-6)
     assert_apart(tuned[:, -1], base[:, -1])
     assert_apart(logprobs(model), logprobs(model, None))
+
+
+@pytest.mark.parametrize("name", ["llama", *ENCODER_DECODERS])
+def test_with_w_at_r_and_b_at_0_nothing_changes_whatever_r_is(name: str) -> None:
+    model = tiny_model(name)
+    random_loreft(model)
+    assert_apart(logprobs(model), logprobs(model, None))
+    for space in model.edits["default"].modules():
+        if isinstance(space, Subspace):
+            space.source_RD.data.copy_(space.rotation())
+            space.source_R.data.zero_()
+    assert_near(logprobs(model), logprobs(model, None), 1e-6)
+
+
+# ── encoder-decoders ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("first", "last"), [(2, 1), (0, 2), (7, 7)])
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_the_formula_holds_at_the_first_and_last_tokens_of_each_source(name: str, first: int, last: int) -> None:
+    model = tiny_model(name)
+    attachment = random_loreft(model, first=first, last=last)
+    rows = with_sources(random_rows(LENGTHS))
+    expected = [
+        plain_logprobs(edited(name, attachment, chosen_positions(row.num_source_tokens, first, last)), [row]).detach()
+        for row in rows
+    ]
+    batch = collate(rows, "bucketed", 0)
+    assert_near(model.forward(batch, "default").logprob_N, torch.cat(expected), 2e-5)
+    assert_apart(model.forward(batch).logprob_N, torch.cat(expected))
+
+
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_an_edit_changes_its_own_layer_and_tokens_of_the_encoder_and_no_others(name: str) -> None:
+    model = tiny_model(name)
+    random_loreft(model, first=1, last=1, layers=(1,))  # the encoder's last
+    below: list[Tensor] = []
+    lower = model.hf.get_submodule(model.anatomy.layers[0].name)
+    lower.register_forward_hook(
+        lambda module, args, output: below.append(output if isinstance(output, Tensor) else output[0])
+    )
+    rows = with_sources(random_rows(LENGTHS))
+    sources = collate(rows, "bucketed", 0).sources
+    assert sources is not None
+    tuned_BSD, base_BSD = (model.encode(sources, adapter).states_BSD for adapter in ("default", None))
+    is_chosen_BS = torch.zeros_like(sources.mask_BS)
+    for row, example in enumerate(rows):
+        is_chosen_BS[row, chosen_positions(example.num_source_tokens, 1, 1)] = True
+    assert torch.equal(*below)
+    assert torch.equal(tuned_BSD[~is_chosen_BS], base_BSD[~is_chosen_BS])
+    assert bool(((tuned_BSD - base_BSD).abs().amax(-1)[is_chosen_BS] > 1e-3).all())
+
+
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_an_answer_to_a_source_is_that_of_the_edited_encoder_and_is_itself_left_alone(name: str) -> None:
+    model = tiny_model(name)
+    attachment = random_loreft(model, first=2, last=1)
+    seen: list[int] = []
+    model.edits["default"].register_forward_pre_hook(lambda module, args: seen.append(len(args[1])))
+    prompts = [(5, 9, 30, 4, 17, 8), (7,), (11, 50, 3)]
+    answers = generate(model, [Request(prompt, Sampling(max_new_tokens=5), "default") for prompt in prompts])
+    assert sum(seen) == 2 * (3 + 1 + 3)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        plain = edited(name, attachment, chosen_positions(len(prompt), 2, 1))
+        said = [model.answer_start]
+        for _ in answer.tokens:
+            answer_1T = torch.tensor([said])
+            logits_1TV = plain(input_ids=torch.tensor([prompt]), decoder_input_ids=answer_1T, use_cache=False).logits
+            said.append(int(logits_1TV[0, -1].argmax()))
+        assert tuple(said[1:]) == answer.tokens
+
+
+def test_layers_are_those_of_an_encoder_and_a_decoders_are_refused_with_the_last_there_is() -> None:
+    count = 2 * 3 * 32 + 3
+    assert LoReFT(rank=3).attach(tiny_model("bart"), "default", seed=0).num_trainable == 2 * count
+    only = LoReFT(rank=3, layers=(1,)).attach(tiny_model("t5"), "default", seed=0)
+    assert (only.num_trainable, only.lowest_layer) == (count, 1)
+    assert all(name.startswith("encoder.block.1.") for name in only.trainables)
+    with pytest.raises(RecipeError, match="Layer 3 is the decoder's") as caught:
+        LoReFT(rank=3, layers=(0, 3)).attach(tiny_model("t5"), "default", seed=0)
+    assert "from 0 to 1" in caught.value.mend
+    assert caught.value.field == "method.layers"

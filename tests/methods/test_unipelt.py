@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 import torch
 from methods.beside import gradients
-from models.rows import random_row, random_rows
-from models.tiny import PLAIN, tiny_model
+from methods.prefixed import attentions, exchange_keys
+from models.rows import plain_logprobs, random_row, random_rows, with_sources
+from models.tiny import ENCODER_DECODERS, PLAIN, plain_model, tiny_model
 from models.tuned import LENGTHS, logprobs, randomize, usual_batch
 from near import assert_all_near, assert_apart, assert_near
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, EncoderDecoderCache
 
 from luthier.data.packing import collate
 from luthier.data.placeholders import with_placeholders
-from luthier.methods import Attachment, LoRA, Pfeiffer, PrefixTuning, Stack, UniPELT
+from luthier.methods import Attachment, Ladder, LoRA, Pfeiffer, PrefixTuning, Stack, UniPELT
 from luthier.models.language_model import LanguageModel
+from luthier.models.logits import logits
 from luthier.types import Example, Part, Segment
 
 V = 3
@@ -27,7 +29,7 @@ LORA = LoRA(rank=2, alpha=5, targets=("role:query", "role:value"))
 PREFIX = PrefixTuning(num_virtual_tokens=V)
 ADAPTER = Pfeiffer(width=5)
 METHOD = UniPELT(lora=LORA, prefix=PREFIX, adapter=ADAPTER)
-RELATIVE = ("llama", "gemma2", "mistral", "phi", "gpt_neox")
+RELATIVE = ("llama", "gemma2", "mistral", "phi", "gpt_neox", "t5", "t5-gated")
 """Models to which only the distance of positions matters, so that an unseen prefix leaves no trace."""
 
 
@@ -56,7 +58,7 @@ def test_with_its_gates_shut_it_is_the_base(name: str, fast: Any) -> None:
     assert_near(logprobs(model), before)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "opt-norm-after", "olmo2", "granite"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "opt-norm-after", "olmo2", "granite", "t5", "bart"])
 def test_with_its_gates_open_it_is_its_parts(name: str) -> None:
     model, plain = tiny_model(name), tiny_model(name)
     attachment = random_unipelt(model)
@@ -201,8 +203,9 @@ def test_a_shared_beginning_and_recomputed_layers_change_neither_values_nor_grad
         assert_all_near(other, found[0], 5e-5)
 
 
-def test_documents_with_and_without_gates_stand_in_one_batch() -> None:
-    model = tiny_model("llama")
+@pytest.mark.parametrize("name", ["llama", *ENCODER_DECODERS])
+def test_documents_with_and_without_gates_stand_in_one_batch(name: str) -> None:
+    model = tiny_model(name)
     random_unipelt(model)
     randomize(PrefixTuning(num_virtual_tokens=5).attach(model, "plain", seed=1), 0.5)
     whose = ("plain", "default", None, "default")
@@ -225,3 +228,101 @@ def test_the_count_is_that_of_the_parts_and_their_gates() -> None:
     prefix, adapter = 2 * 2 * V * 2 * 8, 2 * (2 * 32 * 5 + 32 + 5)
     assert attachment.num_trainable == lora + prefix + adapter + 4 * 33 + 2 * 2 * 33
     assert attachment.num_virtual == V
+
+
+# ── encoder-decoders ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("fast", [None, PLAIN], ids=["fast", "plain"])
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_every_attention_of_an_encoder_decoder_is_mixed_by_a_gate_of_its_own(name: str, fast: Any) -> None:
+    model = tiny_model(name, fast)
+    attachment = METHOD.attach(model, "default", seed=0)  # the LoRA and the bottlenecks do nothing yet
+    gates = {key: tensor for key, tensor in attachment.trainables.items() if key.startswith("gates.prefix.")}
+    for index, tensor in enumerate(gates.values()):
+        tensor.data.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(index)) * 0.3)
+    plain, prefix = plain_model(name), model.virtual_tokens["default"].prefix
+    assert prefix is not None
+    modules = {called: plain.get_submodule(place) for called, place in attentions(model.anatomy).items()}
+    exchange_keys(
+        plain,
+        dict(zip(modules.values(), prefix(), strict=True)),
+        {
+            module: (gates[f"gates.prefix.{called}.weight"], gates[f"gates.prefix.{called}.bias"])
+            for called, module in modules.items()
+        },
+    )
+    placed = [with_placeholders(row, V, V) for row in with_sources(random_rows(LENGTHS))]
+    assert_near(logprobs(model), plain_logprobs(plain, placed))
+    assert len(gates) == 2 * (2 + 2 * 3)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_a_gate_that_is_shut_leaves_out_the_prefix_of_its_own_attention_and_no_other(name: str) -> None:
+    model = tiny_model(name)
+    attachment = random_unipelt(model)
+    tensors = attachment.trainables
+    (prefix,) = (tensor for key, tensor in tensors.items() if key.startswith("prefix."))
+    places = list(attentions(model.anatomy))
+    for shut, place in enumerate(places):
+        weight_D, bias_1 = (tensors[f"gates.prefix.{place}.{ending}"] for ending in ("weight", "bias"))
+        before = weight_D.detach().clone(), bias_1.detach().clone()
+        weight_D.data.zero_()
+        bias_1.data.fill_(-1e4)
+        logprob_N = model.forward(usual_batch(model, "default"), "default").logprob_N
+        (gradient,) = torch.autograd.grad(logprob_N.sum(), [prefix])
+        is_seen = (gradient.view(V, len(places), -1).abs().sum((0, 2)) > 0).tolist()
+        assert is_seen == [index != shut for index in range(len(places))]
+        weight_D.data.copy_(before[0])
+        bias_1.data.copy_(before[1])
+
+
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_an_answer_over_a_cache_is_scored_as_in_one_pass(name: str) -> None:
+    model = tiny_model(name)
+    random_unipelt(model, 0.5)
+    batch = collate([with_placeholders(row, V, V) for row in with_sources(random_rows((6, 6)))], "bucketed", 0)
+    assert batch.sources is not None
+    read = model.encode(batch.sources, "default")
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    whole_BTD = model.hidden(batch, "default")
+    for start, stop in ((0, V + 1), *((at, at + 1) for at in range(V + 1, V + 6))):
+        tokens_BT, positions_BT = (x[:, start:stop] for x in (batch.tokens_BT, batch.positions_BT))
+        mask_BL = torch.ones(2, stop, dtype=torch.bool)
+        said_BV = model.decode(tokens_BT, positions_BT, mask_BL, cache, "default", read)
+        assert_near(said_BV, logits(model.hf, model.anatomy, whole_BTD[:, stop - 1]))
+
+
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_recomputed_layers_of_both_stacks_change_neither_values_nor_gradients(name: str) -> None:
+    found = []
+    for recomputes in (False, True):
+        model = tiny_model(name)
+        attachment = random_unipelt(model)
+        if recomputes:
+            model.checkpoint_layers()
+        logprob_N = model.forward(usual_batch(model, "default"), "default").logprob_N
+        found.append([logprob_N, *torch.autograd.grad(logprob_N.sum(), list(attachment.trainables.values()))])
+    assert_all_near(found[1], found[0], 1e-6)
+    assert all(float(tensor.detach().abs().max()) > 0 for tensor in found[0])
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_a_ladder_over_both_stacks_stands_in_one_batch_with_gates(name: str) -> None:
+    model = tiny_model(name)
+    randomize(Ladder(reduction=2).attach(model, "side", seed=1), 0.3)
+    random_unipelt(model)
+    whose = ("side", "default", None, "side")
+    mixed = model.forward(usual_batch(model, whose), whose).logprob_N
+    counts = [row.num_learned for row in random_rows(LENGTHS)]
+    for row, (adapter, part) in enumerate(zip(whose, mixed.split(counts), strict=True)):
+        assert_near(part, logprobs(model, adapter).split(counts)[row])
+
+
+def test_the_count_in_an_encoder_decoder_has_three_prefixes_and_gates_a_pair_of_layers() -> None:
+    attachment = METHOD.attach(tiny_model("t5"), "default", seed=0)
+    places, layers, width, inner = 2 + 2 * 3, 2 + 3, 32, 24
+    lora = 2 * places * 2 * (width + inner)
+    prefix, adapter = 2 * places * V * inner, layers * (2 * width * 5 + width + 5)
+    assert attachment.num_trainable == lora + prefix + adapter + 2 * places * 33 + (places + layers) * 33
+    assert (attachment.num_virtual, attachment.num_virtual_answer) == (V, V)

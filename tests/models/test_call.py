@@ -116,4 +116,5 @@ def test_prompts_that_are_generated_from_are_over_at_their_last_token() -> None:
     segments = (Segment(0, 3), Segment(3, 5, parent=0), Segment(5, 9, parent=0), Segment(9, 10))
     assert prompts_of_row(segments, torch.device("cpu")).tolist() == [3, 3, 3, 5, 5, 7, 7, 7, 7, 1]
     mask = torch.tensor([[False, True, True], [True, True, True]])
-    assert prompts_of_rows(torch.tensor([[0, 0, 1], [0, 1, 2]]), mask).tolist() == [0, 2, 2, 3, 3, 3]
+    assert prompts_of_rows(mask).tolist() == [0, 2, 2, 3, 3, 3]
+    assert prompts_of_rows(mask.flip(1)).tolist() == [2, 2, 0, 3, 3, 3]

@@ -18,6 +18,7 @@ from luthier.ops.attention import (
     ancestors,
     dense_mask,
     masked_attention,
+    narrowed,
     packed_attention,
     packed_attention_reference,
     segment_positions,
@@ -199,3 +200,16 @@ def test_a_query_that_sees_nothing_gives_a_finite_number_and_takes_nothing_from_
     assert_near(out[:, :, 2:], seen)
     for gradient in torch.autograd.grad(out[:, :, 2:].sum(), (row.q, row.k, row.v)):
         assert bool(torch.isfinite(gradient).all())
+
+
+@pytest.mark.parametrize("kind", ["none", "truth values", "numbers"])
+def test_under_a_narrowed_mask_attention_is_that_to_the_keys_left(kind: str) -> None:
+    row = row_of(6, 2, 2)
+    causal_QT = torch.ones(6, 6, dtype=torch.bool).tril()
+    numbers_QT = torch.randn(6, 6, generator=torch.Generator().manual_seed(0)).masked_fill(~causal_QT, -1e30)
+    mask_QT = {"none": None, "truth values": causal_QT, "numbers": numbers_QT}[kind]
+    is_left_T = torch.tensor([True, False, True, True, False, True])
+    seen = masked_attention(row.q, row.k, row.v, narrowed(mask_QT, is_left_T.expand(1, 1, 6, 6)), AttentionTerms(0.7))
+    left = None if mask_QT is None else mask_QT[:, is_left_T]
+    k, v = (states[:, :, is_left_T] for states in (row.k, row.v))
+    assert_near(seen, masked_attention(row.q, k, v, left, AttentionTerms(0.7)))
