@@ -28,6 +28,7 @@ from luthier.methods.contract import Group, Kin, Traits
 from luthier.methods.side import SideMethod
 from luthier.models.language_model import LanguageModel
 from luthier.models.sides import Side
+from luthier.models.taps import Taps
 
 _EPS = 1e-6
 
@@ -70,9 +71,9 @@ class FusionSide(Side):
         self._final_norm = final_norm
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def taps(self) -> Taps:
         """All of them."""
-        return tuple(range(len(self.layer_bias)))
+        return Taps(tuple(range(len(self.layer_bias))))
 
     def forward(self, tapped: Mapping[int, Tensor], inputs: Mapping[str, Any]) -> Tensor:
         """The fused states (B, T, D)."""

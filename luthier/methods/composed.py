@@ -25,6 +25,7 @@ from luthier.methods.adapter import AdapterAttachment, AdapterMethod
 from luthier.methods.adapter_files import AdapterFile
 from luthier.methods.contract import Group, StepDone
 from luthier.models.language_model import LanguageModel
+from luthier.models.taps import Taps
 from luthier.store.files import make_folder
 
 
@@ -168,6 +169,12 @@ class ComposedAttachment(AdapterAttachment):
         found = [part.lowest_layer for part in self.parts.values()]
         lowest = [index for index in found if index is not None]
         return min(lowest) if len(lowest) == len(found) else None
+
+    @property
+    def taps(self) -> Taps:
+        """What a network beside the base reads, which then is the only part; else as the lowest layer says."""
+        side = self.model.sides.get(self.name)
+        return super().taps if side is None else side.taps
 
     @property
     def occupied(self) -> frozenset[str]:

@@ -22,6 +22,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from luthier.models.language_model import LanguageModel, Outputs
+from luthier.models.taps import Taps, taps_below
 from luthier.types import Settings
 
 ADAPTER = "default"
@@ -71,6 +72,8 @@ Forward = Callable[[int], Outputs]
 class Attachment(ABC):
     """A method at work on one model."""
 
+    model: LanguageModel
+
     @property
     @abstractmethod
     def groups(self) -> tuple[Group, ...]:
@@ -82,12 +85,12 @@ class Attachment(ABC):
         """The first layer that needs a backward pass; None where it reaches the embedding."""
 
     @property
-    def taps(self) -> tuple[int, ...]:
-        """Which states of the base, by the number of the layer that gives them, are all that the method reads of it.
+    def taps(self) -> Taps:
+        """Which states of the base are all that the method reads of it.
 
-        Nothing below them depends on what trains; empty where it does from the embedding or the first layer on.
+        Nothing below them depends on what trains; none where it does from the embedding or the first layer on.
         """
-        return (self.lowest_layer,) if self.lowest_layer else ()
+        return taps_below(self.model.anatomy, self.lowest_layer)
 
     @property
     @abstractmethod

@@ -49,6 +49,7 @@ from luthier.models.fast_layers import use_fast_layers
 from luthier.models.language_model import LanguageModel
 from luthier.models.reading import read_anatomy
 from luthier.models.sides import LaterLayers, Side
+from luthier.models.taps import Taps
 
 _WIDTHS = (
     "hidden_size", "n_embd", "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "head_dim",
@@ -122,7 +123,8 @@ class LadderSide(Side):
         self.up = _up(channels_d, width)
         self.rungs = nn.Parameter(torch.zeros(len(kept[0])))
         self.gate = nn.Parameter(torch.zeros(()))
-        self._anatomy, self._kept, self._temperature = anatomy, kept[0], temperature
+        self._anatomy, self._temperature = anatomy, temperature
+        self._kept, self._read = kept
         self._num_layers = len(model.anatomy.answering)
         self._final_norm: Callable[[Tensor], Tensor] = model.final_norm
         self._train_blocks()
@@ -150,14 +152,10 @@ class LadderSide(Side):
             self.small.get_submodule(layer.name).register_forward_pre_hook(enter, with_kwargs=True)
 
     @property
-    def taps(self) -> tuple[int, ...]:
-        """What enters the first layer, what the kept layers give, the last one among them."""
-        return (0, *(index + 1 for index in self._kept))
-
-    @property
-    def reads_sources(self) -> bool:
-        """Whether there is an encoder to climb over."""
-        return self._anatomy.encoder is not None
+    def taps(self) -> Taps:
+        """Of each stack what enters its first layer, and what the kept layers give, the last one among them."""
+        own, source = ((0, *(index + 1 for index in kept)) if kept else () for kept in (self._kept, self._read))
+        return Taps(own, source)
 
     def forward(self, tapped: Mapping[int, Tensor], inputs: Mapping[str, Any]) -> Tensor:
         """h_L + γ (U(norm(s)) − h_L) of every token, through the base's final norm."""
@@ -172,13 +170,13 @@ class LadderSide(Side):
         z_BTD = last_BTD.float() + self.gate * (side_BTD - last_BTD.float())
         return self._final_norm(z_BTD.to(last_BTD.dtype))
 
-    def _blank(self, states_BTD: Tensor) -> Tensor:
-        """What stands for a side stack's input: the first rung puts D₀(h₀) in its place."""
-        return states_BTD.new_zeros(*states_BTD.shape[:2], self.up.in_features, dtype=torch.float32)
+    def _blank(self, of_BT: Tensor) -> Tensor:
+        """What stands for a side stack's input, (B, T, d): the first rung puts D₀(h₀) in its place."""
+        return of_BT.new_zeros(*of_BT.shape[:2], self.up.in_features, dtype=torch.float32)
 
     def _source_states(self, encoder: str, inputs: Mapping[str, Any]) -> Tensor:
         """What the side encoder gives, (B, S, d); blank where a cache holds what the side decoder made of it."""
-        blank_BSd = self._blank(inputs["encoder_hidden_states"])
+        blank_BSd = self._blank(inputs["encoder_attention_mask"])
         source = current_call().source
         if source is None:
             return blank_BSd

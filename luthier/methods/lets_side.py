@@ -20,6 +20,7 @@ from luthier.models.anatomy import LayerAnatomy
 from luthier.models.call import current_call
 from luthier.models.language_model import LanguageModel
 from luthier.models.sides import Side
+from luthier.models.taps import Taps
 from luthier.ops.draws import salt_of, uniforms
 
 _EPS = 1e-6
@@ -71,9 +72,9 @@ class LeTSSide(Side):
         self._salt = salt_of("lets.choice")
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def taps(self) -> Taps:
         """All of them."""
-        return tuple(range(len(self.macs) + 1))
+        return Taps(tuple(range(len(self.macs) + 1)))
 
     @property
     def deltas(self) -> dict[str, Delta]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -42,7 +42,7 @@ def prune_layer(
     attentions = tuple(f"{name}." for name in (layer.attention, layer.cross_attention) if name is not None)
     for name, target in small.get_submodule(own.name).named_parameters():
         module_name, _, part = name.rpartition(".")
-        source = model.hf.get_submodule(f"{layer.name}.{module_name}")
+        source = _source(model, layer, module_name)
         whole = source.get_parameter(part)
         is_transposed = isinstance(source, Conv1D) and whole.dim() == 2
         cut: Tensor = whole.t() if is_transposed else whole
@@ -56,6 +56,13 @@ def prune_layer(
             is_headed = in_attention and (not is_linear(source) or (axis == 1) == is_output)
             cut = cut.index_select(axis, _indices(cut.shape[axis], size, is_headed, inner, kept).to(cut.device))
         target.copy_(cut.t() if is_transposed else cut)
+
+
+def _source(model: LanguageModel, layer: LayerAnatomy, name: str) -> nn.Module:
+    """A layer's module of that name, or its stack's first layer's, if only that has one: T5's bias by position."""
+    first = next(other for other in model.anatomy.layers if other.stack == layer.stack)
+    found = dict(model.hf.get_submodule(layer.name).named_modules()).get(name)
+    return model.hf.get_submodule(f"{first.name}.{name}") if found is None else found
 
 
 def _inner_channels(model: LanguageModel, layer: LayerAnatomy, kept: Kept) -> Tensor:

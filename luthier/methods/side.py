@@ -11,6 +11,7 @@ from luthier.errors import RecipeError
 from luthier.methods.adapter import AdapterAttachment, AdapterMethod, generator_of
 from luthier.models.language_model import LanguageModel
 from luthier.models.sides import Side
+from luthier.models.taps import Taps
 
 
 class SideMethod(AdapterMethod):
@@ -43,7 +44,7 @@ class SideAttachment(AdapterAttachment):
     """A side network at work: all its tensors are shared by all layers, and the base needs no backward pass."""
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def taps(self) -> Taps:
         """What the side network reads."""
         return self.model.sides[self.name].taps
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from luthier.models.taps import Tapped
 from luthier.ops.attention import segment_positions
 from luthier.ops.draws import token_keys
 from luthier.ops.recompute import Recomputable
@@ -116,7 +117,7 @@ class Call:
     edits: changes of the residual stream.
     prefixes: learned keys and values that take the place of some tokens' own.
     gated: which of these prefixes each token takes a share of; None where every token takes all of them.
-    entering: what enters the layer of this index: those below it compute nothing; None computes all.
+    entering: what enters the layer of this number in its stack: those below it compute nothing; None computes all.
     source: in a decoder's call, the call of the encoder's tokens that its layers read; None where there is no encoder, or
     where a cache holds what the layers made of them.
     is_source: whether the tokens are an encoder's.
@@ -153,6 +154,23 @@ class Call:
         """The call for a layer that keeps its inputs alone and is computed again in the backward pass."""
         source = None if self.source is None else self.source.again()
         return replace(self, recomputable=None, is_checkpointed=True, source=source)
+
+    def noting(self) -> Call:
+        """The same call, which notes what each layer gives."""
+        source = None if self.source is None else self.source.noting()
+        return replace(self, tapped={}, source=source)
+
+    def holding(self, tapped: Tapped) -> Call:
+        """The same call, as if it had noted these states."""
+        source = None if self.source is None else replace(self.source, tapped=tapped.source)
+        return replace(self, tapped=tapped.own, source=source)
+
+    @property
+    def noted(self) -> Tapped:
+        """What a call that notes them has of its layers."""
+        assert self.tapped is not None
+        source = None if self.source is None else self.source.tapped
+        return Tapped(self.tapped, source or {})
 
     def at(self, source_N: Tensor) -> Call:
         """The call over chosen positions, which must be in the order of the runs; each keeps its adapter and its key."""

@@ -37,6 +37,7 @@ from luthier.models.positions import context_length, first_position
 from luthier.models.recomputed import recompute_layers
 from luthier.models.sides import Side, combined, skip_layers, tap_layers
 from luthier.models.stacks import Encoded, encoded, last_states
+from luthier.models.taps import Tapped, highest
 from luthier.models.trunk import TrunkCache
 from luthier.models.untaken_positions import leave_positions
 from luthier.models.virtual_tokens import VirtualTokens, shown_positions
@@ -189,25 +190,28 @@ class LanguageModel:
         return holds_prompts and any(run.adapter in self.edits for run in call.runs)
 
     def _hidden(self, batch: Batch, call: Call) -> Tensor:
-        inputs = self._inputs(batch)
-        if batch.sources is not None:
-            assert call.source is not None
-            read = self._encoded(batch.sources, call.source)
-            return self._trunk(replace(call, source=read.call), **inputs, **read.inputs)
         if self.trunk_cache is None:
-            return self._trunk(call, **inputs)
+            return self._whole(batch, call)
         held = self.trunk_cache.read(batch)
         if held is not None:
-            return self._above(call, held, inputs)
-        call = replace(call, tapped={})
-        hidden_BTD = self._trunk(call, **inputs)
-        assert call.tapped is not None
-        self.trunk_cache.write(batch, call.tapped)
+            return self._above(batch, call, held)
+        call = call.noting()
+        hidden_BTD = self._whole(batch, call)
+        self.trunk_cache.write(batch, call.noted)
         return hidden_BTD
+
+    def _whole(self, batch: Batch, call: Call) -> Tensor:
+        """The hidden states after the final norm, all computed, shape (B, T, D)."""
+        inputs = self._inputs(batch)
+        if batch.sources is None:
+            return self._trunk(call, **inputs)
+        assert call.source is not None
+        read = self._encoded(batch.sources, call.source)
+        return self._trunk(replace(call, source=read.call), **inputs, **read.inputs)
 
     def _encoded(self, sources: Sources, call: Call) -> Encoded:
         sides = self._sides_of(call)
-        if any(side.reads_sources for side in sides.values()):
+        if call.tapped is None and any(side.taps.source for side in sides.values()):
             call = replace(call, tapped={})
         if self._edits_in(call):
             call = replace(call, prompt_N=prompts_of_rows(sources.mask_BS))
@@ -221,17 +225,25 @@ class LanguageModel:
         count = config_number(self.hf.config, self.anatomy.family.token_types_key)
         return count is not None and count > 1
 
-    def _above(self, call: Call, held: dict[int, Tensor], inputs: dict[str, Any]) -> Tensor:
-        """What `_trunk` gives, begun with states that are held from before."""
-        sides = self._sides_of(call)
-        held = {number: states.to(self.dtype) for number, states in held.items()}
-        with calling(replace(call, tapped=held)):
-            of_sides = {name: side(held, inputs) for name, side in sides.items()}
+    def _above(self, batch: Batch, call: Call, held: Tapped) -> Tensor:
+        """What `_whole` gives, begun with states that are held from before."""
+        sides, inputs, held = self._sides_of(call), self._inputs(batch), held.to(self.dtype)
+        mask = {} if batch.sources is None else {"encoder_attention_mask": batch.sources.mask_BS}
+        with calling(call.holding(held)):
+            of_sides = {name: side(held.own, {**inputs, **mask}) for name, side in sides.items()}
         if sides and all(run.adapter in sides for run in call.runs):
             return combined(next(iter(of_sides.values())), call, of_sides)
-        highest = max(held)
-        hidden_BTD = self._base(replace(call, entering=(highest, held[highest])), inputs)
-        return combined(hidden_BTD, call, of_sides)
+        return combined(self._base_above(batch, call, held, inputs), call, of_sides)
+
+    def _base_above(self, batch: Batch, call: Call, held: Tapped, inputs: dict[str, Any]) -> Tensor:
+        """What `_base` gives, begun with states that are held; an encoder computes only what some layer then reads."""
+        entering = highest(held.own)
+        reads_encoder = entering is None or entering[0] < len(self.anatomy.answering)
+        if batch.sources is not None and reads_encoder:
+            assert call.source is not None
+            read = self._encoded(batch.sources, replace(call.source, entering=highest(held.source)))
+            call, inputs = replace(call, source=read.call), {**inputs, **read.inputs}
+        return self._base(replace(call, entering=entering), inputs)
 
     def _sides_of(self, call: Call) -> dict[str, Side]:
         """The side networks of a call's runs by adapter."""
@@ -340,28 +352,28 @@ class LanguageModel:
 
         The base runs once for all side networks; any other adapter takes a pass of its own.
         """
-        tapped: dict[int, Tensor] = {}
+        tapped: Tapped | None = None
         each = {}
         for name in adapters:
             call = self._call(batch, name, draws)
             if name not in self.sides:
                 each[name] = self._outputs(batch, call, self._hidden(batch, call))
                 continue
-            tapped = tapped or self._tapped(batch)
-            each[name] = self._outputs(batch, call, self._above(call, tapped, self._inputs(batch)))
+            tapped = self._tapped(batch) if tapped is None else tapped
+            each[name] = self._outputs(batch, call, self._above(batch, call, tapped))
         return each
 
     @torch.no_grad()
-    def _tapped(self, batch: Batch) -> dict[int, Tensor]:
-        """What the base's layers give for a batch, by number; of held ones those that are held."""
+    def _tapped(self, batch: Batch) -> Tapped:
+        """What the base's layers give for a batch; of held states those that are held."""
         held = None if self.trunk_cache is None else self.trunk_cache.read(batch)
         if held is not None:
             return held
-        tapped: dict[int, Tensor] = {}
-        self._base(replace(call_of_batch(batch, None, None), tapped=tapped), self._inputs(batch))
+        call = call_of_batch(batch, None, None).noting()
+        self._whole(batch, call)
         if self.trunk_cache is not None:
-            self.trunk_cache.write(batch, tapped)
-        return tapped
+            self.trunk_cache.write(batch, call.noted)
+        return call.noted
 
     def _outputs(self, batch: Batch, call: Call, hidden_BTD: Tensor) -> Outputs:
         """What the head says at the batch's targets."""

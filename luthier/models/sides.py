@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from luthier.models.anatomy import Anatomy
+from luthier.models.anatomy import Anatomy, LayerAnatomy
 from luthier.models.call import Call, current_call
+from luthier.models.families import Family
+from luthier.models.taps import Taps
 
 
 class Side(nn.Module, ABC):
@@ -23,30 +25,30 @@ class Side(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def taps(self) -> tuple[int, ...]:
-        """The numbers of the states that it reads."""
-
-    @property
-    def reads_sources(self) -> bool:
-        """Whether it reads what an encoder's layers give, too: the current call's source then holds it."""
-        return False
+    def taps(self) -> Taps:
+        """The states that it reads."""
 
     @abstractmethod
     def forward(self, tapped: Mapping[int, Tensor], inputs: Mapping[str, Any]) -> Tensor:
         """Hidden states (B, T, D) in the place of those after the base's final norm.
 
         tapped: what each layer gave, before the final norm, by 1, 2, … L; 0 is what entered the first layer. In an
-        encoder-decoder these are the decoder's layers.
-        inputs: what the base's trunk was called with (positions, mask, cache).
+        encoder-decoder these are the decoder's layers; those of the encoder, if it taps them, the call's source holds.
+        inputs: what the base's trunk was called with (positions, masks, cache), but for what an encoder gave.
         """
 
 
 def tap_layers(hf: PreTrainedModel, anatomy: Anatomy) -> None:
     """From now on, note what each layer gives in the calls that ask for it; each stack is counted on its own."""
-    for stack in (anatomy.encoding, anatomy.answering) if anatomy.encoding else (anatomy.answering,):
+    for stack in _stacks(anatomy):
         hf.get_submodule(stack[0].name).register_forward_pre_hook(_note_input, with_kwargs=True)
         for number, layer in enumerate(stack, start=1):
             hf.get_submodule(layer.name).register_forward_hook(_noting(number))
+
+
+def _stacks(anatomy: Anatomy) -> tuple[tuple[LayerAnatomy, ...], ...]:
+    """The layers of each stack."""
+    return (anatomy.encoding, anatomy.answering) if anatomy.encoding else (anatomy.answering,)
 
 
 def _note_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -64,21 +66,44 @@ def _noting(number: int) -> Any:
     return note
 
 
+_Beside = Callable[..., tuple[Any, ...]]
+"""What a layer gives beside its state when it computes nothing, by the length of the rows and its own arguments."""
+
+
 def skip_layers(hf: PreTrainedModel, anatomy: Anatomy) -> None:
-    """From now on, calls that say what enters a layer compute nothing in the layers below it."""
-    for layer in anatomy.layers:
-        module = hf.get_submodule(layer.name)
-        module.forward = _skipping(module.forward, layer.index, anatomy.family.layer_gives_tuple)
+    """From now on, calls that say what enters a layer compute nothing in the layers below it in its stack."""
+    for stack in _stacks(anatomy):
+        for number, layer in enumerate(stack):
+            module = hf.get_submodule(layer.name)
+            beside = _given_beside(hf.get_submodule(layer.attention), anatomy.family)
+            module.forward = _skipping(module.forward, number, beside)
 
 
-def _skipping(forward: Callable[..., Any], index: int, gives_tuple: bool) -> Callable[..., Any]:
+def _skipping(forward: Callable[..., Any], number: int, beside: _Beside | None) -> Callable[..., Any]:
     def skipping(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         entering = current_call().entering
-        if entering is None or index >= entering[0]:
+        if entering is None or number >= entering[0]:
             return forward(hidden_states, *args, **kwargs)
-        return (entering[1], None) if gives_tuple else entering[1]
+        return entering[1] if beside is None else (entering[1], *beside(entering[1].shape[1], *args, **kwargs))
 
     return skipping
+
+
+def _given_beside(attention: Any, family: Family) -> _Beside | None:
+    """What layers with such an attention give beside their state; None where they give their state alone.
+
+    The first layer of a T5's stack makes the bias of positions for all, and each hands it on.
+    """
+
+    def bias(length: int, mask: Tensor | None, position_bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+        return attention.compute_bias(length, length) if position_bias is None else position_bias, None
+
+    def weights(*args: Any, **kwargs: Any) -> tuple[None]:
+        return (None,)
+
+    if family.bias_by_distance:
+        return bias
+    return weights if family.layer_gives_tuple else None
 
 
 def combined(hidden_BTD: Tensor, call: Call, by_adapter: Mapping[str, Tensor]) -> Tensor:

@@ -2,76 +2,133 @@
 
 Where a method changes nothing below some layer, that part says the same about a document in every epoch. The states that
 the rest reads (those that enter the first layer that needs a backward pass, or all that a side network taps) are kept
-under a hash of the document's tokens; later epochs begin with them.
-Shapes: B rows, T tokens, S states that are kept, D width.
+under a hash of the document's tokens; later epochs begin with them. In an encoder-decoder a document is a source and an
+answer: what the encoder gives is kept under the source alone, what the decoder gives under both.
+Shapes: B rows, T tokens, S states that are kept, N = B T, D width.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from luthier.models.taps import Tapped, Taps
 from luthier.store.rows import RowCache
 from luthier.types import Batch, Segment
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+@dataclass(frozen=True)
+class _Stream:
+    """A batch's tokens, or its sources': where each document's are, under which key, and which states are kept."""
+
+    tokens_BT: Tensor
+    segments: tuple[Segment, ...]
+    keys: tuple[str, ...]
+    numbers: tuple[int, ...]
+
+
 class TrunkCache:
     """The kept states of documents, for one model."""
 
-    def __init__(self, folder: Path, numbers: tuple[int, ...], width: int, dtype: torch.dtype) -> None:
-        """Open the cache. numbers: which states, by the number of the layer that gives them (0: what enters the first)."""
-        self.numbers = numbers
+    def __init__(self, folder: Path, taps: Taps, width: int, dtype: torch.dtype, made_by: str = "") -> None:
+        """Open the cache. taps: which states. made_by: which weights give them, in which number format.
+
+        A folder may hold states of other taps, formats or weights; they are not found.
+        """
+        self.taps = taps
         self._width = width
         self._dtype = dtype
-        self._rows = RowCache(folder, bytes_a_token(len(numbers), width, dtype))
+        self._rows = RowCache(folder, width * dtype.itemsize)
+        self._salt = hashlib.blake2b(f"{made_by} {taps} {dtype}".encode()).digest()
 
-    def read(self, batch: Batch) -> dict[int, Tensor] | None:
-        """The states of all the batch's tokens by number, each (B, T, D); None unless every document's are held."""
-        found = [self._rows.get(_key(batch, segment)) for segment in batch.segments]
-        if any(rows is None for rows in found):
-            return None
-        device = batch.tokens_BT.device
-        num_tokens = batch.tokens_BT.numel()
-        flat_NSD = torch.zeros(num_tokens, len(self.numbers), self._width, dtype=self._dtype)
-        for segment, rows in zip(batch.segments, found, strict=True):
-            assert rows is not None
-            states = torch.from_numpy(rows.copy()).view(self._dtype)
-            flat_NSD[segment.start : segment.end] = states.view(segment.length, len(self.numbers), self._width)
-        shape = (*batch.tokens_BT.shape, self._width)
-        return {number: flat_NSD[:, index].reshape(shape).to(device) for index, number in enumerate(self.numbers)}
+    def read(self, batch: Batch) -> Tapped | None:
+        """The states of all the batch's tokens; None unless every document's are held."""
+        found = []
+        for stream in self._streams(batch):
+            states = self._read(stream)
+            if states is None:
+                return None
+            found.append(states)
+        return Tapped(*found)
 
-    def write(self, batch: Batch, tapped: Mapping[int, Tensor]) -> None:
+    def write(self, batch: Batch, tapped: Tapped) -> None:
         """Keep the states of the batch's documents."""
-        states_NSD = torch.stack([tapped[number].flatten(0, 1) for number in self.numbers], dim=1).to(
-            "cpu", self._dtype
-        )
-        for segment in batch.segments:
-            own = states_NSD[segment.start : segment.end].contiguous()
-            self._rows.put(_key(batch, segment), own.view(torch.uint8).numpy().reshape(segment.length, -1))
+        for stream, states in zip(self._streams(batch), (tapped.own, tapped.source), strict=True):
+            self._write(stream, states)
 
     def __len__(self) -> int:
-        """How many documents are held."""
+        """How many documents are held; of an encoder-decoder, how many sources and answers to them."""
         return len(self._rows)
 
+    def _read(self, stream: _Stream) -> dict[int, Tensor] | None:
+        """The states of all tokens of a stream by number, each (B, T, D); None unless every document's are held."""
+        if not stream.numbers:
+            return {}
+        found = [self._rows.get(key) for key in stream.keys]
+        if any(rows is None for rows in found):
+            return None
+        shape, count = stream.tokens_BT.shape, len(stream.numbers)
+        flat_NSD = torch.zeros(shape.numel(), count, self._width, dtype=self._dtype)
+        for segment, rows in zip(stream.segments, found, strict=True):
+            assert rows is not None
+            states = torch.from_numpy(rows.copy()).view(self._dtype)
+            flat_NSD[segment.start : segment.end] = states.view(segment.length, count, self._width)
+        device = stream.tokens_BT.device
+        return {
+            number: flat_NSD[:, index].reshape(*shape, self._width).to(device)
+            for index, number in enumerate(stream.numbers)
+        }
 
-def bytes_a_token(num_states: int, width: int, dtype: torch.dtype) -> int:
-    """What a token takes on disk."""
-    return num_states * width * dtype.itemsize
+    def _write(self, stream: _Stream, tapped: Mapping[int, Tensor]) -> None:
+        """Keep the states of a stream's documents: of each token in turn, all its states."""
+        if not stream.numbers:
+            return
+        states_NSD = torch.stack([tapped[number].flatten(0, 1) for number in stream.numbers], dim=1)
+        states_NSD = states_NSD.to("cpu", self._dtype)
+        for segment, key in zip(stream.segments, stream.keys, strict=True):
+            own = states_NSD[segment.start : segment.end].reshape(-1, self._width)
+            self._rows.put(key, own.view(torch.uint8).numpy())
+
+    def _streams(self, batch: Batch) -> tuple[_Stream, _Stream]:
+        """The batch's own tokens, whose states depend on all that is given with them, and those of its sources."""
+        given = [_texts(batch.tokens_BT, batch.segments), _types(batch)]
+        source = _Stream(batch.tokens_BT, (), (), ())
+        if batch.sources is not None:
+            tokens_BS, segments = batch.sources.tokens_BS, batch.sources.segments
+            read = _texts(tokens_BS, segments)
+            given.append(read)
+            source = _Stream(tokens_BS, segments, self._keys(read), self.taps.source)
+        return _Stream(batch.tokens_BT, batch.segments, self._keys(*given), self.taps.own), source
+
+    def _keys(self, *given: Sequence[bytes]) -> tuple[str, ...]:
+        """A key for each document, of all that its states depend on."""
+        keys = []
+        for texts in zip(*given, strict=True):
+            digest = hashlib.blake2b(key=self._salt, digest_size=16)
+            for text in texts:
+                digest.update(len(text).to_bytes(8, "little"))
+                digest.update(text)
+            keys.append(digest.hexdigest())
+        return tuple(keys)
 
 
-def _key(batch: Batch, segment: Segment) -> str:
-    """A hash of a document's tokens; documents must not share segments."""
-    assert segment.parent is None, "a beginning in common has no document of its own"
-    here = slice(segment.start, segment.end)
-    tokens = batch.tokens_BT.flatten()[here].cpu().numpy().astype(np.int64)
-    digest = hashlib.blake2b(tokens.tobytes(), digest_size=16)
-    if batch.types_BT is not None and bool(batch.types_BT.flatten()[here].any()):
-        digest.update(batch.types_BT.flatten()[here].cpu().numpy().astype(np.int64).tobytes())
-    return digest.hexdigest()
+def _texts(tokens_BT: Tensor, segments: Sequence[Segment]) -> list[bytes]:
+    """Each document's tokens; documents must not share segments."""
+    assert all(segment.parent is None for segment in segments), "a beginning in common has no document of its own"
+    tokens_N = tokens_BT.flatten().cpu().numpy().astype(np.int64)
+    return [tokens_N[segment.start : segment.end].tobytes() for segment in segments]
+
+
+def _types(batch: Batch) -> list[bytes]:
+    """Which of each document's tokens are of a second text; nothing for one that has none."""
+    if batch.types_BT is None:
+        return [b""] * len(batch.segments)
+    return [types if any(types) else b"" for types in _texts(batch.types_BT, batch.segments)]

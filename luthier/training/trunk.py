@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+import torch
 
 from luthier.data.dataset import Dataset
 from luthier.methods.contract import Attachment
 from luthier.models.language_model import LanguageModel
-from luthier.models.trunk import DTYPES, TrunkCache, bytes_a_token
+from luthier.models.taps import Taps
+from luthier.models.trunk import DTYPES, TrunkCache
 from luthier.training.settings import TrainingSettings
+from luthier.types import Example
 
 FOLDER = "trunk"
 
 
 def keeps_trunk(settings: TrainingSettings, attachment: Attachment, num_rows: int) -> bool:
     """Whether the lower layers say the same of a row each time, and are asked for it more than once."""
-    if not attachment.taps or settings.trunk_cache_gb == 0:
+    if attachment.taps.count == 0 or settings.trunk_cache_gb == 0:
         return False
     if settings.steps is None:
         return settings.epochs > 1
@@ -32,14 +36,12 @@ def open_trunk_cache(
     announce: Callable[[str], None],
 ) -> TrunkCache | None:
     """The cache in a run's folder; None where it would not serve, or would take more disk than the recipe allows."""
-    if model.anatomy.encoder is not None or not keeps_trunk(settings, attachment, len(dataset.train)):
-        return None  # a decoder's layers read what its encoder gives too, which is not kept
-    width = int(model.hf.config.hidden_size)
+    if not keeps_trunk(settings, attachment, len(dataset.train)):
+        return None
+    taps, width = attachment.taps, int(model.hf.config.hidden_size)
     dtype = DTYPES[settings.trunk_cache_dtype]
-    num_tokens = sum(example.num_tokens for example in (*dataset.train, *dataset.validation))
-    gigabytes = num_tokens * bytes_a_token(len(attachment.taps), width, dtype) / 1e9
-    count = len(attachment.taps)
-    what = "what the frozen layers give" if count == 1 else f"what {count} of the frozen layers give"
+    gigabytes = kept_bytes((*dataset.train, *dataset.validation), taps, width, dtype) / 1e9
+    what = "what the frozen layers give" if taps.count == 1 else f"what {taps.count} of the frozen layers give"
     if gigabytes > settings.trunk_cache_gb:
         announce(
             f"To keep {what} for each row would take {gigabytes:.1f} GB, more than training.trunk_cache_gb "
@@ -47,4 +49,12 @@ def open_trunk_cache(
         )
         return None
     announce(f"Kept on disk until the run ends, so that later epochs begin there: {what}, {gigabytes:.2f} GB.")
-    return TrunkCache(run_folder / FOLDER, attachment.taps, width, dtype)
+    return TrunkCache(run_folder / FOLDER, taps, width, dtype, f"{model.identity.sha256} {model.dtype}")
+
+
+def kept_bytes(examples: Iterable[Example], taps: Taps, width: int, dtype: torch.dtype) -> int:
+    """What the states of these rows take on disk, if no two of them are alike."""
+    num_states = sum(
+        example.num_part_tokens * len(taps.own) + example.num_source_tokens * len(taps.source) for example in examples
+    )
+    return num_states * width * dtype.itemsize

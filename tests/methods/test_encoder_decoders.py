@@ -36,11 +36,13 @@ from luthier.methods import (
     PromptTuning,
     Rows,
 )
+from luthier.methods.ladder import LadderSide
 from luthier.methods.prefix_tuning import states_of
 from luthier.models.anatomy import LayerAnatomy
 from luthier.models.families import family_of
 from luthier.models.language_model import Identity, LanguageModel
 from luthier.models.reading import read_anatomy
+from luthier.models.taps import Taps
 from luthier.types import Example
 
 pytestmark = [
@@ -218,7 +220,7 @@ def test_fusion_is_over_the_decoders_layers_and_needs_no_backward_pass() -> None
     model = tiny_model("t5")
     attachment = AttentionFusion().attach(model, "default", seed=0)
     assert attachment.trainables["layer_bias"].shape == (4,)
-    assert attachment.taps == (0, 1, 2, 3)
+    assert attachment.taps == Taps((0, 1, 2, 3))
     with torch.no_grad():
         attachment.trainables["layer_bias"].copy_(torch.tensor([0.0, 60.0, 0.0, 0.0]))
         attachment.trainables["query"].zero_()
@@ -238,6 +240,19 @@ def test_a_ladder_has_a_side_stack_beside_each_and_as_many_numbers_as_the_paper_
     count = Ladder(start="random").attach(model, "default", seed=0).num_trainable
     unused_gates, last_gate = 3 + 3, 1  # the paper's code has gates for layers without a rung, and no last gate
     assert count == 3_878_712 - unused_gates + last_gate
+
+
+@pytest.mark.parametrize("name", ["t5", "t5-gated"])
+def test_side_stacks_beside_some_layers_have_their_stacks_bias_of_positions(name: str) -> None:
+    model = tiny_model(name)
+    Ladder(reduction=2, every=2).attach(model, "default", seed=0)
+    side = model.sides["default"]
+    assert isinstance(side, LadderSide)
+    assert (side._read, side._kept) == ((1,), (0, 2))
+    for stack in ("encoder", "decoder"):
+        place = f"{stack}.block.0.layer.0.SelfAttention"
+        own, base = (hf.get_parameter(f"{place}.relative_attention_bias.weight") for hf in (side.small, model.hf))
+        assert torch.equal(own, base)
 
 
 @pytest.mark.parametrize("name", ENCODER_DECODERS)

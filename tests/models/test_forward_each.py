@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from models.rows import batch_of
-from models.tiny import tiny_model
-from models.tuned import LENGTHS, randomize
-from near import assert_all_near, assert_near
+from models.tiny import ENCODER_DECODERS, tiny_model
+from models.tuned import LENGTHS, randomize, usual_batch
+from near import assert_all_near, assert_apart, assert_near
 
 from luthier.methods import AttentionFusion, Ladder, LeTS, LoRA, Method
 from luthier.models.call import Draws
 from luthier.models.language_model import LanguageModel
+from luthier.models.taps import Taps
 from luthier.models.trunk import TrunkCache
 
 SIDES: tuple[tuple[str, Method], ...] = (
@@ -55,6 +56,21 @@ def test_several_tasks_over_the_same_rows_are_as_one_by_one_and_the_base_runs_on
     assert all(outputs.logprob_N.requires_grad for outputs in together.values())
 
 
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_beside_an_encoder_decoder_each_is_as_alone_and_both_stacks_run_once(name: str) -> None:
+    model = tiny_model(name)
+    names = ("fused", "laddered")
+    for index, (adapter, method) in enumerate((("fused", AttentionFusion()), ("laddered", Ladder(reduction=2)))):
+        randomize(method.attach(model, adapter, seed=index), 0.1 + 0.02 * index)
+    batch = usual_batch(model, None)
+    alone = {adapter: model.forward(batch, adapter).logprob_N for adapter in names}
+    assert_apart(alone["fused"], alone["laddered"])
+    calls = count_calls(model)
+    together = model.forward_each(batch, names)
+    assert calls == [layer.name for layer in model.anatomy.layers]
+    assert_all_near({adapter: outputs.logprob_N for adapter, outputs in together.items()}, alone, 1e-6)
+
+
 @pytest.mark.parametrize("name", ["llama", "falcon-new"])
 def test_rows_of_several_tasks_in_one_batch_are_as_alone_and_the_base_runs_once(name: str) -> None:
     model = with_sides(name)
@@ -74,7 +90,7 @@ def test_with_what_is_kept_of_the_rows_the_base_does_not_run_at_all(tmp_path: Pa
     model = with_sides("llama")
     batch = batch_of(LENGTHS, model.layout)
     expected = {adapter: model.forward(batch, adapter).logprob_N for adapter in NAMES}
-    model.keep_trunk(TrunkCache(tmp_path, (0, 1, 2), 32, torch.float32))
+    model.keep_trunk(TrunkCache(tmp_path, Taps((0, 1, 2)), 32, torch.float32))
     calls = count_calls(model)
     for _ in range(2):
         together = model.forward_each(batch, NAMES)
