@@ -320,28 +320,39 @@ class LanguageModel:
 
         The base runs once for all side networks; any other adapter takes a pass of its own.
         """
-        tapped: dict[int, Tensor] = {}
+        frozen: tuple[dict[int, Tensor], Encoded | None] | None = None
         each = {}
         for name in adapters:
             call = self._call(batch, name, draws)
             if name not in self.sides:
                 each[name] = self._outputs(batch, call, self._hidden(batch, call))
                 continue
-            tapped = tapped or self._tapped(batch)
-            each[name] = self._outputs(batch, call, self._above(call, tapped, self._inputs(batch)))
+            frozen = self._tapped(batch) if frozen is None else frozen
+            (tapped, read), inputs = frozen, self._inputs(batch)
+            if read is not None:
+                assert call.source is not None
+                call = replace(call, source=replace(call.source, tapped=read.call.tapped))
+                inputs |= read.inputs
+            each[name] = self._outputs(batch, call, self._above(call, tapped, inputs))
         return each
 
     @torch.no_grad()
-    def _tapped(self, batch: Batch) -> dict[int, Tensor]:
-        """What the base's layers give for a batch, by number; of held ones those that are held."""
+    def _tapped(self, batch: Batch) -> tuple[dict[int, Tensor], Encoded | None]:
+        """What the base's layers give for a batch, by number, and what its encoder gives; of held states those that are held."""
         held = None if self.trunk_cache is None else self.trunk_cache.read(batch)
         if held is not None:
-            return held
+            return held, None
         tapped: dict[int, Tensor] = {}
-        self._base(replace(call_of_batch(batch, None, None), tapped=tapped), self._inputs(batch))
+        read: Encoded | None = None
+        call, inputs = replace(call_of_batch(batch, None, None), tapped=tapped), self._inputs(batch)
+        if batch.sources is not None:
+            assert call.source is not None
+            read = self._encoded(batch.sources, replace(call.source, tapped={}))
+            call, inputs = replace(call, source=read.call), {**inputs, **read.inputs}
+        self._base(call, inputs)
         if self.trunk_cache is not None:
             self.trunk_cache.write(batch, tapped)
-        return tapped
+        return tapped, read
 
     def _outputs(self, batch: Batch, call: Call, hidden_BTD: Tensor) -> Outputs:
         """What the head says at the batch's targets."""
