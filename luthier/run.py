@@ -361,7 +361,7 @@ def _go_back(folder: Path, attachment: Attachment, progress: Progress, announce:
         )
         return
     announce(f"The best step was {progress.best_step}; its weights are the ones kept.")
+    attachment.load_state(best.method)
     with torch.no_grad():
         for name, tensor in attachment.trainables.items():
             tensor.copy_(best.trainables[name])
-    attachment.load_state(best.method)

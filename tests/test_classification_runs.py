@@ -165,10 +165,10 @@ def test_a_decoder_tells_classes_apart_at_its_last_token(desk: Path) -> None:
     assert "score.weight" in str((desk / "decoder-run" / "adapter" / "adapter_model.safetensors").read_bytes()[:9000])
 
 
-@pytest.mark.parametrize("kind", ["prompt-tuning", "prefix-tuning", "ladder", "bitfit"])
+@pytest.mark.parametrize("kind", ["prompt-tuning", "prefix-tuning", "ladder", "lets", "bitfit"])
 def test_a_run_broken_off_and_resumed_ends_in_the_same_bits(kind: str, desk: Path) -> None:
-    method = {"kind": kind, "rank": None, **({"reduction": 2} if kind == "ladder" else {})}
-    method |= {"num_virtual_tokens": 4} if kind.endswith("tuning") else {}
+    own = {"ladder": {"reduction": 2}, "lets": {"width": 6, "search_share": 0.3}, "bitfit": {}}
+    method = {"kind": kind, "rank": None, **own.get(kind, {"num_virtual_tokens": 4})}
     values = values_of(desk, method=method)
     begin(values, desk / f"{kind}-whole")
     with pytest.raises(Cut):

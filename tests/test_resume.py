@@ -36,6 +36,11 @@ KINDS: dict[str, dict[str, Part]] = {
         "training": {"steps": 8},
     },
     "lets": {"method": {"kind": "lets", "rank": None, "width": 6, "search_share": 0.3}, "training": {"steps": 8}},
+    "lets, best before it is pruned": {
+        "data": {"validation": "held-out"},
+        "method": {"kind": "lets", "rank": None, "width": 6, "prune_steps": 2},
+        "training": {"steps": 12, "evaluate_every": 2, "early_stopping": {"patience": 2, "min_delta": 0.5}},
+    },
     "pissa": {"method": {"kind": "pissa", "niter": 2}},
     "dropout": {"method": {"dropout": 0.4, "lr_ratio": 4}},
     "on from another": {"method": {"from": "plain", "rank": None}},
@@ -181,6 +186,19 @@ def test_early_stopping_ends_before_the_last_step_and_keeps_the_best_weights(
     assert len(saved) == len(written)
     assert all(torch.equal(written[f"base_model.model.{name}"], tensor) for name, tensor in saved.items())
     assert any(not torch.equal(last[name], tensor) for name, tensor in saved.items())
+
+
+def test_the_best_weights_may_be_those_of_a_step_before_the_pruning(workshop: Workshop) -> None:
+    folder = workshop.unbroken("lets, best before it is pruned")
+    saved, last = (load_file(folder / "checkpoints" / f"step-{n}" / "trainables.safetensors") for n in (2, 6))
+    written = load_file(folder / "adapter" / "luthier_adapter.safetensors")
+    assert torch.equal(written["project.weight"], saved["project.weight"])
+    values = {name.removesuffix(".values"): tensor for name, tensor in written.items() if name.endswith(".values")}
+    assert values
+    for name, tensor in values.items():
+        assert torch.equal(tensor, saved[name][saved[name] != 0])
+        assert last[name].dim() == 1
+        assert saved[name].dim() == 2
 
 
 def test_a_stop_in_the_last_step_comes_too_late_to_stop_anything(workshop: Workshop, tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ class AdaLoRAAttachment(AdapterAttachment):
         return self.adalora.orth_weight * torch.stack(distances).mean()
 
     @torch.no_grad()
-    def after_step(self, done: StepDone) -> None:
+    def after_step(self, done: StepDone) -> bool:
         """Weigh the numbers, choose the ranks when that is due, and hold the last choice to the end."""
         self.extra = {**self.extra, "total_step": done.num_steps}
         schedule = self.adalora.schedule(done.num_steps)
@@ -289,6 +289,7 @@ class AdaLoRAAttachment(AdapterAttachment):
         if schedule.chooses(done.number) or done.number > schedule.end:
             for branch in self.ada_branches.values():
                 branch.cut()
+        return False
 
     def _weigh(self, gradients: Mapping[str, Tensor]) -> None:
         """Smooth each number's sensitivity, and its distance from the smoothed one."""

@@ -209,14 +209,27 @@ class ComposedAttachment(AdapterAttachment):
         extras = [extra for part in self.parts.values() if (extra := part.extra_loss()) is not None]
         return sum(extras[1:], start=extras[0]) if extras else None
 
-    def after_step(self, done: StepDone) -> None:
+    def after_step(self, done: StepDone) -> bool:
         """Let each part take notice, under its own names."""
-        for key, part in self.parts.items():
+        exchanged = [
             part.after_step(StepDone(done.number, done.num_steps, _under(key, done.gradients)))
+            for key, part in self.parts.items()
+        ]
+        return any(exchanged)
 
     def state(self) -> dict[str, Tensor]:
         """What the parts remember."""
         return {f"{key}.{name}": tensor for key, part in self.parts.items() for name, tensor in part.state().items()}
+
+    def trained_shapes(self, state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        """Those of the parts, and of what trains beside them."""
+        of_parts = {
+            f"{key}.{name}": shape
+            for key, part in self.parts.items()
+            for name, shape in part.trained_shapes(_under(key, state)).items()
+        }
+        beside = {name: tuple(tensor.shape) for name, tensor in {**self.shared, **self.head.tensors}.items()}
+        return {**beside, **of_parts}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take over what `state` gave."""

@@ -128,16 +128,24 @@ class Attachment(ABC):
         """What the method itself adds to the mean loss of a step, whatever the data; None for nothing."""
         return None
 
-    def after_step(self, done: StepDone) -> None:
-        """Take notice of an optimizer step; may change trained tensors in place."""
-        return
+    def after_step(self, done: StepDone) -> bool:
+        """Take notice of an optimizer step; may change trained tensors in place, or exchange them for others.
+
+        Whether it exchanged some: `groups` then gives the others. A group of the same tensors keeps its optimizer's state,
+        any other begins without.
+        """
+        return False
 
     def state(self) -> dict[str, Tensor]:
         """What `after_step` remembers, by name: part of every checkpoint."""
         return {}
 
+    def trained_shapes(self, state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        """The shapes that the trained tensors had, by name, when `state` gave this: those of now, unless steps exchange some."""
+        return {name: tuple(tensor.shape) for name, tensor in self.trainables.items()}
+
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` gave."""
+        """Take over what `state` gave. Trained tensors come to have the shapes of then; their values are the caller's to load."""
         assert not state, "a method that remembers something takes it up itself"
 
     @abstractmethod

@@ -11,25 +11,32 @@ of the rest, is everything that makes these concrete. Of each token, with x_ℓ 
 RMS divides by the root mean square rms, U reads the last state of either direction, and γ = 0 at the start, so that
 training begins at the base. h_ℓ is reused as it is; a_ℓ is computed anew: that is what the choice of a layer is about.
 
+Beside an encoder with a head for classes (the paper's trials were with BERT on GLUE) that is so for one token of each text
+alone, the one that the head reads: a_ℓ is made of its query and of the keys and values of all tokens of the text
+(`pooled_attention.py`). Beside an encoder-decoder it is the decoder's layers that are read, and their self-attentions that
+are computed anew.
+
 Search: for the first steps g_ℓ mixes both, RMS(a_ℓ) by σ((α_ℓ + noise) / τ) with logistic noise (Gumbel-softmax of two),
 τ falling from 5 to 0.5, and the loss gains the expected share of the attentions' multiply-adds, times a weight that rises
 from 0 to λ in the search's second half (while γ is all but closed, that would be all that α hears of). Weights and α train
-together, α from 0. Then α_ℓ ≥ 0 computes for good. Pruning: for some steps |∂L/∂Δ| is summed, the places with the highest
-sums become M, Δ returns to zero and trains within M alone (`sparse_deltas.py`); the optimizer's momentum within M stays.
+together, α from 0. Then α_ℓ ≥ 0 computes for good. Pruning: for some steps |∂L/∂Δ| is summed, and the places with the
+highest sums become M. From then on Δ is the numbers at these places alone, which begin at zero with a fresh optimizer's
+state (`sparse_deltas.py`); until then Δ, its gradient, its optimizer's state and the sums are five times the attentions'
+weights in fp32.
 
 A pass without draws (evaluation, generation) goes by the sign of α from the first step on. In generation the computed
 attentions have keys and values of their own.
 
 Merges: no. Deep backward: no. Over 4 bits: yes. Identity at the start: exact.
-Trainable numbers: Σ O I over the attentions' linear layers, of which the mask leaves a share of `density` in the layers that
-compute; + 8 H (D + H + 2) + 2 H D + D + L + 1 for width H. The file holds a place and a value for each kept number.
+Trainable numbers: Σ O I over the attentions' linear layers, of which the pruning leaves a share of `density` in the layers
+that compute; + 8 H (D + H + 2) + 2 H D + D + L + 1 for width H. The file holds a place and a value for each kept number.
 Shapes: N tokens, L layers, D width of the base, H of the LSTM, O outputs, I inputs, K kept places.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -50,6 +57,7 @@ from luthier.models.language_model import LanguageModel
 _HOTTEST, _COLDEST = 5.0, 0.5
 _DELTA = ".delta"
 _INDICES, _VALUES = ".indices", ".values"
+_KEPT = "kept."
 
 Choice = Literal["reuse", "compute"]
 
@@ -73,7 +81,7 @@ class LeTS(SideMethod):
     family: ClassVar[Kin] = "additive"
     paper: ClassVar[str] = "Fu et al. 2021, ICML, PMLR 139:3469-3479"
     count: ClassVar[str] = (
-        "Σ O I over the attentions' linear layers (kept: density times those that compute) + 8 H (D + H + 2) + 2 H D + D + L + 1, with H = width"
+        "Σ O I over the attentions' linear layers (once pruned: density times those that compute) + 8 H (D + H + 2) + 2 H D + D + L + 1, with H = width"
     )
     traits: ClassVar[Traits] = Traits(merges=False, deep_backward=False, over_4bit=True, identity_at_start=True)
     default_lr: ClassVar[float] = 3e-3
@@ -89,7 +97,7 @@ class LeTS(SideMethod):
     )
     choices: tuple[Choice, ...] | None = Field(
         None,
-        description="For each layer, the first first: reuse its output, or compute its attention. Unset: the run searches.",
+        description="For each layer (of an encoder-decoder: of its decoder), the first first: reuse its output, or compute its attention. Unset: the run searches.",
     )
     search_share: float = Field(0.1, gt=0, lt=1, description="Share of the steps that search for the choices.")
     macs_weight: float = Field(
@@ -119,16 +127,10 @@ class LeTS(SideMethod):
 
     def side(self, model: LanguageModel, generator: torch.Generator) -> LeTSSide:
         """The side network. Raises RecipeError for choices that are not one a layer."""
-        if model.anatomy.family.kind != "decoder":
-            raise RecipeError(
-                f"LeTS-style tuning stands beside decoders; this model is an {model.anatomy.family.kind}.",
-                "Choose another method, or a decoder.",
-                field="method.kind",
-            )
-        num_layers = len(model.anatomy.layers)
+        num_layers = len(model.anatomy.answering)
         if self.choices is not None and len(self.choices) != num_layers:
             raise RecipeError(
-                f"method.choices has {len(self.choices)} entries, and the model {num_layers} layers.",
+                f"method.choices has {len(self.choices)} entries, and the model {num_layers} layers to choose for.",
                 "Give one for each layer, or leave it out.",
                 field="method.choices",
             )
@@ -163,7 +165,7 @@ class LeTS(SideMethod):
 
 
 class LeTSAttachment(SideAttachment):
-    """The side network at work; it goes from the search to the pruning and on to what is left."""
+    """The side network at work; it goes from the search to the pruning and on to what is left of the deltas."""
 
     def __init__(self, lets: LeTS, model: LanguageModel, name: str, side: LeTSSide) -> None:
         super().__init__(lets, model, name, {}, shared=side.trainables)
@@ -182,54 +184,58 @@ class LeTSAttachment(SideAttachment):
         weight = self.lets.macs_weight * max(0.0, 2 * cooled - 1)
         return None if self.side.settled is not None or weight == 0 else weight * self.side.expected_share
 
-    def after_step(self, done: StepDone) -> None:
-        """Cool the search down, settle its choices, weigh the deltas, prune them, and hold what is outside at zero."""
+    def after_step(self, done: StepDone) -> bool:
+        """Cool the search down, settle its choices, weigh the deltas, and at last keep of them what weighs most."""
         if self._is_pruned:
-            for delta in self.side.deltas.values():
-                delta.clear_outside()
-            return
+            return False
         schedule = self.lets.schedule(done.num_steps)
         if self.side.settled is None:
             self.side.temperature = schedule.temperature(done.number + 1)
             if done.number >= schedule.search:
                 self.side.settled = self.side.computes
-            return
-        for place in self._computed:
+            return False
+        for place in self.side.computed:
             gradient = done.gradients.get(place + _DELTA)
             if gradient is not None:
                 summed = self.scores.setdefault(place, torch.zeros_like(gradient))
                 summed.add_(gradient.abs())
-        if done.number >= schedule.prune:
-            self._prune()
+        if done.number < schedule.prune:
+            return False
+        self._prune()
+        return True
 
     def _prune(self) -> None:
         """Keep the places with the highest sums, and none where the attention is not computed."""
+        none = torch.zeros(0, dtype=torch.int64)
         for place, delta in self.side.deltas.items():
-            none = torch.zeros(0, dtype=torch.int64)
-            kept = strongest_places(self.scores[place], self.lets.density) if place in self.scores else none
-            delta.begin_anew(kept)
+            scores_OI = self.scores.get(place)
+            delta.begin_anew(none if scores_OI is None else strongest_places(scores_OI, self.lets.density))
         self.scores = {}
+        self.shared = self.side.trainables
 
     @property
     def _is_pruned(self) -> bool:
         return all(delta.kept_K is not None for delta in self.side.deltas.values()) and self.side.settled is not None
 
-    @property
-    def _computed(self) -> tuple[str, ...]:
-        """The linear layers of the attentions that are computed."""
-        computes, layer_of = self.side.computes, self.model.anatomy.layer_of
-        return tuple(place for place in self.side.deltas if (index := layer_of(place)) is not None and computes[index])
-
     def state(self) -> dict[str, Tensor]:
         """How far search and pruning are."""
         settled = self.side.settled
         state = {f"scores.{place}": summed for place, summed in self.scores.items()}
-        kept = {f"kept.{place}": delta.kept_K for place, delta in self.side.deltas.items()}
+        kept = {_KEPT + place: delta.kept_K for place, delta in self.side.deltas.items()}
         state |= {name: kept_K for name, kept_K in kept.items() if kept_K is not None}
         state["temperature"] = torch.tensor(self.side.temperature, dtype=torch.float64)
         if settled is not None:
             state["settled"] = torch.tensor(settled)
         return {name: tensor.detach().clone().cpu() for name, tensor in state.items()}
+
+    def trained_shapes(self, state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        """Of each delta as many numbers as were kept, or all of it before the pruning."""
+        shapes = {name: shape for name, shape in super().trained_shapes(state).items() if not name.endswith(_DELTA)}
+        for place, delta in self.side.deltas.items():
+            kept_K = state.get(_KEPT + place)
+            if kept_K is None or len(kept_K):
+                shapes[place + _DELTA] = delta.shape if kept_K is None else tuple(kept_K.shape)
+        return shapes
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take over what `state` gave."""
@@ -240,8 +246,8 @@ class LeTSAttachment(SideAttachment):
             place: state[f"scores.{place}"].to(device) for place in self.side.deltas if f"scores.{place}" in state
         }
         for place, delta in self.side.deltas.items():
-            kept_K = state.get(f"kept.{place}")
-            delta.kept_K = None if kept_K is None else kept_K.to(device)
+            delta.begin_anew(state.get(_KEPT + place))
+        self.shared = self.side.trainables
 
     def file_settings(self) -> dict[str, Any]:
         """The settings with the choices and, for the reader, the share of multiply-adds that they leave."""
@@ -251,7 +257,7 @@ class LeTSAttachment(SideAttachment):
     def file_tensors(self) -> dict[str, Tensor]:
         """LSTM, projection and gate, and of the computed attentions the places and values that are kept."""
         tensors = {name: tensor.detach() for name, tensor in self._plain.items()}
-        for place in self._computed:
+        for place in self.side.computed:
             places_K, values_K = self.side.deltas[place].packed()
             tensors |= {place + _DELTA + _INDICES: places_K, place + _DELTA + _VALUES: values_K}
         return tensors
@@ -259,8 +265,10 @@ class LeTSAttachment(SideAttachment):
     @torch.no_grad()
     def load(self, file: AdapterFile) -> None:
         """Take the tensors of a file. Raises RecipeError for missing, unexpected or misshapen ones."""
-        self.extra = file.extra
-        packed = {place: tuple(place + _DELTA + ending for ending in (_INDICES, _VALUES)) for place in self._computed}
+        self.extra, self.trained_on = file.extra, file.base
+        packed = {
+            place: tuple(place + _DELTA + ending for ending in (_INDICES, _VALUES)) for place in self.side.computed
+        }
         file.check_names({*self._plain, *(name for names in packed.values() for name in names)})
         for name, tensor in self._plain.items():
             file.check_shape(name, tuple(tensor.shape))
@@ -270,6 +278,9 @@ class LeTSAttachment(SideAttachment):
             _check_places(file, indices, delta)
             file.check_shape(values, tuple(file.tensors[indices].shape))
             delta.unpack(file.tensors[indices], file.tensors[values])
+        self.shared = self.side.trainables
+        if file.head:
+            self.head.load(file)
 
     @property
     def _plain(self) -> dict[str, nn.Parameter]:
@@ -280,7 +291,7 @@ class LeTSAttachment(SideAttachment):
         """Write the adapter, and say what was chosen."""
         super().write(folder, announce)
         computing = [str(index) for index, computes in enumerate(self.side.computes) if computes]
-        count = sum(len(self.side.deltas[place].packed()[1]) for place in self._computed)
+        count = sum(len(self.side.deltas[place].packed()[1]) for place in self.side.computed)
         announce(
             f"LeTS-style: the attention of {len(computing)} of {len(self.choices)} layers is computed anew "
             f"({', '.join(computing) or 'none'}), {self.side.macs_share:.0%} of all attentions' multiply-adds; "
@@ -290,14 +301,14 @@ class LeTSAttachment(SideAttachment):
 
 def _check_places(file: AdapterFile, name: str, delta: Delta) -> None:
     """Raise RecipeError unless a tensor holds places of a matrix, each once and in order."""
-    places_K = file.tensors[name]
+    places_K, size = file.tensors[name], math.prod(delta.shape)
     is_sound = places_K.dim() == 1 and not places_K.is_floating_point()
     if is_sound and len(places_K):
         steps = places_K.long().diff()
-        is_sound = bool((steps > 0).all()) and int(places_K[0]) >= 0 and int(places_K[-1]) < delta.delta_OI.numel()
+        is_sound = bool((steps > 0).all()) and int(places_K[0]) >= 0 and int(places_K[-1]) < size
     if not is_sound:
         raise RecipeError(
-            f"{name} does not name places of a matrix of {delta.delta_OI.numel()} numbers, in order.",
+            f"{name} does not name places of a matrix of {size} numbers, in order.",
             "Choose the base model that the adapter was trained on, or write it again.",
             file=file.path,
         )

@@ -1,6 +1,7 @@
 """The network of LeTS-style tuning: an LSTM over the layers, which reads of each what was reused or computed.
 
-Shapes: B rows, T tokens, N = B T, L layers, D width of the base, H of the LSTM, O outputs, I inputs.
+It reads all tokens; beside an encoder, the one of each text that its head for classes reads: the pooled one, the first.
+Shapes: B rows, T tokens, Q read tokens of a row, N = B Q, L layers, D width of the base, H of the LSTM, O outputs, I inputs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.methods.bank import AdaptedLinear, frozen_module
+from luthier.methods.pooled_attention import PooledAttentions
 from luthier.methods.prompt_networks import draw_as_torch_does, empty_linear, empty_lstm
 from luthier.methods.side_attention import AttentionsAlone
 from luthier.methods.sparse_deltas import ChangedLinear, Delta
@@ -25,18 +27,24 @@ from luthier.ops.draws import salt_of, uniforms
 
 _EPS = 1e-6
 _PROJECTIONS = ("query", "key", "value", "attention_out")
+_OF_QUERY = ("query", "attention_out")
 
 
 @dataclass(frozen=True)
 class AttentionMacs:
-    """Multiply-adds of one layer's attention: of a token's projections, and of a query meeting a key it may see."""
+    """Multiply-adds of one layer's attention.
+
+    per_token: the linear layers that every token goes through. per_text: those that only its pooled token goes through.
+    per_pair: a query meeting a key that it may see.
+    """
 
     per_token: int
     per_pair: int
+    per_text: int = 0
 
-    def of(self, num_tokens: int, num_pairs: int) -> int:
-        """Those of so many tokens, whose queries meet so many keys in all."""
-        return num_tokens * self.per_token + num_pairs * self.per_pair
+    def of(self, num_tokens: int, num_pairs: int, num_texts: int = 0) -> int:
+        """Those of so many tokens in so many texts, where queries meet so many keys in all."""
+        return num_tokens * self.per_token + num_pairs * self.per_pair + num_texts * self.per_text
 
 
 class LeTSSide(Side):
@@ -49,22 +57,26 @@ class LeTSSide(Side):
         self, model: LanguageModel, width: int, settled: tuple[bool, ...] | None, generator: torch.Generator
     ) -> None:
         super().__init__()
-        layers, base_width = model.anatomy.layers, int(model.hf.config.hidden_size)
+        layers, base_width = model.anatomy.answering, int(model.hf.config.hidden_size)
         self.lstm = empty_lstm(base_width, width, 1)
         self.project = empty_linear(2 * width, base_width)
         draw_as_torch_does(self, generator)
         nn.init.zeros_(self.project.bias)
         self.gate = nn.Parameter(torch.zeros(()))
         self.choice_L = nn.Parameter(torch.zeros(len(layers))) if settled is None else None
-        changed = {
-            place: _changed(model, place)
-            for layer in layers
-            if settled is None or settled[layer.index]
+        self._layer_of = {
+            place: index
+            for index, layer in enumerate(layers)
+            if settled is None or settled[index]
             for place in projections(layer)
         }
+        changed = {place: _changed(model, place) for place in self._layer_of}
         self._deltas = nn.ModuleList([linear.delta for linear in changed.values()])
-        self._places = tuple(changed)
-        self._attentions = AttentionsAlone(model, changed)
+        is_pooled = reads_pooled(model)
+        self._num_read = 1 if is_pooled else None
+        self._attentions: AttentionsAlone | PooledAttentions = (
+            PooledAttentions(model, changed) if is_pooled else AttentionsAlone(model, changed)
+        )
         self._final_norm: Callable[[Tensor], Tensor] = model.final_norm
         self.macs = tuple(macs_of(model, layer) for layer in layers)
         self.settled = settled
@@ -79,15 +91,21 @@ class LeTSSide(Side):
     @property
     def deltas(self) -> dict[str, Delta]:
         """The changes of linear layers by the layers' names."""
-        pairs = zip(self._places, self._deltas, strict=True)
+        pairs = zip(self._layer_of, self._deltas, strict=True)
         return {place: delta for place, delta in pairs if isinstance(delta, Delta)}
 
     @property
+    def computed(self) -> tuple[str, ...]:
+        """The linear layers of the attentions that are computed where nothing is drawn."""
+        computes = self.computes
+        return tuple(place for place, index in self._layer_of.items() if computes[index])
+
+    @property
     def trainables(self) -> dict[str, nn.Parameter]:
-        """All trained tensors by name."""
+        """All trained tensors by name; where the pruning left no place, there is none."""
         own = {f"{part}.{name}": tensor for part in ("lstm", "project") for name, tensor in self._of_part(part)}
         choice = {} if self.choice_L is None else {"choice": self.choice_L}
-        deltas = {f"{place}.delta": delta.delta_OI for place, delta in self.deltas.items()}
+        deltas = {f"{place}.delta": delta.numbers for place, delta in self.deltas.items() if len(delta.numbers)}
         return {**own, "gate": self.gate, **choice, **deltas}
 
     def _of_part(self, part: str) -> list[tuple[str, nn.Parameter]]:
@@ -115,7 +133,7 @@ class LeTSSide(Side):
         return sum(macs.per_token for macs, computes in pairs if computes) / sum(macs.per_token for macs, _ in pairs)
 
     def forward(self, tapped: Mapping[int, Tensor], inputs: Mapping[str, Any]) -> Tensor:
-        """h_L + γ (z − h_L) of every token, through the base's final norm."""
+        """h_L + γ (z − h_L) of every token that is read, h_L of any other, through the base's final norm."""
         last_BTD = tapped[len(self.macs)]
         share_L = self._drawn_shares()
         computing = [index for index, computes in enumerate(self.computes) if computes or share_L is not None]
@@ -126,14 +144,22 @@ class LeTSSide(Side):
                 for index in range(len(self.macs))
             ]
         )
-        z_ND = self.fused(states_LND, last_BTD.flatten(0, 1).float())
-        return self._final_norm(z_ND.view(last_BTD.shape).to(last_BTD.dtype))
+        last_BQD = self._read(last_BTD)
+        z_ND = self.fused(states_LND, last_BQD.flatten(0, 1).float())
+        z_BQD = z_ND.view(last_BQD.shape).to(last_BTD.dtype)
+        unread_BTD = last_BTD[:, z_BQD.shape[1] :]
+        return self._final_norm(torch.cat([z_BQD, unread_BTD], dim=1) if unread_BTD.shape[1] else z_BQD)
 
-    def _state(self, reused_BTD: Tensor, attended_BTD: Tensor | None, share: Tensor | None) -> Tensor:
+    def _read(self, states_BTD: Tensor) -> Tensor:
+        """The states of the tokens that are read (B, Q, D): of all, or of the first of every row."""
+        return states_BTD[:, : self._num_read]
+
+    def _state(self, reused_BTD: Tensor, attended_BQD: Tensor | None, share: Tensor | None) -> Tensor:
         """g of a layer, shape (N, D)."""
-        if attended_BTD is None:
-            return unit(reused_BTD)
-        return unit(attended_BTD) if share is None else torch.lerp(unit(reused_BTD), unit(attended_BTD), share)
+        reused_BQD = self._read(reused_BTD)
+        if attended_BQD is None:
+            return unit(reused_BQD)
+        return unit(attended_BQD) if share is None else torch.lerp(unit(reused_BQD), unit(attended_BQD), share)
 
     def _drawn_shares(self) -> Tensor | None:
         """How much each layer's attention counts in this pass of the search (L,); None where nothing is drawn."""
@@ -167,11 +193,18 @@ def projections(layer: LayerAnatomy) -> tuple[str, ...]:
     return tuple(dict.fromkeys(layer.roles[role] for role in _PROJECTIONS))
 
 
+def reads_pooled(model: LanguageModel) -> bool:
+    """Whether one token of each text is read rather than all."""
+    return model.anatomy.family.kind == "encoder"
+
+
 def macs_of(model: LanguageModel, layer: LayerAnatomy) -> AttentionMacs:
-    """What a layer's attention costs."""
-    shapes = [_frozen_linear(model, place).weight.shape for place in projections(layer)]
+    """What a layer's attention costs: where a text's pooled token alone asks, queries and outputs are made for it alone."""
+    alone = [layer.roles[role] for role in _OF_QUERY] if reads_pooled(model) else []
+    sizes = {place: _frozen_linear(model, place).weight.numel() for place in projections(layer)}
+    per_text = sum(sizes[place] for place in alone)
     attended_width = _frozen_linear(model, layer.attention_out).weight.shape[1]
-    return AttentionMacs(sum(outputs * inputs for outputs, inputs in shapes), 2 * attended_width)
+    return AttentionMacs(sum(sizes.values()) - per_text, 2 * attended_width, per_text)
 
 
 def _frozen_linear(model: LanguageModel, place: str) -> AdaptedLinear:

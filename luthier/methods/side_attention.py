@@ -1,7 +1,8 @@
-"""The attentions of a frozen model alone, each over a given input and with other linear layers in the place of its own.
+"""The self-attentions of a frozen model alone, each over a given input and with other linear layers in the place of its own.
 
 What computes them is a copy of the trunk's structure over the same weights, in which a layer is its norm and its attention
-and nothing else: so the family's own code makes masks, positions and rotations, and the model itself is not touched.
+and nothing else: so the family's own code makes masks, positions and rotations, and the model itself is not touched. In an
+encoder-decoder these are the decoder's.
 Shapes: B rows, T tokens, D width.
 """
 
@@ -14,11 +15,13 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import EncoderDecoderCache
 
 from luthier.methods.bank import AdaptedLayer, frozen_module
 from luthier.models.anatomy import LayerAnatomy
 from luthier.models.call import calling, current_call
 from luthier.models.language_model import LanguageModel
+from luthier.models.position_bias import position_bias
 from luthier.models.sides import LaterLayers
 
 
@@ -28,15 +31,16 @@ class AttentionsAlone:
     def __init__(self, model: LanguageModel, linears: Mapping[str, nn.Module]) -> None:
         """linears: what takes the place of linear layers within the attentions, by their names."""
         anatomy = model.anatomy
-        self._names = tuple(layer.name for layer in anatomy.layers)
+        self._names = tuple(layer.name for layer in anatomy.answering)
         copied = _not_to_copy(model)
         copied |= {id(model.hf.get_submodule(name)): linear for name, linear in linears.items()}
-        layers = {layer.name: _AttentionAlone(model, layer, copied) for layer in anatomy.layers}
-        copied |= {id(model.hf.get_submodule(name)): alone for name, alone in layers.items()}
+        layers = enumerate(anatomy.answering)
+        alone = {layer.name: _AttentionAlone(model, layer, index, copied) for index, layer in layers}
+        copied |= {id(model.hf.get_submodule(name)): module for name, module in alone.items()}
         self._trunk: nn.Module = copy.deepcopy(model.hf.get_submodule(anatomy.trunk), copied)
 
     def __call__(self, entering: Mapping[int, Tensor], inputs: Mapping[str, Any]) -> dict[int, Tensor]:
-        """What these layers' attentions give, by the layers' indices, each (B, T, D).
+        """What these layers' attentions give, by the layers' numbers in their stack, each (B, T, D).
 
         entering: what enters each of the layers, in front of its norm. inputs: what the base's trunk was called with; the
         attentions' keys and values come to stand behind the base's in its cache.
@@ -45,6 +49,8 @@ class AttentionsAlone:
             return {}
         call = replace(current_call(), tapped=dict(entering), notes={}, watched=None)
         cache = inputs.get("past_key_values")
+        if isinstance(cache, EncoderDecoderCache):
+            cache = cache.self_attention_cache
         later = None if cache is None else LaterLayers(cache, len(self._names), tuple(sorted(entering)))
         own = {name: value for name, value in inputs.items() if name not in ("input_ids", "past_key_values")}
         with calling(call):
@@ -56,26 +62,35 @@ class AttentionsAlone:
 class _AttentionAlone(nn.Module):
     """In a layer's place: notes what its attention gives for what enters the layer, and gives nothing on."""
 
-    def __init__(self, model: LanguageModel, layer: LayerAnatomy, copied: dict[int, Any]) -> None:
+    def __init__(self, model: LanguageModel, layer: LayerAnatomy, index: int, copied: dict[int, Any]) -> None:
         super().__init__()
+        family = model.anatomy.family
         self.attention: nn.Module = copy.deepcopy(model.hf.get_submodule(layer.attention), copied)
         reads_norm = model.anatomy.norms_first and layer.attention_norm is not None
         self.norm = frozen_module(model, layer.attention_norm or "") if reads_norm else nn.Identity()
         self._signature = inspect.signature(type(model.hf.get_submodule(layer.name)).forward)
-        self._name, self._index = layer.name, layer.index
-        self._gives_tuple = model.anatomy.family.layer_gives_tuple
+        self._name, self._index = layer.name, index
+        self._mask_name, self._gives_tuple = family.attention_mask_name, family.layer_gives_tuple
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         call = current_call()
         assert call.tapped is not None
+        given = self._signature.bind(self, hidden_states, *args, **kwargs).arguments
         entering_BTD = call.tapped.get(self._index)
-        if entering_BTD is not None:
-            # a layer hands its arguments on to its attention under the same names
-            given = self._signature.bind(self, hidden_states, *args, **kwargs).arguments
-            named = {name: value for name, value in given.items() if name not in ("self", "hidden_states", "kwargs")}
-            attended_BTD, *_ = self.attention(self.norm(entering_BTD), **named, **given.get("kwargs", {}))
+        bias = given.get("position_bias")  # in T5, which hands it on from layer to layer
+        if entering_BTD is None:
+            bias = position_bias(self.attention, hidden_states, given.get("past_key_values")) if bias is None else bias
+        else:
+            attended_BTD, *rest = self.attention(self.norm(entering_BTD), **self._handed_on(given))
             call.notes[self._name, 0] = attended_BTD
-        return (hidden_states, None) if self._gives_tuple else hidden_states
+            bias = rest[0] if rest else None
+        return (hidden_states, bias, None) if self._gives_tuple else hidden_states
+
+    def _handed_on(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What a layer hands on to its attention: its own arguments under the same names, but for the mask in some families."""
+        own = {name: value for name, value in given.items() if name not in ("self", "hidden_states", "kwargs")}
+        mask = {self._mask_name: own.pop("attention_mask")} if "attention_mask" in own else {}
+        return {**own, **mask, **given.get("kwargs", {})}
 
 
 def _not_to_copy(model: LanguageModel) -> dict[int, Any]:

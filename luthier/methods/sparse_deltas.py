@@ -1,7 +1,7 @@
 """Sparse changes of frozen linear layers: W + M ⊙ Δ, where M is found early in training and then holds.
 
-Δ is a whole matrix, because what trains keeps its shape for a run. Once M is chosen, the layer reads Δ at M's places only:
-no gradient arises outside, and whatever an optimizer's momentum leaves there is without effect, and is set to zero.
+Until then Δ is a whole matrix. Once M is chosen, another tensor takes its place that holds the numbers at M's places alone:
+nothing outside has a value, a gradient or an optimizer's state.
 Shapes: O outputs, I inputs, K places that are kept.
 """
 
@@ -15,48 +15,48 @@ from luthier.methods.bank import AdaptedLinear
 
 
 class Delta(nn.Module):
-    """Δ (O, I), fp32, zero at the start; `kept_K` are the places of M in the flattened matrix, None before it is chosen."""
+    """Δ, fp32, zero at the start.
+
+    kept_K: the places of M in the flattened matrix, None before it is chosen. numbers: what trains, shape (O, I) before
+    that, (K,) from then on.
+    """
 
     def __init__(self, outputs: int, inputs: int) -> None:
         super().__init__()
-        self.delta_OI = nn.Parameter(torch.zeros(outputs, inputs))
+        self.shape = (outputs, inputs)
         self.kept_K: Tensor | None = None
+        self.numbers = nn.Parameter(torch.zeros(self.shape))
 
     def added_to(self, weight_OI: Tensor) -> Tensor:
         """W + M ⊙ Δ."""
         if self.kept_K is None:
-            return weight_OI + self.delta_OI
-        values_K = self.delta_OI.flatten().index_select(0, self.kept_K)
-        return weight_OI.flatten().index_add(0, self.kept_K, values_K).view(weight_OI.shape)
+            return weight_OI + self.numbers
+        return weight_OI.flatten().index_add(0, self.kept_K, self.numbers).view(self.shape)
 
-    @torch.no_grad()
-    def begin_anew(self, kept_K: Tensor) -> None:
-        """From now on these places alone, from zero."""
-        self.kept_K = kept_K.to(self.delta_OI.device)
-        self.delta_OI.zero_()
+    def alone(self) -> Tensor:
+        """M ⊙ Δ (O, I)."""
+        return self.added_to(torch.zeros(self.shape, device=self.numbers.device))
 
-    @torch.no_grad()
-    def clear_outside(self) -> None:
-        """Set what lies outside the kept places to zero."""
-        assert self.kept_K is not None
-        flat = self.delta_OI.view(-1)
-        values_K = flat[self.kept_K]
-        flat.zero_()
-        flat[self.kept_K] = values_K
+    def begin_anew(self, kept_K: Tensor | None) -> None:
+        """From now on these places alone, or the whole matrix for None, from zero: `numbers` is another tensor then."""
+        self.kept_K = None if kept_K is None else kept_K.to(self.numbers.device)
+        shape = self.shape if self.kept_K is None else self.kept_K.shape
+        self.numbers = nn.Parameter(torch.zeros(shape, device=self.numbers.device))
 
     @torch.no_grad()
     def packed(self) -> tuple[Tensor, Tensor]:
         """Places (int32) and values of what is kept; before M is chosen, of what is not zero."""
-        flat = self.delta_OI.flatten()
-        kept_K = torch.nonzero(flat)[:, 0] if self.kept_K is None else self.kept_K
+        flat = self.numbers.detach().flatten()
+        if self.kept_K is not None:
+            return self.kept_K.to(torch.int32), flat
+        kept_K = torch.nonzero(flat)[:, 0]
         return kept_K.to(torch.int32), flat[kept_K]
 
     @torch.no_grad()
     def unpack(self, places_K: Tensor, values_K: Tensor) -> None:
         """Take over what `packed` gave."""
         self.begin_anew(places_K.long())
-        assert self.kept_K is not None
-        self.delta_OI.view(-1)[self.kept_K] = values_K.to(self.delta_OI.device)
+        self.numbers.copy_(values_K)
 
 
 class ChangedLinear(nn.Module):
@@ -71,10 +71,8 @@ class ChangedLinear(nn.Module):
         weight_OI = self.layer.weight
         if weight_OI.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type):
             return F.linear(x, self.delta.added_to(weight_OI), self.layer.bias)
-        delta_OI = self.delta.added_to(
-            torch.zeros_like(self.delta.delta_OI)
-        )  # apart: half precision would round it off
-        return self.layer.product(x) + F.linear(x, delta_OI.to(x.dtype))
+        # apart: half precision would round Δ off
+        return self.layer.product(x) + F.linear(x, self.delta.alone().to(x.dtype))
 
 
 def strongest_places(score_OI: Tensor, density: float) -> Tensor:

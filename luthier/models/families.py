@@ -120,6 +120,7 @@ class Family:
     norm_first_key: str | None = None  # in the config: the same, where it is for the config to say
     norms_heads_first: bool = False  # whether norms of queries and keys see (B, heads, T, D), not (B, T, heads, D)
     layer_gives_tuple: bool = False  # whether a layer gives attention weights beside its state
+    attention_mask_name: str = "attention_mask"  # what an attention calls the mask that its layer is given
     attends_by_interface: bool = True  # whether attention goes through transformers' attention interface
     class_head: tuple[HeadPart, ...] = ()  # from the model with a head for classes
     pooled: Pooled = "last"  # which of a text's tokens a head for classes reads
@@ -334,7 +335,7 @@ FAMILIES: tuple[Family, ...] = (
         ),
         cross=_cross("layer.1.EncDecAttention", ("q", "k", "v", "o"), "layer.1.layer_norm"),
         rms_norm=RMSNormForm("variance_epsilon"), layer_gives_tuple=True, scaled_head_key="scale_decoder_outputs",
-        positions_end=False, bias_by_distance=True,
+        positions_end=False, bias_by_distance=True, attention_mask_name="mask",
     ),
     Family(
         model_types=("bart",),

@@ -47,12 +47,21 @@ class FlatTrainables:
 
     def __init__(self, groups: Sequence[Group], workers: int) -> None:
         self.groups = [FlatGroup(group) for group in groups]
-        self.tensors: list[nn.Parameter] = [t for group in groups for t in group.tensors.values()]
-        self.gradients = [[torch.zeros_like(group.vector) for group in self.groups] for _ in range(workers)]
-        self._views = [
-            [view for group, vector in zip(self.groups, vectors, strict=True) for view in group.views(vector)]
-            for vectors in self.gradients
-        ]
+        self.tensors = _tensors(self.groups)
+        self.gradients = _zeros(self.groups, workers)
+        self._views = _views(self.groups, self.gradients)
+
+    def exchange(self, groups: Sequence[Group]) -> None:
+        """Hold these groups from now on; one of the same tensors as a group of before stays as it is laid."""
+        held = {_ids(flat.group): flat for flat in self.groups}
+        self.groups = [held.get(_ids(group)) or FlatGroup(group) for group in groups]
+        self.tensors = _tensors(self.groups)
+        workers = len(self.gradients)
+        self.gradients, self._views = [], []  # these are let go of before there are others
+        for flat in self.groups:
+            flat.vector.grad = None
+        self.gradients = _zeros(self.groups, workers)
+        self._views = _views(self.groups, self.gradients)
 
     def clear_gradients(self) -> None:
         """Set every worker's gradients to zero."""
@@ -79,11 +88,6 @@ class FlatTrainables:
         pairs = zip(self.groups, vectors, strict=True)
         return {name: group.view(vector, name) for group, vector in pairs for name in group.spans}
 
-    @property
-    def shapes(self) -> dict[str, torch.Size]:
-        """The shape of every trainable tensor by name."""
-        return {name: tensor.shape for flat in self.groups for name, tensor in flat.group.tensors.items()}
-
     def named(self) -> dict[str, Tensor]:
         """A copy of every trainable tensor by name, on the CPU."""
         return {
@@ -95,3 +99,24 @@ class FlatTrainables:
         for group in self.groups:
             for name in group.spans:
                 group.view(group.vector.data, name).copy_(tensors[name])
+
+
+def _ids(group: Group) -> tuple[int, ...]:
+    """Which tensors these are."""
+    return tuple(id(tensor) for tensor in group.tensors.values())
+
+
+def _tensors(groups: Sequence[FlatGroup]) -> list[nn.Parameter]:
+    return [tensor for flat in groups for tensor in flat.group.tensors.values()]
+
+
+def _zeros(groups: Sequence[FlatGroup], workers: int) -> list[list[Tensor]]:
+    return [[torch.zeros_like(flat.vector) for flat in groups] for _ in range(workers)]
+
+
+def _views(groups: Sequence[FlatGroup], gradients: list[list[Tensor]]) -> list[list[Tensor]]:
+    """For each worker the gradients of all tensors, in order."""
+    return [
+        [view for flat, vector in zip(groups, vectors, strict=True) for view in flat.views(vector)]
+        for vectors in gradients
+    ]

@@ -156,7 +156,8 @@ def _step(
             gradient.mul_(clip / norm)
     lr = plan.peak_lr * lr_factor(plan.settings.schedule, number, plan.num_steps)
     optimizer.step(lr)
-    attachment.after_step(StepDone(number, plan.num_steps, trainables.by_name(gradients)))
+    if attachment.after_step(StepDone(number, plan.num_steps, trainables.by_name(gradients))):
+        optimizer.exchange(attachment.groups)
     return {
         "step": number,
         "epoch": step.epoch,
@@ -271,16 +272,17 @@ def restore(
     attachment: Attachment,
 ) -> Progress:
     """Take up a snapshot; the next step is the one that would have followed it. Raises RunMismatch for another method's."""
-    held = {name: tensor.shape for name, tensor in checkpoint.trainables.items()}
-    if held != trainables.shapes:
+    held = {name: tuple(tensor.shape) for name, tensor in checkpoint.trainables.items()}
+    if held != attachment.trained_shapes(checkpoint.method):
         raise RunMismatch(
             f"The checkpoint of step {checkpoint.step} holds {len(held)} tensors, which are not those that the recipe "
             "trains now in name and shape.",
             "Undo what was changed in recipe.resolved.yaml, or begin a new run with 'luthier train'.",
             field="method",
         )
+    attachment.load_state(checkpoint.method)
+    optimizer.exchange(attachment.groups)
     trainables.load(checkpoint.trainables)
     optimizer.load_state(checkpoint.optimizer)
-    attachment.load_state(checkpoint.method)
     batches.load_state_dict(checkpoint.state["batches"])
     return Progress(**checkpoint.state["progress"])

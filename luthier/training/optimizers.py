@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from luthier.methods.contract import Group
 from luthier.training.flat import FlatTrainables
 from luthier.training.settings import AdamW
 
@@ -16,25 +19,23 @@ class FlatAdamW:
 
     def __init__(self, trainables: FlatTrainables, settings: AdamW) -> None:
         self.trainables = trainables
-        self.optimizer = torch.optim.AdamW(
-            [
-                {
-                    "params": [flat.vector],
-                    "weight_decay": settings.weight_decay if flat.group.decays else 0.0,
-                }
-                for flat in trainables.groups
-            ],
-            lr=0.0,
-            betas=(settings.beta1, settings.beta2),
-            eps=settings.eps,
-            fused=True,
-        )
+        self.settings = settings
+        self.optimizer = _adamw(trainables, settings)
 
     def step(self, lr: float) -> None:
         """One update at a learning rate, times each group's own factor."""
         for flat, options in zip(self.trainables.groups, self.optimizer.param_groups, strict=True):
             options["lr"] = lr * flat.group.lr_factor
         self.optimizer.step()
+
+    def exchange(self, groups: Sequence[Group]) -> None:
+        """Train these groups from now on; one of the same tensors as a group of before keeps its state."""
+        self.trainables.exchange(groups)
+        before = self.optimizer.state
+        self.optimizer = _adamw(self.trainables, self.settings)
+        for flat in self.trainables.groups:
+            if flat.vector in before:
+                self.optimizer.state[flat.vector] = before[flat.vector]
 
     def named_state(self) -> dict[str, Tensor]:
         """Both moments of every tensor by name, and the count of steps, as copies on the CPU."""
@@ -60,3 +61,17 @@ class FlatAdamW:
                 for name in flat.spans:
                     flat.view(own[moment], name).copy_(state[f"{moment}.{name}"])
             self.optimizer.state[flat.vector] = own
+
+
+def _adamw(trainables: FlatTrainables, settings: AdamW) -> torch.optim.AdamW:
+    """torch's optimizer over the groups' vectors, without state."""
+    return torch.optim.AdamW(
+        [
+            {"params": [flat.vector], "weight_decay": settings.weight_decay if flat.group.decays else 0.0}
+            for flat in trainables.groups
+        ],
+        lr=0.0,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+        fused=True,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from models.tiny import tiny_model
+from models.tiny import ENCODER_DECODERS, tiny_model
 from models.tuned import quiet, randomize
 
 from luthier.methods import (
@@ -108,7 +108,6 @@ REFUSED: dict[tuple[str, str], str] = {
     ("bitfit", "t5-gated"): "no bias",
     ("prefix-tuning", "falcon-new"): "takes no learned prefix",
     ("mam", "falcon-new"): "takes no learned prefix",
-    **{("lets", name): "stands beside decoders" for name in ("bert", "roberta", "t5", "t5-gated", "bart")},
     ("unipelt", "falcon-new"): "takes no learned prefix",
     ("warp", "bert"): "a head for classes takes the place of",
     ("warp", "roberta"): "a head for classes takes the place of",
@@ -117,7 +116,9 @@ REFUSED: dict[tuple[str, str], str] = {
 
 
 def ready(method: Method, family: str, new_folder: Callable[[], Path]) -> Method:
-    """The example with the adapters that it names, made for a family in a new folder."""
+    """The example as it fits a family, with the adapters that it names made for the family in a new folder."""
+    if isinstance(method, LeTS):
+        return fitting(method, family)
     if not isinstance(method, AdapterFusion):
         return method
     folder = new_folder()
@@ -127,3 +128,10 @@ def ready(method: Method, family: str, new_folder: Callable[[], Path]) -> Method
         (folder / adapter).mkdir()
         attachment.write(folder / adapter, quiet)
     return method.with_paths(lambda path: str(folder / path))
+
+
+def fitting(method: LeTS, family: str) -> LeTS:
+    """The same choices again and again, for as many layers as there are to choose for in the tiny model of a family."""
+    count = 3 if family in ENCODER_DECODERS else 2
+    choices = None if method.choices is None else (method.choices * count)[:count]
+    return method.model_copy(update={"choices": choices})

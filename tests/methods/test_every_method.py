@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from methods.answers import answers, uncached_answer
 from methods.examples import ENCODERS, EXAMPLES, FAMILIES, REFUSED, ready
-from models.tiny import ENCODER_DECODERS, VOCABULARY, tiny_model
+from models.tiny import ENCODER_DECODERS, tiny_model
 from models.tuned import logprobs, quiet, randomize, usual_batch
 from near import assert_apart, assert_near
 from torch import Tensor
 
-from luthier.data.packing import collate
-from luthier.data.placeholders import with_placeholders
 from luthier.errors import RecipeError
-from luthier.generation.engine import Request, generate
-from luthier.generation.settings import Sampling
 from luthier.methods import METHODS, Attachment, LoRA, Method, StepDone, kind_of
 from luthier.models.call import Draws
 from luthier.models.language_model import LanguageModel, Outputs
 from luthier.objectives import SFT
-from luthier.types import Example, Origin, Part
 
 CASES = [
     pytest.param(method, name, id=f"{method.kind}-{name}")
@@ -68,7 +63,9 @@ def train(model: LanguageModel, attachment: Attachment) -> list[float]:
         loss.backward()
         optimizer.step()
         gradients = {name: tensor.grad for name, tensor in tensors.items() if tensor.grad is not None}
-        attachment.after_step(StepDone(number, NUM_STEPS, gradients))
+        if attachment.after_step(StepDone(number, NUM_STEPS, gradients)):
+            tensors = attachment.trainables
+            optimizer = torch.optim.AdamW(tensors.values(), lr=0.01, weight_decay=0.0)
         losses.append(float(loss.detach()))
     return losses
 
@@ -194,36 +191,4 @@ def test_generation_with_a_cache_is_as_without_and_a_batch_as_one_by_one(method:
     together = answers(model, prompts, attachment.adapter, 5)
     assert together == [answers(model, [prompt], attachment.adapter, 5)[0] for prompt in prompts]
     for prompt, answer in zip(prompts, together, strict=True):
-        uncached: tuple[int, ...] = ()
-        for _ in answer:
-            uncached += next_token(model, prompt, uncached, attachment.adapter)
-        assert uncached == answer
-
-
-def next_token(
-    model: LanguageModel, prompt: tuple[int, ...], begun: tuple[int, ...], adapter: str | None
-) -> tuple[int, ...]:
-    """The greedy token after an answer begun, all computed anew."""
-    if model.answer_start is None:
-        return answers(model, [prompt + begun], adapter, 1)[0]
-    tokens = np.array([model.answer_start, *begun])
-    example = Example(
-        parts=(Part(tokens),),
-        source_N=np.full(VOCABULARY, len(begun)),
-        token_N=np.arange(VOCABULARY),
-        weight_N=np.ones(VOCABULARY, dtype=np.float32),
-        sample_N=np.zeros(VOCABULARY, dtype=np.int64),
-        document=0,
-        origin=Origin("prompt", 1),
-        source_S=np.array(prompt),
-    )
-    placed = with_placeholders(example, model.num_virtual(adapter), model.num_virtual_answer(adapter))
-    return (int(model.forward(collate([placed], model.layout, 0), adapter).logprob_N.argmax()),)
-
-
-def answers(
-    model: LanguageModel, prompts: list[tuple[int, ...]], adapter: str | None, count: int
-) -> list[tuple[int, ...]]:
-    """The greedy new tokens after each prompt."""
-    sampling = Sampling(max_new_tokens=count)
-    return [done.tokens for done in generate(model, [Request(prompt, sampling, adapter) for prompt in prompts])]
+        assert uncached_answer(model, prompt, attachment.adapter, len(answer)) == answer

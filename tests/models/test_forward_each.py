@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from methods.examples import fitting
 from models.rows import batch_of
 from models.tiny import ENCODER_DECODERS, tiny_model
 from models.tuned import LENGTHS, randomize, usual_batch
@@ -31,7 +32,8 @@ def with_sides(name: str) -> LanguageModel:
     """A tiny model with several side networks, no two alike."""
     model = tiny_model(name)
     for index, (adapter, method) in enumerate(SIDES):
-        randomize(method.attach(model, adapter, seed=index), 0.1 + 0.02 * index)
+        fit = fitting(method, name) if isinstance(method, LeTS) else method
+        randomize(fit.attach(model, adapter, seed=index), 0.1 + 0.02 * index)
     return model
 
 
@@ -44,10 +46,10 @@ def count_calls(model: LanguageModel) -> list[str]:
     return calls
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "falcon-new"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "falcon-new", "bert", "roberta", "t5", "bart"])
 def test_several_tasks_over_the_same_rows_are_as_one_by_one_and_the_base_runs_once(name: str) -> None:
     model = with_sides(name)
-    batch = batch_of(LENGTHS, model.layout)
+    batch = usual_batch(model, None)
     alone = {adapter: model.forward(batch, adapter, Draws(0, 1)).logprob_N for adapter in NAMES}
     calls = count_calls(model)
     together = model.forward_each(batch, NAMES, Draws(0, 1))
@@ -71,10 +73,10 @@ def test_beside_an_encoder_decoder_each_is_as_alone_and_both_stacks_run_once(nam
     assert_all_near({adapter: outputs.logprob_N for adapter, outputs in together.items()}, alone, 1e-6)
 
 
-@pytest.mark.parametrize("name", ["llama", "falcon-new"])
+@pytest.mark.parametrize("name", ["llama", "falcon-new", "bert"])
 def test_rows_of_several_tasks_in_one_batch_are_as_alone_and_the_base_runs_once(name: str) -> None:
     model = with_sides(name)
-    batch = batch_of(LENGTHS, model.layout)
+    batch = usual_batch(model, None)
     whose = NAMES[:4]
     starts = torch.tensor([segment.start for segment in batch.segments][1:])
     row_N = torch.bucketize(batch.targets.source_N, starts, right=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -94,3 +96,24 @@ def test_named_tensors_are_copies_and_load_puts_them_back() -> None:
     flat.load(kept)
     assert all(torch.equal(tensor, kept[name]) for name, tensor in flat.named().items())
     assert torch.equal(flat.tensors[0], kept["a"])
+
+
+def test_exchanging_groups_leaves_those_of_the_same_tensors_where_they_are_and_lays_out_the_others() -> None:
+    own = groups()
+    flat = FlatTrainables(own, workers=2)
+    kept, gone = flat.groups[0].vector, weakref.ref(flat.groups[1].vector)
+    values = flat.named()
+    new = Group({"d": nn.Parameter(torch.arange(5.0)), "f": nn.Parameter(torch.ones(2, 2))}, lr_factor=2.0)
+    flat.add_gradients(1, gradients_like(flat, 1))
+    flat.sum_gradients()
+    flat.exchange([own[0], new])
+    assert flat.groups[0].vector is kept
+    assert gone() is None
+    assert list(flat.named()) == ["a", "b", "c", "d", "f"]
+    assert all(torch.equal(flat.named()[name], values[name]) for name in ("a", "b", "c"))
+    assert torch.equal(flat.named()["d"], torch.arange(5.0))
+    share = gradients_like(flat, 2)
+    flat.add_gradients(1, share)
+    vectors = flat.sum_gradients()
+    found = [view for laid, vector in zip(flat.groups, vectors, strict=True) for view in laid.views(vector)]
+    assert all(torch.equal(one, other) for one, other in zip(found, share, strict=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from near import assert_near
@@ -112,3 +114,46 @@ def test_the_state_is_named_by_tensor_and_a_copy() -> None:
     kept = {key: value.clone() for key, value in state.items()}
     take_step(flat, optimizer, 1)
     assert all(torch.equal(state[key], kept[key]) for key in kept)
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_an_exchanged_group_begins_anew_and_the_others_go_on_as_if_nothing_had_been(at: int) -> None:
+    flat, optimizer = flat_of(parameters())
+    unbroken, usual = flat_of(parameters())
+    for step in range(at):
+        take_step(flat, optimizer, step)
+        take_step(unbroken, usual, step)
+    groups = [laid.group for laid in flat.groups]
+    new = nn.Parameter(torch.zeros(4))
+    optimizer.exchange([groups[0], Group({"b": new}, decays=False), groups[2]])
+    alone = FlatTrainables([Group({"b": nn.Parameter(torch.zeros(4))}, decays=False)], workers=1)
+    fresh = FlatAdamW(alone, SETTINGS)
+    assert not any(name.endswith(".b") for name in optimizer.named_state())
+    generator = torch.Generator().manual_seed(7)
+    for step in range(at, len(RATES)):
+        shares = {name: torch.randn(shape, generator=generator) for name, shape in {**SHAPES, "new": (4,)}.items()}
+        for each, adamw, names in (
+            (flat, optimizer, ("a", "new", "c")),
+            (unbroken, usual, ("a", "b", "c")),
+            (alone, fresh, ("new",)),
+        ):
+            each.clear_gradients()
+            each.add_gradients(0, [shares[name] for name in names])
+            each.sum_gradients()
+            adamw.step(RATES[step])
+    moved = flat.named()
+    assert all(torch.equal(moved[name], unbroken.named()[name]) for name in ("a", "c"))
+    assert torch.equal(moved["b"], alone.named()["b"])
+    assert bool(moved["b"].any())
+
+
+def test_nothing_is_held_any_more_of_what_was_exchanged() -> None:
+    tensors = parameters()
+    flat, optimizer = flat_of(tensors)
+    take_step(flat, optimizer, 0)
+    state = optimizer.optimizer.state[flat.groups[1].vector]
+    watched = [weakref.ref(each) for each in (flat.groups[1].vector, state["exp_avg"], flat.gradients[0][1])]
+    del state
+    groups = [laid.group for laid in flat.groups]
+    optimizer.exchange([groups[0], Group({"b": nn.Parameter(torch.zeros(4))}, decays=False), groups[2]])
+    assert [each() for each in watched] == [None, None, None]
