@@ -134,7 +134,7 @@ class Family:
     logit_bias: str | None = None  # from the model with its head: a buffer that is added to the logits
     positions_end: bool = True  # whether `max_position_embeddings` or `n_positions` of the config is a limit
     position_table: str | None = None  # from a stack of an encoder-decoder: positions' embeddings, if it counts itself
-    bias_by_distance: bool = False  # whether the attention of a stack's first layer makes a bias, which each layer hands on
+    bias_by_distance: bool = False  # whether a stack's first layer makes a bias of scores that each hands on
 
 
 _SCORE = (HeadPart("score"),)

@@ -17,6 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 from luthier.models.anatomy import Anatomy, LayerAnatomy
 from luthier.models.call import Call, current_call
 from luthier.models.families import Family
+from luthier.models.position_bias import position_bias
 from luthier.models.taps import Taps
 
 
@@ -67,7 +68,7 @@ def _noting(number: int) -> Any:
 
 
 _Beside = Callable[..., tuple[Any, ...]]
-"""What a layer gives beside its state when it computes nothing, by the length of the rows and its own arguments."""
+"""What a layer that computes nothing gives beside its state, by its arguments."""
 
 
 def skip_layers(hf: PreTrainedModel, anatomy: Anatomy) -> None:
@@ -84,19 +85,19 @@ def _skipping(forward: Callable[..., Any], number: int, beside: _Beside | None) 
         entering = current_call().entering
         if entering is None or number >= entering[0]:
             return forward(hidden_states, *args, **kwargs)
-        return entering[1] if beside is None else (entering[1], *beside(entering[1].shape[1], *args, **kwargs))
+        return entering[1] if beside is None else (entering[1], *beside(entering[1], *args, **kwargs))
 
     return skipping
 
 
-def _given_beside(attention: Any, family: Family) -> _Beside | None:
+def _given_beside(attention: nn.Module, family: Family) -> _Beside | None:
     """What layers with such an attention give beside their state; None where they give their state alone.
 
     The first layer of a T5's stack makes the bias of positions for all, and each hands it on.
     """
 
-    def bias(length: int, mask: Tensor | None, position_bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
-        return attention.compute_bias(length, length) if position_bias is None else position_bias, None
+    def bias(states_BTD: Tensor, mask: Tensor | None, given: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+        return position_bias(attention, states_BTD, None) if given is None else given, None
 
     def weights(*args: Any, **kwargs: Any) -> tuple[None]:
         return (None,)

@@ -61,9 +61,9 @@ def test_several_tasks_over_the_same_rows_are_as_one_by_one_and_the_base_runs_on
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_beside_an_encoder_decoder_each_is_as_alone_and_both_stacks_run_once(name: str) -> None:
     model = tiny_model(name)
-    names = ("fused", "laddered")
-    for index, (adapter, method) in enumerate((("fused", AttentionFusion()), ("laddered", Ladder(reduction=2)))):
-        randomize(method.attach(model, adapter, seed=index), 0.1 + 0.02 * index)
+    names = ("fused", "laddered", "shared")
+    for index, method in enumerate((AttentionFusion(), Ladder(reduction=2), LeTS(width=6))):
+        randomize(method.attach(model, names[index], seed=index), 0.1 + 0.02 * index)
     batch = usual_batch(model, None)
     alone = {adapter: model.forward(batch, adapter).logprob_N for adapter in names}
     assert_apart(alone["fused"], alone["laddered"])

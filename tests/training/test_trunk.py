@@ -51,6 +51,7 @@ OF_TWO_STACKS: tuple[tuple[str, Method], ...] = (
     ("ladder", Ladder(reduction=2)),
     ("ladder beside some layers", Ladder(reduction=2, every=2)),
     ("attention-fusion", AttentionFusion()),
+    ("lets", LeTS(width=6, choices=("compute", "reuse", "compute"))),
     ("the decoder's last layer", TopLayers(num_layers=1)),
     ("all of the decoder's layers", TopLayers(num_layers=3)),
     ("lora above the decoder's first layer", LoRA(rank=2, layers=(3, 4))),
@@ -107,8 +108,6 @@ def test_with_what_is_kept_the_same_is_computed_and_layers_below_are_not(
     model = tiny_model(name)
     if isinstance(method, Full) and method.train_head and model.anatomy.is_head_tied:
         pytest.skip("a head that is the embedding does not train alone")
-    if isinstance(method, LeTS) and model.anatomy.family.kind == "encoder":
-        pytest.skip("stands beside decoders")
     check_later_epochs(model, method.attach(model, "default", seed=0), tmp_path)
 
 
