@@ -17,7 +17,7 @@ from typing import Any
 from luthier.data.dataset import Dataset
 from luthier.errors import LuthierError, UsageError
 from luthier.evaluation.compare import Candidate, losses_by_row
-from luthier.methods import ADAPTER, METHODS, kind_of
+from luthier.methods import ADAPTER, METHODS, Method, kind_of
 from luthier.ops.workers import Workers
 from luthier.prepared import check_recipe
 from luthier.recipe import Recipe, dump_recipe
@@ -140,14 +140,20 @@ def _check_kinds(kinds: Sequence[str], recipe: Recipe) -> None:
     for kind in kinds:
         if kind not in known:
             raise UsageError(f"There is no method {kind!r}.", f"Choose among: {', '.join(known)}.")
-        needed = [name for name, field in by_kind[kind].model_fields.items() if field.is_required()]
-        if needed and kind != recipe.method.kind:
+        needed = () if kind == recipe.method.kind else _needed(by_kind[kind], recipe.objective.takes_labels)
+        if needed:
             raise UsageError(
                 f"The method {kind!r} has no default for {', '.join(needed)}.",
                 "Give a recipe whose own method it is: that one keeps its settings.",
             )
     if not kinds or len(set(kinds)) < len(kinds):
         raise UsageError("Each method is to be named once.", f"Choose among: {', '.join(known)}.")
+
+
+def _needed(method: type[Method], takes_labels: bool) -> tuple[str, ...]:
+    """The settings of a method that have no default."""
+    required = tuple(name for name, field in method.model_fields.items() if field.is_required())
+    return required or method(kind=kind_of(method)).lacking(takes_labels)
 
 
 def _within(recipe: Recipe, dataset: Dataset, budget_tokens: int) -> Recipe:

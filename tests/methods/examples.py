@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from models.tiny import tiny_model
+from models.tiny import CLASSES, tiny_model
 from models.tuned import quiet, randomize
 
 from luthier.methods import (
@@ -47,6 +47,8 @@ from luthier.methods import (
     VeRA,
 )
 from luthier.methods.adamix import AdapterHost
+from luthier.models.heads import ClassHead
+from luthier.models.language_model import LanguageModel
 
 EXAMPLES: tuple[Method, ...] = (
     LoRA(rank=3, alpha=5),
@@ -115,14 +117,14 @@ REFUSED: dict[tuple[str, str], str] = {
         for name in ("t5", "t5-gated", "bart")
     },
     ("unipelt", "falcon-new"): "takes no learned prefix",
-    ("warp", "bert"): "a head for classes takes the place of",
-    ("warp", "roberta"): "a head for classes takes the place of",
 }
 """(kind, family) → what the refusal says, where a family has no place for a method."""
 
 
 def ready(method: Method, family: str, new_folder: Callable[[], Path]) -> Method:
-    """The example with the adapters that it names, made for a family in a new folder."""
+    """The example for a family: with the adapters that it names made in a new folder, without words where it needs none."""
+    if isinstance(method, WARP) and family in ENCODERS:
+        return method.model_copy(update={"classes": None})
     if not isinstance(method, AdapterFusion):
         return method
     folder = new_folder()
@@ -132,3 +134,9 @@ def ready(method: Method, family: str, new_folder: Callable[[], Path]) -> Method
         (folder / adapter).mkdir()
         attachment.write(folder / adapter, quiet)
     return method.with_paths(lambda path: str(folder / path))
+
+
+def model_for(method: Method, family: str) -> LanguageModel:
+    """A tiny model of a family with the head that a recipe with this method has it loaded with."""
+    reads_mask = family in ENCODERS and method.class_head(ClassHead(CLASSES)).reads_mask
+    return tiny_model(family, purpose="mask" if reads_mask else None)
