@@ -8,6 +8,7 @@ from pathlib import Path
 
 from luthier.errors import NotFound
 from luthier.methods import ADAPTER
+from luthier.models.heads import ClassHead
 from luthier.models.language_model import FastModel, LanguageModel
 from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
@@ -32,7 +33,7 @@ def load_run(folder: Path, announce: Announce) -> LanguageModel:
         tuned = folder / recipe.method.output_folder
         _require_output(tuned, folder)
         settings = recipe.model.model_copy(update={"name": str(tuned), "revision": None})
-        return load_model(settings, announce, head=recipe.objective.head(recipe.seed))
+        return load_model(settings, announce, head=_head_of(recipe))
     _require_output(folder / recipe.method.output_folder, folder)
     model = load_base_of(recipe, announce)
     recipe.method.continued(folder).attach(model, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
@@ -61,11 +62,17 @@ def load_base_of(recipe: Recipe, announce: Announce) -> LanguageModel:
         fast=FastModel(
             attention=fast.attention, head=fast.head, gated_mlp=fast.gated_mlp, norm=fast.norm, linear=fast.linear
         ),
-        head=recipe.objective.head(recipe.seed),
+        head=_head_of(recipe),
     )
     if recipe.training.gradient_checkpointing:
         model.checkpoint_layers()
     return model
+
+
+def _head_of(recipe: Recipe) -> ClassHead | None:
+    """The head for classes that the recipe's model is loaded with; None for one over words."""
+    head = recipe.objective.head(recipe.seed)
+    return None if head is None else recipe.method.class_head(head)
 
 
 def _trainable_dtype(recipe: Recipe) -> ModelSettings:

@@ -157,6 +157,21 @@ def test_a_tuned_base_is_a_model_of_transformers_with_the_classes_names(kind: st
     assert_near(torch.tensor(list(ours.classify([text])[0].probabilities.values())), logits.softmax(-1).detach())
 
 
+def test_warp_learns_the_classes_at_a_mask_through_the_encoders_own_head_over_words(desk: Path) -> None:
+    method = {"kind": "warp", "rank": None, "num_virtual_tokens": 8, "classes": ["a", "b", "c"]}
+    said: list[str] = []
+    values = values_of(desk, method=method, training={**LEARNS["training"], "steps": 80, "peak_lr": 0.05})
+    begin(values, desk / "warp", announce=said.append)
+    numbers = 8 * 32 + 3 * 32 + 3
+    assert f"Method warp: {numbers} numbers train, {3 * 32 + 3} of them in the new head." in said
+    assert api.evaluate(desk / "warp").measures[1].estimates[1].value > 0.8
+    model = api.load(desk / "warp")
+    assert isinstance(model, api.Classifier)
+    assert model.generate("The lamp 7 is broken.") == "angry"
+    with pytest.raises(DataError, match="the model holds 128, 9 of them virtual"):
+        model.classify(["word " * 200])
+
+
 def test_a_decoder_tells_classes_apart_at_its_last_token(desk: Path) -> None:
     begin(values_of(desk, model="decoder", **LEARNS), desk / "decoder-run")
     assert api.evaluate(desk / "decoder-run").measures[1].estimates[1].value > 0.8
@@ -165,7 +180,7 @@ def test_a_decoder_tells_classes_apart_at_its_last_token(desk: Path) -> None:
     assert "score.weight" in str((desk / "decoder-run" / "adapter" / "adapter_model.safetensors").read_bytes()[:9000])
 
 
-@pytest.mark.parametrize("kind", ["prompt-tuning", "prefix-tuning", "ladder", "lets", "bitfit"])
+@pytest.mark.parametrize("kind", ["prompt-tuning", "prefix-tuning", "warp", "ladder", "lets", "bitfit"])
 def test_a_run_broken_off_and_resumed_ends_in_the_same_bits(kind: str, desk: Path) -> None:
     own = {"ladder": {"reduction": 2}, "lets": {"width": 6, "search_share": 0.3}, "bitfit": {}}
     method = {"kind": kind, "rank": None, **own.get(kind, {"num_virtual_tokens": 4})}
@@ -198,5 +213,5 @@ def test_what_has_no_place_is_refused_before_a_step(desk: Path) -> None:
     writer = {**values_of(desk), "objective": {"kind": "sft"}}
     with pytest.raises(RecipeError, match="cannot write"):
         begin(writer, desk / "writer")
-    with pytest.raises(RecipeError, match="takes the place of"):
-        begin(values_of(desk, method={"kind": "warp", "rank": None, "classes": ["a"]}), desk / "warp")
+    with pytest.raises(RecipeError, match="fill no masks"):
+        begin(values_of(desk, model="decoder", method={"kind": "warp", "rank": None}), desk / "decoder-warp")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from methods.examples import EXAMPLES, REFUSED, ready
+from methods.examples import EXAMPLES, REFUSED, model_for, ready
 from methods.test_every_method import answers, train
 from models.tiny import tiny_model
 from models.tuned import logprobs, random_lora, randomize, usual_batch
@@ -43,7 +43,9 @@ def test_every_method_trains_there_as_on_the_cpu(
 ) -> None:
     method = ready(method, name, lambda: tmp_path_factory.mktemp("made"))
     losses = []
-    for model in (tiny_model(name), on_gpu(name)):
+    for device in ("cpu", "cuda"):
+        model = model_for(method, name)
+        model.hf.to(device)
         attachment = method.attach(model, "default", seed=0)
         assert all(tensor.device == model.device for tensor in attachment.trainables.values())
         losses.append(train(model, attachment))

@@ -1,5 +1,6 @@
 """Fine-tuning methods: one file each, and their list. What other packages add to it: `luthier.recipe.known_methods`."""
 
+import types
 from collections.abc import Iterable
 from typing import Annotated, Any, Union
 
@@ -97,7 +98,8 @@ def give_stack(methods: Iterable[type[Method]]) -> None:
     """Let a stack have these methods as its parts."""
     part = one_of(method for method in methods if issubclass(method, AdapterMethod) and method is not Stack)
     Stack.model_rebuild(_types_namespace={"AnyPart": part})
-    Stack.model_fields["parts"].annotation = tuple[part, ...]
+    parts: Any = types.GenericAlias(tuple, (part, ...))
+    Stack.model_fields["parts"].annotation = parts
     Stack.model_rebuild(force=True)
 
 

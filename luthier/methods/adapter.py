@@ -250,7 +250,8 @@ class AdapterAttachment(Attachment):
     """An adapter at work: its layers by the names that the model knew them by.
 
     shared: trainable tensors of no single layer, by name. frozen: tensors that do not train but belong into the file.
-    head: what of the model's head is new, which trains whole beside the adapter.
+    head: what of the model's head is new, which trains whole beside the adapter. head_start: what of it the method
+    began otherwise than the base has it.
     """
 
     def __init__(
@@ -271,6 +272,7 @@ class AdapterAttachment(Attachment):
         self.frozen = dict(frozen or {})
         self.extra: dict[str, Any] = {}
         self.trained_on = ""
+        self.head_start: dict[str, Tensor] = {}
         self.train_head(model.new_head)
 
     @property
@@ -287,6 +289,13 @@ class AdapterAttachment(Attachment):
         """Train these layers of the model's head too, whole. Raises RecipeError if the adapter itself is at one."""
         check_apart(tuple(self.layers), layers)
         self.head = TrainedHead(self.model, self.name, layers)
+
+    @torch.no_grad()
+    def begin_head(self, start: Mapping[str, Tensor]) -> None:
+        """Let tensors of the head that trains whole begin as these, by the base's names."""
+        self.head_start.update(start)
+        for name, tensor in start.items():
+            self.head.tensors[name].copy_(tensor)
 
     @property
     def num_in_head(self) -> int:

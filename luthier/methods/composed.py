@@ -24,6 +24,7 @@ from luthier.errors import RecipeError
 from luthier.methods.adapter import AdapterAttachment, AdapterMethod
 from luthier.methods.adapter_files import AdapterFile
 from luthier.methods.contract import Group, StepDone
+from luthier.models.heads import ClassHead
 from luthier.models.language_model import LanguageModel
 from luthier.models.taps import Taps
 from luthier.store.files import make_folder
@@ -66,6 +67,12 @@ class ComposedMethod(AdapterMethod):
     ) -> dict[str, nn.Parameter]:
         """What trains beside the parts, by name, once they are in their places; a method may bind them together here."""
         return {}
+
+    def class_head(self, head: ClassHead) -> ClassHead:
+        """As every part asks for it."""
+        for part in self.named_parts.values():
+            head = part.class_head(head)
+        return head
 
     def file_settings(self) -> dict[str, Any]:
         """The parts, each with its settings."""
@@ -149,6 +156,7 @@ class ComposedAttachment(AdapterAttachment):
         super().__init__(method, model, name, {}, shared=shared)
         self.parts = dict(parts)
         for part in self.parts.values():
+            self.begin_head(part.head_start)
             part.train_head(())  # a new head is of the whole
 
     @property

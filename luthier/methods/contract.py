@@ -21,6 +21,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from luthier.models.heads import ClassHead
 from luthier.models.language_model import LanguageModel, Outputs
 from luthier.models.taps import Taps, taps_below
 from luthier.types import Settings
@@ -197,6 +198,14 @@ class Method(Settings, ABC):
         name: how `LanguageModel.forward(adapters=…)` calls it. seed: decides the random start, each tensor by its name.
         fast: use the operations of `ops`. Raises RecipeError, naming the field, if the model has no place for it.
         """
+
+    def class_head(self, head: ClassHead) -> ClassHead:
+        """The head for the objective's classes that the method needs, where the model is loaded with one."""
+        return head
+
+    def lacking(self, takes_labels: bool) -> tuple[str, ...]:
+        """Which settings are missing, beside those that always must be given: it depends on whether labels name the classes."""
+        return ()
 
     def continued(self, folder: Path) -> Method:
         """The method that, attached, takes up what a finished run of this one left in its folder."""

@@ -3,7 +3,8 @@
 A document begins with as many placeholder tokens as the method asks for (`data.placeholders`), at positions 0 to V − 1,
 and its own tokens go on from position V. A soft prompt replaces the placeholders' embeddings. It lives in the space of
 what the embedding gives, so after the factor by which some families (Gemma) scale its rows, as peft's do. An encoder's head
-for classes still reads the first token of the document itself; peft's reads the first virtual one. In an encoder-decoder
+for classes still reads the first token of the document itself (peft's reads the first virtual one), or a mask that stands
+between prompt and document, if the method puts one there: it takes one more placeholder. In an encoder-decoder
 all this is so for the source, and the decoder's tokens are as they were.
 
 Shapes: V virtual tokens, D width of the embedding, N tokens, M placeholders among them.
@@ -64,14 +65,16 @@ class RowSource(PromptSource):
 class PromptBranch(Branch):
     """A soft prompt at the embedding: its rows for the placeholders, the base's for all other tokens.
 
-    in_sources: whether the placeholders stand before what an encoder reads.
+    in_sources: whether the placeholders stand before what an encoder reads. mask: the token that one more placeholder, behind
+    those of the prompt, stands for; None if there is none.
     """
 
-    def __init__(self, source: PromptSource, num_virtual: int, in_sources: bool) -> None:
+    def __init__(self, source: PromptSource, num_virtual: int, in_sources: bool, mask: int | None) -> None:
         super().__init__()
         self.source = source
         self.num_virtual = num_virtual
         self.in_sources = in_sources
+        self.mask = mask
 
     @property
     def tensors(self) -> dict[str, nn.Parameter]:
@@ -81,11 +84,13 @@ class PromptBranch(Branch):
     def forward(self, tokens_N: Tensor, layer: AdaptedEmbedding, run: Run) -> Tensor:
         """The embeddings (N, D) of a run's tokens."""
         call = current_call()
-        rows_ND = layer.rows(tokens_N)
         if call.is_source != self.in_sources:
-            return rows_ND
+            return layer.rows(tokens_N)
         assert call.positions_N is not None, "a stack is called with positions"
         own_N = call.positions_N[run.start : run.stop]
+        if self.mask is not None:
+            tokens_N = tokens_N.masked_fill(own_N == self.num_virtual, self.mask)
+        rows_ND = layer.rows(tokens_N)
         (at_M,) = torch.nonzero(own_N < self.num_virtual, as_tuple=True)
         if len(at_M) == 0:  # each step of generation but the first
             return rows_ND
@@ -160,7 +165,8 @@ class SoftPromptAttachment(AdapterAttachment):
         """Write the adapter; say so where peft would read the class of a text at another token."""
         super().write(folder, announce)
         anatomy = self.model.anatomy
-        if self.layers and anatomy.purpose == "classes" and anatomy.family.pooled == "first":
+        is_read_elsewhere = anatomy.purpose == "classes" and anatomy.family.pooled == "first"
+        if self.layers and is_read_elsewhere and not self.model.virtual_tokens[self.name].reads_last:
             announce(
                 "Other tools read an encoder's class at the first virtual token of this prompt; Luthier reads it at the "
                 "first token of the text."
@@ -207,11 +213,14 @@ class SoftPromptMethod(AdapterMethod):
         return (Group(tensors, decays=False),)
 
 
-def place_prompt(model: LanguageModel, name: str, source: PromptSource, num_virtual: int) -> AdaptedLayer:
-    """The embedding, with the prompt of an adapter at work there."""
+def place_prompt(
+    model: LanguageModel, name: str, source: PromptSource, num_virtual: int, mask: int | None = None
+) -> AdaptedLayer:
+    """The embedding, with the prompt of an adapter at work there; behind it the token `mask`, which the head is to read."""
     layer = adapted(model, model.anatomy.embedding)
-    layer.add(name, PromptBranch(source, num_virtual, in_sources=model.anatomy.encoder is not None))
-    model.add_virtual_tokens(name, VirtualTokens(num_virtual))
+    layer.add(name, PromptBranch(source, num_virtual, in_sources=model.anatomy.encoder is not None, mask=mask))
+    has_mask = mask is not None
+    model.add_virtual_tokens(name, VirtualTokens(num_virtual + has_mask, reads_last=has_mask))
     return layer
 
 

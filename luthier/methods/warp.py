@@ -1,11 +1,18 @@
-"""WARP: learned words around the input, and learned output rows for the words that name the classes.
+"""WARP: learned words around the input, and a learned row for each class in the place of the rows of words.
 
-Hambardzumyan, Khachatrian & May 2021, ACL 2021 (from memory: https://arxiv.org/abs/2101.00121). The paper puts K learned
-embeddings P around the input of a masked model and scores class c at the mask by v_c · z + b_c, with V_c and b learned.
+Hambardzumyan, Khachatrian & May 2021, ACL 2021 (from memory: https://arxiv.org/abs/2101.00121). A masked model reads K learned
+embeddings P, its own mask and the text; z is what its head over words makes of the mask, before the rows of the vocabulary:
 
-For a decoder, which the paper does not treat, this is our extension: P stands before the document as in prompt tuning, z is
-the state after the final norm that the next token is read from, and in the logits of the vocabulary those of `classes`
-(words of one token each) are
+    z = LayerNorm(g(W h_mask + c)),   y_c = v_c · z + b_c,   p = softmax over the C classes
+
+with P, V and b learned, and all else frozen. So it is for encoders with a masked head and `objective.kind: classification`:
+the classes are the objective's. V begins small and random with b = 0, or, with `classes`, as the rows of these words and
+their biases in the head: then the model begins as a choice among these words at the mask (a cloze). The paper allows P
+anywhere in the text. Ours stands in front, P then the mask, at positions 0 to K; the text goes on from position K + 1.
+
+For a model that writes, which the paper does not treat, this is our extension: P stands before the document as in prompt
+tuning, z is the state after the final norm that the next token is read from, and in the logits of the vocabulary those of
+`classes` (words of one token each) are
 
     y_c = v_c · z + b_c      in place of the head's row; all other logits stay.
 
@@ -14,11 +21,12 @@ follows the class word. The learned rows begin as the head's own, so at first on
 
 Merges: no. Deep backward: yes, to the input. Over 4 bits: yes. Identity at the start: no.
 Trainable numbers: V · D + C · O + C.
-Shapes: V virtual tokens, D width of the embedding, O width of the states, C classes, N tokens.
+Shapes: V virtual tokens (K, without the mask), D width of the embedding, O width of the states, C classes, N tokens.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -33,11 +41,13 @@ from luthier.methods.bank import AdaptedLinear, LinearBranch, adapted
 from luthier.methods.contract import Kin, Traits
 from luthier.methods.soft_prompts import RowSource, SoftPromptAttachment, WordPromptMethod, place_prompt, tokens_of
 from luthier.models.call import Run
+from luthier.models.heads import ClassHead
 from luthier.models.language_model import LanguageModel
+from luthier.models.reading import words_layer
 
 
 class WARP(WordPromptMethod):
-    """A prompt, and rows of the head for the words of the classes."""
+    """A prompt, and a row for each class in the place of the head's rows of words."""
 
     family: ClassVar[Kin] = "soft-prompt"
     paper: ClassVar[str] = "Hambardzumyan et al. 2021, ACL 2021"
@@ -47,24 +57,77 @@ class WARP(WordPromptMethod):
     form: ClassVar[OwnForm] = OwnForm("warp")
 
     kind: Literal["warp"] = "warp"
-    classes: tuple[str, ...] = Field(
+    classes: tuple[str, ...] | None = Field(
+        None,
         min_length=1,
-        description="The words that answers choose among, each one token; a space before a word is part of it.",
+        description="Words of one token each; a space before a word is part of it. For a model that writes, those that answers choose among; for an encoder, what each of the objective's classes begins as, in their order; unset there: at random.",
     )
+
+    def lacking(self, takes_labels: bool) -> tuple[str, ...]:
+        """The classes, where neither the objective nor an adapter has them."""
+        is_told = takes_labels or self.classes is not None or self.begin_from is not None
+        return () if is_told else ("classes",)
+
+    def class_head(self, head: ClassHead) -> ClassHead:
+        """One that reads a mask."""
+        return replace(head, reads_mask=True)
 
     def source(self, model: LanguageModel, generator: torch.Generator) -> RowSource:
         """The rows of the prompt."""
         return RowSource(self.first_rows(model, generator))
 
     def place(self, model: LanguageModel, name: str, seed: int, fast: bool) -> AdapterAttachment:
-        """A fresh prompt at the embedding, and fresh rows at the head. Raises RecipeError for a head that has no words."""
-        if model.anatomy.purpose == "classes":
+        """A fresh prompt at the embedding, and fresh rows at the head. Raises RecipeError for a head that has neither place."""
+        if model.anatomy.purpose == "words":
+            return self._among_words(model, name, seed)
+        return self._at_mask(model, name, seed)
+
+    def _at_mask(self, model: LanguageModel, name: str, seed: int) -> AdapterAttachment:
+        """The paper's: behind the prompt a mask, which the new last layer of the head reads."""
+        if not model.anatomy.reads_mask:
             raise RecipeError(
-                "WARP reads classes off the head over the vocabulary, which a head for classes takes the place of.",
-                "Set method.kind to prompt-tuning, or objective.kind to sft with a model that writes.",
+                "WARP reads classes off what the head over words makes of a mask, and this model was loaded with a head for "
+                "classes in its place.",
+                "Load it with the head that WARP(...).class_head gives, as a recipe with this method does.",
                 field="method.kind",
             )
-        token_C = self._class_tokens(model).to(model.device)
+        mask = model.tokenizer.mask_token_id
+        if not isinstance(mask, int):
+            raise RecipeError(
+                "The model's tokenizer has no mask token.",
+                "Set mask_token in its tokenizer_config.json.",
+                field="model",
+            )
+        first_classes = self._first_classes(model)
+        source = self.source(model, generator_of(self.kind, seed)).to(model.device)
+        embedding = place_prompt(model, name, source, self.num_virtual_tokens, mask)
+        attachment = SoftPromptAttachment(self, model, name, source, {embedding.name: embedding})
+        attachment.begin_head(first_classes)
+        return attachment
+
+    def _first_classes(self, model: LanguageModel) -> dict[str, Tensor]:
+        """What V and b begin as, by the names that the model has for them; nothing if they begin as the model has them."""
+        if self.classes is None:
+            return {}
+        if len(self.classes) != len(model.classes):
+            raise RecipeError(
+                f"There are {len(self.classes)} words for the {len(model.classes)} classes {', '.join(model.classes)}.",
+                "Give one word for each of them, in this order, or leave method.classes out.",
+                field="method.classes",
+            )
+        words = words_layer(model.hf)
+        assert isinstance(words, nn.Linear)
+        token_C = self._class_tokens(model, self.classes).to(model.device)
+        head = model.anatomy.head
+        return {f"{head}.weight": words.weight[token_C], f"{head}.bias": words.bias[token_C]}
+
+    def _among_words(self, model: LanguageModel, name: str, seed: int) -> AdapterAttachment:
+        """Our extension: rows of their own for the words of the classes."""
+        if self.classes is None:
+            raise RecipeError(
+                "WARP has no classes.", "Name the words that answers choose among.", field="method.classes"
+            )
+        token_C = self._class_tokens(model, self.classes).to(model.device)
         source = self.source(model, generator_of(self.kind, seed)).to(model.device)
         embedding = place_prompt(model, name, source, self.num_virtual_tokens)
         head = adapted(model, model.anatomy.head)
@@ -77,10 +140,10 @@ class WARP(WordPromptMethod):
         layers = {embedding.name: embedding, head.name: head}
         return SoftPromptAttachment(self, model, name, source, layers, beside=beside)
 
-    def _class_tokens(self, model: LanguageModel) -> Tensor:
-        """The token of each class, shape (C,). Raises RecipeError for a word of several tokens, or two of one."""
-        found = [tokens_of(model, word) for word in self.classes]
-        for word, tokens in zip(self.classes, found, strict=True):
+    def _class_tokens(self, model: LanguageModel, words: tuple[str, ...]) -> Tensor:
+        """The token of each word, shape (C,). Raises RecipeError for a word of several tokens, or two of one."""
+        found = [tokens_of(model, word) for word in words]
+        for word, tokens in zip(words, found, strict=True):
             if len(tokens) != 1:
                 raise RecipeError(
                     f"The class {word!r} has {len(tokens)} tokens, but a class is one.",
@@ -95,7 +158,7 @@ class WARP(WordPromptMethod):
 
 
 class ClassBranch(LinearBranch):
-    """At the head: the logits of the classes by rows of their own."""
+    """At the head of a model that writes: the logits of the classes by rows of their own."""
 
     def __init__(self, token_C: Tensor, rows_CO: nn.Parameter, bias_C: nn.Parameter) -> None:
         super().__init__()

@@ -82,10 +82,11 @@ class Encoder:
 
 @dataclass(frozen=True)
 class HeadPart:
-    """One linear layer of a head, and what is applied to its output."""
+    """One layer of a head, and what is applied to its output."""
 
     name: str
-    activation: Literal["tanh"] | None = None
+    activation: Literal["tanh", "gelu"] | None = None
+    is_linear: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ class Family:
 
     `class_head`: the linear layers between the state of the pooled token and the logits of classes, in order; empty where
     transformers has no such head for the architecture.
+    `mask_head`: the layers between the state of a masked token and the logits of classes, in order: those of the head over
+    words, but for its last, in whose place there is one for classes; empty where the architecture fills no masks.
     """
 
     model_types: tuple[str, ...]
@@ -123,6 +126,7 @@ class Family:
     attention_mask_name: str = "attention_mask"  # what an attention calls the mask that its layer is given
     attends_by_interface: bool = True  # whether attention goes through transformers' attention interface
     class_head: tuple[HeadPart, ...] = ()  # from the model with a head for classes
+    mask_head: tuple[HeadPart, ...] = ()  # from the model with a head over words
     pooled: Pooled = "last"  # which of a text's tokens a head for classes reads
     pooler: str | None = None  # from the trunk: a part that holds layers of the head for classes
     embedding_norm: str | None = None  # from the trunk: the norm of what enters the first layer
@@ -196,6 +200,7 @@ def _llama_like(
 def _bert_like(
     model_type: str,
     class_head: tuple[HeadPart, ...],
+    mask_head: tuple[HeadPart, ...],
     pooler: str | None = None,
     token_types_key: str | None = None,
     positions_follow_padding: bool = False,
@@ -221,6 +226,7 @@ def _bert_like(
         norms=Norms(("attention.output.LayerNorm",), ("output.LayerNorm",)),
         norms_first=False,
         class_head=class_head,
+        mask_head=mask_head,
         pooled="first",
         pooler=pooler,
         embedding_norm="embeddings.LayerNorm",
@@ -317,11 +323,18 @@ FAMILIES: tuple[Family, ...] = (
     _bert_like(
         "bert",
         (HeadPart("bert.pooler.dense", "tanh"), HeadPart("classifier")),
+        (
+            HeadPart("cls.predictions.transform.dense"),
+            HeadPart("cls.predictions.transform.transform_act_fn", is_linear=False),
+            HeadPart("cls.predictions.transform.LayerNorm", is_linear=False),
+            HeadPart("classifier"),
+        ),
         pooler="pooler", token_types_key="type_vocab_size",
     ),
     _bert_like(
         "roberta",
         (HeadPart("classifier.dense", "tanh"), HeadPart("classifier.out_proj")),
+        (HeadPart("lm_head.dense", "gelu"), HeadPart("lm_head.layer_norm", is_linear=False), HeadPart("classifier")),
         positions_follow_padding=True,
     ),
     Family(

@@ -3,6 +3,9 @@
 A head for classes reads the state of one token (the first of an encoder's text, the last of a decoder's) through the
 layers that the family names. What of them the model's files do not hold is drawn from the run's seed, each layer by its
 name, as transformers draws linear layers: N(0, initializer_range), biases zero.
+
+An encoder can have another: its head over words, which fills masks, with a new last layer for the classes beside the one
+for words. It reads a mask, which whoever asks for this head must put before the text.
 """
 
 from __future__ import annotations
@@ -13,26 +16,37 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from luthier.errors import RecipeError
 from luthier.models.anatomy import replace_module
 from luthier.models.families import Family
+from luthier.models.reading import words_layer
 from luthier.models.sources import ModelSource, check_complete, read_folder
 from luthier.ops.draws import salt_of
 
 _STD = 0.02
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "gelu": F.gelu}
 
 
 @dataclass(frozen=True)
 class ClassHead:
-    """A head for these classes, in this order; `seed` decides those of its weights that are new."""
+    """A head for these classes, in this order; `seed` decides those of its weights that are new.
+
+    reads_mask: whether it reads a mask, through the layers of the head over words.
+    """
 
     classes: tuple[str, ...]
     seed: int = 0
+    reads_mask: bool = False
 
 
 def classes_of(config: PreTrainedConfig) -> tuple[str, ...]:
@@ -59,7 +73,8 @@ def read_class_weights(
     """The model with a head for classes, and the names of the head's layers that are to be trained because it is new.
 
     Layers that the files lack, or hold for other classes, are drawn. Heads for other tasks in the files are left out.
-    Raises as `sources.read_weights`, and RecipeError for a .gguf file.
+    Raises as `sources.read_weights`, and RecipeError for a .gguf file, and where the head is to read a mask and there is none
+    that does.
     """
     if source.gguf is not None:
         raise RecipeError(
@@ -70,16 +85,51 @@ def read_class_weights(
     is_its_own = classes_of(config) == head.classes
     config = copy.deepcopy(config)
     name_classes(config, head.classes)
+    if head.reads_mask:
+        model = _read_with_words(source, config, family, dtype, attn_implementation)
+        add_class_layer(model, family, len(head.classes))
+        new = (family.mask_head[-1].name,)
+        draw_head(model, new, head.seed)
+        return model, new
     model, report = read_folder(AutoModelForSequenceClassification, source, config, dtype, attn_implementation)
     layers = tuple(part.name for part in family.class_head)
     absent = {layer for layer in layers if any(_is_of_any((layer,), key) for key in _absent(report))}
     absent |= set() if is_its_own else {layers[-1]}
-    rest = {kind: [key for key in keys if not _is_of_any(layers, key)] for kind, keys in report.items()}
-    # what is no part of the layers belongs to the heads of other tasks
-    rest["unexpected_keys"] = [key for key in rest.get("unexpected_keys", ()) if f"{family.layers}." in key]
-    check_complete(source.folder, rest)
+    _check_beside(layers, source, family, report)
     draw_head(model, tuple(layer for layer in layers if layer in absent), head.seed)
     return model, new_layers(family, absent)
+
+
+def _read_with_words(
+    source: ModelSource, config: PreTrainedConfig, family: Family, dtype: torch.dtype, attn_implementation: str | None
+) -> PreTrainedModel:
+    """The model with its head over words. Raises RecipeError if its family, or its files, have none that fills masks."""
+    if not family.mask_head:
+        raise RecipeError(
+            f"Models of type {config.model_type!r} fill no masks, which the method reads classes at.",
+            "Choose an encoder, such as bert or roberta; or set method.kind to prompt-tuning.",
+            field="method.kind",
+        )
+    model, report = read_folder(AutoModelForMaskedLM, source, config, dtype, attn_implementation)
+    whole = (family.mask_head[0].name.partition(".")[0],)
+    lacking = sorted(_name(key) for key in _absent(report) if _is_of_any(whole, key))
+    if lacking:
+        raise RecipeError(
+            f"{source.name} was saved without its head over words, which the method reads classes off: it lacks "
+            f"{', '.join(lacking[:3])}{f' and {len(lacking) - 3} more' if len(lacking) > 3 else ''}.",
+            "Choose the encoder as it was pretrained, with its head for masked words; or set method.kind to prompt-tuning.",
+            field="model",
+        )
+    _check_beside(whole, source, family, report)
+    return model
+
+
+def add_class_layer(model: PreTrainedModel, family: Family, num_classes: int) -> None:
+    """Give a head over words its last layer for classes, beside the one for words; its numbers are yet to be drawn."""
+    words = words_layer(model)
+    assert isinstance(words, nn.Linear)
+    layer = nn.Linear(words.in_features, num_classes, device="meta", dtype=words.weight.dtype).to_empty(device="cpu")
+    replace_module(model, family.mask_head[-1].name, layer)
 
 
 def new_layers(family: Family, absent: set[str]) -> tuple[str, ...]:
@@ -89,15 +139,27 @@ def new_layers(family: Family, absent: set[str]) -> tuple[str, ...]:
     return tuple(name for name in names if name in absent or name.partition(".")[0] in outside)
 
 
+def _check_beside(layers: tuple[str, ...], source: ModelSource, family: Family, report: dict[str, Any]) -> None:
+    """Raise DataError if what is not of these layers of the head does not fit, but for the heads of other tasks."""
+    rest = {kind: [key for key in keys if not _is_of_any(layers, key)] for kind, keys in report.items()}
+    # what is no part of the layers belongs to the heads of other tasks
+    rest["unexpected_keys"] = [key for key in rest.get("unexpected_keys", ()) if f"{family.layers}." in key]
+    check_complete(source.folder, rest)
+
+
 def _absent(report: dict[str, Any]) -> list[Any]:
     """What the model has and the files do not, or in another shape."""
     return [*report.get("missing_keys", ()), *report.get("mismatched_keys", ())]
 
 
+def _name(key: Any) -> str:
+    """The parameter that an entry of a loading report is about."""
+    return str(key[0] if isinstance(key, tuple) else key)
+
+
 def _is_of_any(layers: tuple[str, ...], key: Any) -> bool:
     """Whether an entry of a loading report is about a parameter of one of these layers."""
-    name = str(key[0] if isinstance(key, tuple) else key)
-    return name.startswith(tuple(layer + "." for layer in layers))
+    return _name(key).startswith(tuple(layer + "." for layer in layers))
 
 
 @torch.no_grad()
@@ -126,6 +188,6 @@ class RestingPooler(nn.Module):
 
 def rest_pooler(model: PreTrainedModel, family: Family) -> None:
     """Let the pooler of a trunk that has one rest."""
-    if family.pooler is not None:
-        name = f"{family.trunk}.{family.pooler}"
+    name = f"{family.trunk}.{family.pooler}"
+    if family.pooler is not None and name in dict(model.named_modules()):
         replace_module(model, name, RestingPooler(model.get_submodule(name)))

@@ -40,7 +40,7 @@ from luthier.models.stacks import Encoded, encoded, last_states
 from luthier.models.taps import Tapped, highest
 from luthier.models.trunk import TrunkCache
 from luthier.models.untaken_positions import leave_positions
-from luthier.models.virtual_tokens import VirtualTokens, shown_positions
+from luthier.models.virtual_tokens import VirtualTokens, read_tokens, shown_positions
 from luthier.ops.head import LogitsOf, token_logprobs, token_logprobs_recomputed, token_logprobs_reference
 from luthier.types import Batch, Layout, Segment, Sources, Targets
 
@@ -377,7 +377,7 @@ class LanguageModel:
 
     def _outputs(self, batch: Batch, call: Call, hidden_BTD: Tensor) -> Outputs:
         """What the head says at the batch's targets."""
-        source_N = batch.targets.source_N
+        source_N = read_tokens(self.virtual_tokens, call.runs, batch.targets.source_N)
         hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, source_N)
         head_call = call.at(source_N)
         logprob_N = self._logprobs(hidden_ND, batch.targets.token_N, head_call)

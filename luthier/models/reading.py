@@ -50,12 +50,20 @@ def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
     )
 
 
+def words_layer(model: PreTrainedModel) -> nn.Module | None:
+    """The last layer of a model's head over words; None if it has no such head."""
+    return cast("nn.Module | None", model.get_output_embeddings())  # type: ignore[no-untyped-call]
+
+
 def _head(model: PreTrainedModel, family: Family) -> tuple[Literal["words", "classes"], tuple[HeadPart, ...]]:
     """What the model's head is for, and its layers."""
-    words = cast("nn.Module | None", model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    words = words_layer(model)
     if words is None:
         return "classes", family.class_head
-    return "words", (HeadPart(next(name for name, module in model.named_modules() if module is words)),)
+    names = {module: name for name, module in model.named_modules()}
+    if family.mask_head and family.mask_head[-1].name in names.values():  # a layer for classes beside that for words
+        return "classes", family.mask_head
+    return "words", (HeadPart(names[words]),)
 
 
 def _trunks(family: Family) -> tuple[str, ...]:

@@ -36,12 +36,14 @@ class VirtualTokens:
     prefix: computes the learned keys and values of every place, shape (L, 2, V, K, E); None if the virtual tokens have
     embeddings instead. gate: which share of the prefix each token takes; None if it takes all of it.
     takes_positions: whether the model counts them among a document's positions.
+    reads_last: whether an encoder's head for classes reads the last of them rather than the first token of the document.
     """
 
     count: int
     prefix: Callable[[], Tensor] | None = None
     gate: Gate | None = None
     takes_positions: bool = True
+    reads_last: bool = False
 
 
 def shown_positions(known: Mapping[str, VirtualTokens], runs: Sequence[Run], positions_BT: Tensor) -> Tensor:
@@ -53,6 +55,15 @@ def shown_positions(known: Mapping[str, VirtualTokens], runs: Sequence[Run], pos
             shown_N = shown_N.clone()
             shown_N[run.start : run.stop] = (shown_N[run.start : run.stop] - virtual.count).clamp(min=0)
     return shown_N.view(positions_BT.shape)
+
+
+def read_tokens(known: Mapping[str, VirtualTokens], runs: Sequence[Run], source_N: Tensor) -> Tensor:
+    """Which tokens a head for classes reads: of documents whose adapter `reads_last`, that before their first."""
+    for run in runs:
+        virtual = None if run.adapter is None else known.get(run.adapter)
+        if virtual is not None and virtual.reads_last:
+            source_N = source_N - ((source_N >= run.start) & (source_N < run.stop)).long()
+    return source_N
 
 
 def attention_places(anatomy: Anatomy) -> tuple[slice, slice, slice]:

@@ -78,6 +78,11 @@ class Recipe(Settings):
                 f"Rows of the form {self.data.format} are not what objective.kind {self.objective.kind} learns from; "
                 "set data.format to auto, or objective.kind to classification for rows with labels and to sft for others.",
             )
+        for setting in self.method.lacking(self.objective.takes_labels):
+            raise _at(
+                f"method.{setting}",
+                f"method.{setting} is missing, which {self.method.kind} needs with objective.kind {self.objective.kind}; add it.",
+            )
         return self
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from models.tiny import ENCODER_DECODERS, tiny_model
+from models.tiny import CLASSES, ENCODER_DECODERS, tiny_model
 from models.tuned import quiet, randomize
 
 from luthier.methods import (
@@ -47,6 +47,8 @@ from luthier.methods import (
     VeRA,
 )
 from luthier.methods.adamix import AdapterHost
+from luthier.models.heads import ClassHead
+from luthier.models.language_model import LanguageModel
 
 EXAMPLES: tuple[Method, ...] = (
     LoRA(rank=3, alpha=5),
@@ -109,16 +111,16 @@ REFUSED: dict[tuple[str, str], str] = {
     ("prefix-tuning", "falcon-new"): "takes no learned prefix",
     ("mam", "falcon-new"): "takes no learned prefix",
     ("unipelt", "falcon-new"): "takes no learned prefix",
-    ("warp", "bert"): "a head for classes takes the place of",
-    ("warp", "roberta"): "a head for classes takes the place of",
 }
 """(kind, family) → what the refusal says, where a family has no place for a method."""
 
 
 def ready(method: Method, family: str, new_folder: Callable[[], Path]) -> Method:
-    """The example as it fits a family, with the adapters that it names made for the family in a new folder."""
+    """The example as it fits a family: with the adapters that it names made in a new folder, without words it does not need."""
     if isinstance(method, LeTS):
         return fitting(method, family)
+    if isinstance(method, WARP) and family in ENCODERS:
+        return method.model_copy(update={"classes": None})
     if not isinstance(method, AdapterFusion):
         return method
     folder = new_folder()
@@ -135,3 +137,9 @@ def fitting(method: LeTS, family: str) -> LeTS:
     count = 3 if family in ENCODER_DECODERS else 2
     choices = None if method.choices is None else (method.choices * count)[:count]
     return method.model_copy(update={"choices": choices})
+
+
+def model_for(method: Method, family: str) -> LanguageModel:
+    """A tiny model of a family with the head that a recipe with this method has it loaded with."""
+    reads_mask = family in ENCODERS and method.class_head(ClassHead(CLASSES)).reads_mask
+    return tiny_model(family, purpose="mask" if reads_mask else None)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from methods.answers import answers, uncached_answer
-from methods.examples import ENCODERS, EXAMPLES, FAMILIES, REFUSED, ready
-from models.tiny import ENCODER_DECODERS, tiny_model
+from methods.examples import ENCODERS, EXAMPLES, FAMILIES, REFUSED, model_for, ready
+from models.tiny import ENCODER_DECODERS
 from models.tuned import logprobs, quiet, randomize, usual_batch
 from near import assert_apart, assert_near
 from torch import Tensor
@@ -78,14 +78,14 @@ def test_every_method_has_an_example() -> None:
 def test_a_family_without_a_place_for_a_method_is_refused_with_the_mend(kind: str, name: str) -> None:
     method = next(method for method in EXAMPLES if method.kind == kind)
     with pytest.raises(RecipeError) as caught:
-        method.attach(tiny_model(name), "default", seed=0)
+        method.attach(model_for(method, name), "default", seed=0)
     assert REFUSED[kind, name] in caught.value.found
     assert caught.value.mend
 
 
 @pytest.mark.parametrize(("method", "name"), CASES, indirect=["method"])
 def test_it_starts_where_its_traits_say(method: Method, name: str) -> None:
-    model = tiny_model(name)
+    model = model_for(method, name)
     before = logprobs(model, None)
     attachment = method.attach(model, "default", seed=0)
     if method.traits.identity_at_start:
@@ -96,7 +96,7 @@ def test_it_starts_where_its_traits_say(method: Method, name: str) -> None:
 
 @pytest.mark.parametrize(("method", "name"), CASES, indirect=["method"])
 def test_training_moves_exactly_what_it_declares_and_the_loss_falls(method: Method, name: str) -> None:
-    model = tiny_model(name)
+    model = model_for(method, name)
     attachment = method.attach(model, "default", seed=0)
     base = base_bits(model, attachment)
     start = {key: tensor.detach().clone() for key, tensor in attachment.trainables.items()}
@@ -110,7 +110,7 @@ def test_training_moves_exactly_what_it_declares_and_the_loss_falls(method: Meth
 
 @pytest.mark.parametrize(("method", "name"), CASES, indirect=["method"])
 def test_trained_tensors_are_fp32_and_each_in_one_group(method: Method, name: str) -> None:
-    attachment = method.attach(tiny_model(name), "default", seed=0)
+    attachment = method.attach(model_for(method, name), "default", seed=0)
     tensors = [tensor for group in attachment.groups for tensor in group.tensors.values()]
     assert all(tensor.dtype == torch.float32 for tensor in tensors)
     assert len({id(tensor) for tensor in tensors}) == len(tensors) == len(attachment.trainables)
@@ -119,14 +119,14 @@ def test_trained_tensors_are_fp32_and_each_in_one_group(method: Method, name: st
 
 @pytest.mark.parametrize(("method", "name"), CASES, indirect=["method"])
 def test_the_same_seed_makes_the_same_start(method: Method, name: str) -> None:
-    starts = [method.attach(tiny_model(name), "default", seed=7).trainables for _ in range(2)]
+    starts = [method.attach(model_for(method, name), "default", seed=7).trainables for _ in range(2)]
     assert list(starts[0]) == list(starts[1])
     assert all(torch.equal(starts[0][key], starts[1][key]) for key in starts[0])
 
 
 @pytest.mark.parametrize(("method", "name"), CASES, indirect=["method"])
 def test_merged_computes_the_same_or_is_refused(method: Method, name: str) -> None:
-    model = tiny_model(name)
+    model = model_for(method, name)
     attachment = method.attach(model, "default", seed=0)
     randomize(attachment)
     unmerged = logprobs(model, attachment.adapter)
@@ -142,12 +142,12 @@ def test_merged_computes_the_same_or_is_refused(method: Method, name: str) -> No
 
 @pytest.mark.parametrize(("method", "name"), ADAPTERS, indirect=["method"])
 def test_a_written_adapter_is_read_back_as_the_same_function(method: Method, name: str, tmp_path: Path) -> None:
-    model = tiny_model(name)
+    model = model_for(method, name)
     attachment = method.attach(model, "default", seed=0)
     randomize(attachment)
     (tmp_path / "adapter").mkdir()
     attachment.write(tmp_path / "adapter", quiet)
-    fresh = tiny_model(name)
+    fresh = model_for(method, name)
     again = method.continued(tmp_path).attach(fresh, "default", seed=9)
     assert_near(logprobs(fresh), logprobs(model), 1e-5)
     assert again.adapter == "default"
@@ -155,7 +155,7 @@ def test_a_written_adapter_is_read_back_as_the_same_function(method: Method, nam
 
 @pytest.mark.parametrize(("method", "name"), ADAPTERS, indirect=["method"])
 def test_without_its_adapter_the_model_is_the_base(method: Method, name: str) -> None:
-    model = tiny_model(name)
+    model = model_for(method, name)
     before = logprobs(model, None)
     attachment = method.attach(model, "default", seed=0)
     randomize(attachment)
@@ -165,7 +165,7 @@ def test_without_its_adapter_the_model_is_the_base(method: Method, name: str) ->
 
 @pytest.mark.parametrize(("method", "name"), ADAPTERS, indirect=["method"])
 def test_rows_of_a_batch_may_each_have_their_own_adapter(method: Method, name: str) -> None:
-    model = tiny_model(name)
+    model = model_for(method, name)
     randomize(method.attach(model, "default", seed=0))
     randomize(LoRA(rank=2).attach(model, "other", seed=1), 0.2)
     whose = ("default", None, "other", "default")
@@ -184,7 +184,7 @@ def row_of_target(source_N: Tensor, starts: list[int]) -> Tensor:
 
 @pytest.mark.parametrize(("method", "name"), WRITERS, indirect=["method"])
 def test_generation_with_a_cache_is_as_without_and_a_batch_as_one_by_one(method: Method, name: str) -> None:
-    model = tiny_model(name)
+    model = model_for(method, name)
     attachment = method.attach(model, "default", seed=0)
     randomize(attachment)
     prompts = [(5, 9, 30, 4, 17, 8), (7,), (11, 50, 3)]

@@ -7,6 +7,7 @@ rows, and no gain is 1 and no bias 0, so that a part that is forgotten or turned
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from tokenizers.models import WordLevel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
@@ -25,12 +27,14 @@ from transformers import (
 from luthier.models.attention import FAST, REFERENCE, register_attention
 from luthier.models.families import family_of
 from luthier.models.fast_layers import use_fast_layers
-from luthier.models.heads import name_classes, new_layers, rest_pooler
+from luthier.models.heads import add_class_layer, name_classes, new_layers, rest_pooler
 from luthier.models.language_model import FastModel, Identity, LanguageModel
 from luthier.models.reading import read_anatomy
 
 VOCABULARY = 61
-Purpose = Literal["words", "classes"]
+MASK = VOCABULARY - 1
+Purpose = Literal["words", "classes", "mask"]
+"""What a head is over: words, classes, or classes read off a mask by the layers of an encoder's head over words."""
 PLAIN = FastModel(attention=False, head=False, gated_mlp=False, norm=False, linear=False)
 
 _WIDE = {
@@ -136,23 +140,30 @@ def plain_model(
 ) -> PreTrainedModel:
     """The tiny model as transformers alone computes it; the same weights whatever the attention.
 
-    purpose: what its head is over; unset, what the family's models are made for.
+    purpose: what its head is over; unset, what the family's models are made for. For mask it is the head over words alone.
     """
-    config = tiny_config(name)
-    auto: Any = AutoModelForSeq2SeqLM if name in ENCODER_DECODERS else AutoModelForCausalLM
-    if (purpose or purpose_of(name)) == "classes":
+    config, purpose = tiny_config(name), purpose or purpose_of(name)
+    autos: dict[Purpose, Any] = {
+        "words": AutoModelForSeq2SeqLM if name in ENCODER_DECODERS else AutoModelForCausalLM,
+        "classes": AutoModelForSequenceClassification,
+        "mask": AutoModelForMaskedLM,
+    }
+    if purpose != "words":
         name_classes(config, CLASSES)
-        auto = AutoModelForSequenceClassification
     with torch.random.fork_rng():
-        hf = auto.from_config(config, attn_implementation=attention)
+        hf = autos[purpose].from_config(config, attn_implementation=attention)
     if name in ENCODER_DECODERS:
         hf.generation_config.decoder_start_token_id = STARTS[name]
-    for key, parameter in (*hf.named_parameters(), *_biases_of_logits(hf)):
-        generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
-        with torch.no_grad():
-            parameter.copy_(_start(key, parameter, generator))
+    _settle([*hf.named_parameters(), *_biases_of_logits(hf)])
     model: PreTrainedModel = hf.requires_grad_(False).eval().to(dtype)
     return model
+
+
+@torch.no_grad()
+def _settle(named: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Give tensors their values, each by its name."""
+    for key, tensor in named:
+        tensor.copy_(_start(key, tensor, torch.Generator().manual_seed(zlib.crc32(key.encode()))))
 
 
 def _biases_of_logits(hf: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
@@ -167,12 +178,13 @@ def _start(key: str, parameter: torch.Tensor, generator: torch.Generator) -> tor
     return draw * 0.3 + (1.0 if key.endswith("weight") else 0.0)
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of as many words as the tiny models have tokens."""
+def tiny_tokenizer(*, has_mask: bool = False) -> PreTrainedTokenizerFast:
+    """A tokenizer of as many words as the tiny models have tokens; has_mask: whether its last word stands for a mask."""
     words = {"<pad>": 0, "<bos>": 1, "<eos>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>")
+    special = {"eos_token": "<eos>", "pad_token": "<pad>"} | ({"mask_token": f"w{MASK}"} if has_mask else {})
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
 def tiny_model(
@@ -185,9 +197,15 @@ def tiny_model(
     register_attention()
     ours = FAST if fast.attention else REFERENCE
     hf = plain_model(name, ours if family.attends_by_interface else "sdpa", dtype, purpose)
+    if purpose == "mask":
+        add_class_layer(hf, family, len(CLASSES))
+        last = family.mask_head[-1].name
+        _settle((f"{last}.{key}", tensor) for key, tensor in hf.get_submodule(last).named_parameters())
+        hf.requires_grad_(False)
     rest_pooler(hf, family)
     anatomy = read_anatomy(hf, family)
     use_fast_layers(hf, anatomy, norm=fast.norm, gated_mlp=fast.gated_mlp, linear=fast.linear)
-    new_head = new_layers(family, {anatomy.head}) if purpose == "classes" else ()
+    new_head = {"words": (), "classes": new_layers(family, {anatomy.head}), "mask": (anatomy.head,)}[purpose]
     identity = Identity(f"tiny-{name}", "0" * 64)
-    return LanguageModel(hf, tiny_tokenizer(), anatomy, identity, fast, new_head=new_head)
+    tokenizer = tiny_tokenizer(has_mask=purpose == "mask")
+    return LanguageModel(hf, tokenizer, anatomy, identity, fast, new_head=new_head)
