@@ -51,6 +51,8 @@ def train(
 
 def report_result(result: RunResult, announce: Callable[[str], None], as_json: bool) -> None:
     """Say what a run came to and what may follow; print its folder, or with `--json` the numbers."""
+    from luthier.tuned import recipe_of_run
+
     folder = quoted(result.folder)
     loss = "" if result.final_loss is None else f", loss {result.final_loss:.3f}"
     best = ""
@@ -58,6 +60,8 @@ def report_result(result: RunResult, announce: Callable[[str], None], as_json: b
         best = f", best held-out loss {result.best_validation_loss:.3f} at step {result.best_step}"
     early = ", stopped early" if result.stopped_early else ""
     announce(f"Finished after {result.steps} steps{early}{loss}{best}.")
-    announce(f"Next:  luthier chat {folder} --compare\n       luthier evaluate {folder} --data FILE")
+    tells_classes = recipe_of_run(result.folder).objective.takes_labels
+    ask = f"generate {folder} --prompt TEXT" if tells_classes else f"chat {folder} --compare"
+    announce(f"Next:  luthier {ask}\n       luthier evaluate {folder} --data FILE")
     document = {**vars(result), "folder": str(result.folder)}
     emit(document, str(result.folder), as_json)

@@ -27,6 +27,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ended = luthier("train", "recipe.yaml", "--out", "run", folder=desk)
     assert ended.code == 0, ended.err
     assert "labels will be learned" in ended.err
+    assert "luthier generate run --prompt TEXT" in ended.err
     return desk
 
 
