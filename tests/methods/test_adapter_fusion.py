@@ -226,6 +226,11 @@ def test_checkpointed_layers_give_the_same_gradients(name: str, tmp_path: Path) 
     assert_all_near(found[1], found[0], 1e-6)
 
 
+def test_a_fusion_of_nothing_is_refused() -> None:
+    with pytest.raises(ValidationError, match="nothing to fuse; name finished runs"):
+        AdapterFusion()
+
+
 def test_only_adapters_of_the_three_kinds_can_be_fused(tmp_path: Path) -> None:
     def attach(*adapters: str) -> Attachment:
         return AdapterFusion(adapters=adapters).attach(tiny_model("llama"), "default", seed=0)
@@ -235,7 +240,6 @@ def test_only_adapters_of_the_three_kinds_can_be_fused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = trained(tmp_path / "other", "gemma2", Compacter(width=8))
     for given, error in (
-        ((), RecipeError),
         (paths, RecipeError),
         (other, RecipeError),
         ((str(tmp_path / "empty"),), LuthierError),
