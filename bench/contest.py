@@ -60,7 +60,7 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> Work:
     data: Path = arguments.data or DATA / ("oasst1_trees/en_100_tree.jsonl" if arguments.mixed else "gsm8k/test.jsonl")
     name = data.stem if arguments.data else "oasst1 first replies" if arguments.mixed else "gsm8k"
     rows = arguments.rows if arguments.steps is None else min(arguments.rows, 8 * arguments.steps)
-    flags = ["--name", name, "--data", str(data.absolute()), "--model", _model(arguments.model)]
+    flags = ["--name", name, "--data", str(data.absolute()), "--model", model_name(arguments.model)]
     flags += ["--rows", str(rows), "--budget", str(arguments.budget)]
     flags += ["--max-length", str(_MIXED_MAX_LENGTH)] if arguments.mixed else []
     say("Preparing the work: rows, order, initial adapter ...")
@@ -73,7 +73,8 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> Work:
     return work
 
 
-def _model(text: str) -> str:
+def model_name(text: str) -> str:
+    """The model as a process in another folder, or a recipe there, is to name it."""
     path = Path(text)
     return str(path.absolute()) if path.is_dir() else text
 

@@ -9,17 +9,17 @@ own; given again with the same --work, the command goes on where it stood.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.contest import DATA, machine, say
+from bench.banking import add_banking_options, read_banking
+from bench.contest import machine, model_name, say
 from bench.processes import ROOT, SideFailed, run_module
 from luthier.methods import METHODS, kind_of
 from luthier.recipe.method_table import methods_in_order
@@ -46,13 +46,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ipt": {"method": {"decoder": "before/ipt-subspace"}},
 }
 
-# Runs that methods begin with, in their order: task, method.
-BEFORE: dict[str, tuple[str, dict[str, Any]]] = {
-    "pfeiffer-first": ("first", {"kind": "pfeiffer"}),
-    "pfeiffer-second": ("second", {"kind": "pfeiffer"}),
-    "prompt-first": ("first", {"kind": "prompt-tuning"}),
-    "prompt-second": ("second", {"kind": "prompt-tuning"}),
+# Runs that methods begin with, in their order: the method that does, the task, and what trains.
+BEFORE: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "pfeiffer-first": ("adapter-fusion", "first", {"kind": "pfeiffer"}),
+    "pfeiffer-second": ("adapter-fusion", "second", {"kind": "pfeiffer"}),
+    "prompt-first": ("ipt", "first", {"kind": "prompt-tuning"}),
+    "prompt-second": ("ipt", "second", {"kind": "prompt-tuning"}),
     "ipt-subspace": (
+        "ipt",
         "first",
         {"kind": "ipt", "stage": "subspace", "tasks": ["before/prompt-first", "before/prompt-second"]},
     ),
@@ -64,10 +65,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.methods", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument(
-        "--data", type=Path, default=DATA / "banking77" / "train.csv", help="CSV of text and category (banking77's)"
-    )
-    parser.add_argument("--model", default="smollm2-135m", help="built-in name or a transformers folder")
+    add_banking_options(parser)
     parser.add_argument("--only", nargs="+", choices=[*map(kind_of, METHODS)], metavar="KIND", help="some methods")
     parser.add_argument("--budget-tokens", type=int, default=10_000, help="tokens for each method (default: 10000)")
     parser.add_argument("--seeds", type=int, default=3, help=f"of {', '.join(SEVERAL_SEEDS)} (default: 3)")
@@ -77,9 +75,8 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def deal(rows: Iterable[dict[str, str]]) -> dict[str, list[dict[str, Any]]]:
+def deal(rows: Sequence[dict[str, str]]) -> dict[str, list[dict[str, Any]]]:
     """The rows of each task, shuffled, as chats: of four intents two go to the first task and one to each other."""
-    rows = list(rows)
     intents = sorted({row["category"] for row in rows})
     task_of = {intent: TASKS[max(0, index % 4 - 1)] for index, intent in enumerate(intents)}
     dealt: dict[str, list[dict[str, Any]]] = {task: [] for task in TASKS}
@@ -94,10 +91,7 @@ def deal(rows: Iterable[dict[str, str]]) -> dict[str, list[dict[str, Any]]]:
 
 def write_work(options: argparse.Namespace) -> None:
     """The rows of all tasks, their recipes, and the file of methods. Raises: SideFailed for data that is no good."""
-    if not options.data.is_file():
-        raise SideFailed(f"There is no such data file: {options.data}. Give banking77's train.csv with --data.", 4)
-    with options.data.open(encoding="utf-8", newline="") as file:
-        dealt = deal(csv.DictReader(file))
+    dealt = deal(read_banking(options.data))
     work: Path = options.work
     (work / "before").mkdir(parents=True, exist_ok=True)
     _write_rows(work / "held-out.jsonl", dealt["all"][:HELD_OUT])
@@ -106,7 +100,7 @@ def write_work(options: argparse.Namespace) -> None:
         _write_rows(work / f"{task}.jsonl", chats[: 2 * options.budget_tokens // _TOKENS_A_ROW])
     (work / "recipe.yaml").write_text(json.dumps(_recipe(options, "all")), "utf-8")  # JSON is YAML
     before_steps = max(2, options.budget_tokens // 3 // (_TOKENS_A_ROW * ROWS_PER_STEP))  # three runs are one budget
-    for name, (task, method) in BEFORE.items():
+    for name, (_, task, method) in BEFORE.items():
         (work / f"{name}.yaml").write_text(
             json.dumps({**_recipe(options, task, before_steps), "method": method}), "utf-8"
         )
@@ -123,10 +117,9 @@ def _write_rows(path: Path, chats: Sequence[dict[str, Any]]) -> None:
 
 
 def _recipe(options: argparse.Namespace, task: str, steps: int | None = None) -> dict[str, Any]:
-    name = str(Path(options.model).absolute()) if Path(options.model).is_dir() else options.model
     training = {"rows_per_step": ROWS_PER_STEP, "tokens_per_micro_batch": 512, "evaluate_every": 10**6}
     return {
-        "model": {"name": name, "dtype": "fp32", "device": "cpu"},
+        "model": {"name": model_name(options.model), "dtype": "fp32", "device": "cpu"},
         "data": {
             "train": f"{task}.jsonl",
             "validation": "held-out.jsonl" if task == "all" else "none",
@@ -138,15 +131,12 @@ def _recipe(options: argparse.Namespace, task: str, steps: int | None = None) ->
 
 def train_before(options: argparse.Namespace) -> None:
     """The runs that the chosen methods begin with, but those that are there. Raises: SideFailed."""
-    wanted = {"adapter-fusion": ("pfeiffer",), "ipt": ("prompt", "ipt")}
-    kinds = set(options.only or wanted)
-    for name in BEFORE:
+    for name, (beginner, _, _) in BEFORE.items():
         run = options.work / "before" / name
-        if not any(name.startswith(wanted[kind]) for kind in kinds & wanted.keys()):
+        is_wanted = options.only is None or beginner in options.only
+        if not is_wanted or (is_run(run) and read_run(run).state == "finished"):
             continue
-        if is_run(run) and read_run(run).state == "finished":
-            continue
-        say(f"{name}, which another method begins with ...")
+        say(f"{name}, which {beginner} begins with ...")
         recipe = options.work / f"{name}.yaml"
         run_module("luthier", ["train", str(recipe), "--out", str(run)], run.with_suffix(".log"), offline=False)
 
@@ -173,7 +163,7 @@ def page(document: dict[str, Any]) -> str:
     work, outcomes = document["work"], document["outcomes"]
     first_seed = min(outcome["seed"] for outcome in outcomes)
     once = [outcome for outcome in outcomes if outcome["seed"] == first_seed]
-    several = [outcome for outcome in outcomes if outcomes_of(outcomes, outcome["name"]) > 1]
+    several = [outcome for outcome in outcomes if seeds_of(outcomes, outcome["name"]) > 1]
     paragraphs = [
         "## Measured",
         f"All methods on {work['model']}, on {work['name']} as text (a customer's message, and the name of its intent as the "
@@ -181,7 +171,7 @@ def page(document: dict[str, Any]) -> str:
         f"Made by `python -m bench.methods` on {document['machine']['processor']}.",
         f"The base model's loss on {work['held_out_rows']} held-out rows is {once[0]['base_loss']:.3f} nats per learned "
         "token (mean of the rows). *fall*: how much lower the tuned model's is, row by row, ± one standard error. "
-        "*seconds*: of training. *memory*: the most that the training process held, with the model's 0.54 GB.",
+        "*seconds*: of training. *memory*: the most that the training process held, the model included.",
         markdown_table(
             [
                 ("method", "trained", "held-out loss", "fall", "fall / s.e.", "seconds", "memory, GB"),
@@ -194,7 +184,7 @@ def page(document: dict[str, Any]) -> str:
     ]
     if several:
         paragraphs += [
-            "Five of them with several seeds:",
+            "Some of them with several seeds:",
             markdown_table(
                 [
                     ("method", "seed", "trained", "held-out loss", "fall", "fall / s.e.", "seconds", "memory, GB"),
@@ -210,7 +200,7 @@ def kept_page(kept: Path) -> str:
     return f"\n{page(json.loads(kept.read_text('utf-8')))}\n" if kept.is_file() else ""
 
 
-def outcomes_of(outcomes: Sequence[dict[str, Any]], name: str) -> int:
+def seeds_of(outcomes: Sequence[dict[str, Any]], name: str) -> int:
     """How many seeds a method was trained with."""
     return sum(outcome["name"] == name for outcome in outcomes)
 

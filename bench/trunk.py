@@ -9,7 +9,6 @@ loss is that of rows that were held out, after the last step.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -17,7 +16,8 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from bench.contest import DATA, RESULTS, carried_out, machine, say
+from bench.banking import add_banking_options, read_banking
+from bench.contest import RESULTS, carried_out, machine, model_name, say
 from bench.figures import Ratio, gigabytes, ratio, table
 from bench.processes import SideFailed, run_module
 
@@ -49,10 +49,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.trunk", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument(
-        "--data", type=Path, default=DATA / "banking77" / "train.csv", help="CSV of text and category (banking77's)"
-    )
-    parser.add_argument("--model", default="smollm2-135m", help="built-in name or a transformers folder")
+    add_banking_options(parser)
     parser.add_argument("--rows", type=int, default=480, help="rows, evenly from the whole file (default: 480)")
     parser.add_argument(
         "--epochs", type=int, default=3, help="passes over the rows, the first counted apart (default: 3)"
@@ -76,10 +73,7 @@ def read_rows(path: Path, count: int) -> tuple[list[dict[str, str]], list[dict[s
 
     Raises: SideFailed, with the exit code for what is not found, if the file is missing or has too few rows.
     """
-    if not path.is_file():
-        raise SideFailed(f"There is no such data file: {path}. Give banking77's train.csv with --data.", 4)
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [{"prompt": row["text"], "completion": row["category"]} for row in csv.DictReader(file)]
+    rows = [{"prompt": row["text"], "completion": row["category"]} for row in read_banking(path)]
     if len(rows) < count:
         raise SideFailed(f"{path} holds {len(rows)} rows, fewer than {count}; lower --rows.", 3)
     at = [index * len(rows) // count for index in range(count)]
@@ -90,13 +84,8 @@ def read_rows(path: Path, count: int) -> tuple[list[dict[str, str]], list[dict[s
 def recipe_of(options: argparse.Namespace, folder: Path, method: dict[str, Any]) -> dict[str, Any]:
     """The recipe of a method on the rows in a folder; what is not named here keeps its default."""
     steps = options.epochs * options.rows // ROWS_PER_STEP
-    model = Path(options.model)
     return {
-        "model": {
-            "name": str(model.absolute()) if model.is_dir() else options.model,
-            "dtype": "fp32",
-            "device": "cpu",
-        },
+        "model": {"name": model_name(options.model), "dtype": "fp32", "device": "cpu"},
         "data": {
             "train": str(folder / "rows.jsonl"),
             "validation": str(folder / "held-out.jsonl"),

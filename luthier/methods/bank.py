@@ -101,8 +101,23 @@ class LowRankBranch(LinearBranch):
     def forward(self, x_NI: Tensor, layer: AdaptedLinear, run: Run) -> Tensor:
         """x Wᵀ + c + s · drop(x) Aᵀ Bᵀ."""
         low = self.low_rank(layer, run)
-        compute = lora_linear if self.fast and may_fuse(x_NI) else lora_linear_reference
-        return compute(x_NI, layer.weight, layer.bias, low.a_RI, low.b_OR, low.scale, low.dropout)
+        terms = (layer.weight, layer.bias, low.a_RI, low.b_OR, low.scale, low.dropout)
+        return low_rank_linear(self.fast, x_NI, *terms)
+
+
+def low_rank_linear(
+    fast: bool,
+    x_NI: Tensor,
+    weight_OI: Tensor,
+    bias_O: Tensor | None,
+    a_RI: Tensor,
+    b_OR: Tensor,
+    scale: float,
+    dropout: Dropout | None,
+) -> Tensor:
+    """x Wᵀ + c + s · drop(x) Aᵀ Bᵀ: as one operation if that is wanted and possible."""
+    compute = lora_linear if fast and may_fuse(x_NI) else lora_linear_reference
+    return compute(x_NI, weight_OI, bias_O, a_RI, b_OR, scale, dropout)
 
 
 def may_fuse(x_NI: Tensor) -> bool:
@@ -202,9 +217,7 @@ class AdaptedLinear(AdaptedLayer):
 
     def product_with(self, x_NI: Tensor, bias_O: Tensor) -> Tensor:
         """What the frozen layer gives with another bias in the place of its own, shape (N, O)."""
-        if torch.is_autocast_enabled(x_NI.device.type):
-            return F.linear(x_NI, self.weight, bias_O)
-        return frozen_linear(x_NI, self.weight, bias_O)
+        return frozen_linear(x_NI, self.weight, bias_O) if may_fuse(x_NI) else F.linear(x_NI, self.weight, bias_O)
 
     def dropout(self, drop: float, run: Run) -> Dropout | None:
         """Which inputs of a run's branch are dropped in this call; None drops nothing."""

@@ -27,10 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luthier.methods.adapter import linear_of, trainable
-from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, LinearBranch
+from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, LinearBranch, low_rank_linear
 from luthier.methods.contract import Kin, Traits
 from luthier.methods.lora import LORA_FORM, LowRank, fresh_pair
-from luthier.methods.lora_layers import low_rank_linear
 from luthier.methods.peft_files import PeftForm
 from luthier.models.call import Run
 from luthier.ops.lora import Dropout

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from luthier.methods.adapter import LayerMethod, linear_of, trainable
-from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, LinearBranch
+from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, LinearBranch, may_fuse
 from luthier.methods.contract import Kin, Traits
 from luthier.methods.peft_files import PeftForm
 from luthier.models.call import Run
@@ -98,7 +98,7 @@ class LoHaBranch(LinearBranch):
 
     def forward(self, x_NI: Tensor, layer: AdaptedLinear, run: Run) -> Tensor:
         """x Wᵀ + c + s · x ((B₁ A₁) ⊙ (B₂ A₂))ᵀ."""
-        use_fast = self.fast and not torch.is_autocast_enabled(x_NI.device.type)
+        use_fast = self.fast and may_fuse(x_NI)
         compute = hadamard_linear if use_fast else hadamard_linear_reference
         y_NO = layer.product(x_NI)
         return y_NO + compute(x_NI, self.factors, self.scale).to(y_NO.dtype)

@@ -9,25 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from luthier.methods.bank import AdaptedEmbedding, AdaptedLayer, AdaptedLinear, Branch, LowRankBranch, may_fuse
+from luthier.methods.bank import AdaptedEmbedding, AdaptedLayer, AdaptedLinear, Branch, LowRankBranch
 from luthier.models.call import Run
-from luthier.ops.lora import Dropout, Update, lora_linear, lora_linear_reference
+from luthier.ops.lora import Update
 from luthier.ops.spectrum import Factors
-
-
-def low_rank_linear(
-    fast: bool,
-    x_NI: Tensor,
-    weight_OI: Tensor,
-    bias_O: Tensor | None,
-    a_RI: Tensor,
-    b_OR: Tensor,
-    scale: float,
-    dropout: Dropout | None,
-) -> Tensor:
-    """x Wᵀ + c + s · drop(x) Aᵀ Bᵀ: as one operation if that is wanted and possible."""
-    compute = lora_linear if fast and may_fuse(x_NI) else lora_linear_reference
-    return compute(x_NI, weight_OI, bias_O, a_RI, b_OR, scale, dropout)
 
 
 class LoRABranch(LowRankBranch):
