@@ -12,7 +12,7 @@ import torch
 import yaml
 from near import assert_near
 from tiny_model import write_tiny_encoder, write_tiny_model
-from tiny_runs import begin, go_on, nothing, outcome, recipe_values
+from tiny_runs import Cut, begin, cut_after, go_on, nothing, outcome, recipe_values
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from luthier import api
@@ -21,20 +21,6 @@ from luthier.tuned import load_base, load_run
 
 WORDS = {"angry": "broken", "happy": "lovely", "neutral": "ordinary"}
 THINGS = ("lamp", "chair", "kettle", "radio", "box")
-
-
-class Cut(BaseException):
-    """The process ends here, without a last word."""
-
-
-def cut_after(step: int):
-    """A process that dies when a step is written down, before it is saved."""
-
-    def on_step(metrics: dict[str, Any]) -> None:
-        if metrics["step"] == step:
-            raise Cut
-
-    return on_step
 
 
 def write_labelled(path: Path, count: int, start: int = 0, pairs: bool = False) -> Path:

@@ -11,7 +11,7 @@ from methods.test_every_method import answers, train
 from models.tiny import tiny_model
 from models.tuned import logprobs, random_lora, randomize, usual_batch
 from near import assert_near
-from tiny_runs import begin, course, go_on, recipe_values, write_rows
+from tiny_runs import Cut, begin, course, cut_after, go_on, recipe_values, write_rows
 from torch import Tensor
 
 from luthier.generation.engine import Request, generate
@@ -133,15 +133,8 @@ def test_a_whole_run_takes_the_course_of_the_cpu_and_goes_on_from_a_checkpoint(
         losses[device] = [line["loss"] for line in course(tmp_path / device)]
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3)
 
-    class Stopped(Exception):
-        pass
-
-    def stop(metrics: dict[str, object]) -> None:
-        if metrics["step"] == 3:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        begin(values, tmp_path / "broken", on_step=stop)
+    with pytest.raises(Cut):
+        begin(values, tmp_path / "broken", on_step=cut_after(3))
     go_on(tmp_path / "broken")
     resumed = [line["loss"] for line in course(tmp_path / "broken")]
     assert resumed == pytest.approx(losses["cuda"], rel=1e-4)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tiny_model import write_tiny_encoder_decoder
-from tiny_runs import begin, course, go_on, outcome, recipe_values, write_rows
+from tiny_runs import Cut, begin, course, cut_after, go_on, outcome, recipe_values, write_rows
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from luthier import api
@@ -56,12 +56,8 @@ def test_a_run_broken_off_and_resumed_gives_the_same_bits(desk: Path, tmp_path: 
     values = values_of(desk, "t5", method={"dropout": 0.2}, training={"gradient_checkpointing": True})
     begin(values, tmp_path / "whole")
 
-    def stop(metrics: dict[str, Any]) -> None:
-        if metrics["step"] == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        begin(values, tmp_path / "broken", on_step=stop)
+    with pytest.raises(Cut):
+        begin(values, tmp_path / "broken", on_step=cut_after(3))
     go_on(tmp_path / "broken")
     assert outcome(tmp_path / "broken") == outcome(tmp_path / "whole")
 

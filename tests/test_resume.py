@@ -17,7 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from tiny_model import write_tiny_model
-from tiny_runs import begin, course, files_of, go_on, one_thread, outcome, recipe_values, write_rows
+from tiny_runs import Cut, begin, course, cut_after, files_of, go_on, one_thread, outcome, recipe_values, write_rows
 
 from luthier import run
 from luthier.errors import Interrupted, LuthierError, NotFound, RecipeError, RunMismatch
@@ -69,10 +69,6 @@ KINDS: dict[str, dict[str, Part]] = {
 }
 
 
-class Cut(BaseException):
-    """The process ends here, without a last word."""
-
-
 @dataclass(frozen=True)
 class Workshop:
     """The model and the rows that every run here begins from, and the unbroken runs made so far."""
@@ -108,16 +104,6 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
         patch.setattr(run, "write_loss_plot", lambda metrics, path: write_bytes(path, b"plot"))
         with one_thread():
             yield Workshop(folder, {})
-
-
-def cut_after(step: int) -> Callable[[dict[str, Any]], None]:
-    """A process that dies when a step is written down, before it is saved."""
-
-    def on_step(metrics: dict[str, Any]) -> None:
-        if metrics["step"] == step:
-            raise Cut
-
-    return on_step
 
 
 def asked_to_stop_in(step: int, number: int = signal.SIGTERM) -> Callable[[dict[str, Any]], None]:

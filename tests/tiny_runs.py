@@ -70,6 +70,20 @@ def go_on(
     return resume_run(folder, announce=announce, on_step=on_step)
 
 
+class Cut(BaseException):
+    """The process ends here, without a last word."""
+
+
+def cut_after(step: int) -> Callable[[dict[str, Any]], None]:
+    """A process that dies when a step is written down, before it is saved."""
+
+    def on_step(metrics: dict[str, Any]) -> None:
+        if metrics["step"] == step:
+            raise Cut
+
+    return on_step
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Within, torch computes with one thread: for numbers as small as these, more only wait for each other."""

@@ -13,7 +13,7 @@ from models.tiny import ENCODER_DECODERS, ENCODERS, tiny_model
 from models.tuned import LENGTHS, randomize, usual_batch
 from near import assert_all_near, assert_apart, assert_near
 from tiny_model import write_tiny_encoder_decoder
-from tiny_runs import begin, course, go_on, outcome, recipe_values, write_rows
+from tiny_runs import Cut, begin, course, cut_after, go_on, outcome, recipe_values, write_rows
 from torch import Tensor
 
 from luthier.data.packing import collate
@@ -292,12 +292,8 @@ def test_a_run_broken_off_in_its_second_epoch_ends_in_the_same_bits(tmp_path: Pa
     values = recipe_values(model, rows, method={"kind": "ladder", "rank": None, "reduction": 2})
     begin(values, tmp_path / "whole")
 
-    def stop(metrics: dict[str, Any]) -> None:
-        if metrics["step"] == 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        begin(values, tmp_path / "broken", on_step=stop)
+    with pytest.raises(Cut):
+        begin(values, tmp_path / "broken", on_step=cut_after(5))
     assert (tmp_path / "broken" / "trunk").is_dir()
     go_on(tmp_path / "broken")
     assert outcome(tmp_path / "broken") == outcome(tmp_path / "whole")
