@@ -98,6 +98,17 @@ def test_asking_for_help_loads_nothing_heavy(flag: str):
     assert not loaded & (HEAVY - {"pydantic"})  # typer itself uses pydantic
 
 
+@pytest.mark.parametrize("words", ["luthier tr", "luthier train --dr"])
+def test_completing_a_word_loads_nothing_heavy(words: str):
+    asked = {"_LUTHIER_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    loaded = loaded_by(
+        f"import os; os.environ.update({asked!r})\nfrom luthier.cli.main import app\n"
+        "try: app([], prog_name='luthier')\nexcept SystemExit: pass"
+    )
+    assert "luthier.cli.train" in loaded
+    assert not loaded & (HEAVY - {"pydantic"})
+
+
 def test_exported_names_are_there_and_match_their_list():
     import luthier
 

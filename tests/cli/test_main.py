@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
-import resource
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import typer
-from program import Ended, luthier
+from program import luthier
 
 from luthier.cli import main as program
 from luthier.errors import DiskFull
@@ -56,28 +53,6 @@ def test_help_lists_every_command(tmp_path: Path):
     ended = luthier("--help", folder=tmp_path)
     assert ended.code == 0
     assert set(COMMANDS) <= set(ended.out.replace("│", " ").split())
-
-
-@pytest.fixture(scope="module")
-def typer_seconds() -> float:
-    """Processor seconds that the library beneath the program needs to be imported: the measure of this machine."""
-    return _least_seconds(lambda: subprocess.run([sys.executable, "-c", "import typer"], check=True))
-
-
-def _least_seconds(run: Callable[[], object]) -> float:
-    """Processor seconds of a child process. Other work on the machine can only slow it down, so the least of three."""
-    seconds = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        run()
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-    return min(seconds)
-
-
-@pytest.mark.parametrize("flag", ["--help", "--version"])
-def test_help_and_version_answer_at_once(tmp_path: Path, flag: str, typer_seconds: float):
-    assert _least_seconds(lambda: luthier(flag, folder=tmp_path)) < 4 * typer_seconds
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -198,12 +173,10 @@ def test_a_fault_of_our_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(("words", "expected"), [("luthier tr", "train"), ("luthier train --dr", "--dry-run")])
-def test_the_shell_completes_commands_and_options_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typer_seconds: float, words: str, expected: str
+def test_the_shell_completes_commands_and_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, expected: str
 ):
     monkeypatch.setenv("_LUTHIER_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", words)
     monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
-    ended: list[Ended] = []
-    assert _least_seconds(lambda: ended.append(luthier(folder=tmp_path))) < 4 * typer_seconds
-    assert all(expected in each.out for each in ended)
+    assert expected in luthier(folder=tmp_path).out
