@@ -180,7 +180,7 @@ def _resolve(
 ) -> tuple[Recipe, StepBatches]:
     """The recipe with every automatic value settled, and its batches."""
     training = recipe.training
-    workers = _workers(training.workers, model.device)
+    workers = 1 if training.update_in_backward else _workers(training.workers, model.device)
     rows_per_step = training.rows_per_step
     if rows_per_step is None and training.tokens_per_step is None:
         rows_per_step = 8
@@ -197,11 +197,18 @@ def _resolve(
         epochs=training.epochs,
         steps=training.steps,
     )
+    if training.update_in_backward and (most := batches.most_micro_batches) > 1:
+        raise RecipeError(
+            f"Some steps need {most} micro-batches, whose gradients would have to be held and added up.",
+            "Set training.tokens_per_micro_batch so high that a step fits into one, lower training.rows_per_step, or take "
+            "training.update_in_backward out.",
+            field="training.update_in_backward",
+        )
     settled = training.model_copy(
         update={
             "workers": workers,
             "rows_per_step": rows_per_step,
-            "peak_lr": training.peak_lr or recipe.method.default_lr,
+            "peak_lr": training.peak_lr or recipe.method.default_lr * training.optimizer.rate,
             "evaluate_every": training.evaluate_every or max(1, batches.num_steps // 5),
             "checkpoint_every": training.checkpoint_every or max(1, batches.num_steps // 10),
         }
@@ -316,7 +323,7 @@ def _outside(
             tracker.log(metrics["step"], numbers_of(metrics))
         on_step({**metrics, "total_steps": plan.num_steps})
 
-    return Outside(evaluate if held_out else None, save, record, announce)
+    return Outside(evaluate if held_out else None, save, record, announce, folder)
 
 
 def _prune(recipe: Recipe, folder: Path, step: int, best_step: int | None) -> None:

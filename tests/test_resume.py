@@ -52,6 +52,25 @@ KINDS: dict[str, dict[str, Part]] = {
     "parts behind gates": {"method": {"kind": "unipelt", "rank": None, "lora": {"rank": 2, "dropout": 0.4}}},
     "two workers": {"training": {"workers": 2, "tokens_per_micro_batch": 96}, "data": {"max_length": 96}},
     "gradient checkpointing": {"training": {"gradient_checkpointing": True}, "method": {"dropout": 0.4}},
+    "over four bits": {"quantization": {"kind": "nf4"}, "training": {"workers": 2}},
+    "over four bits, recomputed": {
+        "quantization": {"kind": "fp4", "block": 32, "compute": "bf16"},
+        "training": {"gradient_checkpointing": True},
+        "method": {"dropout": 0.4},
+    },
+    "lion": {"training": {"optimizer": {"kind": "lion"}, "peak_lr": 0.002, "workers": 2}},
+    "all weights, paged in eight bits": {
+        "method": {"kind": "full", "rank": None},
+        "training": {"peak_lr": 0.001, "optimizer": {"kind": "paged-adamw-8bit", "full_below": 100}},
+    },
+    "all weights, projected": {
+        "method": {"kind": "full", "rank": None},
+        "training": {"peak_lr": 0.001, "optimizer": {"kind": "galore", "rank": 4, "refresh_every": 2}},
+    },
+    "all weights by muon": {
+        "method": {"kind": "full", "rank": None},
+        "training": {"peak_lr": 0.001, "optimizer": {"kind": "muon"}},
+    },
     "tokens per step": {"training": {"rows_per_step": None, "tokens_per_step": 160}},
     "part of an epoch": {"training": {"steps": None, "epochs": 1.4, "checkpoint_every": 3}},
     "bf16": {"training": {"autocast": "bf16", "clip_norm": 0.1}},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -112,11 +112,11 @@ class StepBatches(Iterator[Step]):
         self._position = end
         self._step += 1
         examples = [self._examples[row] for row in rows]
-        batches = _cut(examples, self._budget, self._workers, self._layout, self._pad_id, self._shares_prefix)
+        micro_batches, worker_of = self._laid_out(rows)
         return Step(
             number=self._step,
-            micro_batches=tuple(batches),
-            worker_of=tuple(assign_workers([batch.cost for batch in batches], self._workers)),
+            micro_batches=micro_batches,
+            worker_of=worker_of,
             learned_weight=float(sum(float(example.weight_N.sum(dtype=np.float64)) for example in examples)),
             learned_tokens=sum(example.num_learned for example in examples),
             real_tokens=sum(example.num_real_tokens for example in examples),
@@ -124,9 +124,38 @@ class StepBatches(Iterator[Step]):
             epoch=self._epoch + end / len(self._examples),
         )
 
+    def _laid_out(self, rows: tuple[int, ...]) -> tuple[tuple[Batch, ...], tuple[int, ...]]:
+        """A step's micro-batches within the budget, and who computes each."""
+        examples = [self._examples[row] for row in rows]
+        batches = _cut(examples, self._budget, self._workers, self._layout, self._pad_id, self._shares_prefix)
+        return tuple(batches), tuple(assign_workers([batch.cost for batch in batches], self._workers))
+
+    @property
+    def most_micro_batches(self) -> int:
+        """The most micro-batches that a step so far from the first epoch's order needs."""
+        count, position, end = 0, 0, self._rows_of_epoch(0)
+        while position < end:
+            after = self._step_end(self._order, position, end)
+            count = max(count, len(self._laid_out(tuple(self._order[position:after]))[0]))
+            position = after
+        return count
+
+    def halve(self) -> int | None:
+        """From now on hold half as many tokens in a micro-batch, or as many as the longest row has; None if no fewer can be."""
+        smaller = max(self._budget // 2, max(example.num_tokens for example in self._examples))
+        if smaller >= self._budget:
+            return None
+        self._budget = smaller
+        return smaller
+
+    def again(self, step: Step) -> Step:
+        """The same step in micro-batches of the size that now holds."""
+        micro_batches, worker_of = self._laid_out(step.rows)
+        return replace(step, micro_batches=micro_batches, worker_of=worker_of)
+
     def state_dict(self) -> dict[str, int]:
-        """What has been taken, as small JSON."""
-        return {"epoch": self._epoch, "position": self._position, "step": self._step}
+        """What has been taken, as small JSON, and the size of micro-batches, which a shortage of memory may have lessened."""
+        return {"epoch": self._epoch, "position": self._position, "step": self._step, "budget": self._budget}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`. Raises: RunMismatch for a place that this run does not have."""
@@ -139,6 +168,7 @@ class StepBatches(Iterator[Step]):
             )
         self._go_to(epoch, position)
         self._step = step
+        self._budget = min(self._budget, int(state.get("budget", self._budget)))
 
     def _go_to(self, epoch: int, position: int) -> None:
         self._epoch, self._position = epoch, position

@@ -29,7 +29,8 @@ from luthier.models.sources import locate, read_config
 from luthier.recipe import Recipe
 from luthier.run import train_recipe
 from luthier.store.files import write_text
-from luthier.training.settings import AdamW, Schedule, TrainingSettings
+from luthier.training.optimizers import AdamW
+from luthier.training.settings import Schedule, TrainingSettings
 from luthier.tuned import load_run
 
 Announce = Callable[[str], None]

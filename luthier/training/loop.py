@@ -12,22 +12,25 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from luthier.data.batches import Step, StepBatches
-from luthier.errors import Interrupted, NotFinite, RunMismatch
+from luthier.errors import Interrupted, NotFinite, ResourceError, RunMismatch
 from luthier.methods.contract import Attachment, StepDone
 from luthier.models.call import Draws
 from luthier.models.language_model import LanguageModel, Outputs
 from luthier.objectives.contract import Objective
+from luthier.ops.shortage import is_shortage
 from luthier.ops.workers import Workers
 from luthier.training.checkpoint import Checkpoint
 from luthier.training.flat import FlatTrainables
-from luthier.training.memory import memory_bytes, peak_memory_bytes
-from luthier.training.optimizers import FlatAdamW
+from luthier.training.in_backward import descend
+from luthier.training.memory import give_back, memory_bytes, peak_memory_bytes
+from luthier.training.optimizers import Optimizer, PerTensor, optimizer_of
 from luthier.training.schedule import lr_factor
 from luthier.training.settings import EarlyStopping, TrainingSettings
 from luthier.training.stop import StopRequest
@@ -65,13 +68,14 @@ class Outside:
     """What the loop tells and asks the rest of the program.
 
     evaluate: the held-out loss of the model as it is, or None without held-out rows. save: keep a checkpoint.
-    record: take a step's metrics.
+    record: take a step's metrics. folder: where an optimizer may keep its state.
     """
 
     evaluate: Callable[[], float] | None
     save: Callable[[Checkpoint], object]
     record: Callable[[dict[str, Any]], None]
     announce: Callable[[str], None]
+    folder: Path
 
 
 def train(
@@ -89,8 +93,11 @@ def train(
     Raises Interrupted after Ctrl-C or SIGTERM, the state saved; NotFinite when a loss or gradient is NaN or infinite,
     before it reaches the weights.
     """
-    trainables = FlatTrainables(attachment.groups, workers.count)
-    optimizer = FlatAdamW(trainables, plan.settings.optimizer)
+    is_early = plan.settings.update_in_backward
+    trainables = FlatTrainables(attachment.groups, 0 if is_early else workers.count)
+    optimizer = optimizer_of(
+        plan.settings.optimizer, trainables, tables_of(attachment), outside.folder, by_tensor=is_early
+    )
     progress = Progress()
     if resume_from is not None:
         progress = restore(resume_from, trainables, optimizer, batches, attachment)
@@ -104,7 +111,12 @@ def train(
         while progress.step < plan.num_steps and not progress.stopped_early:
             began = time.perf_counter()
             step = next(batches)
-            metrics = _step(model, attachment, objective, step, plan, trainables, optimizer, workers, progress.step + 1)
+            job = _Job(model, attachment, objective, plan, trainables, workers, progress.step + 1)
+            metrics = (
+                _step_in_backward(job, step, optimizer)
+                if isinstance(optimizer, PerTensor) and is_early
+                else _step(job, step, batches, optimizer, outside.announce)
+            )
             progress.step += 1
             metrics["seconds"] = time.perf_counter() - began
             metrics["tokens_per_second"] = step.real_tokens / metrics["seconds"]
@@ -131,19 +143,42 @@ def train(
     return progress
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What a step's gradient is computed with. number: the step's, counted from 1."""
+
+    model: LanguageModel
+    attachment: Attachment
+    objective: Objective
+    plan: Plan
+    trainables: FlatTrainables
+    workers: Workers
+    number: int
+
+    @property
+    def lr(self) -> float:
+        """The step's learning rate."""
+        return self.plan.peak_lr * lr_factor(self.plan.settings.schedule, self.number, self.plan.num_steps)
+
+    def metrics(self, step: Step, loss: float, norm: float) -> dict[str, Any]:
+        """What is written down of the step."""
+        return {
+            "step": self.number,
+            "epoch": step.epoch,
+            "loss": loss,
+            "learned_tokens": step.learned_tokens,
+            "real_tokens": step.real_tokens,
+            "lr": self.lr,
+            "grad_norm": norm,
+        }
+
+
 def _step(
-    model: LanguageModel,
-    attachment: Attachment,
-    objective: Objective,
-    step: Step,
-    plan: Plan,
-    trainables: FlatTrainables,
-    optimizer: FlatAdamW,
-    workers: Workers,
-    number: int,
+    job: _Job, step: Step, batches: StepBatches, optimizer: Optimizer, announce: Callable[[str], None]
 ) -> dict[str, Any]:
     """Compute one step's gradient and update; return its metrics."""
-    loss, gradients = _gradient(model, attachment, objective, step, plan, trainables, workers, number)
+    plan, number, attachment, trainables = job.plan, job.number, job.attachment, job.trainables
+    loss, gradients = _gradient_that_fits(job, step, batches, announce)
     norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise NotFinite(
@@ -154,42 +189,63 @@ def _step(
     if clip is not None and norm > clip:
         for gradient in gradients:
             gradient.mul_(clip / norm)
-    lr = plan.peak_lr * lr_factor(plan.settings.schedule, number, plan.num_steps)
-    optimizer.step(lr)
+    optimizer.step(job.lr)
     if attachment.after_step(StepDone(number, plan.num_steps, trainables.by_name(gradients))):
         optimizer.exchange(attachment.groups)
-    return {
-        "step": number,
-        "epoch": step.epoch,
-        "loss": loss,
-        "learned_tokens": step.learned_tokens,
-        "real_tokens": step.real_tokens,
-        "lr": lr,
-        "grad_norm": norm,
-    }
+    return job.metrics(step, loss, norm)
 
 
-def _gradient(
-    model: LanguageModel,
-    attachment: Attachment,
-    objective: Objective,
-    step: Step,
-    plan: Plan,
-    trainables: FlatTrainables,
-    workers: Workers,
-    number: int,
+def _step_in_backward(job: _Job, step: Step, optimizer: PerTensor) -> dict[str, Any]:
+    """Compute one step's loss, and update within its backward pass; return its metrics."""
+    (batch,) = step.micro_batches
+    with autocast(job.model.device, job.plan.autocast):
+        loss = _loss_of(job, batch.to(job.model.device)) / step.learned_weight
+    if not math.isfinite(float(loss.detach())):
+        raise NotFinite(
+            f"At step {job.number} the loss is {float(loss.detach())}; the weights were not touched.", _CALMER
+        )
+    norm = descend(loss, optimizer, job.lr)
+    return job.metrics(step, float(loss.detach()), norm)
+
+
+def _gradient_that_fits(
+    job: _Job, step: Step, batches: StepBatches, announce: Callable[[str], None]
 ) -> tuple[float, list[Tensor]]:
+    """The step's loss and gradient, in micro-batches half as large as often as memory does not suffice.
+
+    Raises ResourceError if it does not suffice for the longest row either.
+    """
+    while True:
+        try:
+            return _gradient(job, step)
+        except (MemoryError, RuntimeError) as error:
+            if not is_shortage(error):
+                raise
+            said = str(error).strip()
+        smaller = batches.halve()
+        if smaller is None:
+            raise ResourceError(
+                f"Memory does not suffice for step {job.number}, even one row at a time ({said[:200]}).",
+                "Set training.gradient_checkpointing to true, lower data.max_length or training.workers, or set quantization.kind to nf4.",
+                field="training.tokens_per_micro_batch",
+            )
+        give_back(job.model.device)
+        announce(
+            f"Memory did not suffice for step {job.number}. It is computed anew, and all that follow, with at most {smaller} "
+            "tokens in a micro-batch: the same result, a little slower."
+        )
+        step = batches.again(step)
+
+
+def _gradient(job: _Job, step: Step) -> tuple[float, list[Tensor]]:
     """The loss of a whole step, and its gradient as one flat vector for each group.
 
     The sums over micro-batches are divided once, at the end and in fp32: a small divisor would cost half precision bits.
+    Raises MemoryError where the process holds more than it may.
     """
+    model, trainables, workers = job.model, job.trainables, job.workers
+    limit = job.plan.settings.memory_limit_gb
     trainables.clear_gradients()
-
-    def loss_of_batch(batch: Batch) -> Tensor:
-        def forward(repeat: int) -> Outputs:
-            return model.forward(batch, attachment.adapter, Draws(plan.seed, number, repeat))
-
-        return attachment.loss_sum(forward, lambda outputs: objective.loss_sum(outputs.logprob_N, batch.targets))
 
     def share_of(worker: int) -> Callable[[], float]:
         def compute() -> float:
@@ -198,8 +254,12 @@ def _gradient(
                 if owner != worker or workers.are_stopping.is_set():
                     continue
                 on_device = batch.to(model.device)
-                with autocast(model.device, plan.autocast):
-                    loss = loss_of_batch(on_device)
+                with autocast(model.device, job.plan.autocast):
+                    loss = _loss_of(job, on_device)
+                if (
+                    limit is not None and memory_bytes(model.device) > limit * 10**9
+                ):  # it is highest between the two passes
+                    raise MemoryError(f"training.memory_limit_gb is {limit:g}")
                 trainables.add_gradients(worker, torch.autograd.grad(loss, trainables.tensors, allow_unused=True))
                 loss_sum += float(loss.detach())
             return loss_sum
@@ -210,11 +270,27 @@ def _gradient(
     gradients = trainables.sum_gradients()
     for gradient in gradients:
         gradient.div_(step.learned_weight)
-    extra = attachment.extra_loss()
+    extra = job.attachment.extra_loss()
     if extra is None:
         return loss_sum / step.learned_weight, gradients
     trainables.add_gradients(0, torch.autograd.grad(extra, trainables.tensors, allow_unused=True))
     return loss_sum / step.learned_weight + float(extra.detach()), gradients
+
+
+def _loss_of(job: _Job, batch: Batch) -> Tensor:
+    """The summed loss of a micro-batch."""
+
+    def forward(repeat: int) -> Outputs:
+        return job.model.forward(batch, job.attachment.adapter, Draws(job.plan.seed, job.number, repeat))
+
+    return job.attachment.loss_sum(forward, lambda outputs: job.objective.loss_sum(outputs.logprob_N, batch.targets))
+
+
+def tables_of(attachment: Attachment) -> frozenset[str]:
+    """The trained tensors of the embedding and the head: their rows are looked up, or give logits."""
+    anatomy = attachment.model.anatomy
+    places = tuple(f"{name}." for name in (*anatomy.embedding_places, *anatomy.head_linears))
+    return frozenset(name for name in attachment.trainables if name.startswith(places))
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
@@ -254,7 +330,7 @@ def progress_of(metrics: Sequence[Mapping[str, Any]], stopping: EarlyStopping | 
 def snapshot(
     progress: Progress,
     trainables: FlatTrainables,
-    optimizer: FlatAdamW,
+    optimizer: Optimizer,
     batches: StepBatches,
     attachment: Attachment,
 ) -> Checkpoint:
@@ -267,7 +343,7 @@ def snapshot(
 def restore(
     checkpoint: Checkpoint,
     trainables: FlatTrainables,
-    optimizer: FlatAdamW,
+    optimizer: Optimizer,
     batches: StepBatches,
     attachment: Attachment,
 ) -> Progress:

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from luthier.training.optimizers import AdamW, AnyOptimizer
 from luthier.types import Settings
 
 
@@ -16,16 +17,6 @@ class Schedule(Settings):
     warmup_fraction: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the rate rises.")
     warmup_steps: int | None = Field(None, ge=0, description="The same in steps; goes before warmup_fraction.")
     final_fraction: float = Field(0.0, ge=0, le=1, description="The rate at the end, as a share of the peak.")
-
-
-class AdamW(Settings):
-    """AdamW with decoupled weight decay: Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101."""
-
-    kind: Literal["adamw"] = "adamw"
-    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the mean of gradients.")
-    beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the mean of squared gradients.")
-    eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
-    weight_decay: float = Field(0.0, ge=0, description="Share of each weight taken off a step, times the rate.")
 
 
 class EarlyStopping(Settings):
@@ -72,14 +63,23 @@ class TrainingSettings(Settings):
         ge=8,
         description="Most tokens computed at once by one worker; bounds memory. data.max_length may not exceed it.",
     )
+    memory_limit_gb: float | None = Field(
+        None,
+        gt=0,
+        description="Most memory (10^9 bytes) that training may hold on a CPU: a step that passes it is computed anew in micro-batches half as large, with the same result. Unset: what the system gives.",
+    )
     peak_lr: float | None = Field(None, gt=0, description="Highest learning rate; unset, the method's own default.")
     schedule: Schedule = Schedule()
-    optimizer: AdamW = AdamW()
+    optimizer: AnyOptimizer = Field(AdamW(), description="How gradients become steps, and what that remembers.")
     clip_norm: float | None = Field(
         1.0, gt=0, description="Longest gradient vector before it is scaled down; null: never."
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute each layer in the backward pass: less memory, about a third more time."
+    )
+    update_in_backward: bool = Field(
+        False,
+        description="Full tuning: move each tensor within the backward pass and let go of its gradient, so that only one is held at a time. Needs clip_norm null, workers 1, and a step that is one micro-batch.",
     )
     autocast: Literal["auto", "none", "bf16"] = Field(
         "auto",
@@ -113,6 +113,12 @@ class TrainingSettings(Settings):
     def _one_batch_size(self) -> Self:
         if self.rows_per_step is not None and self.tokens_per_step is not None:
             raise ValueError("rows_per_step and tokens_per_step are both set; keep one of them.")
+        if self.update_in_backward and self.clip_norm is not None:
+            raise ValueError(
+                "update_in_backward never sees the whole gradient, so it cannot be clipped; set clip_norm to null."
+            )
+        if self.update_in_backward and self.workers not in ("auto", 1):
+            raise ValueError("update_in_backward computes a step in one micro-batch; set workers to 1.")
         if not isinstance(self.workers, str) and self.workers < 1:
             raise ValueError(f"workers is {self.workers}; give 1 or more, or 'auto'.")
         return self

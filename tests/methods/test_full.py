@@ -21,8 +21,7 @@ from luthier.methods.contract import Attachment
 from luthier.methods.full import write_model
 from luthier.models.language_model import LanguageModel
 from luthier.training.flat import FlatTrainables
-from luthier.training.optimizers import FlatAdamW
-from luthier.training.settings import AdamW
+from luthier.training.optimizers import AdamW, FlatAdamW
 
 
 def trained(name: str, dtype: torch.dtype = torch.float32, **settings: Any) -> tuple[LanguageModel, Attachment]:

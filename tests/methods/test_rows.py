@@ -24,8 +24,7 @@ from luthier.methods.full import write_model
 from luthier.models.call import Call, Run, calling
 from luthier.models.language_model import LanguageModel
 from luthier.training.flat import FlatTrainables
-from luthier.training.optimizers import FlatAdamW
-from luthier.training.settings import AdamW
+from luthier.training.optimizers import AdamW, FlatAdamW
 
 pytestmark = [
     # peft says so of every embedding that is named, and ties this adapter all the same

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class Run:
             self.settings, 3, self.steps, self.peak_lr, self.evaluate_every, self.checkpoint_every, self.autocast
         )
         evaluate = None if self.evaluate is None else lambda: self.evaluate(self)  # type: ignore[misc]
-        outside = Outside(evaluate, self.saved.append, self.record, self.announce)
+        outside = Outside(evaluate, self.saved.append, self.record, self.announce, Path("."))
         with Workers(self.workers) as workers:
             return train(self.model, self.attachment, SFT(), batches, plan, outside, workers, resume_from)
 

@@ -11,8 +11,7 @@ from torch import nn
 
 from luthier.methods.contract import Group
 from luthier.training.flat import FlatTrainables
-from luthier.training.optimizers import FlatAdamW
-from luthier.training.settings import AdamW
+from luthier.training.optimizers import AdamW, FlatAdamW
 
 SETTINGS = AdamW(beta1=0.8, beta2=0.95, eps=1e-6, weight_decay=0.1)
 SHAPES = {"a": (3, 5), "b": (7,), "c": (9, 2)}

@@ -1,0 +1,100 @@
+"""Memory that does not suffice: the step is computed anew in smaller micro-batches, with the same result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from near import assert_near
+from training.runs import Run
+
+from luthier.errors import ResourceError
+from luthier.models.language_model import LanguageModel, Outputs
+from luthier.training.checkpoint import Checkpoint
+from luthier.training.settings import TrainingSettings
+from luthier.types import Batch
+
+BUDGET = 32
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens the machine can compute at once, as a list of one; and how many it did, in the order of time."""
+    plain, room = LanguageModel.forward, [8 * BUDGET]
+
+    def forward(self: LanguageModel, batch: Batch, *others: Any, **named: Any) -> Outputs:
+        if batch.tokens_BT.numel() > room[0]:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
+        return plain(self, batch, *others, **named)
+
+    monkeypatch.setattr(LanguageModel, "forward", forward)
+    return room
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_that_runs_short_ends_where_one_with_small_micro_batches_does(room: list[int], workers: int) -> None:
+    said: list[str] = []
+    short = Run(budget=BUDGET, workers=workers, announce=said.append)
+    room[0] = 16
+    short.go()
+    room[0] = 8 * BUDGET
+    small = Run(budget=16, workers=workers)
+    small.go()
+    whole = Run(budget=BUDGET, workers=workers)
+    whole.go()
+    for name, tensor in whole.weights().items():
+        assert_near(short.weights()[name], tensor, 1e-5)
+        assert torch.equal(short.weights()[name], small.weights()[name])
+    assert len(said) == 1
+    assert "at most 16 tokens in a micro-batch" in said[0]
+
+
+def test_a_shortage_at_a_later_step_changes_those_from_there_on(room: list[int]) -> None:
+    def shrink(run: Run, metrics: dict[str, Any]) -> None:
+        room[0] = 16 if metrics["step"] == 2 else room[0]
+
+    later, whole = Run(budget=BUDGET, on_step=shrink), Run(budget=BUDGET)
+    later.go()
+    room[0] = 8 * BUDGET
+    whole.go()
+    for name, tensor in whole.weights().items():
+        assert_near(later.weights()[name], tensor, 1e-5)
+
+
+def test_a_resumed_run_keeps_the_smaller_size(room: list[int]) -> None:
+    said: list[str] = []
+    room[0] = 16
+    first = Run(budget=BUDGET, checkpoint_every=2)
+    first.go()
+    checkpoint = first.saved[0]
+    assert checkpoint.state["batches"]["budget"] == 16
+    again = Run(budget=BUDGET, checkpoint_every=2, announce=said.append)
+    again.go(Checkpoint(**vars(checkpoint)))
+    assert said == [], "it knew"
+    assert all(torch.equal(again.weights()[name], tensor) for name, tensor in first.weights().items())
+
+
+def test_where_not_even_one_row_fits_the_run_ends_with_the_mend(room: list[int]) -> None:
+    room[0] = 3
+    with pytest.raises(ResourceError, match="even one row at a time") as caught:
+        Run(budget=BUDGET).go()
+    assert "gradient_checkpointing" in caught.value.mend
+    assert caught.value.field == "training.tokens_per_micro_batch"
+
+
+def test_a_limit_of_ones_own_is_a_shortage_too() -> None:
+    said: list[str] = []
+    settings = TrainingSettings(memory_limit_gb=1e-6)
+    with pytest.raises(ResourceError, match="memory_limit_gb is 1e-06"):
+        Run(budget=BUDGET, settings=settings, announce=said.append).go()
+    assert said, "it tried smaller micro-batches first"
+
+
+def test_an_error_of_another_kind_is_not_taken_for_a_shortage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(*_: Any, **__: Any) -> Outputs:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(LanguageModel, "forward", forward)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        Run(budget=BUDGET).go()
