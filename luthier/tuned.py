@@ -6,12 +6,13 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from luthier.errors import NotFound
+from luthier.errors import NotFound, RecipeError
 from luthier.methods import ADAPTER
 from luthier.models.heads import ClassHead
 from luthier.models.language_model import FastModel, LanguageModel
-from luthier.models.loading import load_model
+from luthier.models.loading import Wishes, load_model
 from luthier.models.settings import ModelSettings
+from luthier.quantization.packed import QuantizedLinear
 from luthier.recipe import Recipe, load_recipe
 from luthier.store.runs import RECIPE, RESOLVED
 
@@ -63,10 +64,24 @@ def load_base_of(recipe: Recipe, announce: Announce) -> LanguageModel:
             attention=fast.attention, head=fast.head, gated_mlp=fast.gated_mlp, norm=fast.norm, linear=fast.linear
         ),
         head=_head_of(recipe),
+        quantization=recipe.quantization,
+        wishes=Wishes(recipe.method.keeps_full, recipe.method.prepare_weights),
     )
+    _check_trainable(recipe, model)
     if recipe.training.gradient_checkpointing:
         model.checkpoint_layers()
     return model
+
+
+def _check_trainable(recipe: Recipe, model: LanguageModel) -> None:
+    """Raise RecipeError if the method trains layers that come quantized."""
+    trained = model.anatomy.linears if not recipe.method.traits.over_4bit else recipe.method.keeps_full(model.anatomy)
+    if any(isinstance(model.hf.get_submodule(name), QuantizedLinear) for name in trained):
+        raise RecipeError(
+            f"{recipe.method.kind} trains layers that come quantized in {recipe.model.name}.",
+            "Name the unquantized model, or set method.kind to lora.",
+            field="method.kind",
+        )
 
 
 def _head_of(recipe: Recipe) -> ClassHead | None:

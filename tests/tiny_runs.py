@@ -42,7 +42,7 @@ def recipe_values(model: Path, rows: Path, **parts: Mapping[str, Any]) -> dict[s
         "seed": 7,
     }
     for name, changes in parts.items():
-        merged = {**values[name], **changes}
+        merged = {**values.get(name, {}), **changes}
         values[name] = {key: value for key, value in merged.items() if value is not None}
     return values
 

@@ -25,6 +25,7 @@ from luthier.methods.krona_b import KronAB
 from luthier.methods.ladder import Ladder
 from luthier.methods.lets import LeTS
 from luthier.methods.ln_tuning import LNTuning
+from luthier.methods.loftq import LoftQ
 from luthier.methods.loha import LoHa
 from luthier.methods.lokr import LoKr
 from luthier.methods.lora import LoRA
@@ -49,6 +50,7 @@ METHODS: tuple[type[Method], ...] = (
     AdaLoRA,
     DoRA,
     PiSSA,
+    LoftQ,
     VeRA,
     LoHa,
     LoKr,
@@ -143,6 +145,7 @@ __all__ = [
     "LoKr",
     "LoRA",
     "LoReFT",
+    "LoftQ",
     "Method",
     "PTuning",
     "Parallel",

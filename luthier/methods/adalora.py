@@ -181,10 +181,10 @@ class AdaLoRA(LayerMethod):
 
     def branch(self, layer: AdaptedLayer, generator: torch.Generator, fast: bool) -> Branch:
         """A and B small and random, e zero."""
-        weight_OI = linear_of(layer, self.kind).weight
-        (outputs, inputs), rank = weight_OI.shape, self.ranks.get(layer.name, self.init_rank)
-        a_RI = trainable(torch.randn(rank, inputs, generator=generator) * _START_DEVIATION, weight_OI.device)
-        b_OR = trainable(torch.randn(outputs, rank, generator=generator) * _START_DEVIATION, weight_OI.device)
+        linear = linear_of(layer, self.kind)
+        (outputs, inputs), rank = linear.shape, self.ranks.get(layer.name, self.init_rank)
+        a_RI = trainable(torch.randn(rank, inputs, generator=generator) * _START_DEVIATION, linear.device)
+        b_OR = trainable(torch.randn(outputs, rank, generator=generator) * _START_DEVIATION, linear.device)
         return AdaLoRABranch(a_RI, b_OR, self._alpha / (self.init_rank + 1e-5), self.dropout, fast)
 
     def file_settings(self) -> dict[str, Any]:

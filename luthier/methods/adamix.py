@@ -142,7 +142,7 @@ class AdaMix(Method):
         layers = adapted_layers(model, self._places(deployed, model))
         for place, layer in layers.items():
             assert isinstance(layer, AdaptedLinear)
-            (outputs, inputs), device = layer.weight.shape, layer.weight.device
+            (outputs, inputs), device = layer.shape, layer.device
             generator = generator_of(place, seed)
             a_MRI = torch.stack([fresh_down(deployed.rank, inputs, generator) for _ in range(self.experts)])
             b_UOR = torch.zeros(self._num_ups, outputs, deployed.rank)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import RecipeError
-from luthier.models.anatomy import is_linear, is_norm, replace_module
+from luthier.models.anatomy import is_linear, is_norm, replace_module, shape_of, weight_of
 from luthier.models.call import Run, calling, current_call
 from luthier.models.families import RMSNormForm
 from luthier.models.fast_layers import FastRMSNorm
@@ -24,8 +24,9 @@ from luthier.models.language_model import LanguageModel
 from luthier.ops.draws import salt_of
 from luthier.ops.lora import Dropout, Update, lora_linear, lora_linear_reference, updated_linear
 from luthier.ops.norm import rms_norm
-from luthier.ops.products import frozen_linear
+from luthier.ops.products import Weight, frozen_linear, plain_linear
 from luthier.ops.spectrum import Factors
+from luthier.quantization.packed import QuantizedLinear
 
 
 class Branch(nn.Module, ABC):
@@ -101,14 +102,14 @@ class LowRankBranch(LinearBranch):
     def forward(self, x_NI: Tensor, layer: AdaptedLinear, run: Run) -> Tensor:
         """x Wᵀ + c + s · drop(x) Aᵀ Bᵀ."""
         low = self.low_rank(layer, run)
-        terms = (layer.weight, layer.bias, low.a_RI, low.b_OR, low.scale, low.dropout)
+        terms = (layer.frozen, layer.bias, low.a_RI, low.b_OR, low.scale, low.dropout)
         return low_rank_linear(self.fast, x_NI, *terms)
 
 
 def low_rank_linear(
     fast: bool,
     x_NI: Tensor,
-    weight_OI: Tensor,
+    weight_OI: Weight,
     bias_O: Tensor | None,
     a_RI: Tensor,
     b_OR: Tensor,
@@ -193,17 +194,32 @@ class AdaptedLayer(nn.Module, ABC):
 
 
 class AdaptedLinear(AdaptedLayer):
-    """A frozen linear layer (`nn.Linear` or `Conv1D`)."""
+    """A frozen linear layer (`nn.Linear`, `Conv1D`, or one over a packed weight)."""
 
-    def __init__(self, base: nn.Module, name: str, reads_source: bool = False) -> None:
-        super().__init__(base, name, reads_source)
-        self.is_transposed = isinstance(base, Conv1D)
+    @property
+    def is_transposed(self) -> bool:
+        """Whether files have the frozen weight as (I, O)."""
+        return self.base.is_transposed if isinstance(self.base, QuantizedLinear) else isinstance(self.base, Conv1D)
+
+    @property
+    def frozen(self) -> Weight:
+        """The frozen weight (O, I) to multiply with, packed if the layer stores it so."""
+        return self.base.packed if isinstance(self.base, QuantizedLinear) else self.weight
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight as (O, I), whatever the layer stores."""
-        weight = self.base.get_parameter("weight")
-        return weight.t() if self.is_transposed else weight
+        """The frozen weight as (O, I), whatever the layer stores; a packed one is unpacked into memory of its own."""
+        return weight_of(self.base)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(O, I)."""
+        return shape_of(self.base)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the frozen weight is."""
+        return self.frozen.device
 
     @property
     def bias(self) -> Tensor | None:
@@ -217,7 +233,8 @@ class AdaptedLinear(AdaptedLayer):
 
     def product_with(self, x_NI: Tensor, bias_O: Tensor) -> Tensor:
         """What the frozen layer gives with another bias in the place of its own, shape (N, O)."""
-        return frozen_linear(x_NI, self.weight, bias_O) if may_fuse(x_NI) else F.linear(x_NI, self.weight, bias_O)
+        compute = frozen_linear if may_fuse(x_NI) else plain_linear
+        return compute(x_NI, self.frozen, bias_O)
 
     def dropout(self, drop: float, run: Run) -> Dropout | None:
         """Which inputs of a run's branch are dropped in this call; None drops nothing."""
@@ -233,11 +250,13 @@ class AdaptedLinear(AdaptedLayer):
         if len(low_ranks) < len(found) or not may_fuse(x_NI):
             return super()._of_runs(x_NI, runs)
         updates = [branch.low_rank(self, run) for run, branch in low_ranks]
-        return updated_linear(x_NI, self.weight, self.bias, updates)
+        return updated_linear(x_NI, self.frozen, self.bias, updates)
 
     @torch.no_grad()
     def store(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
-        """Overwrite the frozen weight and bias; a layer without a bias gets one if it needs it."""
+        """Overwrite the frozen weight and bias: a layer without a bias gets one if it needs it, and one over a packed weight becomes plain."""
+        if isinstance(self.base, QuantizedLinear):
+            self.base = self.base.dense_layer()
         weight = self.base.get_parameter("weight")
         weight.copy_(weight_OI.t() if self.is_transposed else weight_OI)
         if bias_O is None:
@@ -258,6 +277,17 @@ class AdaptedEmbedding(AdaptedLayer):
     def weight(self) -> Tensor:
         """The frozen table (V, D)."""
         return self.base.get_parameter("weight")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(V, D)."""
+        rows, columns = self.weight.shape
+        return rows, columns
+
+    @property
+    def device(self) -> torch.device:
+        """Where the table is."""
+        return self.weight.device
 
     @property
     def row_factor(self) -> float:

@@ -38,7 +38,7 @@ from luthier.methods.bank import (
     own_parameters,
 )
 from luthier.methods.contract import Group, Kin, Traits
-from luthier.models.anatomy import Anatomy, find_among, is_linear
+from luthier.models.anatomy import Anatomy, find_among, is_linear, weight_of
 from luthier.models.call import Run
 from luthier.models.language_model import LanguageModel
 
@@ -105,8 +105,8 @@ class BitFit(BranchMethod):
         if isinstance(layer, AdaptedNorm):
             assert layer.bias is not None
             return NormBias(trainable(layer.bias.detach().clone(), layer.gain.device))
-        bias_O = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach().clone()
-        return LinearBias(trainable(bias_O, layer.weight.device))
+        bias_O = torch.zeros(layer.shape[0], device=layer.device) if layer.bias is None else layer.bias.detach().clone()
+        return LinearBias(trainable(bias_O, layer.device))
 
     def grouped(self, tensors: dict[str, nn.Parameter]) -> tuple[Group, ...]:
         """One group without weight decay."""
@@ -147,8 +147,8 @@ def _slots_of(model: LanguageModel, switch: str) -> set[str]:
 
 
 def _add_zero_bias(linear: nn.Module) -> None:
-    weight, inputs_last = linear.get_parameter("weight"), isinstance(linear, nn.Linear)
-    zeros_O = weight.new_zeros(weight.shape[0 if inputs_last else 1])
+    weight_OI = weight_of(linear)
+    zeros_O = weight_OI.new_zeros(len(weight_OI))
     linear.register_parameter("bias", nn.Parameter(zeros_O, requires_grad=False))
 
 

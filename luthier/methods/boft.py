@@ -91,7 +91,7 @@ class BOFT(LayerMethod):
     def branch(self, layer: AdaptedLayer, generator: torch.Generator, fast: bool) -> Branch:
         """X = 0, σ = 1. Raises RecipeError if the layer's inputs cannot be split so."""
         linear = linear_of(layer, self.kind)
-        (outputs, inputs), device = linear.weight.shape, linear.weight.device
+        (outputs, inputs), device = linear.shape, linear.device
         width = (self.block_size or 8) if self.num_blocks is None else max(inputs // self.num_blocks, 1)
         self._check_splits(layer.name, inputs, width)
         x_MKBB = trainable(torch.zeros(self.factors, inputs // width, width, width), device)

@@ -21,8 +21,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from luthier.models.anatomy import Anatomy
 from luthier.models.heads import ClassHead
 from luthier.models.language_model import LanguageModel, Outputs
+from luthier.models.streaming import Prepare, only_packed
 from luthier.models.taps import Taps, taps_below
 from luthier.types import Settings
 
@@ -178,7 +180,8 @@ class Method(Settings, ABC):
 
     family: what it trains. paper: where it comes from. count: the formula of its trainable numbers. default_lr: the peak
     learning rate of a recipe that gives none. output_folder: what a finished run calls its result. tunes_base: whether
-    the base's own weights train, so that the result is a whole model and not an adapter beside one.
+    the base's own weights train, so that the result is a whole model and not an adapter beside one. needs_quantization:
+    whether it makes sense over a quantized base alone.
     """
 
     family: ClassVar[Kin]
@@ -188,6 +191,7 @@ class Method(Settings, ABC):
     default_lr: ClassVar[float]
     output_folder: ClassVar[str]
     tunes_base: ClassVar[bool] = False
+    needs_quantization: ClassVar[bool] = False
 
     kind: str
 
@@ -202,6 +206,14 @@ class Method(Settings, ABC):
     def class_head(self, head: ClassHead) -> ClassHead:
         """The head for the objective's classes that the method needs, where the model is loaded with one."""
         return head
+
+    def keeps_full(self, anatomy: Anatomy) -> tuple[str, ...]:
+        """The linear layers that must stay as they are where the others are quantized, because the method trains them."""
+        return ()
+
+    def prepare_weights(self, anatomy: Anatomy) -> Prepare:
+        """What becomes of a layer's full weight where the base is quantized: packed as it is, if the method wants nothing else."""
+        return only_packed
 
     def lacking(self, takes_labels: bool) -> tuple[str, ...]:
         """Which settings are missing, beside those that always must be given: it depends on whether labels name the classes."""

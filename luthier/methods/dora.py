@@ -33,6 +33,7 @@ from luthier.methods.lora import LORA_FORM, LowRank, fresh_pair
 from luthier.methods.peft_files import PeftForm
 from luthier.models.call import Run
 from luthier.ops.lora import Dropout
+from luthier.ops.products import Weight, lent, plain_linear
 
 _MAGNITUDE = "lora_magnitude_vector"
 _TINY = torch.finfo(torch.float32).tiny  # a row of zeros has no direction: it stays zero rather than become 0 / 0
@@ -61,7 +62,7 @@ class DoRA(LowRank):
         linear = linear_of(layer, self.kind)
         scale = self.scale_of(layer.name)
         a_RI, b_OR = fresh_pair(linear, self.rank_of(layer.name), generator)
-        m_O = trainable(row_norms(linear.weight, a_RI, b_OR, scale), linear.weight.device)
+        m_O = trainable(row_norms(linear.frozen, a_RI, b_OR, scale), linear.device)
         return DoRABranch(a_RI, b_OR, m_O, scale, self.dropout, fast)
 
 
@@ -88,11 +89,11 @@ class DoRABranch(LinearBranch):
     def forward(self, x_NI: Tensor, layer: AdaptedLinear, run: Run) -> Tensor:
         """c + (m/ν) · x (W + s B A)ᵀ; with dropout, the base's own part sees all of x."""
         # m/ν − 1 rather than m/ν: half precision has no numbers near 1 for what a step changes
-        excess_O = self.m_O / row_norms(layer.weight, self.a_RI, self.b_OR, self.scale) - 1
+        excess_O = self.m_O / row_norms(layer.frozen, self.a_RI, self.b_OR, self.scale) - 1
         dropout = layer.dropout(self.drop, run)
         if dropout is not None:
             return self._with_dropout(x_NI, layer, excess_O, dropout)
-        z_NO = low_rank_linear(self.fast, x_NI, layer.weight, layer.bias, self.a_RI, self.b_OR, self.scale, None)
+        z_NO = low_rank_linear(self.fast, x_NI, layer.frozen, layer.bias, self.a_RI, self.b_OR, self.scale, None)
         turned_NO = z_NO if layer.bias is None else z_NO - layer.bias.to(z_NO.dtype)
         return torch.addcmul(z_NO, turned_NO, excess_O.to(z_NO.dtype))
 
@@ -100,7 +101,7 @@ class DoRABranch(LinearBranch):
         """x Wᵀ + c + (m/ν − 1) · x̃ (W + s B A)ᵀ + s · x̃ Aᵀ Bᵀ: the module's second formula, sorted by m/ν − 1."""
         dropped_NI = dropout(x_NI)
         side_NO = F.linear(F.linear(dropped_NI, self.a_RI.to(x_NI.dtype)), self.b_OR.to(x_NI.dtype)) * self.scale
-        turned_NO = F.linear(dropped_NI, layer.weight) + side_NO
+        turned_NO = plain_linear(dropped_NI, layer.frozen) + side_NO
         return torch.addcmul(layer.product(x_NI) + side_NO, turned_NO, excess_O.to(turned_NO.dtype))
 
     def merged(self, weight_OI: Tensor, bias_O: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -118,8 +119,9 @@ def row_norms_reference(weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, scale: fl
 
 
 @torch.no_grad()
-def row_norms(weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
+def row_norms(weight_OI: Weight, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
     """The same by thin products; W Aᵀ in the number format of W, as the layer's own output is."""
+    weight_OI = lent(weight_OI, torch.float32)
     with torch.autocast(weight_OI.device.type, enabled=False):
         plain_O: Tensor = torch.linalg.vector_norm(weight_OI, dim=1, dtype=torch.float32).square()
         crossed_O = ((weight_OI @ a_RI.to(weight_OI.dtype).t()).float() * b_OR).sum(dim=1)

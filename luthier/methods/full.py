@@ -13,11 +13,12 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from luthier.errors import RecipeError
 from luthier.methods.contract import Attachment, Group, Kin, Method, Traits
 from luthier.models.language_model import LanguageModel
+from luthier.quantization.packed import QuantizedLinear
 
 
 class Full(Method):
@@ -131,9 +132,19 @@ class FullAttachment(Attachment):
             parameter.requires_grad_(False)
 
 
+def _unpacked(model: LanguageModel) -> dict[str, Tensor]:
+    """The model's weights by name; packed ones are unpacked, and in the order of axes that files have."""
+    weights = dict(model.hf.state_dict())
+    for name, layer in model.hf.named_modules():
+        if isinstance(layer, QuantizedLinear):
+            weights = {key: tensor for key, tensor in weights.items() if not key.startswith(f"{name}.weight.")}
+            weights[f"{name}.weight"] = layer.dense_layer().get_parameter("weight")
+    return weights
+
+
 def write_model(model: LanguageModel, folder: Path, dtype: torch.dtype) -> None:
     """Write a model without adapters as safetensors, config and tokenizer files into `folder`, weights as `dtype`."""
-    weights = {name: tensor.to(dtype) for name, tensor in model.hf.state_dict().items()}
+    weights = {name: tensor.to(dtype) for name, tensor in _unpacked(model).items()}
     anatomy = model.anatomy
     copies = [place for place in anatomy.embedding_places if place != anatomy.embedding]
     for place in (*copies, *([anatomy.head] if anatomy.is_head_tied else [])):

@@ -85,7 +85,7 @@ class IA3(LayerMethod):
     def branch(self, layer: AdaptedLayer, generator: torch.Generator, fast: bool) -> Branch:
         """A scale of 1 for every output, or for every input where `feedforward` names the layer."""
         linear = linear_of(layer, self.kind)
-        (outputs, inputs), device = linear.weight.shape, linear.weight.device
+        (outputs, inputs), device = linear.shape, linear.device
         if self.feedforward is not None and layer.name in self.feedforward:
             return InputScaleBranch(trainable(torch.ones(inputs), device))
         return OutputScaleBranch(trainable(torch.ones(outputs), device), torch.arange(outputs, device=device), outputs)

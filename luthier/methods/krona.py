@@ -90,7 +90,7 @@ class KronA(LayerMethod):
     def branch(self, layer: AdaptedLayer, generator: torch.Generator, fast: bool) -> Branch:
         """A Kaiming-uniform with a = √5, B zero."""
         linear = linear_of(layer, self.kind)
-        (outputs, inputs), device = linear.weight.shape, linear.weight.device
+        (outputs, inputs), device = linear.shape, linear.device
         outer, inner = kron_shapes(outputs, inputs, self.factor)
         a_PQ, b_ST = trainable(uniform(*outer, generator), device), trainable(torch.zeros(inner), device)
         return KronABranch(a_PQ, b_ST, self.scale)

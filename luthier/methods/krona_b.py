@@ -71,7 +71,7 @@ class KronAB(AdapterMethod):
 
     def _branch(self, last: AdaptedLinear, generator: torch.Generator) -> KronABBranch:
         """A Kaiming-uniform with a = √5, B and r zero."""
-        width, device = len(last.weight), last.weight.device
+        width, device = last.shape[0], last.device
         outer, inner = kron_shapes(width, width, self.factor)
         a_PP, b_SS = trainable(uniform(*outer, generator), device), trainable(torch.zeros(inner), device)
         residual = trainable(torch.zeros(1), device) if self.residual else None

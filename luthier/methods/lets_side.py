@@ -6,6 +6,7 @@ Shapes: B rows, T tokens, Q read tokens of a row, N = B Q, L layers, D width of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -201,9 +202,9 @@ def reads_pooled(model: LanguageModel) -> bool:
 def macs_of(model: LanguageModel, layer: LayerAnatomy) -> AttentionMacs:
     """What a layer's attention costs: where a text's pooled token alone asks, queries and outputs are made for it alone."""
     alone = [layer.roles[role] for role in _OF_QUERY] if reads_pooled(model) else []
-    sizes = {place: _frozen_linear(model, place).weight.numel() for place in projections(layer)}
+    sizes = {place: math.prod(_frozen_linear(model, place).shape) for place in projections(layer)}
     per_text = sum(sizes[place] for place in alone)
-    attended_width = _frozen_linear(model, layer.attention_out).weight.shape[1]
+    attended_width = _frozen_linear(model, layer.attention_out).shape[1]
     return AttentionMacs(sum(sizes.values()) - per_text, 2 * attended_width, per_text)
 
 
@@ -214,4 +215,4 @@ def _frozen_linear(model: LanguageModel, place: str) -> AdaptedLinear:
 
 def _changed(model: LanguageModel, place: str) -> ChangedLinear:
     layer = _frozen_linear(model, place)
-    return ChangedLinear(layer, Delta(*layer.weight.shape))
+    return ChangedLinear(layer, Delta(*layer.shape))

@@ -55,7 +55,7 @@ class LoHa(LayerMethod):
     def branch(self, layer: AdaptedLayer, generator: torch.Generator, fast: bool) -> Branch:
         """A₂ zero, the others Kaiming-uniform with a = √5, as in peft."""
         linear = linear_of(layer, self.kind)
-        (outputs, inputs), device = linear.weight.shape, linear.weight.device
+        (outputs, inputs), device = linear.shape, linear.device
         b1_OR = uniform(outputs, self.rank, generator)
         a1_RI = uniform(self.rank, inputs, generator)
         b2_OR = uniform(outputs, self.rank, generator)

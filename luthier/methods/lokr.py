@@ -67,14 +67,14 @@ class LoKr(LayerMethod):
     def branch(self, layer: AdaptedLayer, generator: torch.Generator, fast: bool) -> Branch:
         """The outer factor zero, the inner Kaiming-uniform with a = √5, as in peft."""
         linear = linear_of(layer, self.kind)
-        outputs, inputs = linear.weight.shape
+        outputs, inputs = linear.shape
         outer, inner = kron_shapes(outputs, inputs, self.factor)
         starts = {
             **self._starts("lokr_w1", outer, not self.decompose_both, generator),
             **self._starts("lokr_w2", inner, False, generator),
         }
         (starts["lokr_w1"] if "lokr_w1" in starts else starts["lokr_w1_a"]).zero_()
-        factors = {ending: trainable(start, linear.weight.device) for ending, start in starts.items()}
+        factors = {ending: trainable(start, linear.device) for ending, start in starts.items()}
         return LoKrBranch(factors, 1.0 if self.alpha is None else self.alpha / self.rank)
 
     def file_settings(self) -> dict[str, Any]:

@@ -153,7 +153,7 @@ class LoRA(LowRank):
         """A random, B zero; at an embedding the other way round, as in peft."""
         rank, scale = self.rank_of(layer.name), self.scale_of(layer.name)
         if isinstance(layer, AdaptedEmbedding):
-            (rows, width), device = layer.weight.shape, layer.weight.device
+            (rows, width), device = layer.shape, layer.device
             b_DR = torch.randn(width, rank, generator=generator)
             return LoRAEmbeddingBranch(trainable(torch.zeros(rank, rows), device), trainable(b_DR, device), scale)
         assert isinstance(layer, AdaptedLinear)
@@ -163,7 +163,7 @@ class LoRA(LowRank):
 
 def fresh_pair(layer: AdaptedLinear, rank: int, generator: torch.Generator) -> tuple[nn.Parameter, nn.Parameter]:
     """A (R, I), Kaiming-uniform with a = √5 as in the paper's code (bound 1 / √I), and B (O, R), zero."""
-    (outputs, inputs), device = layer.weight.shape, layer.weight.device
+    (outputs, inputs), device = layer.shape, layer.device
     a_RI = (torch.rand(rank, inputs, generator=generator) * 2 - 1) / math.sqrt(inputs)
     return trainable(a_RI, device), trainable(torch.zeros(outputs, rank), device)
 

@@ -113,7 +113,7 @@ class OFT(LayerMethod):
     def branch(self, layer: AdaptedLayer, generator: torch.Generator, fast: bool) -> Branch:
         """Q = 0. Raises RecipeError if the layer's inputs make no blocks wider than 1."""
         linear = linear_of(layer, self.kind)
-        inputs = linear.weight.shape[1]
+        inputs = linear.shape[1]
         if self.num_blocks is None:
             width = nearest_divisor(inputs, self.block_size or 32)
         else:
@@ -125,7 +125,7 @@ class OFT(LayerMethod):
                 field="method.block_size" if self.num_blocks is None else "method.num_blocks",
             )
         blocks = 1 if self.shared else inputs // width
-        q_KE = trainable(torch.zeros(blocks, width * (width - 1) // 2), linear.weight.device)
+        q_KE = trainable(torch.zeros(blocks, width * (width - 1) // 2), linear.device)
         return OFTBranch(q_KE, width, self.neumann_terms)
 
     def file_settings(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from luthier.models.anatomy import LayerAnatomy, is_linear
+from luthier.models.anatomy import LayerAnatomy, is_linear, weight_of
 from luthier.models.language_model import LanguageModel
 
 
@@ -43,9 +43,9 @@ def prune_layer(
     for name, target in small.get_submodule(own.name).named_parameters():
         module_name, _, part = name.rpartition(".")
         source = _source(model, layer, module_name)
-        whole = source.get_parameter(part)
-        is_transposed = isinstance(source, Conv1D) and whole.dim() == 2
-        cut: Tensor = whole.t() if is_transposed else whole
+        is_weight = is_linear(source) and part == "weight"
+        cut = weight_of(source) if is_weight else source.get_parameter(part)
+        is_transposed = is_weight and isinstance(small.get_submodule(f"{own.name}.{module_name}"), Conv1D)
         shape = tuple(reversed(target.shape)) if is_transposed else tuple(target.shape)
         is_output = f"{layer.name}.{module_name}" in outputs
         in_attention = is_output or f"{layer.name}.{module_name}".startswith(attentions)
@@ -67,9 +67,7 @@ def _source(model: LanguageModel, layer: LayerAnatomy, name: str) -> nn.Module:
 
 def _inner_channels(model: LanguageModel, layer: LayerAnatomy, kept: Kept) -> Tensor:
     """The feed-forward's channels with the largest sum of |W| in its last linear layer, in their order."""
-    last = model.hf.get_submodule(layer.linears[-1])
-    weight = last.get_parameter("weight").float().abs()
-    strength_F = weight.sum(1) if isinstance(last, Conv1D) else weight.sum(0)
+    strength_F = weight_of(model.hf.get_submodule(layer.linears[-1])).float().abs().sum(0)
     return strength_F.topk(len(strength_F) // kept.reduction).indices.sort().values
 
 

@@ -68,8 +68,9 @@ class ChangedLinear(nn.Module):
         self.delta = delta
 
     def forward(self, x: Tensor) -> Tensor:
-        weight_OI = self.layer.weight
-        if weight_OI.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type):
+        weight_OI = self.layer.frozen
+        is_autocast = torch.is_autocast_enabled(x.device.type)
+        if isinstance(weight_OI, Tensor) and weight_OI.dtype == torch.float32 and not is_autocast:
             return F.linear(x, self.delta.added_to(weight_OI), self.layer.bias)
         # apart: half precision would round Δ off
         return self.layer.product(x) + F.linear(x, self.delta.alone().to(x.dtype))

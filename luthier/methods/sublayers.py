@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from luthier.errors import RecipeError
 from luthier.methods.bank import AdaptedLayer, Branch, adapted
-from luthier.models.anatomy import LayerAnatomy, chosen_layers, config_number, is_linear
+from luthier.models.anatomy import LayerAnatomy, chosen_layers, config_number, is_linear, shape_of
 from luthier.models.call import Run, current_call
 from luthier.models.language_model import LanguageModel
 
@@ -77,9 +77,8 @@ def frozen_layer(model: LanguageModel, name: str) -> nn.Module:
 
 
 def _outputs(module: nn.Module) -> int:
-    """How many numbers a token's output has: those of a linear layer (O, I) or Conv1D (I, O), or of a norm (D,)."""
-    weight = module.get_parameter("weight")
-    return weight.shape[0] if isinstance(module, nn.Linear) or not is_linear(module) else weight.shape[1]
+    """How many numbers a token's output has: those of a linear layer, or of a norm (D,)."""
+    return shape_of(module)[0] if is_linear(module) else len(module.get_parameter("weight"))
 
 
 def with_branches(model: LanguageModel, name: str, branches: Mapping[str, Branch]) -> dict[str, AdaptedLayer]:

@@ -91,7 +91,7 @@ class UniPELT(ComposedMethod):
                 linear = linear_of(layer, self.kind)
             branch = linear.branch(name)
             assert isinstance(branch, LoRABranch)
-            gates[f"lora.{place}"] = gate = Gate(linear.weight.shape[1], model.device)
+            gates[f"lora.{place}"] = gate = Gate(linear.shape[1], model.device)
             linear.add(name, GatedUpdate(branch, gate))
         for place, layer in parts["adapter"].layers.items():
             branch = layer.branch(name)

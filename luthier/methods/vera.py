@@ -71,14 +71,14 @@ class VeRA(TargetedMethod):
     def place(self, model: LanguageModel, name: str, seed: int, fast: bool) -> AdapterAttachment:
         """The shared pair, and a branch at every place. The run's seed decides nothing here."""
         layers = {t: linear_of(layer, self.kind) for t, layer in adapted_layers(model, self.places(model)).items()}
-        shapes, device = [layer.weight.shape for layer in layers.values()], next(iter(layers.values())).weight.device
+        shapes, device = [layer.shape for layer in layers.values()], next(iter(layers.values())).weight.device
         a_RI, b_OR = projections(
             max(inputs for _, inputs in shapes), max(outputs for outputs, _ in shapes), self.rank, self.projection_seed
         )
         a_RI, b_OR = a_RI.to(device), b_OR.to(device)
         for layer in layers.values():
             d_R = trainable(torch.full((self.rank,), self.d_initial), device)
-            b_O = trainable(torch.zeros(layer.weight.shape[0]), device)
+            b_O = trainable(torch.zeros(layer.shape[0]), device)
             layer.add(name, VeRABranch(a_RI, b_OR, d_R, b_O, self.dropout))
         return VeRAAttachment(self, model, name, layers, frozen={"vera_A": a_RI, "vera_B": b_OR})
 
@@ -120,7 +120,7 @@ class VeRABranch(LinearBranch):
 
     def update(self, layer: AdaptedLinear) -> Factors:
         """diag(b) B · diag(d) A."""
-        return self._factors(layer.weight.shape[1])
+        return self._factors(layer.shape[1])
 
     def merged(self, weight_OI: Tensor, bias_O: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """W + diag(b) B diag(d) A."""

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import RecipeError, TargetNotFound
 from luthier.models.families import Family, HeadPart
+from luthier.quantization.packed import QuantizedLinear
 
 ROLE = "role:"
 """What begins a target that names what layers do rather than how they are called."""
@@ -161,8 +162,24 @@ class Anatomy:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear map: `nn.Linear`, or GPT-2's `Conv1D` with its transposed weight."""
-    return isinstance(module, nn.Linear | Conv1D)
+    """Whether a module is a linear map: `nn.Linear`, GPT-2's `Conv1D` with its transposed weight, or one over a packed weight."""
+    return isinstance(module, nn.Linear | Conv1D | QuantizedLinear)
+
+
+def weight_of(linear: nn.Module) -> Tensor:
+    """A linear layer's weight as (O, I), whatever the layer stores; a packed one is unpacked into memory of its own."""
+    if isinstance(linear, QuantizedLinear):
+        return linear.dense()
+    weight = linear.get_parameter("weight")
+    return weight.t() if isinstance(linear, Conv1D) else weight
+
+
+def shape_of(linear: nn.Module) -> tuple[int, int]:
+    """A linear layer's (O, I)."""
+    if isinstance(linear, QuantizedLinear):
+        return linear.packed.shape
+    rows, columns = weight_of(linear).shape
+    return rows, columns
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -30,6 +30,7 @@ from luthier.models.anatomy import replace_module
 from luthier.models.families import Family
 from luthier.models.reading import words_layer
 from luthier.models.sources import ModelSource, check_complete, read_folder
+from luthier.models.streaming import Streaming
 from luthier.ops.draws import salt_of
 
 _STD = 0.02
@@ -69,6 +70,7 @@ def read_class_weights(
     head: ClassHead,
     dtype: torch.dtype,
     attn_implementation: str | None = None,
+    streaming: Streaming | None = None,
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """The model with a head for classes, and the names of the head's layers that are to be trained because it is new.
 
@@ -86,12 +88,13 @@ def read_class_weights(
     config = copy.deepcopy(config)
     name_classes(config, head.classes)
     if head.reads_mask:
-        model = _read_with_words(source, config, family, dtype, attn_implementation)
+        model = _read_with_words(source, config, family, dtype, attn_implementation, streaming)
         add_class_layer(model, family, len(head.classes))
         new = (family.mask_head[-1].name,)
         draw_head(model, new, head.seed)
         return model, new
-    model, report = read_folder(AutoModelForSequenceClassification, source, config, dtype, attn_implementation)
+    auto = AutoModelForSequenceClassification
+    model, report = read_folder(auto, source, config, dtype, attn_implementation, streaming)
     layers = tuple(part.name for part in family.class_head)
     absent = {layer for layer in layers if any(_is_of_any((layer,), key) for key in _absent(report))}
     absent |= set() if is_its_own else {layers[-1]}
@@ -101,7 +104,12 @@ def read_class_weights(
 
 
 def _read_with_words(
-    source: ModelSource, config: PreTrainedConfig, family: Family, dtype: torch.dtype, attn_implementation: str | None
+    source: ModelSource,
+    config: PreTrainedConfig,
+    family: Family,
+    dtype: torch.dtype,
+    attn_implementation: str | None,
+    streaming: Streaming | None,
 ) -> PreTrainedModel:
     """The model with its head over words. Raises RecipeError if its family, or its files, have none that fills masks."""
     if not family.mask_head:
@@ -110,7 +118,7 @@ def _read_with_words(
             "Choose an encoder, such as bert or roberta; or set method.kind to prompt-tuning.",
             field="method.kind",
         )
-    model, report = read_folder(AutoModelForMaskedLM, source, config, dtype, attn_implementation)
+    model, report = read_folder(AutoModelForMaskedLM, source, config, dtype, attn_implementation, streaming)
     whole = (family.mask_head[0].name.partition(".")[0],)
     lacking = sorted(_name(key) for key in _absent(report) if _is_of_any(whole, key))
     if lacking:

@@ -6,6 +6,7 @@ Shapes: B rows, T tokens of a row, S tokens of a source, D width, N learned targ
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -81,7 +82,8 @@ class Outputs:
 class LanguageModel:
     """A transformers model and its tokenizer, seen through the model's anatomy.
 
-    new_head: the layers of its head that no file held, so that whatever is tuned must train them too.
+    new_head: the layers of its head that no file held, so that whatever is tuned must train them too. prepared: by layer, the
+    tensors that a method begins with there because of how the base was quantized for it.
     """
 
     hf: PreTrainedModel
@@ -94,6 +96,7 @@ class LanguageModel:
     edits: dict[str, StreamEdit] = field(default_factory=dict)
     trunk_cache: TrunkCache | None = None
     new_head: tuple[str, ...] = ()
+    prepared: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @property
     def layout(self) -> Layout:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from luthier.errors import RecipeError, ResourceError
+from luthier.models.anatomy import Anatomy, find_targets
 from luthier.models.attention import FAST, REFERENCE, register_attention
 from luthier.models.families import Family, family_of
 from luthier.models.fast_layers import use_fast_layers
@@ -22,9 +27,23 @@ from luthier.models.sources import (
     read_config,
     read_tokenizer,
     read_weights,
+    stored_endings,
 )
+from luthier.models.streaming import Prepare, Prepared, Streaming, only_packed
+from luthier.quantization.bitsandbytes_files import read_tensors
+from luthier.quantization.formats import quantize
+from luthier.quantization.packed import QuantizedLinear
+from luthier.quantization.settings import QuantizationSettings
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a method asks of a quantized base: which layers stay as they are, and what becomes of the full weights of the others."""
+
+    keeps_full: Callable[[Anatomy], tuple[str, ...]] = lambda anatomy: ()
+    prepare_weights: Callable[[Anatomy], Prepare] = lambda anatomy: only_packed
 
 
 def choose_device(name: str) -> torch.device:
@@ -67,11 +86,13 @@ def load_model(
     *,
     fast: FastModel | None = None,
     head: ClassHead | None = None,
+    quantization: QuantizationSettings | None = None,
+    wishes: Wishes | None = None,
 ) -> LanguageModel:
     """The base model of a recipe, frozen, without dropout, ready on its device.
 
-    head: the classes that its head shall tell apart; None keeps the head over words.
-    Raises the errors of `sources`, and RecipeError for an unknown family or one that has no such head.
+    head: the classes that its head shall tell apart; None keeps the head over words. quantization: in what form its linear
+    layers are held. wishes: what a method asks of that. Raises the errors of `sources`, and RecipeError for an unknown family or one that has no such head.
     """
     source = locate(settings, announce)
     config = read_config(source)
@@ -95,10 +116,11 @@ def load_model(
     register_attention()
     implementation = (FAST if fast.attention else REFERENCE) if family.attends_by_interface else "sdpa"
     new_head: tuple[str, ...] = ()
+    streaming = _streaming(source, family, quantization, wishes or Wishes())
     if head is None:
-        hf = read_weights(source, config, dtype, attn_implementation=implementation)
+        hf = read_weights(source, config, dtype, implementation, streaming)
     else:
-        hf, new_head = read_class_weights(source, config, family, head, dtype, attn_implementation=implementation)
+        hf, new_head = read_class_weights(source, config, family, head, dtype, implementation, streaming)
     if family.encoder is not None and hf.generation_config is not None:
         hf.generation_config.decoder_start_token_id = read_answer_start(source, config)
     rest_pooler(hf, family)
@@ -106,11 +128,81 @@ def load_model(
     use_fast_layers(hf, anatomy, norm=fast.norm, gated_mlp=fast.gated_mlp, linear=fast.linear)
     hf.requires_grad_(False).train(False).to(device)
     tokenizer = read_tokenizer(source)
-    num_parameters = sum(p.numel() for p in hf.parameters())
-    announce(f"Model {settings.name}: {num_parameters / 1e6:.1f} M weights, {_short(dtype)}, on {device}.")
+    announce(f"Model {settings.name}: {_weights(hf, dtype)}, on {device}.")
     if head is not None and new_head:
         announce(f"Its head for {', '.join(head.classes)} is new, drawn from seed {head.seed}.")
-    return LanguageModel(hf, tokenizer, anatomy, identify(settings, source), fast, new_head=new_head)
+    first = {} if streaming is None else {name: each.first for name, each in streaming.prepared.items() if each.first}
+    return LanguageModel(hf, tokenizer, anatomy, identify(settings, source), fast, new_head=new_head, prepared=first)
+
+
+def _streaming(
+    source: ModelSource, family: Family, quantization: QuantizationSettings | None, wishes: Wishes
+) -> Streaming | None:
+    """How layers become packed while they are read: those that the settings choose, or those that come so; None if none does.
+
+    Raises RecipeError if the layers that the settings choose come so already.
+    """
+    endings = stored_endings(source)
+    if endings and quantization is not None:
+        raise RecipeError(
+            f"{source.name} comes quantized already.",
+            "Leave quantization out, or name the unquantized model.",
+            field="quantization",
+        )
+    if endings:
+        return Streaming(nothing_chosen, lambda name, tensors: Prepared(read_tensors(name, tensors)), endings)
+    if quantization is None:
+        return None
+
+    prepare: Prepare = only_packed
+
+    def choose(model: PreTrainedModel) -> tuple[str, ...]:
+        nonlocal prepare
+        anatomy = read_anatomy(model, family)
+        kept, prepare = wishes.keeps_full(anatomy), wishes.prepare_weights(anatomy)
+        return tuple(name for name in layers_to_quantize(anatomy, quantization) if name not in kept)
+
+    def pack(name: str, tensors: Mapping[str, Tensor]) -> Prepared:
+        return prepare(name, tensors["weight"], lambda weight_OI: quantize(name, weight_OI, quantization))
+
+    return Streaming(choose, pack)
+
+
+def nothing_chosen(model: PreTrainedModel) -> tuple[str, ...]:
+    """No layer: those that come quantized are known by their tensors."""
+    return ()
+
+
+def layers_to_quantize(anatomy: Anatomy, quantization: QuantizationSettings) -> tuple[str, ...]:
+    """The names of the layers that the settings choose.
+
+    Raises RecipeError for names that no layer bears, for the embedding, and for a head that shares its weight with that.
+    """
+    chosen = find_targets(anatomy, quantization.targets, None, "quantization.targets")
+    skipped = set(find_targets(anatomy, quantization.skip, None, "quantization.skip")) if quantization.skip else set()
+    is_shared = anatomy.is_head_tied and anatomy.head in chosen
+    if anatomy.embedding in chosen or is_shared:
+        raise RecipeError(
+            f"{anatomy.head if is_shared else anatomy.embedding} is "
+            f"{'tied to ' if is_shared else ''}the embedding, which is looked up and not multiplied: it cannot be quantized.",
+            "Leave it out of quantization.targets.",
+            field="quantization.targets",
+        )
+    return tuple(name for name in chosen if name not in skipped)
+
+
+def _weights(hf: PreTrainedModel, dtype: torch.dtype) -> str:
+    """How many weights a model has, and in which form."""
+    packed = [module.packed for module in hf.modules() if isinstance(module, QuantizedLinear)]
+    in_few_bits = sum(math.prod(weight.shape) for weight in packed)
+    others = sum(parameter.numel() for parameter in hf.parameters())
+    if not packed:
+        return f"{others / 1e6:.1f} M weights, {_short(dtype)}"
+    bits = 8 * sum(weight.num_bytes for weight in packed) / in_few_bits
+    return (
+        f"{(in_few_bits + others) / 1e6:.1f} M weights, {in_few_bits / 1e6:.1f} M of them {packed[0].kind} "
+        f"at {bits:.2f} bits each, the others {_short(dtype)}"
+    )
 
 
 def check_head(family: Family, model_type: str, for_classes: bool) -> None:

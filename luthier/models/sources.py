@@ -27,12 +27,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from luthier.errors import DataError, NetworkError, NotAllowed, NotFound, RecipeError, ResourceError
+from luthier.errors import DataError, LuthierError, NetworkError, NotAllowed, NotFound, RecipeError, ResourceError
 from luthier.models.builtin import BUILTIN_NAMES, builtin_folder
 from luthier.models.fingerprints import fingerprint_files
 from luthier.models.gguf_files import read_gguf_config, read_gguf_tokenizer, read_gguf_weights
 from luthier.models.hub import download
 from luthier.models.settings import ModelSettings
+from luthier.models.streaming import Streaming
+from luthier.quantization.bitsandbytes_files import FOUR_BIT_ENDINGS, INT8_ENDINGS
 from luthier.store.cache import cache_root
 from luthier.store.files import read_json
 from luthier.store.places import expanded
@@ -241,19 +243,37 @@ def read_config(source: ModelSource) -> PreTrainedConfig:
             "Install a newer transformers, or use another model.",
             field="model",
         )
-    quantization = values.get("quantization_config")
-    if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise RecipeError(
-            f"The model {source.name} comes already quantized ({method}), which Luthier cannot train on yet.",
-            "Use the unquantized model.",
-            field="model",
-        )
     with _reading(file):
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             source.folder, trust_remote_code=False, local_files_only=True
         )
-        return config
+    if values.get("quantization_config") is not None:
+        endings_held(source, values["quantization_config"])
+        del config.quantization_config  # what reads the weights is ours
+    return config
+
+
+def stored_endings(source: ModelSource) -> tuple[str, ...]:
+    """What a model's files hold, beside `weight`, of each layer that comes quantized; nothing if none does."""
+    if source.gguf is not None:
+        return ()
+    quantization = read_json(source.folder / "config.json").get("quantization_config")
+    return () if quantization is None else endings_held(source, quantization)
+
+
+def endings_held(source: ModelSource, quantization: Any) -> tuple[str, ...]:
+    """The same from the part of the config that tells of it. Raises RecipeError for a format that Luthier does not read."""
+    values = quantization if isinstance(quantization, dict) else {}
+    if values.get("load_in_4bit"):
+        return FOUR_BIT_ENDINGS
+    if values.get("load_in_8bit"):
+        return INT8_ENDINGS
+    method = values.get("quant_method", quantization)
+    raise RecipeError(
+        f"The model {source.name} comes quantized by {method}, which Luthier does not read.",
+        "Use the unquantized model and let Luthier quantize it (quantization: {kind: nf4}), or one by bitsandbytes.",
+        field="model",
+    )
 
 
 def read_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
@@ -278,23 +298,35 @@ def read_weights(
     config: PreTrainedConfig,
     dtype: torch.dtype,
     attn_implementation: str | None = None,
+    streaming: Streaming | None = None,
 ) -> PreTrainedModel:
-    """The model with all its weights, in `dtype`, on the CPU.
+    """The model with all its weights, in `dtype`, on the CPU; those that `streaming` chooses are packed while they are read.
 
     Raises: DataError, with the file, if weights are damaged, missing, unknown or of another shape than the config says;
     ResourceError if memory does not suffice.
     """
     if source.gguf is not None:
+        if streaming is not None:
+            raise RecipeError(
+                f"{source.name} is a .gguf file, whose weights are in few bits already.",
+                "Leave quantization out, or name the model's safetensors folder.",
+                field="quantization",
+            )
         model, report = read_gguf_weights(source.gguf, config, dtype, attn_implementation)
         check_complete(source.gguf, report)
         return model
-    model, report = read_folder(_class_of(config), source, config, dtype, attn_implementation)
+    model, report = read_folder(_class_of(config), source, config, dtype, attn_implementation, streaming)
     check_complete(source.folder, report)
     return model
 
 
 def read_folder(
-    auto: Any, source: ModelSource, config: PreTrainedConfig, dtype: torch.dtype, attn_implementation: str | None
+    auto: Any,
+    source: ModelSource,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    attn_implementation: str | None,
+    streaming: Streaming | None = None,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A folder's model by one of transformers' classes, and the report of what was missing and what was too much.
 
@@ -314,8 +346,11 @@ def read_folder(
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # so that they are reported, and refused below
             output_loading_info=True,
+            **({} if streaming is None else {"quantization_config": streaming}),
         )
     model, report = loaded
+    if streaming is not None:
+        streaming.check(report)
     return model, report
 
 
@@ -373,6 +408,8 @@ def _reading(place: Path) -> Iterator[None]:
     """Turn what the libraries say of files that they cannot read into an error with the place."""
     try:
         yield
+    except LuthierError:
+        raise
     except Exception as error:
         # A damaged file shows as any of a dozen errors of five libraries, some of them bare Exceptions.
         text = " ".join(str(error).split())

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from luthier.ops.recompute import place_of
+
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 
 
@@ -38,11 +40,11 @@ def without_keeping(product: Tensor, gate: Tensor, up: Tensor, activation: Activ
 
     The product is as wide as gate and up, which are kept anyway: a third of the layer's memory for one multiplication.
     """
-    address, count = product.data_ptr(), product.numel()
+    place, count = place_of(product), product.numel()
     gate, up = gate.detach(), up.detach()
 
     def keep(tensor: Tensor) -> Tensor | torch.Size:
-        is_product = tensor.data_ptr() == address and tensor.numel() == count and tensor.is_contiguous()
+        is_product = place_of(tensor) == place and tensor.numel() == count and tensor.is_contiguous()
         return tensor.shape if is_product else tensor
 
     def give_back(kept: Tensor | torch.Size) -> Tensor:

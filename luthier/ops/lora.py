@@ -4,7 +4,7 @@ Hu et al. 2021, https://arxiv.org/abs/2106.09685:  y = x Wᵀ + c + s · drop(x)
 Tokens may have different updates: the product with W is then still one for all of them.
 Backward, with b = s · dy B:  dA = bᵀ drop(x),  dB = s · dyᵀ (drop(x) Aᵀ),  dx = dy W + drop'(b A).
 A and B are fp32 whatever W is; the branch is computed in the number format of x, and gradients come back in fp32.
-Shapes: N tokens, I inputs, O outputs, R rank. W may be any (O, I) view, transposed or not.
+Shapes: N tokens, I inputs, O outputs, R rank. W may be any (O, I) view, transposed or not, or packed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from luthier.ops.draws import keep_mask
-from luthier.ops.products import linear
+from luthier.ops.products import Weight, keep, kept, linear, plain_linear, product, product_back
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Dropout:
 
 def lora_linear_reference(
     x_NI: Tensor,
-    weight_OI: Tensor,
+    weight_OI: Weight,
     bias_O: Tensor | None,
     a_RI: Tensor,
     b_OR: Tensor,
@@ -47,7 +47,7 @@ def lora_linear_reference(
     """The layer by plain autograd."""
     branch_NI = x_NI if dropout is None else dropout(x_NI)
     side_NO = F.linear(F.linear(branch_NI, a_RI.to(x_NI.dtype)), b_OR.to(x_NI.dtype))
-    return F.linear(x_NI, weight_OI, bias_O) + side_NO * scale
+    return plain_linear(x_NI, weight_OI, bias_O) + side_NO * scale
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Update:
 
 def lora_linear(
     x_NI: Tensor,
-    weight_OI: Tensor,
+    weight_OI: Weight,
     bias_O: Tensor | None,
     a_RI: Tensor,
     b_OR: Tensor,
@@ -79,7 +79,7 @@ def lora_linear(
     return updated_linear(x_NI, weight_OI, bias_O, [Update(0, len(x_NI), a_RI, b_OR, scale, dropout)])
 
 
-def updated_linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, updates: Sequence[Update]) -> Tensor:
+def updated_linear(x_NI: Tensor, weight_OI: Weight, bias_O: Tensor | None, updates: Sequence[Update]) -> Tensor:
     """The layer with each update at its own tokens, of which no two updates share one; tokens without one are plain."""
     pairs = [tensor for update in updates for tensor in (update.a_RI, update.b_OR)]
     return cast(Tensor, _UpdatedLinear.apply(x_NI, weight_OI, bias_O, updates, *pairs))  # type: ignore[no-untyped-call]
@@ -92,31 +92,31 @@ class _UpdatedLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x_NI: Tensor,
-        weight_OI: Tensor,
+        weight_OI: Weight,
         bias_O: Tensor | None,
         updates: Sequence[Update],
         *pairs: Tensor,
     ) -> Tensor:
-        y_NO = linear(x_NI, weight_OI, bias_O)
+        y_NO = product(x_NI, weight_OI, bias_O)
         narrow: list[Tensor] = []
         for update in updates:
             xa_NR = linear(_input(x_NI, update), update.a_RI.to(x_NI.dtype))
             update.of(y_NO).addmm_(xa_NR, update.b_OR.to(x_NI.dtype).t(), alpha=update.scale)
             narrow.append(xa_NR)
-        ctx.save_for_backward(x_NI, weight_OI, *pairs, *narrow)
+        keep(ctx, weight_OI, x_NI, *pairs, *narrow)
         ctx.updates = [(update.start, update.stop, update.scale, update.dropout) for update in updates]
         return y_NO
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (dy_NO,) = grad_outputs
-        x_NI, weight_OI, *kept = ctx.saved_tensors
+        weight_OI, (x_NI, *saved) = kept(ctx)
         count = len(ctx.updates)
-        dx_NI = linear(dy_NO, weight_OI.t()) if ctx.needs_input_grad[0] else None
+        dx_NI = product_back(dy_NO, weight_OI) if ctx.needs_input_grad[0] else None
         of_pairs: list[Tensor] = []
         for index, (start, stop, scale, dropout) in enumerate(ctx.updates):
-            update = Update(start, stop, kept[2 * index], kept[2 * index + 1], scale, dropout)
-            of_pairs += _gradients(update, x_NI, kept[2 * count + index], dy_NO, dx_NI)
+            update = Update(start, stop, saved[2 * index], saved[2 * index + 1], scale, dropout)
+            of_pairs += _gradients(update, x_NI, saved[2 * count + index], dy_NO, dx_NI)
         return dx_NI, None, None, None, *of_pairs
 
 

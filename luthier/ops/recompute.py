@@ -14,22 +14,27 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 
+def place_of(tensor: Tensor) -> tuple[int, int]:
+    """Where a tensor's numbers begin; also of one that only pretends to have some, which has no address."""
+    return int(tensor.untyped_storage()._cdata), int(tensor.storage_offset())
+
+
 class Recomputable:
     """The tensors of one forward pass that need not be kept, each with the function that computes it again."""
 
     def __init__(self) -> None:
-        self._of: dict[int, tuple[weakref.ref[Tensor], _Again]] = {}
+        self._of: dict[tuple[int, int], tuple[weakref.ref[Tensor], _Again]] = {}
 
     def add(self, tensor: Tensor, compute: Callable[[], Tensor]) -> None:
         """Name a contiguous tensor; it must not be changed as long as it lives, nor what `compute` reads."""
-        self._of[tensor.data_ptr()] = (weakref.ref(tensor), _Again(compute))
+        self._of[place_of(tensor)] = (weakref.ref(tensor), _Again(compute))
 
     def hooks(self) -> saved_tensors_hooks:
         """Within: the tensors named are not kept."""
         return saved_tensors_hooks(self._keep, _give_back)
 
     def _keep(self, tensor: Tensor) -> Tensor | tuple[_Again, torch.Size]:
-        named, again = self._of.get(tensor.data_ptr(), (None, None))
+        named, again = self._of.get(place_of(tensor), (None, None))
         original = None if named is None else named()  # dead: its memory is another tensor's by now
         if again is None or original is None or original.numel() != tensor.numel() or not tensor.is_contiguous():
             return tensor

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from luthier.data.settings import DataSettings
 from luthier.methods import LoRA
 from luthier.models.settings import ModelSettings
 from luthier.objectives import SFT, AnyObjective
+from luthier.quantization.settings import QuantizationSettings
 from luthier.recipe.known_methods import AnyMethod
 from luthier.training.settings import TrainingSettings
 from luthier.types import Settings
@@ -41,22 +42,13 @@ class Recipe(Settings):
     method: AnyMethod = Field(LoRA(), description="What is trained: small added tensors, or the model's own weights.")
     objective: AnyObjective = Field(SFT(), description="The loss that training lowers.")
     training: TrainingSettings = Field(TrainingSettings(), description="The loop.")
-    quantization: None = Field(
-        None, description="Number format of a compressed base; this version has none, so only null."
+    quantization: QuantizationSettings | None = Field(
+        None, description="Hold the frozen base in few bits; null leaves it as it is."
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Decides the order of rows and every random draw.")
     provenance: Provenance | None = Field(
         None, description="Written by Luthier into recipe.resolved.yaml; leave it out of your own."
     )
-
-    @field_validator("quantization", mode="before")
-    @classmethod
-    def _no_quantization_yet(cls, value: Any) -> None:
-        if value is not None:
-            raise PydanticCustomError(
-                "not_in_this_version",
-                "This version of Luthier has no quantization; leave the key out, or write null.",
-            )
 
     @model_validator(mode="after")
     def _parts_go_together(self) -> Self:
@@ -77,6 +69,22 @@ class Recipe(Settings):
                 "data.format",
                 f"Rows of the form {self.data.format} are not what objective.kind {self.objective.kind} learns from; "
                 "set data.format to auto, or objective.kind to classification for rows with labels and to sft for others.",
+            )
+        if self.training.update_in_backward and not self.method.tunes_base:
+            raise _at(
+                "training.update_in_backward",
+                f"What {self.method.kind} trains has gradients too small to be worth it; take update_in_backward out.",
+            )
+        if self.method.needs_quantization and self.quantization is None:
+            raise _at(
+                "quantization",
+                f"{self.method.kind} begins at what a quantized base lost; add quantization: {{kind: nf4}}, or set method.kind to lora.",
+            )
+        if self.quantization is not None and not self.method.traits.over_4bit:
+            raise _at(
+                "quantization",
+                f"{self.method.kind} trains the base's own weights, which quantized ones cannot be; "
+                "leave quantization out, or set method.kind to lora.",
             )
         for setting in self.method.lacking(self.objective.takes_labels):
             raise _at(

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from luthier.data.batches import evaluation_batches
 from luthier.errors import RecipeError, UsageError
@@ -21,6 +20,7 @@ from luthier.evaluation.loss import held_out_loss
 from luthier.methods import ADAPTER, AdapterMethod
 from luthier.methods.bank import AdaptedLayer, AdaptedLinear, LinearBranch
 from luthier.methods.lora import lora_of_factors
+from luthier.models.anatomy import weight_of
 from luthier.models.language_model import LanguageModel
 from luthier.ops.spectrum import SVD, Factors, effective_rank, energy_by_rank, rank_for, svd_of
 from luthier.ops.workers import Workers
@@ -266,8 +266,7 @@ def _left_out(tuned: _Tuned) -> tuple[str, ...]:
 
 def _weight(module: nn.Module) -> Tensor:
     """A linear layer's weight as (O, I), fp32."""
-    weight = module.get_parameter("weight").detach().float()
-    return weight.t() if isinstance(module, Conv1D) else weight
+    return weight_of(module).detach().float()
 
 
 def _losses(tuned: _Tuned, recipe: Recipe, announce: Announce) -> dict[str, float] | None:

@@ -54,7 +54,7 @@ TABLE = [
     Broken("an unknown method", "field 'method.kind'", "Did you mean lora?", recipe="method: {kind: lorra}"),
     Broken("an impossible value", "field 'method.rank'", "at least 1", recipe="method: {rank: 0}"),
     Broken("a value of another type", "field 'training.epochs'", "Give a number", recipe="training: {epochs: many}"),
-    Broken("a quantization", "field 'quantization'", "leave the key out", recipe="quantization: {kind: nf4}"),
+    Broken("blocks of another size", "field 'quantization.block'", "one of 32, 64", recipe="quantization: {block: 48}"),
     Broken(
         "two batch sizes", "field 'training'", "keep one", recipe="training: {rows_per_step: 8, tokens_per_step: 512}"
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from models.quantized import quantized_for
 from models.tiny import CLASSES, ENCODER_DECODERS, tiny_model
 from models.tuned import quiet, randomize
 
@@ -29,6 +30,7 @@ from luthier.methods import (
     Ladder,
     LeTS,
     LNTuning,
+    LoftQ,
     LoHa,
     LoKr,
     LoRA,
@@ -69,6 +71,7 @@ EXAMPLES: tuple[Method, ...] = (
     AdaLoRA(init_rank=4, target_rank=4, alpha=32),  # no cuts: a layer that lost all ranks would not have moved
     DoRA(rank=3, alpha=5),
     PiSSA(rank=3, alpha=5),
+    LoftQ(rank=3, alpha=5),
     VeRA(rank=6),
     BOFT(block_size=4, factors=2),
     IA3(),
@@ -142,4 +145,5 @@ def fitting(method: LeTS, family: str) -> LeTS:
 def model_for(method: Method, family: str) -> LanguageModel:
     """A tiny model of a family with the head that a recipe with this method has it loaded with."""
     reads_mask = family in ENCODERS and method.class_head(ClassHead(CLASSES)).reads_mask
-    return tiny_model(family, purpose="mask" if reads_mask else None)
+    model = tiny_model(family, purpose="mask" if reads_mask else None)
+    return quantized_for(method, model) if method.needs_quantization else model

@@ -1,0 +1,178 @@
+"""A model whose chosen layers are quantized while its files are read, or come quantized: one weight at a time is held in full.
+
+transformers builds the model without memory and hands over one weight after another, under the names of its modules,
+whatever the files call them. It lets a quantizer of ours take the weights of the chosen layers, or all that the files hold of
+quantized ones, and these become `QuantizedLinear`s once all are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.auto import register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from luthier.models.anatomy import replace_module, shape_of
+from luthier.quantization.packed import PackedWeight, QuantizedLinear
+
+_NAME = "luthier"
+
+Choose = Callable[[PreTrainedModel], tuple[str, ...]]
+"""The layers to quantize, from the model without weights."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A layer's packed weight, and the first tensors of a method at it, by their names there."""
+
+    packed: PackedWeight
+    first: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+Pack = Callable[[str, Mapping[str, Tensor]], Prepared]
+"""A layer's weight, packed, from its name and its tensors by ending: `weight` (O, I), or what files hold of a packed one."""
+
+Packing = Callable[[Tensor], PackedWeight]
+"""Quantizes a weight (O, I) as the recipe says."""
+
+Prepare = Callable[[str, Tensor, Packing], Prepared]
+"""What a method makes of a layer's full weight (O, I) before it is gone."""
+
+
+def only_packed(name: str, weight_OI: Tensor, pack: Packing) -> Prepared:
+    """The weight packed as it is."""
+    return Prepared(pack(weight_OI))
+
+
+class Streaming(QuantizationConfigMixin):
+    """What becomes of a model's weights while they are read, in the form that `from_pretrained` takes it.
+
+    choose: which layers are to be quantized. endings: what the files hold, beside `weight`, of layers that come quantized;
+    there are none if this is empty.
+    """
+
+    def __init__(self, choose: Choose, pack: Pack, endings: tuple[str, ...] = ()) -> None:
+        self.quant_method = _NAME  # type: ignore[assignment]
+        self.choose = choose
+        self.pack = pack
+        self.endings = endings
+        self.prepared: dict[str, Prepared] = {}
+        self.misshapen: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
+        self.error: Exception | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What transformers may print."""
+        return {"quant_method": _NAME}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Streaming:
+        return self  # what is found while reading is for the one who gave it
+
+    def take(self, model: PreTrainedModel, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Pack a layer's weight. The layer's own stays without memory, marked as filled."""
+        layer = model.get_submodule(name)
+        own = layer.get_parameter("weight")
+        own._is_hf_initialized = True  # type: ignore[attr-defined]
+        weight = tensors["weight"]
+        if len(tensors) == 1 and weight.shape != own.shape:
+            self.misshapen.append((f"{name}.weight", tuple(weight.shape), tuple(own.shape)))
+            return
+        if len(tensors) == 1 and isinstance(layer, Conv1D):
+            tensors = {"weight": weight.t()}
+        prepared = self.prepared[name] = self.pack(name, tensors)
+        if prepared.packed.shape != shape_of(layer):
+            self.misshapen.append((f"{name}.weight", prepared.packed.shape, shape_of(layer)))
+
+    def put(self, model: PreTrainedModel) -> None:
+        """Put a quantized layer in the place of each whose weight was packed."""
+        for name, prepared in self.prepared.items():
+            layer = model.get_submodule(name)
+            bias, dtype = dict(layer.named_parameters()).get("bias"), layer.get_parameter("weight").dtype
+            replace_module(model, name, QuantizedLinear(prepared.packed, bias, dtype, isinstance(layer, Conv1D)))
+
+    def check(self, report: dict[str, Any]) -> None:
+        """Raise what went wrong with a weight; add to a loading report those that had another shape than the config says."""
+        if self.error is not None:
+            raise self.error
+        report["mismatched_keys"] = [*report.get("mismatched_keys", ()), *self.misshapen]
+
+
+class _Take(ConversionOps):
+    """What transformers calls with each weight of a chosen layer, and with all that files hold of a layer."""
+
+    def __init__(self, quantizer: _Quantizer) -> None:
+        self.hf_quantizer = quantizer  # by this name transformers knows that the tensors are not to be cast
+        self.streaming = quantizer.quantization_config
+
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Take the weight; nothing is left for transformers to put anywhere. What is not quantized goes on as it is."""
+        model, full_layer_name = kwargs["model"], kwargs["full_layer_name"]
+        tensors = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
+        if self.streaming.endings and len(tensors) == 1:
+            dtype = model.get_parameter(full_layer_name).dtype
+            return {key: tensor.to(dtype) for key, tensor in tensors.items()}
+        if not self.streaming.endings:  # named in full
+            tensors = {"weight": next(iter(tensors.values()))}
+        kwargs["missing_keys"].discard(full_layer_name)
+        try:
+            if self.streaming.error is None:
+                self.streaming.take(model, full_layer_name.removesuffix(".weight"), tensors)
+        except Exception as error:  # transformers would make a report of it
+            self.streaming.error = error
+        return {}
+
+
+@register_quantizer(_NAME)
+class _Quantizer(HfQuantizer):
+    """Stands between transformers' loading and a `Streaming`."""
+
+    quantization_config: Streaming
+
+    def __init__(self, quantization_config: Streaming, **others: Any) -> None:
+        super().__init__(quantization_config, **others)
+        self.pre_quantized = bool(quantization_config.endings)
+        self.chosen: frozenset[str] = frozenset()
+
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **others: Any) -> bool:
+        """Whether this is the weight of a chosen layer."""
+        name, _, last = param_name.rpartition(".")
+        return last == "weight" and name in self.chosen
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **others: Any) -> PreTrainedModel:
+        self.chosen = frozenset(self.quantization_config.choose(model))
+        return model
+
+    def get_quantize_ops(self) -> ConversionOps:
+        """The operation on a weight that is to be quantized."""
+        return _Take(self)
+
+    def get_weight_conversions(self) -> list[Any]:
+        """The operation on all that files hold of a layer, where layers come quantized."""
+        endings = self.quantization_config.endings
+        return [WeightConverter(["weight", *endings], "weight", [_Take(self)])] if endings else []
+
+    def postprocess_model(self, model: PreTrainedModel, **others: Any) -> None:
+        """Exchange the layers, and leave no trace beside: the model is an ordinary one with other layers."""
+        self.quantization_config.put(model)
+        self.remove_quantization_config(model)  # type: ignore[no-untyped-call]
+
+    def is_serializable(self) -> bool:
+        """transformers is not asked to save it."""
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether something may train beside these weights."""
+        return True
