@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -130,7 +131,9 @@ def luthier_lap(work: Work) -> Lap:
     plan = Plan(settings, 0, batches.num_steps, _LR, batches.num_steps + 1, batches.num_steps + 1)
 
     def run(step_ended: Callable[[int, float], None]) -> None:
-        outside = Outside(None, lambda checkpoint: None, lambda m: step_ended(m["real_tokens"], m["loss"]), print)
+        outside = Outside(
+            None, lambda checkpoint: None, lambda m: step_ended(m["real_tokens"], m["loss"]), print, Path(".")
+        )
         with Workers(1) as workers:
             train(model, attachment, SFT(), batches, plan, outside, workers)
 
