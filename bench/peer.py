@@ -5,6 +5,7 @@ Imported only inside a peer's own process.
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,26 @@ class Measure(TrainerCallback):
         """A step's loss is there; the summary at the end has none."""
         if logs is not None and "loss" in logs:
             self.clock.step_ended(float(logs["loss"]))
+
+
+def train_by_trl(work: Work, policy: PeftModel, clock: StepClock) -> None:
+    """Do the work with TRL's `SFTTrainer`; loss and collator are its own."""
+    import trl
+
+    with tempfile.TemporaryDirectory() as output:
+        # The rows have token ids and labels already, so nothing is left to prepare.
+        settings = trl.SFTConfig(
+            **arguments_of(work, Path(output)),
+            gradient_checkpointing=False,  # on by default, and a third slower
+            max_length=None,
+            packing=False,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        )
+        trainer = trl.SFTTrainer(
+            model=policy,
+            args=settings,
+            train_dataset=rows_of(work),
+            processing_class=load_tokenizer(work),
+            callbacks=[Measure(clock)],
+        )
+        trainer.train()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 from bench.side import begin
 
 
@@ -34,22 +31,7 @@ def main() -> None:
         work.model, dtype=torch.float32, quantization_config=quantization, device_map="cpu"
     )
     policy = peft.PeftModel.from_pretrained(model, work.adapter, is_trainable=True)
-    with tempfile.TemporaryDirectory() as output:
-        settings = trl.SFTConfig(
-            **peer.arguments_of(work, Path(output)),
-            gradient_checkpointing=False,
-            max_length=None,
-            packing=False,
-            dataset_kwargs={"skip_prepare_dataset": True},
-        )
-        trainer = trl.SFTTrainer(
-            model=policy,
-            args=settings,
-            train_dataset=peer.rows_of(work),
-            processing_class=peer.load_tokenizer(work),
-            callbacks=[peer.Measure(clock)],
-        )
-        trainer.train()
+    peer.train_by_trl(work, policy, clock)
     versions = {"trl": trl.__version__, "peft": peft.__version__, "bitsandbytes": bitsandbytes.__version__}
     clock.write(arguments.result, versions)
 

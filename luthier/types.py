@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import PydanticCustomError
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,11 @@ class Settings(BaseModel):
     """What a user writes: typed, frozen, and closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+
+
+def fault_at(field: str, message: str) -> PydanticCustomError:
+    """A fault of several fields together, told at one of them; for validators of `Settings`."""
+    return PydanticCustomError("fields_disagree", "{message}", {"message": message, "field": field})
 
 
 # ── records: what a person wrote ────────────────────────────────────────────────────────────────────────────────────

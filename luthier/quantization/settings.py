@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
-from luthier.types import Settings
+from luthier.quantization.four_bit import BLOCKS
+from luthier.types import Settings, fault_at
 
 Kind = Literal["nf4", "fp4", "int8", "mxfp4"]
-
-_BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 class QuantizationSettings(Settings):
@@ -49,19 +47,14 @@ class QuantizationSettings(Settings):
         if self.kind not in ("nf4", "fp4"):
             for field, value in (("double", self.double), ("block", self.block)):
                 if value is not None:
-                    raise _at(
+                    raise fault_at(
                         f"quantization.{field}",
                         f"{self.kind} has scales of its own form, so {field} says nothing; leave it out, or set kind to nf4.",
                     )
-        elif self.block is not None and self.block not in _BLOCKS:
-            raise _at(
+        elif self.block is not None and self.block not in BLOCKS:
+            raise fault_at(
                 "quantization.block",
                 f"A block of {self.block} numbers is not one that files and kernels know; use one of "
-                f"{', '.join(map(str, _BLOCKS))}.",
+                f"{', '.join(map(str, BLOCKS))}.",
             )
         return self
-
-
-def _at(field: str, message: str) -> PydanticCustomError:
-    """A fault of several fields together, told at one of them."""
-    return PydanticCustomError("fields_disagree", "{message}", {"message": message, "field": field})

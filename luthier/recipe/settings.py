@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from luthier.data.settings import DataSettings
 from luthier.methods import LoRA
@@ -14,7 +13,7 @@ from luthier.objectives import SFT, AnyObjective
 from luthier.quantization.settings import QuantizationSettings
 from luthier.recipe.known_methods import AnyMethod
 from luthier.training.settings import TrainingSettings
-from luthier.types import Settings
+from luthier.types import Settings, fault_at
 
 
 def _named(value: Any) -> Any:
@@ -53,47 +52,42 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _parts_go_together(self) -> Self:
         if self.data.max_length > self.training.tokens_per_micro_batch:
-            raise _at(
+            raise fault_at(
                 "data.max_length",
                 f"A row may have {self.data.max_length} tokens, but one micro-batch holds only "
                 f"{self.training.tokens_per_micro_batch}; lower data.max_length or raise training.tokens_per_micro_batch.",
             )
         if self.training.early_stopping is not None and self.data.validation == "none":
-            raise _at(
+            raise fault_at(
                 "training.early_stopping",
                 "Early stopping watches held-out rows, but data.validation is none; "
                 "set data.validation to auto or to a file, or take early_stopping out.",
             )
         if (self.data.format == "classification") != self.objective.takes_labels and self.data.format != "auto":
-            raise _at(
+            raise fault_at(
                 "data.format",
                 f"Rows of the form {self.data.format} are not what objective.kind {self.objective.kind} learns from; "
                 "set data.format to auto, or objective.kind to classification for rows with labels and to sft for others.",
             )
         if self.training.update_in_backward and not self.method.tunes_base:
-            raise _at(
+            raise fault_at(
                 "training.update_in_backward",
                 f"What {self.method.kind} trains has gradients too small to be worth it; take update_in_backward out.",
             )
         if self.method.needs_quantization and self.quantization is None:
-            raise _at(
+            raise fault_at(
                 "quantization",
                 f"{self.method.kind} begins at what a quantized base lost; add quantization: {{kind: nf4}}, or set method.kind to lora.",
             )
         if self.quantization is not None and not self.method.traits.over_4bit:
-            raise _at(
+            raise fault_at(
                 "quantization",
                 f"{self.method.kind} trains the base's own weights, which quantized ones cannot be; "
                 "leave quantization out, or set method.kind to lora.",
             )
         for setting in self.method.lacking(self.objective.takes_labels):
-            raise _at(
+            raise fault_at(
                 f"method.{setting}",
                 f"method.{setting} is missing, which {self.method.kind} needs with objective.kind {self.objective.kind}; add it.",
             )
         return self
-
-
-def _at(field: str, message: str) -> PydanticCustomError:
-    """A fault of several fields together, told at one of them."""
-    return PydanticCustomError("fields_disagree", "{message}", {"message": message, "field": field})

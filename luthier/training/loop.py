@@ -112,11 +112,7 @@ def train(
             began = time.perf_counter()
             step = next(batches)
             job = _Job(model, attachment, objective, plan, trainables, workers, progress.step + 1)
-            metrics = (
-                _step_in_backward(job, step, optimizer)
-                if isinstance(optimizer, PerTensor) and is_early
-                else _step(job, step, batches, optimizer, outside.announce)
-            )
+            metrics = _metrics_of(job, step, batches, optimizer, outside.announce)
             progress.step += 1
             metrics["seconds"] = time.perf_counter() - began
             metrics["tokens_per_second"] = step.real_tokens / metrics["seconds"]
@@ -171,6 +167,15 @@ class _Job:
             "lr": self.lr,
             "grad_norm": norm,
         }
+
+
+def _metrics_of(
+    job: _Job, step: Step, batches: StepBatches, optimizer: Optimizer, announce: Callable[[str], None]
+) -> dict[str, Any]:
+    """Take a step in the way that the settings ask for; its metrics."""
+    if job.plan.settings.update_in_backward and isinstance(optimizer, PerTensor):
+        return _step_in_backward(job, step, optimizer)
+    return _step(job, step, batches, optimizer, announce)
 
 
 def _step(
