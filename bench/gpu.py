@@ -1,5 +1,7 @@
 """`python -m bench.gpu`: Luthier's loop against peft on one CUDA device, in alternation in one process.
 
+With --nf4 the base is in NF4 with double quantization: QLoRA by Luthier against peft over bitsandbytes' layers.
+
 The models have random weights in known shapes, and the rows random tokens with lengths as in chats, so that nothing has to
 be fetched. Both train the same rows in the same steps with LoRA of rank 16 on all linear layers: Luthier packed, peft
 padded to the longest row of a step. Reported are real tokens a second after the first steps, and the most memory that
@@ -20,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.figures import gigabytes, table
@@ -32,6 +35,8 @@ from luthier.models.language_model import FastModel, Identity, LanguageModel
 from luthier.models.reading import read_anatomy
 from luthier.objectives import SFT
 from luthier.ops.workers import Workers
+from luthier.quantization.four_bit import quantize_four_bit
+from luthier.quantization.packed import QuantizedLinear
 from luthier.training.loop import Outside, Plan, train
 from luthier.training.settings import TrainingSettings
 from luthier.types import Example, Origin, Part
@@ -60,6 +65,7 @@ class Work:
     dtype: str
     rows_per_step: int
     steps: int
+    is_nf4: bool
 
     @property
     def rows(self) -> list[Example]:
@@ -123,6 +129,11 @@ def luthier_lap(work: Work) -> Lap:
     register_attention()
     hf, family, fast = base_of(work, FAST), family_of("llama"), FastModel()
     anatomy = read_anatomy(hf, family)
+    if work.is_nf4:
+        for name in anatomy.linears:
+            hf.set_submodule(name, packed(hf.get_submodule(name)))
+        anatomy = read_anatomy(hf, family)
+        torch.cuda.empty_cache()
     use_fast_layers(hf, anatomy, norm=fast.norm, gated_mlp=fast.gated_mlp, linear=fast.linear)
     model = LanguageModel(hf, None, anatomy, Identity(work.shape, "0" * 64), fast)  # type: ignore[arg-type]
     attachment = LoRA(rank=16, alpha=32).attach(model, "default", seed=0)
@@ -140,11 +151,34 @@ def luthier_lap(work: Work) -> Lap:
     return measured(run)
 
 
+def packed(linear: nn.Module) -> QuantizedLinear:
+    """A linear layer over the same weight in NF4."""
+    assert isinstance(linear, nn.Linear)
+    return QuantizedLinear(quantize_four_bit(linear.weight, "nf4"), None, linear.weight.dtype)
+
+
+def in_bitsandbytes(hf: LlamaForCausalLM, dtype: torch.dtype) -> LlamaForCausalLM:
+    """A model whose linear layers but the head are bitsandbytes' own, in NF4 with nested scales, as transformers loads it."""
+    import bitsandbytes as bnb
+
+    linears = [(name, module) for name, module in hf.model.named_modules() if isinstance(module, nn.Linear)]
+    for name, module in linears:
+        made = bnb.nn.Linear4bit(
+            module.in_features, module.out_features, bias=False, compute_dtype=dtype, quant_type="nf4"
+        )
+        made.weight = bnb.nn.Params4bit(module.weight.data.cpu(), requires_grad=False, quant_type="nf4")
+        hf.model.set_submodule(name, made.cuda())
+    hf.is_loaded_in_4bit = True  # what peft asks for
+    torch.cuda.empty_cache()
+    return hf
+
+
 def peft_lap(work: Work) -> Lap:
     """peft on transformers, its own loss, a fused AdamW."""
-    model = get_peft_model(
-        base_of(work, "sdpa"), LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear")
-    )
+    base = base_of(work, "sdpa")
+    if work.is_nf4:
+        base = in_bitsandbytes(base, _DTYPES[work.dtype])
+    model = get_peft_model(base, LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear"))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=_LR, fused=True)
     rows = work.rows
@@ -182,12 +216,13 @@ def main() -> int:
     parser.add_argument("--rows-per-step", type=int, default=16)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--nf4", action="store_true", help="QLoRA: the base in NF4 with double quantization")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("There is no CUDA device here.", file=sys.stderr)
         return 6
-    work = Work(options.shape, options.dtype, options.rows_per_step, options.steps)
+    work = Work(options.shape, options.dtype, options.rows_per_step, options.steps, options.nf4)
     laps: dict[str, list[Lap]] = {"Luthier": [], "peft": []}
     for _ in range(options.rounds):
         for name, lap in (("Luthier", luthier_lap), ("peft", peft_lap)):
@@ -201,7 +236,7 @@ def main() -> int:
         )
         return 0
     print(
-        f"{torch.cuda.get_device_name()}; {work.shape}, {work.dtype}, {work.rows_per_step} rows a step, {options.rounds} rounds, medians."
+        f"{torch.cuda.get_device_name()}; {work.shape}, {work.dtype}{', NF4' if work.is_nf4 else ''}, {work.rows_per_step} rows a step, {options.rounds} rounds, medians."
     )
     print(
         table(("", "tokens/s", "GB above the weights", "first loss"), [row_of(name, own) for name, own in laps.items()])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from methods.test_every_method import answers, train
 from models.tiny import tiny_model
 from models.tuned import logprobs, random_lora, randomize, usual_batch
 from near import assert_near
-from tiny_runs import Cut, begin, course, cut_after, go_on, recipe_values, write_rows
+from tiny_runs import Cut, begin, course, cut_after, go_on, nothing, recipe_values, write_rows
 from torch import Tensor
 
 from luthier.generation.engine import Request, generate
@@ -19,6 +21,13 @@ from luthier.generation.settings import Sampling
 from luthier.methods import LoRA, Method
 from luthier.models.language_model import FastModel, LanguageModel
 from luthier.ops.attention import AttentionTerms, packed_attention, packed_attention_reference
+from luthier.ops.cuda_library import cuda_library
+from luthier.quantization.four_bit import BLOCKS, FourBitKind, quantize_four_bit
+from luthier.quantization.int8 import quantize_int8
+from luthier.quantization.mxfp4 import quantize_mxfp4
+from luthier.quantization.packed import PackedWeight
+from luthier.training.optimizers import OPTIMIZERS, OptimizerSettings
+from luthier.training.optimizers.paged import PinnedMemory
 from luthier.types import Segment
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -147,3 +156,128 @@ def test_a_recipe_that_says_nothing_trains_in_bf16_there(tiny_model: Path, tmp_p
     assert any("bf16, on cuda" in sentence for sentence in said)
     assert result.final_loss is not None
     assert result.final_loss < course(tmp_path / "run")[0]["loss"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(64, 96), (7, 33)])
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_four_bits_are_unpacked_as_on_the_cpu(
+    kind: FourBitKind, block: int, double: bool, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    weight_OI = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    packed = quantize_four_bit(weight_OI, kind, block=block, double=double)
+    wanted = packed.dense(dtype)
+    on_device = quantize_four_bit(weight_OI.cuda(), kind, block=block, double=double)
+    for name, tensor in packed.named_buffers():
+        assert_near(on_device.get_buffer(name).cpu().float(), tensor.float(), 1e-6)
+    assert_near(packed.cuda().dense(dtype).cpu().float(), wanted.float(), 1e-6 if dtype == torch.float32 else 5e-3)
+
+
+@pytest.mark.parametrize("quantize", [quantize_int8, quantize_mxfp4])
+def test_other_formats_are_unpacked_as_on_the_cpu(quantize: Callable[[Tensor], PackedWeight]) -> None:
+    packed = quantize(torch.randn(24, 96, generator=torch.Generator().manual_seed(0)))
+    wanted = packed.dense(torch.float32)
+    assert_near(packed.cuda().dense(torch.float32).cpu(), wanted, 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4", "int8", "mxfp4"])
+def test_a_run_over_a_quantized_base_takes_the_course_of_the_cpu(kind: str, tiny_model: Path, tmp_path: Path) -> None:
+    quantization = {"kind": kind, "compute": "fp32"}
+    assert losses_on("cuda", tiny_model, tmp_path, quantization=quantization) == pytest.approx(
+        losses_on("cpu", tiny_model, tmp_path, quantization=quantization), rel=1e-3
+    )
+
+
+def test_recomputed_layers_over_a_quantized_base_give_the_same_losses(tiny_model: Path, tmp_path: Path) -> None:
+    kept, recomputed = (
+        losses_on(
+            "cuda",
+            tiny_model,
+            tmp_path / str(flag),
+            quantization={"kind": "nf4"},
+            training={"gradient_checkpointing": flag},
+        )
+        for flag in (False, True)
+    )
+    assert recomputed == pytest.approx(kept, rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.model_fields["kind"].default)
+def test_every_optimizer_takes_the_course_of_the_cpu_and_goes_on_from_a_checkpoint(
+    optimizer: type[OptimizerSettings], tiny_model: Path, tmp_path: Path
+) -> None:
+    training = {"optimizer": optimizer.model_fields["kind"].default}
+    wanted = losses_on("cpu", tiny_model, tmp_path, training=training)
+    assert losses_on("cuda", tiny_model, tmp_path, training=training) == pytest.approx(wanted, rel=5e-3)
+    with pytest.raises(Cut):
+        losses_on("cuda", tiny_model, tmp_path / "broken", cut_after(3), training=training)
+    go_on(tmp_path / "broken" / "cuda")
+    resumed = [line["loss"] for line in course(tmp_path / "broken" / "cuda")]
+    assert resumed == pytest.approx([line["loss"] for line in course(tmp_path / "cuda")], rel=1e-4)
+
+
+def test_moments_in_page_locked_memory_are_those_in_unified_memory(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = {"optimizer": "paged-adamw"}
+    losses = [losses_on("cuda", tiny_model, tmp_path / "first", training=training)]
+    monkeypatch.setattr("luthier.training.optimizers._pages", lambda device, folder: PinnedMemory())
+    losses.append(losses_on("cuda", tiny_model, tmp_path / "second", training=training))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_updates_within_the_backward_pass_are_those_after_it(tiny_model: Path, tmp_path: Path) -> None:
+    method = {"kind": "full", "rank": None}
+    losses = [
+        losses_on(
+            "cuda", tiny_model, tmp_path / str(inside), method=method, training={
+                "update_in_backward": inside, "tokens_per_micro_batch": 4096, "optimizer": "paged-adamw", "peak_lr": 1e-3,
+            },
+            clip_norm=None,
+        )
+        for inside in (False, True)
+    ]  # fmt: skip
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_a_step_that_does_not_fit_is_computed_in_smaller_micro_batches(tiny_model: Path, tmp_path: Path) -> None:
+    training = {"rows_per_step": 8000, "tokens_per_micro_batch": 10**6, "steps": 2}
+    torch.cuda.reset_peak_memory_stats()
+    wanted = losses_on("cuda", tiny_model, tmp_path / "whole", rows=8000, training=training)
+    peak, rest = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()  # what the matrix library keeps stays
+    torch.cuda.empty_cache()
+    limit = (rest + 0.6 * (peak - rest)) / torch.cuda.get_device_properties(0).total_memory
+    said: list[str] = []
+    try:
+        torch.cuda.set_per_process_memory_fraction(limit)
+        found = losses_on("cuda", tiny_model, tmp_path / "short", rows=8000, announce=said.append, training=training)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert any("tokens in a micro-batch" in sentence for sentence in said)
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_bitsandbytes_is_used_where_it_is_installed() -> None:
+    pytest.importorskip("bitsandbytes")
+    assert cuda_library() is not None
+
+
+def losses_on(
+    device: str,
+    tiny_model: Path,
+    folder: Path,
+    on_step: Callable[[dict[str, Any]], None] = nothing,
+    announce: Callable[[str], None] = nothing,
+    rows: int = 40,
+    clip_norm: float | None = 1.0,
+    **parts: dict[str, Any],
+) -> list[float]:
+    """The losses of a run in fp32, in a folder of the device's name in this one."""
+    folder.mkdir(exist_ok=True)
+    values = recipe_values(tiny_model, write_rows(folder / "rows.jsonl", rows), **parts)
+    values["model"] = {"name": str(tiny_model), "device": device, "dtype": "fp32"}
+    values["training"] = {**values["training"], "autocast": "none", "clip_norm": clip_norm}
+    begin(values, folder / device, on_step, announce)
+    return [line["loss"] for line in course(folder / device)]

@@ -45,7 +45,7 @@ def without_keeping(product: Tensor, gate: Tensor, up: Tensor, activation: Activ
 
     def keep(tensor: Tensor) -> Tensor | torch.Size:
         is_product = place_of(tensor) == place and tensor.numel() == count and tensor.is_contiguous()
-        return tensor.shape if is_product else tensor
+        return tensor.shape if is_product else tensor.detach()
 
     def give_back(kept: Tensor | torch.Size) -> Tensor:
         if isinstance(kept, Tensor):

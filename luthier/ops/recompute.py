@@ -2,6 +2,9 @@
 
 A norm's output is kept by every layer that reads it, while its input is kept anyway. Within `Recomputable.hooks`,
 whoever would keep a tensor that was named to it keeps nothing, and is handed the tensor computed again.
+
+Hooks here and in `ops.gated` hand back what is to be kept without its graph: a tensor that an operation keeps of its own
+result would else hold the operation that holds it, and a pass that is never carried backward would stay in memory for good.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ class Recomputable:
         named, again = self._of.get(place_of(tensor), (None, None))
         original = None if named is None else named()  # dead: its memory is another tensor's by now
         if again is None or original is None or original.numel() != tensor.numel() or not tensor.is_contiguous():
-            return tensor
+            return tensor.detach()
         again.users += 1
         return again, tensor.shape
 

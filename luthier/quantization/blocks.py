@@ -49,7 +49,7 @@ def scaled_blocks(values_N: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 def dequantize_blocks(codes_N: Tensor, scale_M: Tensor, book: Codebook, size: int) -> Tensor:
     """The plain reference: value of the code times size of the block, fp32, shape (N,)."""
-    return book.values_K.to(codes_N.device)[codes_N.long()] * scale_M.repeat_interleave(size)[: len(codes_N)]
+    return book.values_on(codes_N.device)[codes_N.long()] * scale_M.repeat_interleave(size)[: len(codes_N)]
 
 
 def _pieces(count: int, size: int) -> Iterator[tuple[int, int]]:

@@ -56,9 +56,18 @@ class Codebook:
         """The code, uint8, of the value nearest to each number (fp32); of two as near, that of the lesser value."""
         return self.codes_K[torch.bucketize(x, self.edges)]
 
+    def values_on(self, device: torch.device) -> Tensor:
+        """The values, copied to a device once."""
+        return _values_on(self, device)
+
     def to(self, device: torch.device) -> Codebook:
         """The same on a device."""
         return Codebook(self.name, self.values_K.to(device), self.codes_K.to(device), self.edges.to(device))
+
+
+@cache
+def _values_on(book: Codebook, device: torch.device) -> Tensor:
+    return book.values_K.to(device)
 
 
 def codebook(name: str, values: tuple[float, ...] | Tensor) -> Codebook:

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from luthier.ops.cuda_library import cuda_library
 from luthier.quantization.blocks import dequantize_blocks, quantize_blocks
 from luthier.quantization.codebooks import Codebook, dynamic_map, fp4, nf4
 from luthier.quantization.lookup import pack, unpack, unpack_scaled
@@ -29,6 +30,8 @@ SCALES_A_BLOCK = 256
 
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 """The sizes of blocks that files and kernels know."""
+
+_KERNEL_WRITES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class PlainScales(nn.Module):
@@ -54,10 +57,15 @@ class DoubleScales(nn.Module):
 
     def forward(self) -> Tensor:
         """The scales (M,)."""
-        codes_M = self.get_buffer("codes_M")
-        return dequantize_blocks(codes_M, self.get_buffer("size_K"), dynamic_map(), SCALES_A_BLOCK) + self.get_buffer(
-            "mean"
-        )
+        codes_M, size_K, book = self.get_buffer("codes_M"), self.get_buffer("size_K"), dynamic_map()
+        library = cuda_library() if codes_M.is_cuda else None
+        if library is None:
+            scale_M = dequantize_blocks(codes_M, size_K, book, SCALES_A_BLOCK)
+        else:
+            scale_M = library.functional.dequantize_blockwise(
+                codes_M, absmax=size_K, code=book.values_on(codes_M.device), blocksize=SCALES_A_BLOCK
+            )
+        return scale_M.add_(self.get_buffer("mean"))
 
 
 Scales = PlainScales | DoubleScales
@@ -83,8 +91,15 @@ class FourBitWeight(PackedWeight):
         self.scales = scales
 
     def unpack_into(self, out_N: Tensor) -> None:
-        """c · a."""
-        unpack_scaled(self.get_buffer("bytes_H"), self.scales(), self.block, self.book, "high-first", out_N)
+        """c · a; by one kernel of bitsandbytes where there is one, else look-up by look-up."""
+        bytes_H, scale_M = self.get_buffer("bytes_H"), self.scales()
+        library = cuda_library() if bytes_H.is_cuda and out_N.dtype in _KERNEL_WRITES else None
+        if library is None:
+            unpack_scaled(bytes_H, scale_M, self.block, self.book, "high-first", out_N)
+        else:
+            library.functional.dequantize_4bit(
+                bytes_H, absmax=scale_M, out=out_N, blocksize=self.block, quant_type=self.kind
+            )
 
     def reference(self) -> Tensor:
         """c · a, by the formula."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from luthier.training.optimizers import AdamW, AnyOptimizer
 from luthier.types import Settings
@@ -70,7 +70,9 @@ class TrainingSettings(Settings):
     )
     peak_lr: float | None = Field(None, gt=0, description="Highest learning rate; unset, the method's own default.")
     schedule: Schedule = Schedule()
-    optimizer: AnyOptimizer = Field(AdamW(), description="How gradients become steps, and what that remembers.")
+    optimizer: AnyOptimizer = Field(
+        AdamW(), description="How gradients become steps, and what that remembers; a name alone is its kind."
+    )
     clip_norm: float | None = Field(
         1.0, gt=0, description="Longest gradient vector before it is scaled down; null: never."
     )
@@ -108,6 +110,11 @@ class TrainingSettings(Settings):
         "fp32", description="Number format of what is kept; bf16 takes half the disk and rounds."
     )
     fast: FastPaths = FastPaths()
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _name_alone_is_kind(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_batch_size(self) -> Self:

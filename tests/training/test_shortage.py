@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from held import graph_tensors
 from near import assert_near
 from training.runs import Run
 
+from luthier.data.batches import StepBatches
 from luthier.errors import ResourceError
 from luthier.models.language_model import LanguageModel, Outputs
 from luthier.training.checkpoint import Checkpoint
@@ -73,6 +75,32 @@ def test_a_resumed_run_keeps_the_smaller_size(room: list[int]) -> None:
     again.go(Checkpoint(**vars(checkpoint)))
     assert said == [], "it knew"
     assert all(torch.equal(again.weights()[name], tensor) for name, tensor in first.weights().items())
+
+
+def test_what_the_failed_attempt_held_is_free_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, held = torch.autograd.grad, []
+
+    def fails_once(*arguments: Any, **named: Any) -> Any:
+        held.append(graph_tensors())
+        if len(held) == 1:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+        return plain(*arguments, **named)
+
+    Run(budget=BUDGET, steps=1).go()
+    before = graph_tensors()
+    run = Run(budget=BUDGET, steps=1)
+    halve = StepBatches.halve
+
+    def halve_and_look(batches: StepBatches) -> int | None:
+        held.append(graph_tensors())
+        return halve(batches)
+
+    monkeypatch.setattr(torch.autograd, "grad", fails_once)
+    monkeypatch.setattr(StepBatches, "halve", halve_and_look)
+    run.go()
+    at_failure, after_it, *_ = held
+    assert at_failure > before
+    assert after_it == before
 
 
 def test_where_not_even_one_row_fits_the_run_ends_with_the_mend(room: list[int]) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import torch
 from pydantic import Field
 
+from luthier.ops.cuda_library import cuda_library
 from luthier.training.flat import FlatTrainables
 from luthier.training.optimizers.adafactor import Adafactor
 from luthier.training.optimizers.adamw import AdamW, FlatAdamW
 from luthier.training.optimizers.adamw_8bit import AdamW8bit
-from luthier.training.optimizers.contract import Optimizer, OptimizerSettings, PerTensor
+from luthier.training.optimizers.contract import Allocate, Optimizer, OptimizerSettings, PerTensor
 from luthier.training.optimizers.galore import GaLore
 from luthier.training.optimizers.lion import Lion
 from luthier.training.optimizers.muon import Muon
-from luthier.training.optimizers.paged import MappedFiles, PagedAdamW, PagedAdamW8bit, PinnedMemory
+from luthier.training.optimizers.paged import MappedFiles, PagedAdamW, PagedAdamW8bit, PinnedMemory, UnifiedMemory
 from luthier.training.optimizers.sgd import SGD
 
 __all__ = [
@@ -62,5 +64,12 @@ def optimizer_of(
         return FlatAdamW(trainables, settings)
     if not settings.is_paged:
         return PerTensor(trainables, settings, tables)
-    is_on_gpu = trainables.groups[0].vector.device.type == "cuda"
-    return PerTensor(trainables, settings, tables, PinnedMemory() if is_on_gpu else MappedFiles(folder))
+    return PerTensor(trainables, settings, tables, _pages(trainables.groups[0].vector.device, folder))
+
+
+def _pages(device: torch.device, folder: Path) -> Allocate:
+    """Where a state lives that is to be brought in by pages."""
+    if device.type != "cuda":
+        return MappedFiles(folder)
+    library = cuda_library()
+    return PinnedMemory() if library is None else UnifiedMemory(library, device)

@@ -3,8 +3,9 @@
 Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, section 3, "paged optimizers", keep the moments where the driver
 can move them off a GPU that runs short. Here, on a processor, they are files mapped into memory: a step goes through them
 stretch by stretch, and the system writes out and drops what it has no room for, so that a state beyond the memory slows
-the run down and does not end it. On a GPU they are page-locked memory of the processor's side, of which one stretch is
-brought over while the one before it is computed.
+the run down and does not end it. On a GPU they are memory that the driver moves between the two sides by pages, where
+bitsandbytes is there to ask for it; else page-locked memory of the processor's side, of which one stretch is brought over
+while the one before it is computed.
 
 The numbers are those of AdamW, or of AdamW with moments in eight bits, bit for bit.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 import secrets
 from pathlib import Path
+from types import ModuleType
 from typing import ClassVar, Literal
 
 import torch
@@ -75,6 +77,37 @@ class MappedFiles:
         return mapped.view(shape)
 
 
+class UnifiedMemory:
+    """Tensors of zeros on a GPU whose pages the driver moves off it when it runs short, from bitsandbytes.
+
+    The library has no call that gives them back: they go with the process.
+    """
+
+    def __init__(self, library: ModuleType, device: torch.device) -> None:
+        self.library = library
+        self.device = device
+
+    def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor of that shape; `Allocate` says the rest."""
+        if math.prod(shape) == 0:
+            return torch.zeros(shape, dtype=dtype, device=self.device)
+        held = self.library.functional.get_paged(*shape, dtype=dtype, device=self.device)
+        return torch.as_tensor(_SeenOnDevice(held), device=self.device).zero_()
+
+
+class _SeenOnDevice:
+    """The same memory for the device: both sides have it at one address, by the protocol of CUDA's arrays."""
+
+    def __init__(self, held: Tensor) -> None:
+        self.held = held
+        self.__cuda_array_interface__ = {
+            "shape": tuple(held.shape),
+            "typestr": held.numpy().dtype.str,
+            "data": (held.data_ptr(), False),
+            "version": 3,
+        }
+
+
 class PinnedMemory:
     """Tensors of zeros in page-locked memory of the processor's side."""
 
@@ -113,7 +146,8 @@ class _Ways:
         self.flat = {part: held.view(-1) for part, held in state.items()}
         self.count = count
         self.device = device
-        self.ahead = torch.cuda.Stream(device) if device.type == "cuda" else None
+        is_elsewhere = any(held.device != device for held in state.values())
+        self.ahead = torch.cuda.Stream(device) if is_elsewhere else None
 
     def bring(self, stretch: slice) -> State:
         """Set a stretch of the state on its way."""
