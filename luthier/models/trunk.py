@@ -4,7 +4,7 @@ Where a method changes nothing below some layer, that part says the same about a
 the rest reads (those that enter the first layer that needs a backward pass, or all that a side network taps) are kept
 under a hash of the document's tokens; later epochs begin with them. In an encoder-decoder a document is a source and an
 answer: what the encoder gives is kept under the source alone, what the decoder gives under both.
-Shapes: B rows, T tokens, S states that are kept, N = B T, D width.
+Shapes: B rows, T tokens, S states that are kept, N tokens (B T, or a document's), D width.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class TrunkCache:
         self._width = width
         self._dtype = dtype
         self._rows = RowCache(folder, width * dtype.itemsize)
-        self._salt = hashlib.blake2b(f"{made_by} {taps} {dtype}".encode()).digest()
+        self._salt = hashlib.blake2b(f"{made_by} {taps} {dtype} by state".encode()).digest()
 
     def read(self, batch: Batch) -> Tapped | None:
         """The states of all the batch's tokens; None unless every document's are held."""
@@ -75,26 +75,22 @@ class TrunkCache:
         found = [self._rows.get(key) for key in stream.keys]
         if any(rows is None for rows in found):
             return None
-        shape, count = stream.tokens_BT.shape, len(stream.numbers)
-        flat_NSD = torch.zeros(shape.numel(), count, self._width, dtype=self._dtype)
+        shape = stream.tokens_BT.shape
+        read = {number: torch.zeros(shape.numel(), self._width, dtype=self._dtype) for number in stream.numbers}
         for segment, rows in zip(stream.segments, found, strict=True):
-            assert rows is not None
-            states = torch.from_numpy(rows.copy()).view(self._dtype)
-            flat_NSD[segment.start : segment.end] = states.view(segment.length, count, self._width)
+            states_SND = torch.from_numpy(rows).view(self._dtype).view(-1, segment.length, self._width)
+            for state_ND, states in zip(read.values(), states_SND, strict=True):
+                state_ND[segment.start : segment.end] = states
         device = stream.tokens_BT.device
-        return {
-            number: flat_NSD[:, index].reshape(*shape, self._width).to(device)
-            for index, number in enumerate(stream.numbers)
-        }
+        return {number: state_ND.view(*shape, self._width).to(device) for number, state_ND in read.items()}
 
     def _write(self, stream: _Stream, tapped: Mapping[int, Tensor]) -> None:
-        """Keep the states of a stream's documents: of each token in turn, all its states."""
+        """Keep the states of a stream's documents: state by state, of each all its tokens."""
         if not stream.numbers:
             return
-        states_NSD = torch.stack([tapped[number].flatten(0, 1) for number in stream.numbers], dim=1)
-        states_NSD = states_NSD.to("cpu", self._dtype)
+        states = [tapped[number].flatten(0, 1).to("cpu", self._dtype) for number in stream.numbers]
         for segment, key in zip(stream.segments, stream.keys, strict=True):
-            own = states_NSD[segment.start : segment.end].reshape(-1, self._width)
+            own = torch.cat([state_ND[segment.start : segment.end] for state_ND in states])
             self._rows.put(key, own.view(torch.uint8).numpy())
 
     def _streams(self, batch: Batch) -> tuple[_Stream, _Stream]:

@@ -1,10 +1,13 @@
-"""Rows of bytes kept on disk under keys, read through a memory map.
+"""Rows of bytes kept on disk under keys.
 
     rows.bin    all rows, of one width, in the order in which they came
     index.jsonl a line an entry: its key, where it begins, how many rows it has, and their CRC-32
 
 An entry counts once its line is written, and the line is written after its rows. What a dead process or a lost disk cache
 left half written fails its checksum, and is as if it had never been there.
+
+An entry is read into memory of its own: through a map of the file, every page that was ever read would count as held by
+the process, until the system is short of memory, and it is copied in either case.
 """
 
 from __future__ import annotations
@@ -46,12 +49,11 @@ class RowCache:
         self._entries: dict[str, _Entry] = {}
         self._checked: set[str] = set()
         self._end = 0
-        self._map: Bytes | None = None
         self._file = os.open(folder / ROWS, os.O_RDWR | os.O_CREAT, 0o644)
         self._read_index()
 
     def get(self, key: str) -> Bytes | None:
-        """The rows of an entry, shape (count, row_bytes), read-only; None if there is no whole entry of that key."""
+        """The rows of an entry, shape (count, row_bytes); None if there is no whole entry of that key."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
@@ -72,7 +74,7 @@ class RowCache:
             if key in self._entries:
                 return
             entry = _Entry(self._end, len(data), _crc(data))
-            self._write(data.tobytes(), entry.start * self._row_bytes)
+            self._write(data.data.cast("B"), entry.start * self._row_bytes)
             line = {"key": key, "start": entry.start, "count": entry.count, "crc": entry.crc}
             append_line(self._folder / INDEX, json.dumps(line))
             self._entries[key] = entry
@@ -80,8 +82,7 @@ class RowCache:
             self._end += entry.count
 
     def close(self) -> None:
-        """Let go of the files."""
-        self._map = None
+        """Let go of the file."""
         os.close(self._file)
 
     def __len__(self) -> int:
@@ -99,16 +100,16 @@ class RowCache:
             self._end = max(self._end, entry.start + entry.count)
 
     def _rows(self, entry: _Entry) -> Bytes | None:
-        stop = (entry.start + entry.count) * self._row_bytes
-        if self._map is None or self._map.size < stop:
-            size = os.fstat(self._file).st_size
-            if size < stop:
-                return None
-            self._map = np.memmap(self._folder / ROWS, dtype=np.uint8, mode="r", shape=(size,))
-        return self._map[entry.start * self._row_bytes : stop].reshape(entry.count, self._row_bytes)
+        rows = np.empty((entry.count, self._row_bytes), np.uint8)
+        left, offset = rows.data.cast("B"), entry.start * self._row_bytes
+        while left:
+            count = os.preadv(self._file, [left], offset)
+            if count == 0:
+                return None  # the file ends before the entry does
+            left, offset = left[count:], offset + count
+        return rows
 
-    def _write(self, data: bytes, offset: int) -> None:
-        # not through the map: a full disk would end the process there, and here it is an error
+    def _write(self, data: memoryview, offset: int) -> None:
         try:
             while data:
                 written = os.pwrite(self._file, data, offset)
@@ -123,4 +124,4 @@ class RowCache:
 
 
 def _crc(rows: Bytes) -> int:
-    return zlib.crc32(rows.tobytes())
+    return zlib.crc32(rows.data)
