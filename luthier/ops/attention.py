@@ -199,7 +199,7 @@ class _RowAttention(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         segments, scale = ctx.segments, ctx.scale
         asked_by = (grad_outputs[0], *ctx.saved_tensors)
-        dq_1HTE, dk_1KTE, dv_1KTE = (_empty_by_token(x) for x in ctx.saved_tensors[:3])
+        dq_1HTE, dk_1KTE, dv_1KTE = (_empty_by_token(x) for x in asked_by[1:4])
         for segment, to_dq, to_dk, to_dv, *parts in _by_segment(segments, dq_1HTE, dk_1KTE, dv_1KTE, *asked_by):
             dq, dk, dv = _backward_kernel(segment.causal, scale, *parts)
             to_dq.copy_(dq)
