@@ -50,7 +50,7 @@ from luthier.training.loop import Outside, Plan, Progress, progress_of, train
 from luthier.training.run_folder import carried_out, is_free, to_go_on
 from luthier.training.trackers import Tracker, numbers_of, tracking
 from luthier.training.trunk import FOLDER as TRUNK_FOLDER
-from luthier.training.trunk import keeps_trunk, open_trunk_cache
+from luthier.training.trunk import open_trunk_cache
 from luthier.tuned import load_base_of
 
 Announce = Callable[[str], None]
@@ -193,7 +193,7 @@ def _resolve(
         layout=model.layout,
         pad_id=model.pad_id,
         seed=recipe.seed,
-        shares_prefix=_shares_prefix(recipe, model, attachment, dataset) and not attachment.draws,
+        shares_prefix=_shares_prefix(recipe, model, attachment) and not attachment.draws,
         epochs=training.epochs,
         steps=training.steps,
     )
@@ -216,15 +216,12 @@ def _resolve(
     return recipe.model_copy(update={"training": settled}), batches
 
 
-def _shares_prefix(recipe: Recipe, model: LanguageModel, attachment: Attachment, dataset: Dataset) -> bool:
+def _shares_prefix(recipe: Recipe, model: LanguageModel, attachment: Attachment) -> bool:
     """Whether rows computed together share a common beginning.
 
-    A GPU's variable-length kernel knows no such rows, what is kept of a row is kept whole, and a method may treat a token
-    by the document that it stands in.
+    A GPU's variable-length kernel knows no such rows, and a method may treat a token by the document that it stands in.
     """
-    is_kept = keeps_trunk(recipe.training, attachment, len(dataset.train))
-    may_share = model.shares_tokens(attachment.adapter) and not is_kept
-    return recipe.training.fast.prefix and model.device.type == "cpu" and may_share
+    return recipe.training.fast.prefix and model.device.type == "cpu" and model.shares_tokens(attachment.adapter)
 
 
 def _workers(asked: int | str, device: torch.device) -> int:
@@ -307,7 +304,7 @@ def _outside(
         workers.count,
         model.layout,
         model.pad_id,
-        shares_prefix=_shares_prefix(recipe, model, attachment, dataset),
+        shares_prefix=_shares_prefix(recipe, model, attachment),
     )
 
     def evaluate() -> float:

@@ -19,18 +19,24 @@ import torch
 from torch import Tensor
 
 from luthier.models.taps import Tapped, Taps
+from luthier.ops.attention import ancestors
 from luthier.store.rows import RowCache
 from luthier.types import Batch, Segment
+
+Document = tuple[Segment, ...]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class _Stream:
-    """A batch's tokens, or its sources': where each document's are, under which key, and which states are kept."""
+    """A batch's tokens, or its sources': where each document's are, under which key, and which states are kept.
+
+    A document is one or more segments, of which other documents of the batch may have the earlier ones too.
+    """
 
     tokens_BT: Tensor
-    segments: tuple[Segment, ...]
+    documents: tuple[Document, ...]
     keys: tuple[str, ...]
     numbers: tuple[int, ...]
 
@@ -77,10 +83,12 @@ class TrunkCache:
             return None
         shape = stream.tokens_BT.shape
         read = {number: torch.zeros(shape.numel(), self._width, dtype=self._dtype) for number in stream.numbers}
-        for segment, rows in zip(stream.segments, found, strict=True):
-            states_SND = torch.from_numpy(rows).view(self._dtype).view(-1, segment.length, self._width)
+        for document, rows in zip(stream.documents, found, strict=True):
+            lengths = [segment.length for segment in document]
+            states_SND = torch.from_numpy(rows).view(self._dtype).view(-1, sum(lengths), self._width)
             for state_ND, states in zip(read.values(), states_SND, strict=True):
-                state_ND[segment.start : segment.end] = states
+                for segment, own in zip(document, states.split(lengths), strict=True):
+                    state_ND[segment.start : segment.end] = own
         device = stream.tokens_BT.device
         return {number: state_ND.view(*shape, self._width).to(device) for number, state_ND in read.items()}
 
@@ -89,20 +97,21 @@ class TrunkCache:
         if not stream.numbers:
             return
         states = [tapped[number].flatten(0, 1).to("cpu", self._dtype) for number in stream.numbers]
-        for segment, key in zip(stream.segments, stream.keys, strict=True):
-            own = torch.cat([state_ND[segment.start : segment.end] for state_ND in states])
-            self._rows.put(key, own.view(torch.uint8).numpy())
+        for document, key in zip(stream.documents, stream.keys, strict=True):
+            own = [state_ND[segment.start : segment.end] for state_ND in states for segment in document]
+            self._rows.put(key, torch.cat(own).view(torch.uint8).numpy())
 
     def _streams(self, batch: Batch) -> tuple[_Stream, _Stream]:
         """The batch's own tokens, whose states depend on all that is given with them, and those of its sources."""
-        given = [_texts(batch.tokens_BT, batch.segments), _types(batch)]
+        documents = _documents(batch.segments)
+        given = [_texts(batch.tokens_BT, documents), _types(batch, documents)]
         source = _Stream(batch.tokens_BT, (), (), ())
         if batch.sources is not None:
-            tokens_BS, segments = batch.sources.tokens_BS, batch.sources.segments
-            read = _texts(tokens_BS, segments)
+            tokens_BS, sources = batch.sources.tokens_BS, _documents(batch.sources.segments)
+            read = _texts(tokens_BS, sources)
             given.append(read)
-            source = _Stream(tokens_BS, segments, self._keys(read), self.taps.source)
-        return _Stream(batch.tokens_BT, batch.segments, self._keys(*given), self.taps.own), source
+            source = _Stream(tokens_BS, sources, self._keys(read), self.taps.source)
+        return _Stream(batch.tokens_BT, documents, self._keys(*given), self.taps.own), source
 
     def _keys(self, *given: Sequence[bytes]) -> tuple[str, ...]:
         """A key for each document, of all that its states depend on."""
@@ -116,15 +125,21 @@ class TrunkCache:
         return tuple(keys)
 
 
-def _texts(tokens_BT: Tensor, segments: Sequence[Segment]) -> list[bytes]:
-    """Each document's tokens; documents must not share segments."""
-    assert all(segment.parent is None for segment in segments), "a beginning in common has no document of its own"
+def _documents(segments: tuple[Segment, ...]) -> tuple[Document, ...]:
+    """What each segment that no other goes on from is the end of, from its beginning on."""
+    parents = {segment.parent for segment in segments}
+    ends = [index for index in range(len(segments)) if index not in parents]
+    return tuple(tuple(segments[index] for index in ancestors(segments, end)) for end in ends)
+
+
+def _texts(tokens_BT: Tensor, documents: Sequence[Document]) -> list[bytes]:
+    """Each document's tokens."""
     tokens_N = tokens_BT.flatten().cpu().numpy().astype(np.int64)
-    return [tokens_N[segment.start : segment.end].tobytes() for segment in segments]
+    return [b"".join(tokens_N[segment.start : segment.end].tobytes() for segment in document) for document in documents]
 
 
-def _types(batch: Batch) -> list[bytes]:
+def _types(batch: Batch, documents: Sequence[Document]) -> list[bytes]:
     """Which of each document's tokens are of a second text; nothing for one that has none."""
     if batch.types_BT is None:
-        return [b""] * len(batch.segments)
-    return [types if any(types) else b"" for types in _texts(batch.types_BT, batch.segments)]
+        return [b""] * len(documents)
+    return [types if any(types) else b"" for types in _texts(batch.types_BT, documents)]
