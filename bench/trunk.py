@@ -22,7 +22,6 @@ from bench.figures import Ratio, gigabytes, ratio, table
 from bench.processes import SideFailed, run_module
 
 BASELINE = "lora"
-ROWS_PER_STEP = 8
 HELD_OUT = 64
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     BASELINE: ("LoRA, rank 16 on all linear layers", {"kind": "lora", "rank": 16}),
@@ -55,7 +54,8 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--epochs", type=int, default=3, help="passes over the rows, the first counted apart (default: 3)"
     )
     parser.add_argument("--rounds", type=int, default=3, help="times that each runs, in alternation (default: 3)")
-    parser.add_argument("--budget", type=int, default=512, help="tokens a micro-batch (default: 512)")
+    parser.add_argument("--rows-per-step", type=int, default=32, help="rows of one step (default: 32)")
+    parser.add_argument("--budget", type=int, default=1024, help="tokens a micro-batch (default: 1024)")
     parser.add_argument(
         "--only", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="KEY",
         help=f"some of: {' '.join(METHODS)}; lora is always among them",
@@ -63,8 +63,8 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for all figures (default: bench/results)")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     options = parser.parse_args(arguments)
-    if options.rows % ROWS_PER_STEP or options.rows < ROWS_PER_STEP or options.epochs < 2:
-        parser.error(f"--rows must be a multiple of {ROWS_PER_STEP}, and --epochs at least 2")
+    if options.rows_per_step < 1 or options.rows < 1 or options.rows % options.rows_per_step or options.epochs < 2:
+        parser.error("--rows must be a multiple of --rows-per-step, and --epochs at least 2")
     return options
 
 
@@ -83,7 +83,7 @@ def read_rows(path: Path, count: int) -> tuple[list[dict[str, str]], list[dict[s
 
 def recipe_of(options: argparse.Namespace, folder: Path, method: dict[str, Any]) -> dict[str, Any]:
     """The recipe of a method on the rows in a folder; what is not named here keeps its default."""
-    steps = options.epochs * options.rows // ROWS_PER_STEP
+    steps = options.epochs * options.rows // options.rows_per_step
     return {
         "model": {"name": model_name(options.model), "dtype": "fp32", "device": "cpu"},
         "data": {
@@ -95,7 +95,7 @@ def recipe_of(options: argparse.Namespace, folder: Path, method: dict[str, Any])
         "objective": {"kind": "sft"},
         "training": {
             "epochs": options.epochs,
-            "rows_per_step": ROWS_PER_STEP,
+            "rows_per_step": options.rows_per_step,
             "tokens_per_micro_batch": options.budget,
             "checkpoint_every": steps,
             "evaluate_every": steps,
@@ -153,7 +153,7 @@ def report(document: dict[str, Any], rounds: dict[str, list[Measured]], ratios: 
     head = ("medians", "first epoch s", "later epoch s", "of LoRA's", "memory GB", "of LoRA's", "held-out loss")
     work = document["work"]
     setting = (
-        f"{work['name']}: {work['rows']} rows, {work['tokens_an_epoch']:,} tokens an epoch, {work['epochs']} epochs; "
+        f"{work['name']}: {work['rows']} rows, {work['rows_per_step']} a step; {work['epochs']} epochs of {work['tokens_an_epoch']:,} tokens; "
         f"the loaded model holds {gigabytes(work['loaded_bytes'])} GB.\n"
         f"{document['machine']['processor']}, {document['threads']} threads; "
         f"{', '.join(f'{name} {version}' for name, version in document['versions'].items())}."
@@ -189,6 +189,7 @@ def bench(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], st
             "name": options.data.parent.name if options.data.name == "train.csv" else options.data.stem,
             "model": options.model,
             "rows": options.rows,
+            "rows_per_step": options.rows_per_step,
             "epochs": options.epochs,
             "tokens_an_epoch": sum(lora["tokens"]) // options.epochs,
             "loaded_bytes": loaded["loaded_bytes"],

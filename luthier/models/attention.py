@@ -24,12 +24,12 @@ from luthier.models.virtual_tokens import with_prefixes
 from luthier.ops.attention import (
     AttentionTerms,
     attention_weights,
-    dense_mask,
     masked_attention,
     narrowed,
     packed_attention,
     packed_attention_reference,
 )
+from luthier.ops.segments import dense_mask
 
 FAST = "luthier"
 REFERENCE = "luthier-reference"

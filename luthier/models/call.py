@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from luthier.models.taps import Tapped
-from luthier.ops.attention import segment_positions
 from luthier.ops.draws import token_keys
 from luthier.ops.recompute import Recomputable
+from luthier.ops.segments import segment_positions
 from luthier.types import Batch, Segment
 
 

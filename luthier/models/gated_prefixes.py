@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 from luthier.models.anatomy import Anatomy
 from luthier.models.call import GatedPrefixes, Run, current_call
 from luthier.models.virtual_tokens import VirtualTokens, attention_modules
-from luthier.ops.attention import AttentionTerms, masked_attention, narrowed, segment_positions
+from luthier.ops.attention import AttentionTerms, masked_attention, narrowed
+from luthier.ops.segments import segment_positions
 from luthier.types import Segment
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from luthier.models.taps import Tapped, Taps
-from luthier.ops.attention import ancestors
+from luthier.ops.segments import ancestors
 from luthier.store.rows import RowCache
 from luthier.types import Batch, Segment
 

@@ -10,6 +10,8 @@ settings of one method:
       seeds: 3
     warp:
       method: {classes: [yes, no]}           # the kind is the name's, where none is given
+    loftq:
+      quantization: {kind: nf4}              # of the base that it is trained over, and compared with
 
 Data and budget are the recipe's, and so the same for all.
 """
@@ -29,7 +31,7 @@ from luthier.recipe.known_methods import KNOWN_METHODS
 from luthier.recipe.loading import read_yaml, with_parts
 from luthier.recipe.yaml_text import Parsed, Source
 
-_ENTRY = ("method", "training", "seeds")
+_BLOCKS = ("method", "training", "quantization")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -111,25 +113,26 @@ def _read(recipe: Recipe, name: Any, parsed: Parsed, path: Path, seeds: int) -> 
 
 def _parts(recipe: Recipe, name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     """What an entry changes in the recipe, whose own method keeps its settings and rate if it is named by its kind."""
+    base = {"quantization": entry["quantization"]} if "quantization" in entry else {}
     if "method" not in entry and name == recipe.method.kind:
-        return {"training": entry.get("training", {})}
+        return {"training": entry.get("training", {}), **base}
     method = {"kind": name, **entry.get("method", {})}
-    return {"method": method, "training": {"peak_lr": None, **entry.get("training", {})}}
+    return {"method": method, "training": {"peak_lr": None, **entry.get("training", {})}, **base}
 
 
 def _check_entry(name: str, entry: Any, parsed: Parsed) -> None:
     """Raise RecipeError unless an entry has the form that the head of this file shows."""
     if not isinstance(entry, dict):
         raise _fault(
-            "This is no mapping.", "Give method, training, seeds, or nothing.", parsed.source_of((name,)), name
+            "This is no mapping.", f"Give {', '.join(_BLOCKS)}, seeds, or nothing.", parsed.source_of((name,)), name
         )
-    for block in ("method", "training"):
+    for block in _BLOCKS:
         if block in entry and not isinstance(entry[block], dict):
             where = parsed.source_of((name, block))
             raise _fault("This is no mapping.", "Give the recipe's fields.", where, f"{name}.{block}")
     for keys in _unknown(entry):
         raise _fault(
-            "Only the method, its training.peak_lr and its seeds may differ: the rest is the same for all.",
+            "Only the method, its base's quantization, training.peak_lr and seeds may differ: the rest is the same for all.",
             "Put it into the recipe.",
             parsed.source_of((name, *keys)),
             ".".join((name, *map(str, keys))),
@@ -141,7 +144,7 @@ def _check_entry(name: str, entry: Any, parsed: Parsed) -> None:
 
 
 def _unknown(entry: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
-    yield from ((key,) for key in entry if key not in _ENTRY)
+    yield from ((key,) for key in entry if key not in (*_BLOCKS, "seeds"))
     yield from (("training", key) for key in entry.get("training", {}) if key != "peak_lr")
 
 

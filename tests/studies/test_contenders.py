@@ -9,6 +9,7 @@ from tiny_runs import recipe_values, write_rows
 
 from luthier.errors import NotFound, RecipeError, UsageError
 from luthier.methods import WARP, LoRA
+from luthier.quantization.settings import QuantizationSettings
 from luthier.recipe import Recipe, make_recipe
 from luthier.studies.contenders import contenders_of_all, contenders_of_kinds, read_contenders
 
@@ -51,8 +52,11 @@ lora-9:
 warp:
   method: {classes: [yellow, blue]}
 dora: {}
+loftq:
+  quantization: {kind: nf4, block: 32}
+lora-4bit: {method: {kind: lora}, quantization: {kind: fp4}}
 """
-    own, nine, warp, dora = read_contenders(recipe, written(tmp_path, text), seeds=2)
+    own, nine, warp, dora, loftq, packed = read_contenders(recipe, written(tmp_path, text), seeds=2)
     assert own.recipe == recipe
     assert nine.recipe.method == LoRA(rank=9)
     assert (nine.name, nine.recipe.training.peak_lr, nine.seeds) == ("lora-9", 1e-3, 3)
@@ -60,6 +64,9 @@ dora: {}
     assert warp.recipe.method.classes == ("yellow", "blue")
     assert warp.recipe.training.peak_lr is None
     assert (dora.kind, dora.seeds) == ("dora", 2)
+    assert loftq.recipe.quantization == QuantizationSettings(kind="nf4", block=32)
+    assert packed.recipe.quantization == QuantizationSettings(kind="fp4")
+    assert own.recipe.quantization is None
 
 
 def test_a_rate_alone_leaves_the_own_method_as_it_is(recipe: Recipe, tmp_path: Path) -> None:
@@ -81,6 +88,8 @@ def test_paths_are_those_of_the_file(recipe: Recipe, tmp_path: Path) -> None:
         ("lora: {}\ndora:\n  method: {rankk: 3}\n", 3, "method.rankk", "rank"),
         ("lora:\n  training: {epochs: 3}\n", 2, "lora.training.epochs", "the same for all"),
         ("lora:\n  data: {train: x}\n", 2, "lora.data", "the same for all"),
+        ("lora:\n  quantization: nf4\n", 2, "lora.quantization", "mapping"),
+        ("lora:\n  quantization: {kind: nf3}\n", 2, "quantization.kind", "nf4"),
         ("lora:\n  seeds: 0\n", 2, "lora.seeds", "whole number"),
         ("lora: 3\n", 1, "lora", "mapping"),
         ("lora: {method: dora}\n", 1, "lora.method", "mapping"),
