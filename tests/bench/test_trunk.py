@@ -72,7 +72,9 @@ def test_the_bench_tells_every_method_s_share_of_a_lora_epoch(
 ) -> None:
     data = write_messages(tmp_path / "messages.csv", 40)
     options = ["--data", str(data), "--model", str(tiny_model), "--results", str(tmp_path / "results"), "--json"]
-    code = main([*options, "--rows", "24", "--rows-per-step", "8", "--rounds", "1", "--only", "attention-fusion", "lets"])
+    code = main(
+        [*options, "--rows", "24", "--rows-per-step", "8", "--rounds", "1", "--only", "attention-fusion", "lets"]
+    )
     document = json.loads(capsys.readouterr().out)
     assert code == 0
     assert set(document["ratios"]) == {"lora", "attention-fusion", "lets"}
