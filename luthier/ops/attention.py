@@ -2,9 +2,8 @@
 
 A segment sees itself (its past only, if causal) and the whole of its ancestors. The fast path calls the fused kernel
 once for each segment, so that no score between two documents is ever computed. On a CPU that is one operation for the
-whole row, which keeps q, k, v and its output once, and where all segments are short, products of a batch that they are
-padded to; on a CUDA device with half precision all segments without parents go to one variable-length kernel. The reference
-computes one dense mask over the row.
+whole row, which keeps q, k, v and its output once; on a CUDA device with half precision all segments without parents go
+to one variable-length kernel. The reference computes one dense mask over the row.
 
 Shapes: H query heads, K key/value heads (H is a multiple of K), T tokens, E head width.
 """
@@ -21,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luthier.ops.padded_attention import are_short, padded_attention, padding_of
 from luthier.ops.row_attention import RowAttention, has_cpu_kernel
 from luthier.ops.segments import ancestors, block_mask, dense_mask, depths
 from luthier.types import Segment
@@ -104,9 +102,6 @@ def packed_attention(
     if _fits_varlen_kernel(q_1HTE, segments, terms):
         return _varlen_attention(q_1HTE, k_1KTE, v_1KTE, segments, terms)
     is_fp32 = q_1HTE.dtype == k_1KTE.dtype == v_1KTE.dtype == torch.float32
-    if q_1HTE.device.type == "cpu" and is_fp32 and terms.is_plain and are_short(segments):
-        padding = padding_of(tuple(segments), terms.window, k_1KTE.shape[1], q_1HTE.shape[1] // k_1KTE.shape[1])
-        return padded_attention(q_1HTE, k_1KTE, v_1KTE, padding, terms.scale)
     is_dense = terms.is_plain and _window_is_idle(terms.window, max(depths(segments)))
     if q_1HTE.device.type == "cpu" and is_fp32 and is_dense and has_cpu_kernel():
         out_1HTE = RowAttention.apply(q_1HTE, k_1KTE, v_1KTE, tuple(segments), terms.scale)  # type: ignore[no-untyped-call]

@@ -20,7 +20,6 @@ from luthier.ops.attention import (
     packed_attention,
     packed_attention_reference,
 )
-from luthier.ops.padded_attention import are_short
 from luthier.ops.segments import ancestors, dense_mask, segment_positions
 from luthier.types import Segment
 
@@ -134,33 +133,6 @@ def test_packed_attention_is_each_query_over_what_it_sees_and_nothing_else(
             floor = 1e-5 * float(row.dy.abs().max()) if name in "qks" else 0.0
             worst = float((gradient - exact).abs().max())
             assert worst <= 1e-5 * float(exact.abs().max()) + floor
-
-
-@pytest.mark.parametrize(
-    ("lengths", "short"),
-    [
-        ([8] * 4, True),
-        ([8] * 3, False),
-        ([64, 8, 8, 8], True),
-        ([65, 8, 8, 8], False),
-        ([33] * 4, False),
-    ],
-)
-def test_short_segments_are_computed_together_with_the_values_of_the_reference(lengths: list[int], short: bool) -> None:
-    segments = tiled(lengths)
-    assert are_short(segments) == short
-    row = row_of(segments[-1].end, 4, 2)
-    terms = AttentionTerms(1 / math.sqrt(WIDTH))
-    found, expected = (
-        (y, *torch.autograd.grad(y, (row.q, row.k, row.v), row.dy))
-        for y in (of(row.q, row.k, row.v, segments, terms) for of in (packed_attention, packed_attention_reference))
-    )
-    assert_all_near(found, expected)
-
-
-def test_a_segment_that_sees_too_much_is_not_short() -> None:
-    assert are_short(tiled([64, 8, 8, 8, 60], {4: 0}))
-    assert not are_short(tiled([64, 60, 8, 8, 8], {1: 0, 2: 1, 3: 1, 4: 1}))
 
 
 def test_the_dense_mask_is_what_the_words_say() -> None:
