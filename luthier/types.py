@@ -8,6 +8,7 @@ parts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,6 +33,11 @@ class Settings(BaseModel):
     """What a user writes: typed, frozen, and closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+
+
+def by_word(field: str) -> Callable[[Any], Any]:
+    """Settings given by a word alone, as the field that it stands for; for `BeforeValidator`."""
+    return lambda value: {field: value} if isinstance(value, str) else value
 
 
 def fault_at(field: str, message: str) -> PydanticCustomError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -13,12 +13,7 @@ from luthier.objectives import SFT, AnyObjective
 from luthier.quantization.settings import QuantizationSettings
 from luthier.recipe.known_methods import AnyMethod
 from luthier.training.settings import TrainingSettings
-from luthier.types import Settings, fault_at
-
-
-def _named(value: Any) -> Any:
-    """A model given by its name alone, as the settings that it stands for."""
-    return {"name": value} if isinstance(value, str) else value
+from luthier.types import Settings, by_word, fault_at
 
 
 class Provenance(Settings):
@@ -34,8 +29,10 @@ class Provenance(Settings):
 class Recipe(Settings):
     """What one run does: a base model, data, a method, an objective, and how long to train."""
 
-    model: Annotated[ModelSettings, BeforeValidator(_named, json_schema_input_type=str | ModelSettings)] = Field(
-        description="The base model: its name alone, or the settings below.",
+    model: Annotated[ModelSettings, BeforeValidator(by_word("name"), json_schema_input_type=str | ModelSettings)] = (
+        Field(
+            description="The base model: its name alone, or the settings below.",
+        )
     )
     data: DataSettings = Field(description="The rows to learn from, and what of them is learned.")
     method: AnyMethod = Field(LoRA(), description="What is trained: small added tensors, or the model's own weights.")

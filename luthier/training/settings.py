@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from luthier.training.optimizers import AdamW, AnyOptimizer
-from luthier.types import Settings
+from luthier.types import Settings, by_word
 
 
 class Schedule(Settings):
@@ -70,8 +70,8 @@ class TrainingSettings(Settings):
     )
     peak_lr: float | None = Field(None, gt=0, description="Highest learning rate; unset, the method's own default.")
     schedule: Schedule = Schedule()
-    optimizer: AnyOptimizer = Field(
-        AdamW(), description="How gradients become steps, and what that remembers; a name alone is its kind."
+    optimizer: Annotated[AnyOptimizer, BeforeValidator(by_word("kind"), json_schema_input_type=str | AnyOptimizer)] = (
+        Field(AdamW(), description="How gradients become steps, and what that remembers; a name alone is its kind.")
     )
     clip_norm: float | None = Field(
         1.0, gt=0, description="Longest gradient vector before it is scaled down; null: never."
@@ -110,11 +110,6 @@ class TrainingSettings(Settings):
         "fp32", description="Number format of what is kept; bf16 takes half the disk and rounds."
     )
     fast: FastPaths = FastPaths()
-
-    @field_validator("optimizer", mode="before")
-    @classmethod
-    def _name_alone_is_kind(cls, value: Any) -> Any:
-        return {"kind": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_batch_size(self) -> Self:

@@ -11,6 +11,7 @@ import yaml
 from luthier.errors import LuthierError, NotFound, RecipeError
 from luthier.methods import IPT, METHODS, Full, LoRA
 from luthier.recipe import Recipe, dump_recipe, json_schema, load_recipe, make_recipe
+from luthier.training.optimizers import Lion
 
 SHORTEST = "model: smollm2-135m\ndata: {train: rows.jsonl}\n"
 
@@ -272,6 +273,16 @@ def test_the_schema_lets_a_model_be_its_name_and_closes_every_block():
     assert schema["additionalProperties"] is False
     assert all(block["additionalProperties"] is False for block in schema["$defs"].values())
     assert "from" in schema["$defs"]["LoRA"]["properties"]
+
+
+def test_an_optimizer_may_be_its_name_in_a_recipe_and_in_the_schema(folder: Path):
+    recipe = read(folder, SHORTEST + "training: {optimizer: lion}\n")
+    assert recipe.training.optimizer == Lion()
+    assert read(folder, SHORTEST, "training.optimizer=lion") == recipe
+    assert {"type": "string"} in json_schema()["$defs"]["TrainingSettings"]["properties"]["optimizer"]["anyOf"]
+    fault = refusal(folder, SHORTEST + "training:\n  optimizer: lionn\n")
+    assert (fault.line, fault.field) == (4, "training.optimizer.kind")
+    assert "lion" in str(fault)
 
 
 def test_in_the_schema_a_method_without_its_kind_is_lora_alone():

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from models.rows import answers_of, batch_of, random_rows, with_sources
@@ -35,7 +36,7 @@ from luthier.models.language_model import LanguageModel
 from luthier.models.taps import Tapped, Taps
 from luthier.models.trunk import DTYPES, TrunkCache
 from luthier.training.trunk import kept_bytes
-from luthier.types import Batch
+from luthier.types import Batch, Example, Part
 
 METHODS: tuple[tuple[str, Method], ...] = (
     ("lora in the upper layer", LoRA(rank=2, layers=(1,))),
@@ -176,6 +177,35 @@ def test_documents_are_found_again_in_other_batches(tmp_path: Path) -> None:
         model.forward(batch_of(lengths, model.layout), "default")
     assert len(cache) == len(LENGTHS)
     assert cache.read(batch_of((7, 12, 5), model.layout)) is None
+
+
+def test_rows_behind_a_beginning_in_common_are_kept_each_as_a_whole(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    AttentionFusion().attach(model, "default", seed=0)
+    rows = behind_one_beginning(random_rows((9, 12, 10, 11)), 6)
+    shared = collate(rows, "packed", 0, shares_prefix=True)
+    assert [segment.parent for segment in shared.segments] == [None, 0, 0, 0, 0]
+    apart, fewer = collate(rows, "packed", 0), collate(rows[1:3], "packed", 0, shares_prefix=True)
+    whole = {id(batch): model.hidden(batch, "default").detach() for batch in (shared, apart, fewer)}
+    cache = TrunkCache(tmp_path, Taps((0, 1, 2)), 32, torch.float32)
+    model.keep_trunk(cache)
+    model.forward(shared, "default")
+    assert len(cache) == len(rows)
+    for batch in (shared, apart, fewer):
+        assert cache.read(batch) is not None
+        assert_near(model.hidden(batch, "default"), whole[id(batch)])
+    assert cache.read(collate(random_rows((8,)), "packed", 0)) is None
+
+
+def behind_one_beginning(rows: list[Example], count: int) -> list[Example]:
+    """The rows with the first one's first tokens, of which none is learned to go on from."""
+    made = []
+    for row in rows:
+        tokens_T = np.concatenate([rows[0].parts[0].tokens_T[:count], row.parts[0].tokens_T[count:]])
+        is_later = row.source_N >= count
+        targets = (row.source_N[is_later], row.token_N[is_later], row.weight_N[is_later], row.sample_N[is_later])
+        made.append(Example((Part(tokens_T),), *targets, row.document, row.origin))
+    return made
 
 
 def test_a_source_is_found_again_under_any_answer_and_an_answer_only_under_its_source(tmp_path: Path) -> None:
