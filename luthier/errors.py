@@ -1,6 +1,7 @@
 """Every error that Luthier raises on purpose, and the exit code that each ends a command with.
 
     LuthierError                1  failed
+    ├── Unplannable             1  what a run needs cannot be found without carrying it out
     ├── UsageError              2  the command line was wrong
     ├── RecipeError             3  a recipe cannot be carried out as written
     │   └── TargetNotFound      3  a method names layers that the model does not have
@@ -71,6 +72,10 @@ class LuthierError(Exception):
                 "exit_code": self.exit_code,
             }
         }
+
+
+class Unplannable(LuthierError):
+    """What a run needs cannot be found without carrying it out."""
 
 
 class UsageError(LuthierError):

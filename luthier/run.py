@@ -72,8 +72,10 @@ class RunResult:
     stopped_early: bool
 
 
-def train_recipe(recipe: Recipe, folder: Path, *, announce: Announce, on_step: OnStep) -> RunResult:
-    """Carry out a recipe in a new run folder.
+def train_recipe(
+    recipe: Recipe, folder: Path, *, announce: Announce, on_step: OnStep, plans: bool = False
+) -> RunResult:
+    """Carry out a recipe in a new run folder. plans: whether to plan its memory first, and refuse what cannot fit.
 
     Raises UsageError if the folder holds something already; the errors of every part; Interrupted after Ctrl-C.
     """
@@ -85,7 +87,7 @@ def train_recipe(recipe: Recipe, folder: Path, *, announce: Announce, on_step: O
     recipe = recipe.model_copy(update={"provenance": None})  # another run's, if the recipe was taken from one
     write_text(folder / RECIPE, dump_recipe(recipe))
     with carried_out(folder, announce):
-        return _train(recipe, folder, announce, on_step)
+        return _train(recipe, folder, announce, on_step, plans=plans)
 
 
 def resume_run(folder: Path, *, announce: Announce, on_step: OnStep) -> RunResult:
@@ -131,9 +133,13 @@ def _result(folder: Path, metrics: list[dict[str, Any]], progress: Progress) -> 
     return RunResult(folder, progress.step, final_loss, progress.best_loss, progress.best_step, progress.stopped_early)
 
 
-def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep) -> RunResult:
+def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *, plans: bool = False) -> RunResult:
     prepared = check_recipe(recipe, announce)
     announce_gate(prepared.gate, announce)
+    if plans:
+        from luthier.planner.gate import plan_run  # what pretends to be tensors takes a while to import
+
+        plan_run(recipe, prepared.dataset.train, prepared.tokenizer, prepared.objective, folder, announce)
     recipe = _dated(recipe, prepared.dataset.renderer, announce)
     recipe = recipe.model_copy(update={"objective": prepared.objective})
     model = load_base_of(recipe, announce)

@@ -8,12 +8,11 @@ from pathlib import Path
 
 from luthier.errors import NotFound, RecipeError
 from luthier.methods import ADAPTER
-from luthier.models.heads import ClassHead
-from luthier.models.language_model import FastModel, LanguageModel
-from luthier.models.loading import Wishes, load_model
-from luthier.models.settings import ModelSettings
+from luthier.models.language_model import LanguageModel
+from luthier.models.loading import load_model
 from luthier.quantization.packed import QuantizedLinear
 from luthier.recipe import Recipe, load_recipe
+from luthier.recipe.base import fast_of, head_of, settings_of, wishes_of
 from luthier.store.runs import RECIPE, RESOLVED
 
 Announce = Callable[[str], None]
@@ -34,7 +33,7 @@ def load_run(folder: Path, announce: Announce) -> LanguageModel:
         tuned = folder / recipe.method.output_folder
         _require_output(tuned, folder)
         settings = recipe.model.model_copy(update={"name": str(tuned), "revision": None})
-        return load_model(settings, announce, head=_head_of(recipe))
+        return load_model(settings, announce, head=head_of(recipe))
     _require_output(folder / recipe.method.output_folder, folder)
     model = load_base_of(recipe, announce)
     recipe.method.continued(folder).attach(model, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
@@ -56,16 +55,13 @@ def _require_output(output: Path, folder: Path) -> None:
 
 def load_base_of(recipe: Recipe, announce: Announce) -> LanguageModel:
     """The base model of a recipe, with the fast paths that it asks for."""
-    fast = recipe.training.fast
     model = load_model(
-        _trainable_dtype(recipe),
+        settings_of(recipe),
         announce,
-        fast=FastModel(
-            attention=fast.attention, head=fast.head, gated_mlp=fast.gated_mlp, norm=fast.norm, linear=fast.linear
-        ),
-        head=_head_of(recipe),
+        fast=fast_of(recipe),
+        head=head_of(recipe),
         quantization=recipe.quantization,
-        wishes=Wishes(recipe.method.keeps_full, recipe.method.prepare_weights),
+        wishes=wishes_of(recipe),
     )
     _check_trainable(recipe, model)
     if recipe.training.gradient_checkpointing:
@@ -82,16 +78,3 @@ def _check_trainable(recipe: Recipe, model: LanguageModel) -> None:
             "Name the unquantized model, or set method.kind to lora.",
             field="method.kind",
         )
-
-
-def _head_of(recipe: Recipe) -> ClassHead | None:
-    """The head for classes that the recipe's model is loaded with; None for one over words."""
-    head = recipe.objective.head(recipe.seed)
-    return None if head is None else recipe.method.class_head(head)
-
-
-def _trainable_dtype(recipe: Recipe) -> ModelSettings:
-    """The model settings; base weights that train are loaded in fp32 unless the recipe says otherwise."""
-    if recipe.method.tunes_base and recipe.model.dtype == "auto":
-        return recipe.model.model_copy(update={"dtype": "fp32"})
-    return recipe.model

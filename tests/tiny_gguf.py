@@ -19,8 +19,12 @@ def write_tiny_gguf(
     bos: int,
     eos: int,
     chat_template: str | None = None,
+    format_: gguf.GGMLQuantizationType | None = None,
 ) -> Path:
-    """The file, with a byte-level BPE tokenizer of `words`; its head is tied to its embedding."""
+    """The file, with a byte-level BPE tokenizer of `words`; its head is tied to its embedding.
+
+    format_: what its matrices are in; None: fp32.
+    """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(64)
     writer.add_embedding_length(WIDTH)
@@ -44,7 +48,11 @@ def write_tiny_gguf(
     parts = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
     shapes |= {f"blk.0.{part}": (WIDTH, WIDTH) for part in parts}
     for name, shape in shapes.items():
-        writer.add_tensor(f"{name}.weight", draw.standard_normal(shape, dtype=np.float32))
+        numbers = draw.standard_normal(shape, dtype=np.float32)
+        if format_ is None or len(shape) == 1:
+            writer.add_tensor(f"{name}.weight", numbers)
+        else:
+            writer.add_tensor(f"{name}.weight", gguf.quantize(numbers, format_), raw_dtype=format_)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -26,6 +26,7 @@ from luthier.cli.inspect import inspect, shrink
 from luthier.cli.methods import methods
 from luthier.cli.new import new
 from luthier.cli.output import print_error, say
+from luthier.cli.plan import plan
 from luthier.cli.process import Signals, quiet_libraries
 from luthier.cli.quickstart import quickstart
 from luthier.cli.resume import resume
@@ -52,6 +53,7 @@ _BEGIN, _TUNE, _USE, _LOOK = "Begin", "Tune", "Use", "Look around"
 app.command(rich_help_panel=_BEGIN)(quickstart)
 app.command(rich_help_panel=_BEGIN)(new)
 app.command(rich_help_panel=_BEGIN)(check)
+app.command(rich_help_panel=_BEGIN)(plan)
 app.command(rich_help_panel=_TUNE)(train)
 app.command(rich_help_panel=_TUNE)(resume)
 app.command(rich_help_panel=_TUNE)(evaluate)

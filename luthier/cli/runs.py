@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from luthier.cli.options import Json
-from luthier.cli.output import aligned, emit
+from luthier.cli.output import aligned, emit, readable_bytes
 
 if TYPE_CHECKING:
     from luthier.store.runs import RunInfo
@@ -32,14 +32,19 @@ def _document(run: RunInfo) -> dict[str, Any]:
 
 
 def _lines(found: list[RunInfo]) -> list[str]:
-    rows = [("run", "state", "step", "loss", "method", "model", "begun")]
+    rows = [("run", "state", "step", "loss", "memory", "planned", "method", "model", "begun")]
     for run in found:
         total = "?" if run.total_steps is None else run.total_steps
         step = "" if run.step is None else f"{run.step}/{total}"
         loss = "" if run.last_loss is None else f"{run.last_loss:.3f}"
         begun = run.started.astimezone().strftime("%Y-%m-%d %H:%M")
-        rows.append((run.name, run.state, step, loss, run.method, run.model, begun))
+        memory, planned = map(_size, (run.peak_bytes, run.planned_bytes))
+        rows.append((run.name, run.state, step, loss, memory, planned, run.method, run.model, begun))
     messages = ["", *(run.message for run in found)]
     return [
         line + (f"\n    {message}" if message else "") for line, message in zip(aligned(rows), messages, strict=True)
     ]
+
+
+def _size(count: int | None) -> str:
+    return "" if count is None else readable_bytes(count)

@@ -21,6 +21,9 @@ def train(
     out: Annotated[Path | None, typer.Option("--out", help="The run folder; unset: runs/NAME-N.")] = None,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after the gate; train nothing.")] = False,
+    no_plan: Annotated[
+        bool, typer.Option("--no-plan", help="Do not plan the memory first, and begin also what would not fit.")
+    ] = False,
     plain_allocator: PlainAllocator = False,
     as_json: Json = False,
 ) -> None:
@@ -45,7 +48,7 @@ def train(
 
         folder = new_run_folder(RUNS, recipe.stem) if out is None else expanded(out)
         display.announce(f"Run {folder}")
-        result = train_recipe(settings, folder, announce=display.announce, on_step=display.on_step)
+        result = train_recipe(settings, folder, announce=display.announce, on_step=display.on_step, plans=not no_plan)
     report_result(result, display.announce, as_json)
 
 

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePath
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from pydantic import Field, ValidationError, field_validator
@@ -239,6 +239,15 @@ def linear_of(layer: AdaptedLayer, kind: str) -> AdaptedLinear:
 def generator_of(name: str, seed: int) -> torch.Generator:
     """A generator for the random start of one layer: the same whatever other layers there are."""
     return torch.Generator().manual_seed((salt_of(name) ^ seed) & (2**63 - 1))
+
+
+Made = TypeVar("Made", bound=nn.Module)
+
+
+def moved(module: Made, device: torch.device) -> Made:
+    """A module on a device; one that is there already stays as it is."""
+    held = [*module.parameters(), *module.buffers()]
+    return module if all(tensor.device == device for tensor in held) else module.to(device)
 
 
 def trainable(tensor: Tensor, device: torch.device) -> nn.Parameter:

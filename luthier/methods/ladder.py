@@ -272,7 +272,7 @@ def _small_model(
     writer = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     auto: Any = writer if purpose == "words" else AutoModelForSequenceClassification
     with torch.random.fork_rng():
-        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+        torch.manual_seed(generator.initial_seed())
         made: PreTrainedModel = auto.from_config(
             config, dtype=torch.float32, attn_implementation=config._attn_implementation
         )

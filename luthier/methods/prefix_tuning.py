@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter import AdapterAttachment, generator_of
+from luthier.methods.adapter import AdapterAttachment, generator_of, moved
 from luthier.methods.adapter_files import AdapterFile, Form, OwnForm, adapter_folder, read_config
 from luthier.methods.adapterhub_files import check_model_type, is_hub_file
 from luthier.methods.adapterhub_prefix import ARCHITECTURES, WIDTH, has_hub_prefixes, read_hub_prefix, write_hub_prefix
@@ -144,7 +144,7 @@ class PrefixTuning(WordPromptMethod):
                 f"Leave method.takes_positions out, or choose a model of type {', '.join(ARCHITECTURES)} without these.",
                 field="method.takes_positions",
             )
-        source = self.source(model, generator_of(self.kind, seed)).to(model.device)
+        source = moved(self.source(model, generator_of(self.kind, seed)), model.device)
         layers, _, heads, width = sizes_of(model)
 
         def prefix() -> Tensor:

@@ -86,5 +86,4 @@ def _indices(size: int, smaller: int, is_headed: bool, inner: Tensor, kept: Kept
 
 def _of_heads(size: int, reduction: int) -> Tensor:
     """Every ρ-th channel."""
-    index = torch.arange(size)
-    return index[index % reduction == 0][: size // reduction]
+    return torch.arange(0, size, reduction)[: size // reduction]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter import AdapterAttachment, AdapterMethod, generator_of
+from luthier.methods.adapter import AdapterAttachment, AdapterMethod, generator_of, moved
 from luthier.models.language_model import LanguageModel
 from luthier.models.sides import Side
 from luthier.models.taps import Taps
@@ -31,7 +31,7 @@ class SideMethod(AdapterMethod):
                 "Choose another method, or a model without projections at its ends.",
                 field="method.kind",
             )
-        side = self.side(model, generator_of(self.kind, seed)).to(model.device)
+        side = moved(self.side(model, generator_of(self.kind, seed)), model.device)
         model.add_side(name, side)
         return SideAttachment(self, model, name, {}, shared=dict(_trained(side)))
 

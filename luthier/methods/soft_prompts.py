@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter import AdapterAttachment, AdapterMethod, generator_of
+from luthier.methods.adapter import AdapterAttachment, AdapterMethod, generator_of, moved
 from luthier.methods.adapter_files import AdapterFile
 from luthier.methods.bank import AdaptedEmbedding, AdaptedLayer, Branch, adapted
 from luthier.methods.contract import Group
@@ -203,7 +203,7 @@ class SoftPromptMethod(AdapterMethod):
 
     def place(self, model: LanguageModel, name: str, seed: int, fast: bool) -> AdapterAttachment:
         """A fresh prompt at the embedding."""
-        source = self.source(model, generator_of(self.kind, seed)).to(model.device)
+        source = moved(self.source(model, generator_of(self.kind, seed)), model.device)
         layer = place_prompt(model, name, source, self.num_virtual_tokens)
         sizes = {"token_dim": width_of(model), "num_layers": len(model.anatomy.layers)}
         return SoftPromptAttachment(self, model, name, source, {layer.name: layer}, sizes=sizes)

@@ -35,7 +35,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter import AdapterAttachment, generator_of, trainable
+from luthier.methods.adapter import AdapterAttachment, generator_of, moved, trainable
 from luthier.methods.adapter_files import OwnForm
 from luthier.methods.bank import AdaptedLinear, LinearBranch, adapted
 from luthier.methods.contract import Kin, Traits
@@ -99,7 +99,7 @@ class WARP(WordPromptMethod):
                 field="model",
             )
         first_classes = self._first_classes(model)
-        source = self.source(model, generator_of(self.kind, seed)).to(model.device)
+        source = moved(self.source(model, generator_of(self.kind, seed)), model.device)
         embedding = place_prompt(model, name, source, self.num_virtual_tokens, mask)
         attachment = SoftPromptAttachment(self, model, name, source, {embedding.name: embedding})
         attachment.begin_head(first_classes)
@@ -128,7 +128,7 @@ class WARP(WordPromptMethod):
                 "WARP has no classes.", "Name the words that answers choose among.", field="method.classes"
             )
         token_C = self._class_tokens(model, self.classes).to(model.device)
-        source = self.source(model, generator_of(self.kind, seed)).to(model.device)
+        source = moved(self.source(model, generator_of(self.kind, seed)), model.device)
         embedding = place_prompt(model, name, source, self.num_virtual_tokens)
         head = adapted(model, model.anatomy.head)
         assert isinstance(head, AdaptedLinear)

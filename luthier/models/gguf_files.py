@@ -27,14 +27,14 @@ from luthier.errors import DataError, NotFound, RecipeError, ResourceError
 
 def read_gguf_config(file: Path) -> PreTrainedConfig:
     """The model's config. Raises: RecipeError if transformers cannot read its architecture; DataError if it is broken."""
-    with _reading(file):
+    with reading_gguf(file):
         config: PreTrainedConfig = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
         return config
 
 
 def read_gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
     """The tokenizer, with the chat template if the file holds one. Raises: as `read_gguf_config`."""
-    with _reading(file):
+    with reading_gguf(file):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         return tokenizer
 
@@ -53,7 +53,7 @@ def read_gguf_weights(
         raise ResourceError(
             "Reading a GGUF file needs the package accelerate.", "Install it: pip install accelerate", file=str(file)
         )
-    with _reading(file):
+    with reading_gguf(file):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             file.parent,
             gguf_file=file.name,
@@ -77,7 +77,8 @@ def _unpacked() -> dict[str, Any]:
 
 
 @contextmanager
-def _reading(file: Path) -> Iterator[None]:
+def reading_gguf(file: Path) -> Iterator[None]:
+    """Within: a file that is not there, is no GGUF file, is damaged, or is of a kind that cannot be read, is told as such."""
     if not file.is_file():
         raise NotFound("There is no such file.", "Check the path.", file=str(file), field="model")
     with file.open("rb") as handle:

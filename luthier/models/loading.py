@@ -15,12 +15,14 @@ from luthier.models.anatomy import Anatomy, find_targets
 from luthier.models.attention import FAST, REFERENCE, register_attention
 from luthier.models.families import Family, family_of
 from luthier.models.fast_layers import use_fast_layers
+from luthier.models.gguf_packed import GGUFBlocks
 from luthier.models.heads import ClassHead, read_class_weights, rest_pooler
 from luthier.models.language_model import FastModel, Identity, LanguageModel
 from luthier.models.reading import read_anatomy
 from luthier.models.settings import ModelSettings
 from luthier.models.sources import (
     ModelSource,
+    check_complete,
     fingerprint,
     locate,
     read_answer_start,
@@ -31,7 +33,7 @@ from luthier.models.sources import (
 )
 from luthier.models.streaming import Prepare, Prepared, Streaming, only_packed
 from luthier.quantization.bitsandbytes_files import read_tensors
-from luthier.quantization.formats import quantize
+from luthier.quantization.formats import COMPUTE, quantize
 from luthier.quantization.packed import QuantizedLinear
 from luthier.quantization.settings import QuantizationSettings
 
@@ -116,8 +118,12 @@ def load_model(
     register_attention()
     implementation = (FAST if fast.attention else REFERENCE) if family.attends_by_interface else "sdpa"
     new_head: tuple[str, ...] = ()
-    streaming = _streaming(source, family, quantization, wishes or Wishes())
-    if head is None:
+    blocks = _blocks(source, quantization, head)
+    streaming = _streaming(source, family, quantization, wishes or Wishes(), blocks)
+    if blocks is not None and streaming is not None:
+        hf, report = blocks.model(config, dtype, implementation, streaming)
+        check_complete(blocks.file, report)
+    elif head is None:
         hf = read_weights(source, config, dtype, implementation, streaming)
     else:
         hf, new_head = read_class_weights(source, config, family, head, dtype, implementation, streaming)
@@ -135,8 +141,41 @@ def load_model(
     return LanguageModel(hf, tokenizer, anatomy, identify(settings, source), fast, new_head=new_head, prepared=first)
 
 
+def _blocks(
+    source: ModelSource, quantization: QuantizationSettings | None, head: ClassHead | None
+) -> GGUFBlocks | None:
+    """A GGUF file's blocks, where they are to be used as they are.
+
+    Raises RecipeError for a form of the base that does not go with where it comes from.
+    """
+    asks = quantization is not None and quantization.kind == "gguf"
+    if asks and (source.gguf is None or head is not None):
+        what = "no .gguf file" if source.gguf is None else "to get a head over classes, for which it must be unpacked"
+        raise RecipeError(
+            f"{source.name} is {what}.",
+            "Set quantization.kind to nf4, or leave quantization out."
+            if source.gguf is None
+            else "Leave quantization out.",
+            field="quantization.kind",
+        )
+    if source.gguf is None or quantization is None:
+        return None
+    if not asks:
+        raise RecipeError(
+            f"{source.name} is a .gguf file, whose weights are in few bits already.",
+            "Set quantization.kind to gguf to use them as they are, leave quantization out to unpack them, or name the "
+            "model's safetensors folder.",
+            field="quantization",
+        )
+    return GGUFBlocks(source.gguf, COMPUTE[quantization.compute])
+
+
 def _streaming(
-    source: ModelSource, family: Family, quantization: QuantizationSettings | None, wishes: Wishes
+    source: ModelSource,
+    family: Family,
+    quantization: QuantizationSettings | None,
+    wishes: Wishes,
+    blocks: GGUFBlocks | None,
 ) -> Streaming | None:
     """How layers become packed while they are read: those that the settings choose, or those that come so; None if none does.
 
@@ -165,7 +204,7 @@ def _streaming(
     def pack(name: str, tensors: Mapping[str, Tensor]) -> Prepared:
         return prepare(name, tensors["weight"], lambda weight_OI: quantize(name, weight_OI, quantization))
 
-    return Streaming(choose, pack)
+    return Streaming(choose, pack) if blocks is None else Streaming(choose, blocks.pack, are_blocks=True)
 
 
 def nothing_chosen(model: PreTrainedModel) -> tuple[str, ...]:

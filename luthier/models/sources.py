@@ -306,12 +306,7 @@ def read_weights(
     ResourceError if memory does not suffice.
     """
     if source.gguf is not None:
-        if streaming is not None:
-            raise RecipeError(
-                f"{source.name} is a .gguf file, whose weights are in few bits already.",
-                "Leave quantization out, or name the model's safetensors folder.",
-                field="quantization",
-            )
+        assert streaming is None, "what is packed of a GGUF file is read by `gguf_packed`"
         model, report = read_gguf_weights(source.gguf, config, dtype, attn_implementation)
         check_complete(source.gguf, report)
         return model

@@ -55,14 +55,15 @@ class Streaming(QuantizationConfigMixin):
     """What becomes of a model's weights while they are read, in the form that `from_pretrained` takes it.
 
     choose: which layers are to be quantized. endings: what the files hold, beside `weight`, of layers that come quantized;
-    there are none if this is empty.
+    there are none if this is empty. are_blocks: whether the weights of the chosen layers come as a GGUF file's blocks.
     """
 
-    def __init__(self, choose: Choose, pack: Pack, endings: tuple[str, ...] = ()) -> None:
+    def __init__(self, choose: Choose, pack: Pack, endings: tuple[str, ...] = (), *, are_blocks: bool = False) -> None:
         self.quant_method = _NAME  # type: ignore[assignment]
         self.choose = choose
         self.pack = pack
         self.endings = endings
+        self.are_blocks = are_blocks
         self.prepared: dict[str, Prepared] = {}
         self.misshapen: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
         self.error: Exception | None = None
@@ -80,10 +81,10 @@ class Streaming(QuantizationConfigMixin):
         own = layer.get_parameter("weight")
         own._is_hf_initialized = True  # type: ignore[attr-defined]
         weight = tensors["weight"]
-        if len(tensors) == 1 and weight.shape != own.shape:
+        if len(tensors) == 1 and not self.are_blocks and weight.shape != own.shape:
             self.misshapen.append((f"{name}.weight", tuple(weight.shape), tuple(own.shape)))
             return
-        if len(tensors) == 1 and isinstance(layer, Conv1D):
+        if len(tensors) == 1 and not self.are_blocks and isinstance(layer, Conv1D):
             tensors = {"weight": weight.t()}
         prepared = self.prepared[name] = self.pack(name, tensors)
         if prepared.packed.shape != shape_of(layer):

@@ -13,13 +13,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from luthier.ops.kept import kept
 from luthier.ops.row_attention import RowAttention, has_cpu_kernel
 from luthier.ops.segments import ancestors, block_mask, dense_mask, depths
 from luthier.types import Segment
@@ -150,7 +151,7 @@ def varlen_kernel() -> Callable[..., Any] | None:
     return varlen_attn if {"scale", "window_size"} <= takes else None
 
 
-@lru_cache(maxsize=64)
+@kept(64)
 def _bounds(segments: tuple[Segment, ...], device: torch.device) -> Tensor:
     """Where the segments of a row begin and the last one ends, as the kernel takes it; the same in every layer."""
     return torch.tensor([0, *[s.end for s in segments]], dtype=torch.int32, device=device)

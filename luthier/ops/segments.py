@@ -7,11 +7,11 @@ Shapes: T tokens of the row, Q queries, K keys.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from luthier.ops.kept import kept
 from luthier.types import Segment
 
 
@@ -37,9 +37,11 @@ def depths(segments: Sequence[Segment]) -> list[int]:
     return [start + s.length for start, s in zip(segment_positions(segments), segments, strict=True)]
 
 
-@lru_cache(maxsize=512)
+@kept(512)
 def block_mask(queries: int, keys: int, causal: bool, window: int | None, device: torch.device) -> Tensor | None:
     """What the last `queries` of `keys` positions see, True where seen; None if they see everything."""
+    if not (causal and queries > 1) and (window is None or window >= keys):
+        return None
     key_K = torch.arange(keys, device=device)
     query_Q = torch.arange(keys - queries, keys, device=device)[:, None]
     mask_QK = torch.ones(queries, keys, dtype=torch.bool, device=device)
@@ -47,7 +49,7 @@ def block_mask(queries: int, keys: int, causal: bool, window: int | None, device
         mask_QK &= key_K <= query_Q
     if window is not None:
         mask_QK &= key_K > query_Q - window
-    return None if bool(mask_QK.all()) else mask_QK
+    return mask_QK
 
 
 def dense_mask(segments: Sequence[Segment], num_tokens: int, window: int | None, device: torch.device) -> Tensor:

@@ -11,10 +11,11 @@ a power of ten and the rest divide [0.1, 1] evenly.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
+
+from luthier.ops.kept import kept
 
 _NF4 = (
     -1.0,
@@ -65,7 +66,7 @@ class Codebook:
         return Codebook(self.name, self.values_K.to(device), self.codes_K.to(device), self.edges.to(device))
 
 
-@cache
+@kept()
 def _values_on(book: Codebook, device: torch.device) -> Tensor:
     return book.values_K.to(device)
 
@@ -77,25 +78,25 @@ def codebook(name: str, values: tuple[float, ...] | Tensor) -> Codebook:
     return Codebook(name, values_K, order_K.to(torch.uint8), (sorted_K[1:] + sorted_K[:-1]) / 2)
 
 
-@cache
+@kept()
 def nf4() -> Codebook:
     """Sixteen values that normally distributed numbers use about equally often."""
     return codebook("nf4", _NF4)
 
 
-@cache
+@kept()
 def fp4() -> Codebook:
     """Sixteen values, of which 0 and −0 are two codes for one."""
     return codebook("fp4", _signed(torch.tensor(_FP4_TWELFTHS) / 12))
 
 
-@cache
+@kept()
 def e2m1() -> Codebook:
     """Sixteen values up to ±6, of which 0 and −0 are two codes for one."""
     return codebook("e2m1", _signed(torch.tensor(_E2M1)))
 
 
-@cache
+@kept()
 def dynamic_map(signed: bool = True) -> Codebook:
     """256 values in [−1, 1], or without a sign in [0, 1], the denser the smaller: relative errors stay alike over seven decades."""
     values = [torch.tensor([0.0, 1.0])]

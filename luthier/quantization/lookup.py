@@ -6,13 +6,13 @@ Shapes: N numbers, H = ⌈N / 2⌉ bytes, S numbers in a block, M blocks.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from luthier.ops.buffers import Buffers
+from luthier.ops.kept import kept
 from luthier.quantization.codebooks import Codebook
 
 Order = Literal["high-first", "low-first"]
@@ -66,7 +66,7 @@ def _times_blocks(values_N: Tensor, scale_M: Tensor, size: int) -> None:
         values_N[whole * size :].mul_(scale_M[-1])
 
 
-@cache
+@kept()
 def _pairs(book: Codebook, order: Order, device: torch.device) -> Tensor:
     """The two fp32 numbers that each byte stands for, as the 64 bits that they are together, shape (256,).
 

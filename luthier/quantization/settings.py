@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from luthier.quantization.four_bit import BLOCKS
 from luthier.types import Settings, fault_at
 
-Kind = Literal["nf4", "fp4", "int8", "mxfp4"]
+Kind = Literal["nf4", "fp4", "int8", "mxfp4", "gguf"]
 
 
 class QuantizationSettings(Settings):
@@ -17,7 +17,7 @@ class QuantizationSettings(Settings):
 
     kind: Kind = Field(
         "nf4",
-        description="nf4: four bits that fit normally distributed weights. fp4: four-bit floats as bitsandbytes has them. mxfp4: four-bit floats of the Open Compute Project. int8: eight bits, a scale a row.",
+        description="nf4: four bits that fit normally distributed weights. fp4: four-bit floats as bitsandbytes has them. mxfp4: four-bit floats of the Open Compute Project. int8: eight bits, a scale a row. gguf: what a .gguf file has its layers in, used as it is.",
     )
     double: bool | None = Field(
         None,

@@ -29,6 +29,7 @@ RECIPE = "recipe.yaml"
 RESOLVED = "recipe.resolved.yaml"
 METRICS = "metrics.jsonl"
 STATUS = "status.json"
+PLAN = "plan.json"
 
 _STATES: tuple[RunState, ...] = ("finished", "stopped", "running", "failed")
 _SILENCE = timedelta(hours=1)  # a run on another machine that has said nothing for so long counts as stopped
@@ -38,7 +39,8 @@ _SILENCE = timedelta(hours=1)  # a run on another machine that has said nothing 
 class RunInfo:
     """What a listing shows of one run. Unknown words are empty, unknown numbers None.
 
-    `last_loss` is in nats per learned token; `message` is the last sentence of a run that stopped or failed.
+    `last_loss` is in nats per learned token; `message` is the last sentence of a run that stopped or failed. `planned_bytes`
+    and `peak_bytes` are the most memory that was planned and that was measured.
     """
 
     path: Path
@@ -49,6 +51,8 @@ class RunInfo:
     model: str
     method: str
     last_loss: float | None
+    planned_bytes: int | None
+    peak_bytes: int | None
     started: datetime
     message: str
 
@@ -121,7 +125,7 @@ def write_status(
     Steps that are not given stay as they were; `step` need not be given at all where metrics are written.
     """
     now = datetime.now(UTC).isoformat()
-    before = _read_status(run)
+    before = _read_mapping(run / STATUS)
     write_json(
         run / STATUS,
         {
@@ -138,14 +142,14 @@ def write_status(
 
 def is_busy(run: Path) -> bool:
     """Whether another process of this machine is carrying the run out."""
-    status = _read_status(run)
+    status = _read_mapping(run / STATUS)
     owner = str(status.get("owner"))
     return status.get("state") == "running" and owner != owner_tag() and owner_is_alive(owner) is True
 
 
 def read_run(run: Path) -> RunInfo:
     """What is known of a run. A run with broken files is listed all the same, with what can be read of it."""
-    status = _read_status(run)
+    status = _read_mapping(run / STATUS)
     try:
         metrics = read_metrics(run)
     except LuthierError:
@@ -162,6 +166,8 @@ def read_run(run: Path) -> RunInfo:
         model=_choice(recipe.get("model"), "name"),
         method=_choice(recipe.get("method"), "kind"),
         last_loss=float(losses[-1]) if losses else None,
+        planned_bytes=_whole(_read_mapping(run / PLAN).get("peak_bytes")),
+        peak_bytes=max((line["peak_memory_bytes"] for line in metrics if "peak_memory_bytes" in line), default=None),
         started=_time(status.get("started")) or datetime.fromtimestamp(run.stat().st_mtime, UTC),
         message=str(status.get("message", "")),
     )
@@ -181,12 +187,12 @@ def _state(run: Path, status: dict[str, Any]) -> RunState:
     return "running" if alive else "stopped"
 
 
-def _read_status(run: Path) -> dict[str, Any]:
+def _read_mapping(file: Path) -> dict[str, Any]:
     try:
-        status = read_json(run / STATUS)
+        values = read_json(file)
     except LuthierError:
         return {}
-    return status if isinstance(status, dict) else {}
+    return values if isinstance(values, dict) else {}
 
 
 def _read_recipe(run: Path) -> dict[str, Any]:

@@ -24,18 +24,28 @@ def descend(loss: Tensor, optimizer: PerTensor, lr: float) -> float:
     """
     squares: list[Tensor] = []
 
+    def look(name: str, gradient: Tensor) -> None:
+        square = torch.linalg.vector_norm(gradient).square()
+        if not torch.isfinite(square):
+            raise NotFinite(
+                f"The gradient of {name} is not finite.",
+                "Go on from the last checkpoint with 'luthier resume', or begin a new run with a lower training.peak_lr.",
+            )
+        squares.append(square)
+
+    carry_out(loss, optimizer, lr, look)
+    return math.sqrt(float(torch.stack(squares).sum())) if squares else 0.0
+
+
+def carry_out(loss: Tensor, optimizer: PerTensor, lr: float, look: Callable[[str, Tensor], None]) -> None:
+    """The backward pass of a loss and, in it, the updates. look: is shown each gradient before its tensor moves."""
+
     def update_of(flat: FlatGroup, name: str) -> Callable[[Tensor], None]:
         def update(tensor: Tensor) -> None:
             gradient = tensor.grad
             assert gradient is not None
             tensor.grad = None
-            square = torch.linalg.vector_norm(gradient).square()
-            if not torch.isfinite(square):
-                raise NotFinite(
-                    f"The gradient of {name} is not finite.",
-                    "Go on from the last checkpoint with 'luthier resume', or begin a new run with a lower training.peak_lr.",
-                )
-            squares.append(square)
+            look(name, gradient)
             optimizer.step_of(flat, name, gradient, lr)
 
         return update
@@ -50,4 +60,3 @@ def descend(loss: Tensor, optimizer: PerTensor, lr: float) -> float:
     finally:
         for hook in hooks:
             hook.remove()
-    return math.sqrt(float(torch.stack(squares).sum())) if squares else 0.0

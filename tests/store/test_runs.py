@@ -16,6 +16,7 @@ from luthier.errors import DataError, NotFound
 from luthier.store.files import read_json, write_json, write_text
 from luthier.store.runs import (
     METRICS,
+    PLAN,
     STATUS,
     append_metrics,
     cut_metrics,
@@ -188,3 +189,12 @@ def test_cutting_is_whole_or_not_at_all(tmp_path: Path, failing_at: FailingAt) -
         (tmp_path / METRICS).write_text(text)
 
     assert every_fault("crash", failing_at, lambda: cut_metrics(tmp_path, 50), check) >= 4
+
+
+def test_the_memory_that_was_planned_stands_beside_what_was_measured(tmp_path: Path) -> None:
+    run = a_run(tmp_path, "a", [])
+    assert (read_run(run).planned_bytes, read_run(run).peak_bytes) == (None, None)
+    write_json(run / PLAN, {"peak_bytes": 900})
+    for step, peak in ((1, 700), (2, 800)):
+        append_metrics(run, {"step": step, "loss": 1.0, "peak_memory_bytes": peak})
+    assert (read_run(run).planned_bytes, read_run(run).peak_bytes) == (900, 800)

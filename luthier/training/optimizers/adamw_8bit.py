@@ -28,6 +28,8 @@ _AT_ONCE = BLOCK * 2**12
 
 _MOMENTS = {"exp_avg": True, "exp_avg_sq": False}
 """Each moment, and whether it has signs."""
+_ZERO = {signed: int(dynamic_map(signed).nearest(torch.zeros(1))) for signed in (False, True)}
+"""The code of zero, with and without a sign."""
 
 
 class Adam8bit(Adam, ABC):
@@ -73,7 +75,7 @@ class AdamW8bitRule(Rule):
         state = {}
         for moment, signed in _MOMENTS.items():
             codes = allocate(f"{moment}.codes", (count,), torch.uint8)
-            codes.fill_(int(dynamic_map(signed).nearest(torch.zeros(1))))
+            codes.fill_(_ZERO[signed])
             state[f"{moment}.codes"] = codes
             state[f"{moment}.scales"] = allocate(f"{moment}.scales", (-(-count // BLOCK),), torch.float32)
         return state

@@ -1,0 +1,133 @@
+"""`luthier plan`: what a recipe needs, before anything is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from luthier.cli.options import Json, Overrides
+from luthier.cli.output import aligned, emit, readable_bytes, say
+from luthier.errors import UsageError
+
+if TYPE_CHECKING:
+    from luthier.planner.plan import Plan
+    from luthier.planner.table import TableRow
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+_POWERS = ("", "K", "M", "G", "T")
+
+
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    device_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--device-memory", help="What the run may use, such as 24GiB; unset: the GPU's, or what is free here."
+        ),
+    ] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Plan for a GPU, which need not be here.")] = False,
+    shards: Annotated[
+        int, typer.Option("--shards", min=1, help="Ranks that share weights, gradients and optimizer state (FSDP2).")
+    ] = 1,
+    price_per_hour: Annotated[
+        float | None, typer.Option("--price-per-hour", min=0, help="What an hour of the machine costs.")
+    ] = None,
+    no_time: Annotated[bool, typer.Option("--no-time", help="Do not measure how long steps take here.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="Compare methods and quantizations for this model.")] = False,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Say how much memory, disk and time a recipe needs, without loading weights."""
+    from luthier.planner.plan import Target, make_plan, memory_of
+    from luthier.planner.table import make_table
+    from luthier.recipe import load_recipe
+    from luthier.studies.planning import has_gpu, planned_device, read_request
+
+    settings = load_recipe(recipe, overrides or ())
+    device = planned_device(settings, gpu)
+    if device_memory is None and device.type == "cuda" and not has_gpu():
+        raise UsageError(
+            "There is no GPU here whose memory could be asked for.", "Give --device-memory, such as 24GiB."
+        )
+    memory = memory_of(device) if device_memory is None else parse_size(device_memory)
+    target = Target(device, memory, shards, price_per_hour)
+    config, rows, objective = read_request(settings, say)
+    if table:
+        found = make_table(settings, config, rows, objective, target, say)
+        emit({"memory_bytes": memory, "rows": [asdict(row) for row in found]}, _table_text(found, memory), as_json)
+        return
+    made = make_plan(settings, config, rows, objective, target, times=not no_time and not gpu, announce=say)
+    emit(plan_document(made), plan_text(made), as_json)
+
+
+def parse_size(text: str) -> int:
+    """Bytes from words such as 24GiB, 80 GB or 512M. Raises UsageError for others."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise UsageError(f"--device-memory is {text!r}, which is no size.", "Give a number and a unit, such as 24GiB.")
+    number, power, is_binary = found.groups()
+    unit: int = (1024 if is_binary else 1000) ** _POWERS.index(power.upper())
+    return round(float(number) * unit)
+
+
+def plan_document(made: Plan) -> dict[str, Any]:
+    """The plan as one JSON document."""
+    values = asdict(made)
+    return {**values, "disk_bytes": sum(made.disk_bytes.values()), "disk_parts": dict(made.disk_bytes)}
+
+
+def plan_text(made: Plan) -> str:
+    """The plan as a table, with a sentence for what it comes to."""
+    parts = sorted(made.parts.items(), key=lambda item: -item[1])
+    rows = [(part, readable_bytes(count)) for part, count in parts if count]
+    rows.append(("together", readable_bytes(made.peak_bytes)))
+    lines = [
+        f"Most memory: during the {made.phase}, with {made.workers} worker(s) and {made.in_batch:,} tokens in a micro-batch.",
+        *("  " + line for line in aligned(rows)),
+        f"That {_judged(made)} {readable_bytes(made.memory_bytes)}{' on each rank' if made.shards > 1 else ''}.",
+        f"Disk: {readable_bytes(sum(made.disk_bytes.values()))}. Steps: {made.num_steps:,}, {made.tokens:,} tokens."
+        f" {made.num_trainable:,} of {made.num_parameters:,} numbers train.",
+    ]
+    if made.are_imagined:
+        lines.append("The rows were not read: each was taken to be as long as the recipe allows.")
+    if made.seconds is not None:
+        lines.append(f"Time on this machine: about {_duration(made.seconds)}{_cost(made)}.")
+    if made.levers:
+        lines.append("What would help most:")
+        lines += [f"  {lever.change}: {readable_bytes(lever.peak_bytes)}" for lever in made.levers]
+    return "\n".join(lines)
+
+
+def _judged(made: Plan) -> str:
+    return {"fits": "fits into", "tight": "just fits into", "does not fit": "does not fit into"}[made.verdict]
+
+
+def _cost(made: Plan) -> str:
+    return "" if made.cost is None else f", which costs {made.cost:.2f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
+
+
+def _table_text(rows: Sequence[TableRow], memory: int) -> str:
+    head = ("method", "quantization", "checkpointing", "trained", "peak", "")
+    cells = [
+        (
+            row.method,
+            row.quantization or "none",
+            "yes" if row.gradient_checkpointing else "no",
+            "" if row.num_trainable is None else f"{row.num_trainable:,}",
+            "" if row.peak_bytes is None else readable_bytes(row.peak_bytes),
+            row.verdict or row.refusal,
+        )
+        for row in rows
+    ]
+    return "\n".join([f"Into {readable_bytes(memory)}:", *aligned([head, *cells])])

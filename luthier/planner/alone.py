@@ -1,0 +1,35 @@
+"""Traces in a thread of their own, so that the buffers of threads which compute hold nothing that pretends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
+
+from luthier.errors import LuthierError, Unplannable
+from luthier.planner.trace import Trace, Work, trace
+
+Found = Trace | LuthierError
+
+
+def trace_all(works: Sequence[Work], *, for_real: bool = False) -> list[Found]:
+    """The trace of each work, or the error that it was refused with. for_real: as `trace` takes it."""
+    return [_alone(work, for_real) for work in works]
+
+
+def _alone(work: Work, for_real: bool) -> Found:
+    with ThreadPoolExecutor(1, thread_name_prefix="luthier-planner") as pool:
+        try:
+            return pool.submit(trace, work, for_real=for_real).result()
+        except LuthierError as error:
+            return error
+        except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
+            return Unplannable(
+                f"A step of {work.method.kind} on a {work.config.model_type} depends on the numbers themselves ({error}).",
+                "Train without a plan: luthier train --no-plan.",
+            )

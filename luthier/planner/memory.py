@@ -1,0 +1,66 @@
+"""From a trace to the bytes of a whole run: several workers, checkpoints, shards, and the process around it.
+
+Workers compute side by side, so what one holds in its pass counts for each; what stands, counts once. A checkpoint is a copy
+of what trains and of the optimizer's state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from luthier.planner.trace import BACKWARD, GATHERED, HEAD, KEPT, STATE, TRAINED, Trace
+
+_OF_A_PASS = (KEPT, HEAD, BACKWARD, "other")
+"""What a worker holds for itself, while it computes."""
+
+SAVING = "saving a checkpoint"
+SAVED = "copy for the checkpoint"
+
+
+@dataclass(frozen=True)
+class Demand:
+    """The most bytes that tensors of a run hold, by part, and the phase in which they do."""
+
+    parts: Mapping[str, int]
+    phase: str
+
+    @property
+    def num_bytes(self) -> int:
+        """All parts together."""
+        return sum(self.parts.values())
+
+
+def demand(trace: Trace, workers: int, *, shards: int = 1, state_in_files: bool = False) -> Demand:
+    """The phase that needs most, on each of the shards. state_in_files: whether the optimizer's state is, and not in memory."""
+    found = [Demand(_of_workers(peak.parts, workers), phase) for phase, peak in trace.peaks.items()]
+    found.append(Demand({**trace.standing, SAVED: saved_bytes(trace, state_in_files)}, SAVING))
+    if state_in_files:
+        found = [Demand({part: n for part, n in each.parts.items() if part != STATE}, each.phase) for each in found]
+    if shards > 1:
+        found = [Demand(per_rank(each.parts, shards, trace.largest_layer), each.phase) for each in found]
+    return max(found, key=lambda each: each.num_bytes)
+
+
+def saved_bytes(trace: Trace, state_in_files: bool) -> int:
+    """What a checkpoint copies before it writes it."""
+    return trace.standing.get(TRAINED, 0) + (0 if state_in_files else trace.standing.get(STATE, 0))
+
+
+def checkpoint_bytes(trace: Trace) -> int:
+    """What a checkpoint takes on disk."""
+    return trace.standing.get(TRAINED, 0) + trace.standing.get(STATE, 0)
+
+
+def _of_workers(parts: Mapping[str, int], workers: int) -> dict[str, int]:
+    return {part: count * (workers if part in _OF_A_PASS else 1) for part, count in parts.items()}
+
+
+def per_rank(parts: Mapping[str, int], shards: int, largest_layer: int) -> dict[str, int]:
+    """The same on each of N ranks that share weights, gradients and state (FSDP2's full shard, ZeRO-3).
+
+    Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054: what stands is divided by N; each rank gathers the layer that it
+    computes and, meanwhile, the next one; passes are its own.
+    """
+    divided = {part: count if part in _OF_A_PASS else -(-count // shards) for part, count in parts.items()}
+    return divided | {GATHERED: 2 * largest_layer}

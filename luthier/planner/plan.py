@@ -1,0 +1,181 @@
+"""A recipe's plan: how much memory it needs and when, whether that is there, how much disk, how long, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import psutil
+import torch
+from transformers import PreTrainedConfig
+
+from luthier.errors import LuthierError
+from luthier.objectives import Objective
+from luthier.planner.alone import trace_all
+from luthier.planner.calibration import seconds_of
+from luthier.planner.levers import changes
+from luthier.planner.memory import Demand, checkpoint_bytes, demand
+from luthier.planner.request import Rows, work_of
+from luthier.planner.trace import Trace, Work
+from luthier.recipe import Recipe
+
+Verdict = Literal["fits", "tight", "does not fit"]
+
+PROCESS = "program and libraries"
+SLACK = "allocator"
+
+_PROCESS_BYTES = {"cpu": 450 * 10**6, "cuda": 600 * 10**6}
+"""What a process holds before it holds a model; on a GPU its context and kernels."""
+_SLACK = {"cpu": 0.03, "cuda": 0.08}
+"""What allocators hold beyond what was asked of them, as a share of that."""
+_TIGHT = 0.9
+"""The share of the memory from which on a plan is tight."""
+_MOST_LEVERS = 3
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a recipe is to run. memory_bytes: of each of its shards. price: an hour of all of them."""
+
+    device: torch.device
+    memory_bytes: int
+    shards: int = 1
+    price: float | None = None
+
+
+@dataclass(frozen=True)
+class Lever:
+    """A change to a recipe, and the most memory that it would need with it."""
+
+    change: str
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe needs.
+
+    parts: the bytes held at the peak, by what they are for; together peak_bytes. phase: when that is. disk_bytes: by what is
+    written. seconds: of the training steps, None where that was not asked for. tokens: in the whole run; in_batch: in the
+    micro-batch that was planned for. are_imagined: whether rows were assumed rather than read.
+    """
+
+    peak_bytes: int
+    parts: Mapping[str, int]
+    phase: str
+    memory_bytes: int
+    verdict: Verdict
+    disk_bytes: Mapping[str, int]
+    num_steps: int
+    tokens: int
+    in_batch: int
+    num_trainable: int
+    num_parameters: int
+    workers: int
+    shards: int
+    are_imagined: bool
+    levers: Sequence[Lever] = ()
+    seconds: float | None = None
+    cost: float | None = None
+
+
+def make_plan(
+    recipe: Recipe,
+    config: PreTrainedConfig,
+    rows: Rows,
+    objective: Objective,
+    target: Target,
+    *,
+    times: bool = False,
+    announce: Callable[[str], None] = lambda sentence: None,
+) -> Plan:
+    """The plan. times: whether to measure on this machine how long a step takes. Raises as attaching the method does."""
+    work = work_of(recipe, config, rows, objective, target.device)
+    (found,) = trace_all([work])
+    if isinstance(found, LuthierError):
+        raise found
+    most = needed(found, work, target)
+    verdict = verdict_of(most.num_bytes, target.memory_bytes)
+    levers = (
+        _levers(recipe, config, rows, objective, target, most.num_bytes, announce) if verdict == "does not fit" else ()
+    )
+    seconds = None
+    if times:
+        announce("Measuring how fast this machine computes such a step ...")
+        seconds = seconds_of(work, found)
+    return Plan(
+        peak_bytes=most.num_bytes,
+        parts=most.parts,
+        phase=most.phase,
+        memory_bytes=target.memory_bytes,
+        verdict=verdict,
+        disk_bytes=_disk(recipe, found),
+        num_steps=found.num_steps,
+        tokens=found.run_tokens,
+        in_batch=found.batch_tokens,
+        num_trainable=found.num_trainable,
+        num_parameters=found.num_parameters,
+        workers=work.workers,
+        shards=target.shards,
+        are_imagined=rows.are_imagined,
+        levers=levers,
+        seconds=seconds,
+        cost=None if seconds is None or target.price is None else seconds / 3600 * target.price,
+    )
+
+
+def verdict_of(most: int, there: int) -> Verdict:
+    """Whether a need of memory is met."""
+    if most > there:
+        return "does not fit"
+    return "tight" if most > _TIGHT * there else "fits"
+
+
+def memory_of(device: torch.device) -> int:
+    """The memory of a device: a GPU's own, or what this machine has free for another process."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return int(psutil.virtual_memory().available)
+
+
+def needed(trace: Trace, work: Work, target: Target) -> Demand:
+    """The demand of the tensors, and of the process and the allocator around them."""
+    kind = target.device.type
+    in_files = work.training.optimizer.is_paged and kind == "cpu"
+    tensors = demand(trace, work.workers, shards=target.shards, state_in_files=in_files)
+    around = {PROCESS: _PROCESS_BYTES[kind], SLACK: round(tensors.num_bytes * _SLACK[kind])}
+    return Demand({**tensors.parts, **around}, tensors.phase)
+
+
+def _levers(
+    recipe: Recipe,
+    config: PreTrainedConfig,
+    rows: Rows,
+    objective: Objective,
+    target: Target,
+    most: int,
+    announce: Callable[[str], None],
+) -> tuple[Lever, ...]:
+    """The changes that save most, the best one first."""
+    announce("It does not fit; looking for what would help ...")
+    every = changes(recipe)
+    works = [work_of(changed, config, rows, objective, target.device) for _, changed in every]
+    levers = [
+        Lever(change, needed(found, work, target).num_bytes)
+        for (change, _), work, found in zip(every, works, trace_all(works), strict=True)
+        if not isinstance(found, LuthierError)
+    ]
+    helping = [lever for lever in levers if lever.peak_bytes < most]
+    return tuple(sorted(helping, key=lambda lever: lever.peak_bytes)[:_MOST_LEVERS])
+
+
+def _disk(recipe: Recipe, trace: Trace) -> dict[str, int]:
+    """What a run leaves on the disk at most, by what it is."""
+    training = recipe.training
+    kept = training.keep_last + (recipe.data.validation != "none") + 1  # one more while it is written
+    found = {
+        "checkpoints": kept * checkpoint_bytes(trace),
+        "result": trace.num_parameters * 4 if recipe.method.tunes_base else trace.num_trainable * 4,
+    }
+    return {name: count for name, count in found.items() if count}

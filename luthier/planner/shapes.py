@@ -1,0 +1,52 @@
+"""Configs of well-known models, so that a plan needs no file: the shapes alone, as their makers published them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_LLAMA_1: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+}
+_LLAMA_3: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+    "rope_theta": 500000.0,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+
+
+def _sized(
+    base: dict[str, Any], hidden: int, inner: int, layers: int, heads: int, kv_heads: int | None = None
+) -> dict[str, Any]:
+    return base | {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads if kv_heads is None else kv_heads,
+    }
+
+
+NAMED: dict[str, dict[str, Any]] = {
+    "llama-7b": _sized(_LLAMA_1, 4096, 11008, 32, 32),
+    "llama-13b": _sized(_LLAMA_1, 5120, 13824, 40, 40),
+    "llama-33b": _sized(_LLAMA_1, 6656, 17920, 60, 52),
+    "llama-65b": _sized(_LLAMA_1, 8192, 22016, 80, 64),
+    "tinyllama-1.1b": _sized(_LLAMA_1, 2048, 5632, 22, 32, 4),
+    "llama-3-8b": _sized(_LLAMA_3, 4096, 14336, 32, 32, 8),
+    "llama-3-70b": _sized(_LLAMA_3, 8192, 28672, 80, 64, 8),
+    "mistral-7b": _sized(
+        _LLAMA_1 | {"model_type": "mistral", "max_position_embeddings": 32768, "rms_norm_eps": 1e-5},
+        4096,
+        14336,
+        32,
+        32,
+        8,
+    ),
+}

@@ -1,0 +1,98 @@
+"""A recipe's model without its weights: the modules and shapes that loading would make, of tensors that only pretend.
+
+To be called where torch's fake tensors are made (`FakeTensorMode`): nothing is read, nothing is allocated.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.pytorch_utils import Conv1D
+
+from luthier.models.anatomy import replace_module, shape_of
+from luthier.models.attention import FAST, REFERENCE, register_attention
+from luthier.models.families import Family, family_of
+from luthier.models.fast_layers import use_fast_layers
+from luthier.models.heads import ClassHead, add_class_layer, name_classes, new_layers, rest_pooler
+from luthier.models.language_model import FastModel, Identity, LanguageModel
+from luthier.models.loading import Wishes, layers_to_quantize
+from luthier.models.reading import read_anatomy
+from luthier.quantization.formats import blank
+from luthier.quantization.packed import QuantizedLinear
+from luthier.quantization.settings import QuantizationSettings
+
+
+def skeleton(
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    fast: FastModel,
+    *,
+    head: ClassHead | None,
+    quantization: QuantizationSettings | None,
+    wishes: Wishes,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> LanguageModel:
+    """The model as `load_model` would give it. Raises RecipeError as that does for layers that cannot be quantized."""
+    family = family_of(config.model_type)
+    register_attention()
+    implementation = (FAST if fast.attention else REFERENCE) if family.attends_by_interface else "sdpa"
+    hf, new_head = _bare(copy.deepcopy(config), family, head, dtype, implementation)
+    rest_pooler(hf, family)
+    anatomy = read_anatomy(hf, family)
+    if quantization is not None:
+        kept = wishes.keeps_full(anatomy)
+        for name in layers_to_quantize(anatomy, quantization):
+            if name not in kept:
+                _pack(hf, name, quantization)
+    use_fast_layers(hf, anatomy, norm=fast.norm, gated_mlp=fast.gated_mlp, linear=fast.linear)
+    hf.requires_grad_(False).train(False)
+    words = tokenizer or _blank_tokenizer()
+    return LanguageModel(hf, words, anatomy, Identity("?", ""), fast, new_head=new_head)
+
+
+def _blank_tokenizer() -> PreTrainedTokenizerBase:
+    """One that knows no words: a step asks it for none."""
+    words = Tokenizer(WordLevel({"?": 0}, unk_token="?"))
+    blank: PreTrainedTokenizerBase = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?")  # type: ignore[no-untyped-call]
+    return blank
+
+
+def _bare(
+    config: PreTrainedConfig, family: Family, head: ClassHead | None, dtype: torch.dtype, implementation: str
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The transformers model, and which layers of its head are new."""
+    auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    if head is not None:
+        name_classes(config, head.classes)
+        auto = AutoModelForMaskedLM if head.reads_mask else AutoModelForSequenceClassification
+    hf: PreTrainedModel = auto.from_config(config, dtype=dtype, attn_implementation=implementation)
+    if head is None:
+        return hf, ()
+    if head.reads_mask:
+        add_class_layer(hf, family, len(head.classes))
+        return hf, (family.mask_head[-1].name,)
+    return hf, new_layers(family, {part.name for part in family.class_head})
+
+
+def _pack(hf: PreTrainedModel, name: str, quantization: QuantizationSettings) -> None:
+    """Put a quantized layer without numbers in the place of a plain one."""
+    layer = hf.get_submodule(name)
+    packed = blank(shape_of(layer), quantization, layer.get_parameter("weight").device)
+    bias: nn.Parameter | None = dict(layer.named_parameters()).get("bias")
+    dtype = layer.get_parameter("weight").dtype
+    replace_module(hf, name, QuantizedLinear(packed, bias, dtype, isinstance(layer, Conv1D)))

@@ -1,0 +1,264 @@
+"""What a recipe's steps hold in memory, found by carrying them out with tensors that only pretend.
+
+The model is built from its config, the method attached, and an optimizer step is taken exactly as the loop takes it, by the same
+operations; a tracker counts every byte on the way. The optimizer's state, which is made in the first step's update, is counted in
+its passes too, as in every later step. Nothing of size is computed or allocated.
+
+Within, what functions keep of small tensors they keep apart (`luthier.ops.kept`).
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from luthier.data.batches import StepBatches
+from luthier.data.placeholders import with_placeholders
+from luthier.methods import ADAPTER, Attachment, Method
+from luthier.models.call import Draws
+from luthier.models.heads import ClassHead
+from luthier.models.language_model import FastModel, LanguageModel, Outputs
+from luthier.models.loading import Wishes
+from luthier.objectives import Objective
+from luthier.ops.kept import kept_apart
+from luthier.planner.skeleton import skeleton
+from luthier.planner.tracker import Peak, Tracker, all_tensors, storages
+from luthier.quantization.packed import QuantizedLinear
+from luthier.quantization.settings import QuantizationSettings
+from luthier.training.flat import FlatTrainables
+from luthier.training.in_backward import carry_out
+from luthier.training.loop import autocast, tables_of
+from luthier.training.optimizers import Optimizer, PerTensor, optimizer_of
+from luthier.training.settings import TrainingSettings
+from luthier.types import Batch, Example
+
+WEIGHTS, PACKED, TRAINED, GRADIENTS = "weights", "quantized weights", "trained tensors", "gradients"
+STATE, KEPT, HEAD, BACKWARD, UPDATE, GATHERED = (
+    "optimizer state", "kept for the backward pass", "head and loss", "backward pass", "update", "gathered layers",
+)  # fmt: skip
+_LR = 1e-3
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be traced: all that decides the bytes of a step."""
+
+    config: PreTrainedConfig
+    dtype: torch.dtype
+    fast: FastModel
+    method: Method
+    objective: Objective
+    training: TrainingSettings
+    quantization: QuantizationSettings | None
+    head: ClassHead | None
+    rows: tuple[Example, ...]
+    workers: int
+    seed: int
+    shares_prefix: bool = True
+    autocast: torch.dtype | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What was found.
+
+    standing: what is held between steps, by part. peaks: the most that is held in each phase, with one worker at work.
+    batch_tokens: of the heaviest micro-batch, which was traced. num_steps, run_tokens: of the run.
+    largest_layer: bytes of the weights of the layer that has most.
+    """
+
+    standing: Mapping[str, int]
+    peaks: Mapping[str, Peak]
+    batch_tokens: int
+    num_steps: int
+    run_tokens: int
+    num_trainable: int
+    num_parameters: int
+    largest_layer: int
+
+
+def trace(work: Work, *, for_real: bool = False) -> Trace:
+    """Take a step without computing it; or for real, with random weights, to see that the same is found.
+
+    Raises as attaching the method and laying out the rows do.
+    """
+    pretending = nullcontext() if for_real else FakeTensorMode(allow_non_fake_inputs=True)
+    tracker = Tracker()
+    with torch.random.fork_rng(), _nothing_collected(), nullcontext() if for_real else kept_apart():
+        with pretending, tracker:
+            model = skeleton_of(work)
+            attachment = attached(work, model)
+        load = load_of(work, model, attachment)
+        with pretending, tracker:
+            return _steps(work, model, attachment, load, tracker)
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Within, what refers to itself in a circle stays: when Python looks for such is chance, and the plan is for the worst."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+            gc.collect()
+
+
+def take_steps(work: Work) -> None:
+    """Take the two steps for real and track nothing: for a look at the process from outside."""
+    with torch.random.fork_rng():
+        model = skeleton_of(work)
+        attachment = attached(work, model)
+        load = load_of(work, model, attachment)
+        trainables = FlatTrainables(attachment.groups, work.workers)
+        optimizer, tracker = _optimizer(work, attachment, trainables), Tracker()
+        for number in (1, 2):
+            loss = _loss(work, model, attachment, load.batch, number, tracker)
+            trainables.add_gradients(0, _gradients(loss, trainables, tracker))
+            del loss
+            trainables.sum_gradients()
+            optimizer.step(_LR)
+
+
+def skeleton_of(work: Work) -> LanguageModel:
+    """The model of a work, without its numbers."""
+    model = skeleton(
+        work.config,
+        work.dtype,
+        work.fast,
+        head=work.head,
+        quantization=work.quantization,
+        wishes=Wishes(work.method.keeps_full),
+        tokenizer=work.tokenizer,
+    )
+    if work.training.gradient_checkpointing:
+        model.checkpoint_layers()
+    return model
+
+
+def attached(work: Work, model: LanguageModel) -> Attachment:
+    """Its method at work on it."""
+    return work.method.attach(model, ADAPTER, work.seed, fast=work.training.fast.lora)
+
+
+@dataclass(frozen=True)
+class Load:
+    """The heaviest micro-batch of the run's first epoch, and what the whole run computes."""
+
+    batch: Batch
+    num_steps: int
+    run_tokens: int
+
+
+def load_of(work: Work, model: LanguageModel, attachment: Attachment) -> Load:
+    """What the rows of a work come to."""
+    placed = [with_placeholders(row, attachment.num_virtual, attachment.num_virtual_answer) for row in work.rows]
+    settings = work.training
+    shares = work.shares_prefix and model.shares_tokens(attachment.adapter) and not attachment.draws
+
+    def batches(epochs: float, steps: int | None) -> StepBatches:
+        return StepBatches(
+            placed,
+            rows_per_step=None if settings.tokens_per_step else settings.rows_per_step or 8,
+            tokens_per_step=settings.tokens_per_step,
+            budget=settings.tokens_per_micro_batch,
+            workers=work.workers,
+            layout=model.layout,
+            pad_id=0,
+            seed=work.seed,
+            shares_prefix=shares,
+            epochs=epochs,
+            steps=steps,
+        )
+
+    epoch = batches(1.0, None)
+    num_steps = batches(settings.epochs, settings.steps).num_steps
+    tokens = sum(row.num_tokens for row in placed) * num_steps // epoch.num_steps
+    return Load(max((b for step in epoch for b in step.micro_batches), key=lambda b: b.cost), num_steps, tokens)
+
+
+def _steps(work: Work, model: LanguageModel, attachment: Attachment, load: Load, tracker: Tracker) -> Trace:
+    settings = work.training
+    trainables = FlatTrainables(attachment.groups, 0 if settings.update_in_backward else work.workers)
+    tracker.note(all_tensors(model.hf), WEIGHTS)
+    quantized = [module for module in model.hf.modules() if isinstance(module, QuantizedLinear)]
+    for layer in quantized:
+        tracker.note(layer.packed.buffers(), PACKED)
+    tracker.note((flat.vector.data for flat in trainables.groups), TRAINED)
+    tracker.note((vector for vectors in trainables.gradients for vector in vectors), GRADIENTS)
+    optimizer = _optimizer(work, attachment, trainables)
+    model.hf.get_submodule(model.anatomy.trunk).register_forward_hook(lambda *_: _begin_head(tracker))
+    largest = max(storages(all_tensors(model.hf.get_submodule(layer.name))) for layer in model.anatomy.layers)
+    tracker.begin_anew()
+    if isinstance(optimizer, PerTensor) and settings.update_in_backward:
+        for number in (1, 2):
+            loss = _loss(work, model, attachment, load.batch, number, tracker)
+            with tracker.doing(BACKWARD, STATE if number == 1 else BACKWARD):
+                carry_out(loss, optimizer, _LR, lambda name, gradient: None)
+            del loss
+    else:
+        loss = _loss(work, model, attachment, load.batch, 1, tracker)
+        gradients = _gradients(loss, trainables, tracker)
+        with tracker.doing("adding up", BACKWARD):
+            trainables.add_gradients(0, gradients)
+            del gradients, loss
+            trainables.sum_gradients()
+        with tracker.doing(UPDATE, STATE):
+            optimizer.step(_LR)
+        _as_in_later_steps(tracker)
+    standing = {part: count for part, count in tracker.held.items() if count}
+    parameters = sum(parameter.numel() for parameter in model.hf.parameters())
+    parameters += sum(layer.packed.shape[0] * layer.packed.shape[1] for layer in quantized)
+    return Trace(
+        standing, tracker.peaks, load.batch.num_real_tokens, load.num_steps, load.run_tokens, attachment.num_trainable,
+        parameters, largest,
+    )  # fmt: skip
+
+
+def _as_in_later_steps(tracker: Tracker) -> None:
+    """Count the optimizer's state, which is there from the end of the first step on, in the passes of that step too."""
+    state = tracker.held[STATE]
+    for phase, peak in tracker.peaks.items():
+        if phase != UPDATE:
+            parts = {**peak.parts, STATE: peak.parts.get(STATE, 0) + state}
+            tracker.peaks[phase] = Peak(peak.num_bytes + state, parts, phase)
+
+
+def _begin_head(tracker: Tracker) -> None:
+    tracker.part = HEAD
+
+
+def _optimizer(work: Work, attachment: Attachment, trainables: FlatTrainables) -> Optimizer:
+    """The optimizer; one whose state is in files has it in memory here, where it is counted under its own name."""
+    settings, tables = work.training, tables_of(attachment)
+    if settings.optimizer.is_paged:
+        return PerTensor(trainables, settings.optimizer, tables)
+    return optimizer_of(settings.optimizer, trainables, tables, Path(), by_tensor=settings.update_in_backward)
+
+
+def _loss(
+    work: Work, model: LanguageModel, attachment: Attachment, batch: Batch, number: int, tracker: Tracker
+) -> Tensor:
+    """The loss of one micro-batch, as the loop has it computed."""
+
+    def forward(repeat: int) -> Outputs:
+        return model.forward(batch, attachment.adapter, Draws(work.seed, number, repeat))
+
+    with tracker.doing("forward pass", KEPT), autocast(model.device, work.autocast):
+        return attachment.loss_sum(forward, lambda out: work.objective.loss_sum(out.logprob_N, batch.targets))
+
+
+def _gradients(loss: Tensor, trainables: FlatTrainables, tracker: Tracker) -> list[Tensor | None]:
+    with tracker.doing(BACKWARD, BACKWARD):
+        return list(torch.autograd.grad(loss, trainables.tensors, allow_unused=True))

@@ -1,0 +1,114 @@
+"""Every byte that tensors hold, as it comes and goes: what is held, the most that was, and of what kinds that was.
+
+Works on real tensors and on those that only pretend (torch's fake tensors): what counts is each storage, once, from the
+operation that makes it to the moment when nothing refers to it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most that was held: how much, of which kinds, and in which phase."""
+
+    num_bytes: int
+    parts: Mapping[str, int]
+    phase: str
+
+
+class Tracker(TorchDispatchMode):
+    """Within, notes the storage of every tensor that an operation makes.
+
+    part: what is being made now, by the name that the bytes are counted under. phase: what is being done. peaks: the most that
+    was held in each phase.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.part = "other"
+        self.phase = "loading"
+        self.held: Counter[str] = Counter()
+        self.peaks: dict[str, Peak] = {}
+        self._known: dict[int, str] = {}
+
+    @property
+    def num_bytes(self) -> int:
+        """What is held now."""
+        return sum(self.held.values())
+
+    def note(self, tensors: Iterable[Tensor], part: str) -> None:
+        """Count tensors that were there before, or count them as another part from now on."""
+        for tensor in tensors:
+            self._count(tensor, part, is_named=True)
+
+    def begin_anew(self) -> None:
+        """Forget the peaks of all phases."""
+        self.peaks = {}
+
+    @contextmanager
+    def doing(self, phase: str, part: str) -> Iterator[None]:
+        """Within, what is made belongs to a part, in a phase."""
+        before = self.phase, self.part
+        self.phase, self.part = phase, part
+        try:
+            yield
+        finally:
+            self.phase, self.part = before
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Carry out an operation and note what it gives."""
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf, self.part)
+        return result
+
+    def _count(self, tensor: Tensor, part: str, *, is_named: bool = False) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        known = self._known.get(key)
+        if known is not None and not is_named:
+            return
+        if known is None:
+            weakref.finalize(storage, self._forget, key, size)
+        else:
+            self.held[known] -= size
+        self._known[key] = part
+        self.held[part] += size
+        before = self.peaks.get(self.phase)
+        if before is None or self.num_bytes > before.num_bytes:
+            parts = {name: count for name, count in self.held.items() if count}
+            self.peaks[self.phase] = Peak(self.num_bytes, parts, self.phase)
+
+    def _forget(self, key: int, size: int) -> None:
+        part = self._known.pop(key, None)
+        if part is not None:
+            self.held[part] -= size
+
+
+def storages(tensors: Iterable[Tensor]) -> int:
+    """The bytes of the storages of tensors, each once."""
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def all_tensors(module: torch.nn.Module) -> list[Tensor]:
+    """A module's parameters and buffers."""
+    return [*module.parameters(), *module.buffers()]

@@ -1,0 +1,35 @@
+"""What a recipe says about its base model, in the words of those who make one."""
+
+from __future__ import annotations
+
+from luthier.models.heads import ClassHead
+from luthier.models.language_model import FastModel
+from luthier.models.loading import Wishes
+from luthier.models.settings import ModelSettings
+from luthier.recipe.settings import Recipe
+
+
+def head_of(recipe: Recipe) -> ClassHead | None:
+    """The head for classes that the recipe's model is loaded with; None for one over words."""
+    head = recipe.objective.head(recipe.seed)
+    return None if head is None else recipe.method.class_head(head)
+
+
+def settings_of(recipe: Recipe) -> ModelSettings:
+    """The model settings; base weights that train are loaded in fp32 unless the recipe says otherwise."""
+    if recipe.method.tunes_base and recipe.model.dtype == "auto":
+        return recipe.model.model_copy(update={"dtype": "fp32"})
+    return recipe.model
+
+
+def fast_of(recipe: Recipe) -> FastModel:
+    """The fast paths of the model."""
+    fast = recipe.training.fast
+    return FastModel(
+        attention=fast.attention, head=fast.head, gated_mlp=fast.gated_mlp, norm=fast.norm, linear=fast.linear
+    )
+
+
+def wishes_of(recipe: Recipe) -> Wishes:
+    """What the method asks of a quantized base."""
+    return Wishes(recipe.method.keeps_full, recipe.method.prepare_weights)

@@ -1,0 +1,153 @@
+"""A step that is only pretended holds what one that is carried out does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models.tiny import CONFIGS
+from tiny_runs import recipe_values
+from transformers import AutoConfig
+
+from luthier.errors import LuthierError, RecipeError, Unplannable
+from luthier.planner.alone import trace_all
+from luthier.planner.memory import demand
+from luthier.planner.request import imagined_rows, work_of
+from luthier.planner.trace import (
+    BACKWARD,
+    GRADIENTS,
+    KEPT,
+    PACKED,
+    STATE,
+    TRAINED,
+    WEIGHTS,
+    Trace,
+    Work,
+    take_steps,
+)
+from luthier.recipe import make_recipe
+
+WIDE = {
+    "model_type": "llama", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 500, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+ROWS = Path(__file__)  # a file that is there: rows are imagined
+
+
+def work(config: dict[str, Any] | None = None, **parts: Any) -> Work:
+    """The work of a recipe over rows as long as it allows."""
+    values = recipe_values(Path("model"), ROWS, **parts)
+    recipe = make_recipe(values)
+    made = AutoConfig.for_model(**(config or WIDE))
+    return work_of(recipe, made, imagined_rows(recipe, made), recipe.objective, torch.device("cpu"))
+
+
+COMBINATIONS: dict[str, Work] = {
+    "lora": work(),
+    "lora, recomputed": work(training={"gradient_checkpointing": True}),
+    "full": work(method={"kind": "full", "rank": None}),
+    "full, recomputed": work(method={"kind": "full", "rank": None}, training={"gradient_checkpointing": True}),
+    "full, 8-bit states": work(method={"kind": "full", "rank": None}, training={"optimizer": "adamw-8bit"}),
+    "dora": work(method={"kind": "dora"}),
+    "houlsby": work(method={"kind": "houlsby", "rank": None}),
+    "ladder": work(method={"kind": "ladder", "rank": None}),
+    "top": work(method={"kind": "top-layers", "rank": None, "num_layers": 1}),
+    "nf4": work(quantization={"kind": "nf4"}),
+    "int8, recomputed": work(quantization={"kind": "int8"}, training={"gradient_checkpointing": True}),
+}
+
+
+@pytest.fixture(scope="module")
+def pretended() -> dict[str, Trace]:
+    """All combinations, in one process of their own."""
+    found = trace_all(list(COMBINATIONS.values()))
+    assert all(isinstance(each, Trace) for each in found), found
+    return dict(zip(COMBINATIONS, found, strict=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_what_is_pretended_holds_what_is_carried_out(name: str, pretended: dict[str, Trace]) -> None:
+    (real,) = trace_all([COMBINATIONS[name]], for_real=True)
+    assert isinstance(real, Trace)
+    wanted, found = (max(peak.num_bytes for peak in each.peaks.values()) for each in (real, pretended[name]))
+    assert found == pytest.approx(wanted, rel=0.02)
+    for part in (WEIGHTS, TRAINED, GRADIENTS, STATE):
+        assert pretended[name].standing.get(part, 0) == pytest.approx(real.standing.get(part, 0), rel=0.01)
+
+
+def test_the_parts_of_a_full_tuning_are_the_arithmetic(pretended: dict[str, Trace]) -> None:
+    full = pretended["full"]
+    count = full.num_parameters
+    assert full.num_trainable == count
+    assert full.standing[TRAINED] == pytest.approx(4 * count, rel=0.01)
+    assert full.standing[GRADIENTS] == pytest.approx(4 * count, rel=0.01)
+    assert full.standing[STATE] == pytest.approx(8 * count, rel=0.01)
+
+
+def test_four_bits_take_what_the_formula_says(pretended: dict[str, Trace]) -> None:
+    layers = WIDE["num_hidden_layers"] * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 160)
+    assert pretended["nf4"].standing[PACKED] == pytest.approx(layers * 4.127 / 8, rel=0.01)
+    assert pretended["nf4"].num_parameters == pretended["lora"].num_parameters
+
+
+def test_recomputed_layers_keep_less(pretended: dict[str, Trace]) -> None:
+    kept, recomputed = (pretended[name].peaks["forward pass"].parts[KEPT] for name in ("lora", "lora, recomputed"))
+    assert recomputed < kept / 2
+    assert BACKWARD in pretended["lora, recomputed"].peaks["backward pass"].parts
+
+
+def test_more_tokens_need_more_and_weights_do_not_change() -> None:
+    small, large = trace_all([work(), work(training={"tokens_per_micro_batch": 384})])
+    assert isinstance(small, Trace)
+    assert isinstance(large, Trace)
+    assert large.batch_tokens == 2 * small.batch_tokens
+    assert demand(large, 1).num_bytes > demand(small, 1).num_bytes
+    assert large.standing[WEIGHTS] == small.standing[WEIGHTS]
+
+
+def test_what_cannot_be_attached_is_refused_as_in_a_run() -> None:
+    good, bad = trace_all([work(), work(method={"targets": ["nowhere"]})])
+    assert isinstance(good, Trace)
+    assert isinstance(bad, LuthierError)
+    assert "nowhere" in str(bad)
+
+
+def test_a_step_that_depends_on_the_numbers_is_told_as_such() -> None:
+    method = {"kind": "prefix-tuning", "rank": None, "num_virtual_tokens": 4}
+    (found,) = trace_all([work(method=method, data={"max_length": 96})])
+    assert isinstance(found, Unplannable)
+    assert "--no-plan" in found.mend
+
+
+def test_rows_of_classes_cannot_be_imagined() -> None:
+    recipe = make_recipe(recipe_values(Path("m"), ROWS, objective={"kind": "classification"}))
+    with pytest.raises(RecipeError) as refused:
+        imagined_rows(recipe, AutoConfig.for_model(**WIDE))
+    assert refused.value.field == "data.train"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "falcon-new"])
+def test_other_families_too(name: str) -> None:
+    kind, values = CONFIGS[name]
+    one = work({"model_type": kind, **values}, data={"max_length": 48})
+    (pretended,) = trace_all([one])
+    assert isinstance(pretended, Trace)
+    (real,) = trace_all([one], for_real=True)
+    assert isinstance(real, Trace)
+    wanted, found = (max(peak.num_bytes for peak in each.peaks.values()) for each in (real, pretended))
+    assert found == pytest.approx(wanted, rel=0.02)
+
+
+def test_a_run_after_a_plan_finds_nothing_that_pretends() -> None:
+    one = work(
+        quantization={"kind": "nf4"},
+        training={"rows_per_step": 4, "tokens_per_micro_batch": 192},
+        data={"max_length": 24},
+    )
+    (pretended,) = trace_all([one])
+    assert isinstance(pretended, Trace)
+    take_steps(one)
