@@ -93,7 +93,7 @@ def trace(work: Work, *, for_real: bool = False) -> Trace:
     """
     pretending = nullcontext() if for_real else FakeTensorMode(allow_non_fake_inputs=True)
     tracker = Tracker()
-    with torch.random.fork_rng(), _nothing_collected(), nullcontext() if for_real else kept_apart():
+    with torch.random.fork_rng(), _nothing_collected(), kept_apart():
         with pretending, tracker:
             model = skeleton_of(work)
             attachment = attached(work, model)

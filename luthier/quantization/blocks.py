@@ -24,7 +24,6 @@ _AT_ONCE = 2**20
 
 def quantize_blocks(values_N: Tensor, book: Codebook, size: int) -> tuple[Tensor, Tensor]:
     """The codes (N,), uint8, and the greatest size of each block (M,), fp32. values_N: of any float format."""
-    book = book.to(values_N.device)
     codes_N = torch.empty(len(values_N), dtype=torch.uint8, device=values_N.device)
     scales = []
     for start, stop in _pieces(len(values_N), size):
@@ -48,8 +47,18 @@ def scaled_blocks(values_N: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def dequantize_blocks(codes_N: Tensor, scale_M: Tensor, book: Codebook, size: int) -> Tensor:
-    """The plain reference: value of the code times size of the block, fp32, shape (N,)."""
-    return book.values_on(codes_N.device)[codes_N.long()] * scale_M.repeat_interleave(size)[: len(codes_N)]
+    """Value of the code times size of the block, fp32, shape (N,)."""
+    values_N = book.values_on(codes_N.device).index_select(0, codes_N.int())
+    times_blocks(values_N, scale_M, size)
+    return values_N
+
+
+def times_blocks(values_N: Tensor, scale_M: Tensor, size: int) -> None:
+    """Multiply each block, of which the last may be shorter, by its scale."""
+    whole = len(values_N) // size
+    values_N[: whole * size].view(-1, size).mul_(scale_M[:whole, None])
+    if whole * size < len(values_N):
+        values_N[whole * size :].mul_(scale_M[-1])
 
 
 def _pieces(count: int, size: int) -> Iterator[tuple[int, int]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from luthier.ops.buffers import Buffers
 from luthier.ops.kept import kept
+from luthier.quantization.blocks import times_blocks
 from luthier.quantization.codebooks import Codebook
 
 Order = Literal["high-first", "low-first"]
@@ -53,17 +54,9 @@ def unpack_scaled(bytes_H: Tensor, scale_M: Tensor, size: int, book: Codebook, o
         whole = out if fits else values_2C[: 2 * len(piece_H)]
         torch.index_select(pairs_256, 0, index, out=whole.view(torch.float64))
         scaled = whole[: len(out)]
-        _times_blocks(scaled, scale_M[start // size : -(-(start + len(out)) // size)], size)
+        times_blocks(scaled, scale_M[start // size : -(-(start + len(out)) // size)], size)
         if not fits:
             out.copy_(scaled)
-
-
-def _times_blocks(values_N: Tensor, scale_M: Tensor, size: int) -> None:
-    """Multiply each block, of which the last may be shorter, by its scale."""
-    whole = len(values_N) // size
-    values_N[: whole * size].view(-1, size).mul_(scale_M[:whole, None])
-    if whole * size < len(values_N):
-        values_N[whole * size :].mul_(scale_M[-1])
 
 
 @kept()

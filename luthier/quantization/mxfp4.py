@@ -74,8 +74,7 @@ def quantize_mxfp4(weight_OI: Tensor, compute: torch.dtype | None = None) -> MXF
 
 def nearest_even(x_N: Tensor) -> Tensor:
     """The code of E2M1 nearest to each number; of two as near, the one whose last bit is 0, as floats are rounded."""
-    book = e2m1().to(x_N.device)
-    sizes_8 = book.values_K[:8]
+    sizes_8 = e2m1().values_on(x_N.device)[:8]
     edges_7 = (sizes_8[1:] + sizes_8[:-1]) / 2
     size_N = x_N.abs()
     above_N = torch.bucketize(size_N, edges_7, right=True)  # a tie goes up

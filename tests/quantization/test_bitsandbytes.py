@@ -60,10 +60,6 @@ class BinnedCodebook(Codebook):
         bins = ((x.clamp(-1, 1) + 1) * 0.5 * 65535 + 0.5).to(torch.int32)
         return super().nearest(bins.float() / 65535 * 2 - 1)
 
-    def to(self, device: torch.device) -> Codebook:
-        """The same."""
-        return self
-
 
 def binned() -> Codebook:
     """The signed dynamic map, looked up in that way."""

@@ -65,6 +65,17 @@ def test_the_nearest_code_is_the_nearest(book: Codebook) -> None:
 
 
 @pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.name)
+def test_the_fast_path_gives_the_code_that_a_search_gives(book: Codebook) -> None:
+    near_edges = [book.edges, book.edges.nextafter(torch.tensor(9.0)), book.edges.nextafter(torch.tensor(-9.0))]
+    every_first_half = torch.arange(-(2**15), 2**15, dtype=torch.int32) << 16
+    first_halves = [(every_first_half | rest).view(torch.float32) for rest in (0, 1, 0x7FFF, 0xFFFF)]
+    x = torch.cat([*near_edges, *first_halves, torch.zeros(1), -torch.zeros(1)])
+    x = x[x.isfinite()]
+    assert torch.equal(book.nearest(x), book.nearest_reference(x))
+    assert torch.equal(book.nearest(x[::3]), book.nearest_reference(x[::3].contiguous()))
+
+
+@pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.name)
 def test_a_number_between_two_codes_becomes_the_lesser_one_and_a_code_itself_stays(book: Codebook) -> None:
     in_order = book.values_K[book.codes_K.long()]
     assert torch.equal(book.values_K[book.nearest(book.edges).long()], in_order[:-1])
