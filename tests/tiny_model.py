@@ -19,8 +19,8 @@ TEXT = [
 ]
 
 
-def write_tiny_model(folder: Path) -> Path:
-    """Write a two-layer Llama with a byte-level tokenizer and a ChatML template into `folder`; return it."""
+def write_tiny_model(folder: Path, **sizes: int) -> Path:
+    """Write a two-layer Llama with a byte-level tokenizer and a ChatML template into `folder`; return it. sizes: of its config."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -28,13 +28,10 @@ def write_tiny_model(folder: Path) -> Path:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=TEMPLATE
     )
+    usual = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlamaConfig(
+        **{**usual, "num_key_value_heads": 2, **sizes},
         vocab_size=len(fast),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
         bos_token_id=None,
