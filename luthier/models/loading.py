@@ -29,10 +29,9 @@ from luthier.models.sources import (
     read_config,
     read_tokenizer,
     read_weights,
-    stored_endings,
+    stored_form_of,
 )
 from luthier.models.streaming import Prepare, Prepared, Streaming, only_packed
-from luthier.quantization.bitsandbytes_files import read_tensors
 from luthier.quantization.formats import COMPUTE, quantize
 from luthier.quantization.packed import QuantizedLinear
 from luthier.quantization.settings import QuantizationSettings
@@ -181,15 +180,15 @@ def _streaming(
 
     Raises RecipeError if the layers that the settings choose come so already.
     """
-    endings = stored_endings(source)
-    if endings and quantization is not None:
+    stored = stored_form_of(source)
+    if stored is not None and quantization is not None:
         raise RecipeError(
             f"{source.name} comes quantized already.",
             "Leave quantization out, or name the unquantized model.",
             field="quantization",
         )
-    if endings:
-        return Streaming(nothing_chosen, lambda name, tensors: Prepared(read_tensors(name, tensors)), endings)
+    if stored is not None:
+        return Streaming(nothing_chosen, lambda name, tensors: Prepared(stored.read(name, tensors)), stored.endings)
     if quantization is None:
         return None
 

@@ -34,7 +34,7 @@ from luthier.models.gguf_files import read_gguf_config, read_gguf_tokenizer, rea
 from luthier.models.hub import download
 from luthier.models.settings import ModelSettings
 from luthier.models.streaming import Streaming
-from luthier.quantization.bitsandbytes_files import FOUR_BIT_ENDINGS, INT8_ENDINGS
+from luthier.quantization.stored import StoredForm, stored_form
 from luthier.store.cache import cache_root
 from luthier.store.files import read_json
 from luthier.store.places import expanded
@@ -248,30 +248,31 @@ def read_config(source: ModelSource) -> PreTrainedConfig:
             source.folder, trust_remote_code=False, local_files_only=True
         )
     if values.get("quantization_config") is not None:
-        endings_held(source, values["quantization_config"])
+        _form(source, values["quantization_config"])
         del config.quantization_config  # what reads the weights is ours
     return config
 
 
-def stored_endings(source: ModelSource) -> tuple[str, ...]:
-    """What a model's files hold, beside `weight`, of each layer that comes quantized; nothing if none does."""
+def stored_form_of(source: ModelSource) -> StoredForm | None:
+    """In what form a model's files have it quantized; None if they do not."""
     if source.gguf is not None:
-        return ()
+        return None
     quantization = read_json(source.folder / "config.json").get("quantization_config")
-    return () if quantization is None else endings_held(source, quantization)
+    return None if quantization is None else _form(source, quantization)
 
 
-def endings_held(source: ModelSource, quantization: Any) -> tuple[str, ...]:
-    """The same from the part of the config that tells of it. Raises RecipeError for a format that Luthier does not read."""
+def _form(source: ModelSource, quantization: Any) -> StoredForm:
+    """The same from the part of the config that tells of it. Raises RecipeError for a form that Luthier does not read."""
     values = quantization if isinstance(quantization, dict) else {}
-    if values.get("load_in_4bit"):
-        return FOUR_BIT_ENDINGS
-    if values.get("load_in_8bit"):
-        return INT8_ENDINGS
-    method = values.get("quant_method", quantization)
+    form = stored_form(values)
+    if form is not None:
+        return form
+    more = {"bits", "w_bit", "checkpoint_format", "version"} & values.keys()
+    details = "".join(f", {key} {values[key]}" for key in sorted(more))
     raise RecipeError(
-        f"The model {source.name} comes quantized by {method}, which Luthier does not read.",
-        "Use the unquantized model and let Luthier quantize it (quantization: {kind: nf4}), or one by bitsandbytes.",
+        f"The model {source.name} comes quantized by {values.get('quant_method', quantization)}{details}, which Luthier does not read.",
+        "Use the unquantized model and let Luthier quantize it (quantization: {kind: nf4}), or one by bitsandbytes, by GPTQ "
+        "in 2, 4 or 8 bits, or by AWQ (gemm).",
         field="model",
     )
 

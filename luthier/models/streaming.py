@@ -80,12 +80,13 @@ class Streaming(QuantizationConfigMixin):
         layer = model.get_submodule(name)
         own = layer.get_parameter("weight")
         own._is_hf_initialized = True  # type: ignore[attr-defined]
-        weight = tensors["weight"]
-        if len(tensors) == 1 and not self.are_blocks and weight.shape != own.shape:
-            self.misshapen.append((f"{name}.weight", tuple(weight.shape), tuple(own.shape)))
-            return
-        if len(tensors) == 1 and not self.are_blocks and isinstance(layer, Conv1D):
-            tensors = {"weight": weight.t()}
+        if not self.endings and not self.are_blocks:
+            weight = tensors["weight"]
+            if weight.shape != own.shape:
+                self.misshapen.append((f"{name}.weight", tuple(weight.shape), tuple(own.shape)))
+                return
+            if isinstance(layer, Conv1D):
+                tensors = {"weight": weight.t()}
         prepared = self.prepared[name] = self.pack(name, tensors)
         if prepared.packed.shape != shape_of(layer):
             self.misshapen.append((f"{name}.weight", prepared.packed.shape, shape_of(layer)))
@@ -162,7 +163,7 @@ class _Quantizer(HfQuantizer):
     def get_weight_conversions(self) -> list[Any]:
         """The operation on all that files hold of a layer, where layers come quantized."""
         endings = self.quantization_config.endings
-        return [WeightConverter(["weight", *endings], "weight", [_Take(self)])] if endings else []
+        return [WeightConverter([*endings, "weight"], "weight", [_Take(self)])] if endings else []
 
     def postprocess_model(self, model: PreTrainedModel, **others: Any) -> None:
         """Exchange the layers, and leave no trace beside: the model is an ordinary one with other layers."""

@@ -16,7 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from luthier.errors import DataError, RecipeError
 from luthier.models.loading import choose_dtype
-from luthier.models.sources import locate, read_config, stored_endings
+from luthier.models.sources import locate, read_config, stored_form_of
 from luthier.objectives import Objective
 from luthier.planner.shapes import NAMED
 from luthier.planner.trace import Work
@@ -68,17 +68,11 @@ def _config_alone(recipe: Recipe) -> Path | None:
 
 
 def stored_quantization(recipe: Recipe, announce: Callable[[str], None]) -> QuantizationSettings | None:
-    """The form in which a model of bitsandbytes comes quantized; None for any other."""
+    """About the form in which a model comes quantized; None for any other."""
     if is_shape_alone(recipe):
         return None
-    source = locate(recipe.model, announce)
-    if not stored_endings(source):
-        return None
-    values = read_json(source.folder / "config.json")["quantization_config"]
-    if values.get("load_in_8bit"):
-        return QuantizationSettings(kind="int8")
-    double = bool(values.get("bnb_4bit_use_double_quant"))
-    return QuantizationSettings(kind=values.get("bnb_4bit_quant_type", "fp4"), double=double)
+    stored = stored_form_of(locate(recipe.model, announce))
+    return None if stored is None else stored.like
 
 
 def _config(values: Any, where: str) -> PreTrainedConfig:

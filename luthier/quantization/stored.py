@@ -1,0 +1,46 @@
+"""The forms in which a model's files may have it quantized already, by what its config says of that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from luthier.quantization.affine_files import AWQ_ENDINGS, GPTQ_ENDINGS, read_awq, read_gptq
+from luthier.quantization.bitsandbytes_files import FOUR_BIT_ENDINGS, INT8_ENDINGS, read_tensors
+from luthier.quantization.packed import PackedWeight
+from luthier.quantization.settings import QuantizationSettings
+
+Read = Callable[[str, Mapping[str, Tensor]], PackedWeight]
+"""A layer's weight from its name and its tensors, by ending."""
+
+
+@dataclass(frozen=True)
+class StoredForm:
+    """endings: what files may hold of a quantized layer, beside `weight`. like: a format of ours that takes about as much memory."""
+
+    endings: tuple[str, ...]
+    read: Read
+    like: QuantizationSettings
+
+
+def stored_form(values: Mapping[str, Any]) -> StoredForm | None:
+    """The form that a config's `quantization_config` describes; None if Luthier does not read it."""
+    if values.get("load_in_4bit"):
+        double = bool(values.get("bnb_4bit_use_double_quant"))
+        like = QuantizationSettings(kind=values.get("bnb_4bit_quant_type", "fp4"), double=double)
+        return StoredForm(FOUR_BIT_ENDINGS, read_tensors, like)
+    if values.get("load_in_8bit"):
+        return StoredForm(INT8_ENDINGS, read_tensors, QuantizationSettings(kind="int8"))
+    bits = values.get("bits", values.get("w_bit"))
+    like = QuantizationSettings(kind="int8") if bits == 8 else QuantizationSettings(kind="nf4", block=128, double=False)
+    if values.get("quant_method") == "gptq" and bits in (2, 4, 8):
+        version = values.get("checkpoint_format", "gptq")
+        if version in ("gptq", "gptq_v2"):
+            return StoredForm(GPTQ_ENDINGS, partial(read_gptq, bits=bits, first_version=version == "gptq"), like)
+    if values.get("quant_method") == "awq" and bits == 4 and str(values.get("version", "gemm")).lower() == "gemm":
+        return StoredForm(AWQ_ENDINGS, partial(read_awq, bits=bits), like)
+    return None
