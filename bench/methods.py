@@ -44,7 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "stack": {"method": {"parts": [{"kind": "lora"}, {"kind": "prompt-tuning", "num_virtual_tokens": 10}]}},
     "adapter-fusion": {"method": {"adapters": ["before/pfeiffer-first", "before/pfeiffer-second"]}},
     "loftq": {"quantization": {"kind": "nf4"}},
-    "ipt": {"method": {"decoder": "before/ipt-subspace"}},
+    "ipt": {"method": {"decoder": "before/ipt-subspace"}, "training": {"peak_lr": 0.1}},
 }
 
 # Runs that methods begin with, in their order: the method that does, the task, and what trains.
