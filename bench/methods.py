@@ -168,7 +168,8 @@ def page(document: dict[str, Any]) -> str:
     paragraphs = [
         "## Measured",
         f"All methods on {work['model']}, on {work['name']} as text (a customer's message, and the name of its intent as the "
-        f"answer), with about {work['budget_tokens']:,} tokens each and their defaults, but for settings that have none. "
+        f"answer), with about {work['budget_tokens']:,} tokens each and their defaults, but for settings that have none and the "
+        "rate of `ipt` (0.1). "
         f"Made by `python -m bench.methods` on {document['machine']['processor']}.",
         f"The base model's loss on {work['held_out_rows']} held-out rows is {once[0]['base_loss']:.3f} nats per learned "
         "token (mean of the rows). *fall*: how much lower the tuned model's is, row by row, ± one standard error. "

@@ -111,7 +111,7 @@ def train(folder: Path, shape: str, steps: int, data: Path) -> dict[str, Any]:
     recipe = folder / "recipe.yaml"
     values = {
         "model": {"name": str(model), "device": "cpu", "dtype": "fp32"},
-        "data": {"train": str(data), "validation": "none", "max_length": 512},
+        "data": {"train": str(data), "validation": "none", "max_length": 640},
         "method": {"kind": "lora", "rank": 16},
         "quantization": {"kind": "nf4"},
         "training": {

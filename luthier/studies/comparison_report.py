@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,15 @@ from luthier.studies.method_comparison import MethodComparison, Outcome
 from luthier.studies.published import published_for, published_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from matplotlib.axes import Axes
 
 PLOT, REPORT = "comparison.png", "report.md"
+_COSTS: dict[str, Callable[[Outcome], float]] = {
+    "trained numbers": lambda outcome: float(outcome.num_trainable),
+    "peak memory of the training process (GB)": lambda outcome: outcome.peak_memory_bytes / 1e9,
+    "seconds of training": lambda outcome: outcome.seconds,
+}
+_FONT_SIZE = 7.0  # points, as all lengths of labels
 
 
 def write_comparison_report(comparison: MethodComparison) -> None:
@@ -53,12 +58,15 @@ def write_plot(comparison: MethodComparison, path: Path) -> None:
 
     figure = Figure(figsize=(14, 5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    by_count, by_memory, by_time = figure.subplots(1, 3, sharey=True)
-    _scatter(by_count, comparison, "trained numbers", lambda outcome: float(outcome.num_trainable))
-    by_count.set_xscale("log")
-    _scatter(by_memory, comparison, "peak memory of the training process (GB)", lambda o: o.peak_memory_bytes / 1e9)
-    _scatter(by_time, comparison, "seconds of training", lambda outcome: outcome.seconds)
-    by_count.set_ylabel("fall of the held-out loss (nats per learned token)")
+    every_axes = figure.subplots(1, 3, sharey=True)
+    for axes, (label, cost_of) in zip(every_axes, _COSTS.items(), strict=True):
+        _scatter(axes, comparison, label, cost_of)
+    every_axes[0].set_xscale("log")
+    every_axes[0].set_ylabel("fall of the held-out loss (nats per learned token)")
+    figure.canvas.draw()  # so that it is known where points lie
+    named = {outcome.name: outcome for outcome in reversed(comparison.outcomes)}  # of several seeds the first
+    for axes, cost_of in zip(every_axes, _COSTS.values(), strict=True):
+        _name_points(axes, {name: (cost_of(outcome), outcome.fall) for name, outcome in named.items()})
     image = io.BytesIO()
     figure.savefig(image, format="png")
     write_bytes(path, image.getvalue())
@@ -68,9 +76,34 @@ def _scatter(axes: Axes, comparison: MethodComparison, label: str, cost_of: Call
     for outcome in comparison.outcomes:
         x, y = cost_of(outcome), outcome.fall
         axes.errorbar(x, y, yerr=outcome.standard_error, fmt="o", color="#2563eb", markersize=5, capsize=2)
-        axes.annotate(outcome.name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
     axes.axhline(0, color="#6b7280", linewidth=0.8)
     axes.set_xlabel(label)
     axes.grid(color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _name_points(axes: Axes, point_of: Mapping[str, tuple[float, float]]) -> None:
+    """Write each name beside its point, at the nearest place where no other name stands and no point lies."""
+    a_point = axes.figure.dpi / 72
+    places = {name: axes.transData.transform(point) / a_point for name, point in point_of.items()}
+    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in places.values()]
+    for name, (x, y) in sorted(places.items(), key=lambda item: -item[1][1]):
+        width, height = 0.6 * _FONT_SIZE * len(name), _FONT_SIZE
+        shifts = [(side, 0.5 * step * height) for step in range(24) for side in (5, -5 - width)]
+        shifts += [(side, -up) for side, up in shifts]
+        shifts.sort(key=lambda shift: abs(shift[1]))
+        boxes = [(x + right, y + up - height / 2, x + right + width, y + up + height / 2) for right, up in shifts]
+        free = (place for place, box in enumerate(boxes) if not any(_overlap(box, other) for other in taken))
+        chosen = next(free, 0)
+        taken.append(boxes[chosen])
+        is_far = abs(shifts[chosen][1]) > height
+        axes.annotate(
+            name, point_of[name], xytext=shifts[chosen], textcoords="offset points", fontsize=_FONT_SIZE, va="center",
+            arrowprops={"arrowstyle": "-", "color": "#9ca3af", "linewidth": 0.5} if is_far else None,
+        )  # fmt: skip
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether two boxes (left, bottom, right, top) share a place."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -57,9 +57,16 @@ def make_awq(sources: Path, generator: torch.Generator) -> None:
     for name in ("unpack_awq", "reverse_awq_order", "dequantize_gemm"):
         unpack = taken(sources / "awq/utils/packing_utils.py", name, unpacking)
     linear, scale_GO, zero_GO = layer(4, generator)
-    made = pack(lambda *args: SimpleNamespace(w_bit=4, in_features=INPUTS), linear, 4, GROUP, scales=scale_GO, zeros=zero_GO)
+    made = pack(
+        lambda *args: SimpleNamespace(w_bit=4, in_features=INPUTS), linear, 4, GROUP, scales=scale_GO, zeros=zero_GO
+    )
     weight_IO = unpack(made.qweight, made.qzeros, made.scales.float(), 4, GROUP)
-    kept = {"qweight": made.qweight, "qzeros": made.qzeros, "scales": made.scales, "weight_OI": weight_IO.t().contiguous()}
+    kept = {
+        "qweight": made.qweight,
+        "qzeros": made.qzeros,
+        "scales": made.scales,
+        "weight_OI": weight_IO.t().contiguous(),
+    }
     save_file(kept, FOLDER / "awq-4.safetensors")
 
 

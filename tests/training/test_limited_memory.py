@@ -11,7 +11,13 @@ import pytest
 from tiny_model import write_tiny_model
 from tiny_runs import recipe_values, write_rows
 
-WIDE = {"hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 5, "num_attention_heads": 8, "num_key_value_heads": 8}
+WIDE = {
+    "hidden_size": 512,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+}
 """About 37 M numbers in the layers: 150 MB of weights, as much of gradients, and 300 MB of AdamW's moments."""
 
 LIMITED = """
