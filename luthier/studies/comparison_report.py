@@ -76,6 +76,7 @@ def _scatter(axes: Axes, comparison: MethodComparison, label: str, cost_of: Call
     for outcome in comparison.outcomes:
         x, y = cost_of(outcome), outcome.fall
         axes.errorbar(x, y, yerr=outcome.standard_error, fmt="o", color="#2563eb", markersize=5, capsize=2)
+    axes.margins(x=0.15)  # for names
     axes.axhline(0, color="#6b7280", linewidth=0.8)
     axes.set_xlabel(label)
     axes.grid(color="#e5e7eb", linewidth=0.8)
