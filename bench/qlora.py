@@ -91,11 +91,11 @@ def learn(options: argparse.Namespace) -> int:
         for name, quantization in (("LoRA", None), ("QLoRA", {"kind": "nf4"})):
             values = {
                 "model": options.model,
-                "data": {"train": str(DATA / "gsm8k" / "test.jsonl"), "validation_fraction": 0.05, "max_length": 512},
+                "data": {"train": str(DATA / "gsm8k" / "test.jsonl"), "validation_fraction": 0.05, "max_length": 640},
                 "quantization": quantization,
                 "training": {
-                    "steps": options.steps or 200, "rows_per_step": 2, "tokens_per_micro_batch": 512, "peak_lr": 2e-4,
-                    "evaluate_every": 50,
+                    "steps": options.steps or 200, "rows_per_step": 2, "tokens_per_micro_batch": 640, "peak_lr": 2e-4,
+                    "evaluate_every": 100,
                 },
             }  # fmt: skip
             began = time.perf_counter()

@@ -47,6 +47,7 @@ from luthier.store.runs import (
 )
 from luthier.training.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from luthier.training.loop import Outside, Plan, Progress, progress_of, train
+from luthier.training.memory import give_back
 from luthier.training.run_folder import carried_out, is_free, to_go_on
 from luthier.training.trackers import Tracker, numbers_of, tracking
 from luthier.training.trunk import FOLDER as TRUNK_FOLDER
@@ -143,6 +144,7 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *,
     recipe = _dated(recipe, prepared.dataset.renderer, announce)
     recipe = recipe.model_copy(update={"objective": prepared.objective})
     model = load_base_of(recipe, announce)
+    give_back(model.device)  # what reading took: holes that would stay beside what training takes
     dataset = prepared.dataset
     attachment = recipe.method.attach(model, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
     in_head = f", {attachment.num_in_head:,} of them in the new head" if attachment.num_in_head else ""

@@ -14,6 +14,7 @@ from typing import Self
 # mallopt's parameters, from glibc's malloc.h
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
+_M_MMAP_THRESHOLD = -3
 _M_MMAP_MAX = -4
 _M_ARENA_MAX = -8
 
@@ -35,20 +36,27 @@ def quiet_libraries() -> None:
         os.environ.setdefault(name, value)
 
 
-def keep_freed_memory(announce: Callable[[str], None]) -> bool:
+_LARGE = 4 << 20
+"""Bytes from which on a block is mapped for itself where memory matters most."""
+
+
+def keep_freed_memory(announce: Callable[[str], None], *, saves_memory: bool = False) -> bool:
     """Have glibc keep and reuse big blocks instead of mapping fresh pages for each; return whether this is glibc.
 
     Training makes and frees the same large tensors over and over; fresh pages cost a fault each. Memory that was once
-    needed then stays with the process. To be called before torch allocates. Other C libraries are left as they are.
+    needed then stays with the process, holes between what stays included. saves_memory: give the largest blocks back all the
+    same. To be called before torch allocates much. Other C libraries are left as they are.
     """
     if not glibc_version():
         return False
     mallopt = ctypes.CDLL(None).mallopt
     # one arena: what one worker thread has freed, another can use
-    settings = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 8 << 20))
+    large = (_M_MMAP_THRESHOLD, _LARGE) if saves_memory else (_M_MMAP_MAX, 0)
+    settings = ((_M_ARENA_MAX, 1), large, (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 8 << 20))
     for parameter, value in settings:
         mallopt(parameter, value)
-    announce("Allocator: freed memory is kept for reuse (--plain-allocator leaves it as it is).")
+    what = f"freed memory below {_LARGE >> 20} MiB a block" if saves_memory else "freed memory"
+    announce(f"Allocator: {what} is kept for reuse (--plain-allocator leaves it as it is).")
     return True
 
 

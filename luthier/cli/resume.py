@@ -20,11 +20,14 @@ def resume(
     from luthier.cli.train import report_result
 
     with TrainingDisplay() as display:
-        if not plain_allocator:
-            keep_freed_memory(display.announce)
         from luthier.api import RUNS
         from luthier.run import resume_run
         from luthier.store.runs import find_run
+        from luthier.tuned import recipe_of_run
 
-        result = resume_run(find_run(run, RUNS), announce=display.announce, on_step=display.on_step)
+        folder = find_run(run, RUNS)
+        if not plain_allocator:
+            recomputes = recipe_of_run(folder).training.gradient_checkpointing
+            keep_freed_memory(display.announce, saves_memory=recomputes)
+        result = resume_run(folder, announce=display.announce, on_step=display.on_step)
     report_result(result, display.announce, as_json)

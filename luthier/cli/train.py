@@ -31,11 +31,11 @@ def train(
     from luthier.cli.display import TrainingDisplay
 
     with TrainingDisplay() as display:
-        if not plain_allocator:
-            keep_freed_memory(display.announce)
         from luthier.recipe import load_recipe
 
         settings = load_recipe(recipe, overrides or ())
+        if not plain_allocator:
+            keep_freed_memory(display.announce, saves_memory=settings.training.gradient_checkpointing)
         if dry_run:
             from luthier.cli.check import report_recipe
 

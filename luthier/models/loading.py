@@ -30,6 +30,7 @@ from luthier.models.sources import (
     read_tokenizer,
     read_weights,
     stored_form_of,
+    weight_files,
 )
 from luthier.models.streaming import Prepare, Prepared, Streaming, only_packed
 from luthier.quantization.formats import COMPUTE, quantize
@@ -188,7 +189,12 @@ def _streaming(
             field="quantization",
         )
     if stored is not None:
-        return Streaming(nothing_chosen, lambda name, tensors: Prepared(stored.read(name, tensors)), stored.endings)
+        return Streaming(
+            nothing_chosen,
+            lambda name, tensors: Prepared(stored.read(name, tensors)),
+            stored.endings,
+            files=weight_files(source.folder, source.name),
+        )
     if quantization is None:
         return None
 
@@ -203,7 +209,9 @@ def _streaming(
     def pack(name: str, tensors: Mapping[str, Tensor]) -> Prepared:
         return prepare(name, tensors["weight"], lambda weight_OI: quantize(name, weight_OI, quantization))
 
-    return Streaming(choose, pack) if blocks is None else Streaming(choose, blocks.pack, are_blocks=True)
+    if blocks is not None:
+        return Streaming(choose, blocks.pack, are_blocks=True)
+    return Streaming(choose, pack, files=weight_files(source.folder, source.name))
 
 
 def nothing_chosen(model: PreTrainedModel) -> tuple[str, ...]:

@@ -7,8 +7,9 @@ quantized ones, and these become `QuantizedLinear`s once all are read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -21,8 +22,11 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from luthier.models.anatomy import replace_module, shape_of
 from luthier.quantization.packed import PackedWeight, QuantizedLinear
+from luthier.store.mapped import forget_mapped
 
 _NAME = "luthier"
+_MOST_MAPPED = 2**27
+"""Bytes of files after which their pages are let go of."""
 
 Choose = Callable[[PreTrainedModel], tuple[str, ...]]
 """The layers to quantize, from the model without weights."""
@@ -56,14 +60,25 @@ class Streaming(QuantizationConfigMixin):
 
     choose: which layers are to be quantized. endings: what the files hold, beside `weight`, of layers that come quantized;
     there are none if this is empty. are_blocks: whether the weights of the chosen layers come as a GGUF file's blocks.
+    files: those that are read, of which no more than some hundred megabytes are to be in memory at a time.
     """
 
-    def __init__(self, choose: Choose, pack: Pack, endings: tuple[str, ...] = (), *, are_blocks: bool = False) -> None:
+    def __init__(
+        self,
+        choose: Choose,
+        pack: Pack,
+        endings: tuple[str, ...] = (),
+        *,
+        are_blocks: bool = False,
+        files: Sequence[Path] = (),
+    ) -> None:
         self.quant_method = _NAME  # type: ignore[assignment]
         self.choose = choose
         self.pack = pack
         self.endings = endings
         self.are_blocks = are_blocks
+        self.files = files
+        self._mapped = 0
         self.prepared: dict[str, Prepared] = {}
         self.misshapen: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
         self.error: Exception | None = None
@@ -88,6 +103,10 @@ class Streaming(QuantizationConfigMixin):
             if isinstance(layer, Conv1D):
                 tensors = {"weight": weight.t()}
         prepared = self.prepared[name] = self.pack(name, tensors)
+        self._mapped += sum(tensor.nbytes for tensor in tensors.values())
+        if self._mapped >= _MOST_MAPPED:
+            self._mapped = 0
+            forget_mapped(self.files)
         if prepared.packed.shape != shape_of(layer):
             self.misshapen.append((f"{name}.weight", prepared.packed.shape, shape_of(layer)))
 

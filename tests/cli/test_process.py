@@ -26,8 +26,8 @@ def test_kept_memory_is_told_and_big_blocks_come_back_without_new_pages(reposito
 import resource, sys
 from luthier.cli.process import keep_freed_memory
 told = []
-if sys.argv[1] == "keep":
-    assert keep_freed_memory(told.append) and len(told) == 1
+if sys.argv[1] != "leave":
+    assert keep_freed_memory(told.append, saves_memory=sys.argv[1] == "save") and len(told) == 1
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     block = bytearray(64 << 20)
@@ -42,6 +42,7 @@ print(faults())
         return int(subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True).stdout)
 
     assert faults("keep") < faults("leave") / 10
+    assert faults("save") > faults("leave") / 2
 
 
 def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch):
