@@ -8,12 +8,22 @@ from torch import nn
 
 def empty_linear(inputs: int, outputs: int) -> nn.Linear:
     """A linear layer on the CPU whose numbers are yet to be drawn."""
-    return nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
+    layer = nn.Linear(inputs, outputs, device="meta")
+    _allocate(layer)
+    return layer
 
 
 def empty_lstm(inputs: int, hidden: int, num_layers: int) -> nn.LSTM:
     """A bidirectional LSTM over rows (V, I), on the CPU, whose numbers are yet to be drawn."""
-    return nn.LSTM(inputs, hidden, num_layers=num_layers, bidirectional=True, device="meta").to_empty(device="cpu")
+    layer = nn.LSTM(inputs, hidden, num_layers=num_layers, bidirectional=True, device="meta")
+    _allocate(layer)
+    return layer
+
+
+def _allocate(layer: nn.Module) -> None:
+    """Give a layer memory; as torch's `to_empty`, and in a pretended step too."""
+    for name, tensor in list(layer.named_parameters()):
+        setattr(layer, name, nn.Parameter(torch.empty(tensor.shape)))
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ from luthier.methods.contract import Group
 from luthier.methods.prompt_files import ENCODER, TABLE
 from luthier.models.call import Run, current_call
 from luthier.models.language_model import LanguageModel
-from luthier.models.virtual_tokens import VirtualTokens
+from luthier.models.virtual_tokens import VirtualTokens, early_in
 
 _STARTS = frozenset({"init", "text"})
 
@@ -91,11 +91,11 @@ class PromptBranch(Branch):
         if self.mask is not None:
             tokens_N = tokens_N.masked_fill(own_N == self.num_virtual, self.mask)
         rows_ND = layer.rows(tokens_N)
-        (at_M,) = torch.nonzero(own_N < self.num_virtual, as_tuple=True)
+        at_M, position_M = early_in(own_N, self.num_virtual, run, call.segments)
         if len(at_M) == 0:  # each step of generation but the first
             return rows_ND
         rows_VD: Tensor = self.source()
-        return rows_ND.index_copy(0, at_M, rows_VD.to(rows_ND.dtype).index_select(0, own_N[at_M]))
+        return rows_ND.index_copy(0, at_M, rows_VD.to(rows_ND.dtype).index_select(0, position_M))
 
     def merge_into(self, layer: AdaptedLayer) -> None:
         """Refused."""

@@ -136,7 +136,9 @@ def add_class_layer(model: PreTrainedModel, family: Family, num_classes: int) ->
     """Give a head over words its last layer for classes, beside the one for words; its numbers are yet to be drawn."""
     words = words_layer(model)
     assert isinstance(words, nn.Linear)
-    layer = nn.Linear(words.in_features, num_classes, device="meta", dtype=words.weight.dtype).to_empty(device="cpu")
+    layer = nn.Linear(words.in_features, num_classes, device="meta", dtype=words.weight.dtype)
+    layer.weight = nn.Parameter(torch.empty(num_classes, words.in_features, dtype=words.weight.dtype))
+    layer.bias = nn.Parameter(torch.empty(num_classes, dtype=words.weight.dtype))
     replace_module(model, family.mask_head[-1].name, layer)
 
 

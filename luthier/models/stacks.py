@@ -80,7 +80,7 @@ def last_states(
     is_pair = anatomy.encoder is not None
     places = attention_places(anatomy)[1] if is_pair else slice(None)
     untaken = untaken_positions(virtual_tokens, call.runs, inputs["input_ids"]) if is_pair else ()
-    prefixes = placed_prefixes(virtual_tokens, call.runs, positions_N, {}, places)
+    prefixes = placed_prefixes(virtual_tokens, call.runs, positions_N, {}, places, call.segments)
     read = () if call.source is None else call.source.source_prefixes
     call = replace(call, positions_N=positions_N, prefixes=prefixes, source_prefixes=read, untaken=untaken)
     states_BTD = _run(hf, anatomy.trunk, call, inputs, recomputes_norms)

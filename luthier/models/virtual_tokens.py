@@ -27,6 +27,8 @@ from transformers.cache_utils import DynamicLayer
 
 from luthier.models.anatomy import Anatomy
 from luthier.models.call import Gate, PlacedPrefix, Run
+from luthier.ops.segments import early_tokens
+from luthier.types import Segment
 
 
 @dataclass(frozen=True)
@@ -84,24 +86,32 @@ def placed_prefixes(
     positions_N: Tensor,
     computed: dict[str, Tensor],
     places: slice = slice(None),
+    segments: Sequence[Segment] | None = None,
 ) -> tuple[PlacedPrefix, ...]:
     """The prefixes of the adapters of a call, where the call holds placeholders; of each, what is learned for `places`.
 
-    computed: takes each prefix by its adapter's name, so that it is computed once.
+    computed: takes each prefix by its adapter's name, so that it is computed once. segments: those of a packed row.
     """
     placed: list[PlacedPrefix] = []
     for run in runs:
         virtual = None if run.adapter is None else known.get(run.adapter)
         if run.adapter is None or virtual is None or virtual.prefix is None:
             continue
-        own_N = positions_N[run.start : run.stop]
-        (token_M,) = torch.nonzero(own_N < virtual.count, as_tuple=True)
+        token_M, position_M = early_in(positions_N[run.start : run.stop], virtual.count, run, segments)
         if len(token_M) == 0:  # each step of generation but the first: the cache holds the prefix
             continue
         if run.adapter not in computed:
             computed[run.adapter] = virtual.prefix()
-        placed.append(PlacedPrefix(token_M + run.start, own_N[token_M], computed[run.adapter][places]))
+        placed.append(PlacedPrefix(token_M + run.start, position_M, computed[run.adapter][places]))
     return tuple(placed)
+
+
+def early_in(own_N: Tensor, before: int, run: Run, segments: Sequence[Segment] | None) -> tuple[Tensor, Tensor]:
+    """Which of a run's tokens, at these positions, stand before that position, and theirs; of a packed row its segments tell."""
+    if segments is not None:
+        return early_tokens(tuple(segments), before, (run.start, run.stop), own_N.device)
+    (token_M,) = torch.nonzero(own_N < before, as_tuple=True)
+    return token_M, own_N[token_M]
 
 
 def with_prefixes(

@@ -32,6 +32,21 @@ def segment_positions(segments: Sequence[Segment]) -> list[int]:
     return starts
 
 
+@kept(64)
+def early_tokens(
+    segments: tuple[Segment, ...], before: int, stretch: tuple[int, int], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Which tokens of a stretch of the row stand at positions before that one, counted from its start, and their positions."""
+    found = [
+        (segment.start + offset - stretch[0], first + offset)
+        for segment, first in zip(segments, segment_positions(segments), strict=True)
+        for offset in range(min(segment.length, max(before - first, 0)))
+        if stretch[0] <= segment.start + offset < stretch[1]
+    ]
+    both_M2 = torch.tensor(found, dtype=torch.long, device=device).view(-1, 2)
+    return both_M2[:, 0], both_M2[:, 1]
+
+
 def depths(segments: Sequence[Segment]) -> list[int]:
     """For each segment, the position after its last token."""
     return [start + s.length for start, s in zip(segment_positions(segments), segments, strict=True)]

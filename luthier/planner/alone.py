@@ -5,12 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedOperatorException,
-)
-
 from luthier.errors import LuthierError, Unplannable
 from luthier.planner.trace import Trace, Work, trace
 
@@ -28,8 +22,8 @@ def _alone(work: Work, for_real: bool) -> Found:
             return pool.submit(trace, work, for_real=for_real).result()
         except LuthierError as error:
             return error
-        except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
+        except (RuntimeError, NotImplementedError, TypeError) as error:  # what torch says where it cannot pretend
             return Unplannable(
-                f"A step of {work.method.kind} on a {work.config.model_type} depends on the numbers themselves ({error}).",
+                f"A step of {work.method.kind} on a {work.config.model_type} cannot be pretended ({' '.join(str(error).split())[:200]}).",
                 "Train without a plan: luthier train --no-plan.",
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from luthier.errors import ResourceError, Unplannable
+from luthier.errors import LuthierError, ResourceError
 from luthier.models.loading import choose_device
 from luthier.models.sources import locate, read_config
 from luthier.objectives import Objective
@@ -34,7 +34,7 @@ def plan_run(
     device = choose_device(recipe.model.device)
     try:
         plan = make_plan(recipe, config, rows, objective, Target(device, memory_of(device)))
-    except Unplannable as error:
+    except LuthierError as error:  # what the run itself cannot do, it says for itself
         announce(f"The run is not planned: {error.found}")
         return
     write_json(folder / PLAN, asdict(plan))

@@ -6,12 +6,13 @@ To be called where torch's fake tensors are made (`FakeTensorMode`): nothing is 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -32,6 +33,7 @@ from luthier.models.heads import ClassHead, add_class_layer, name_classes, new_l
 from luthier.models.language_model import FastModel, Identity, LanguageModel
 from luthier.models.loading import Wishes, layers_to_quantize
 from luthier.models.reading import read_anatomy
+from luthier.models.streaming import Prepare
 from luthier.quantization.formats import blank
 from luthier.quantization.packed import QuantizedLinear
 from luthier.quantization.settings import QuantizationSettings
@@ -54,15 +56,16 @@ def skeleton(
     hf, new_head = _bare(copy.deepcopy(config), family, head, dtype, implementation)
     rest_pooler(hf, family)
     anatomy = read_anatomy(hf, family)
+    first: dict[str, Mapping[str, Tensor]] = {}
     if quantization is not None:
-        kept = wishes.keeps_full(anatomy)
+        kept, prepare = wishes.keeps_full(anatomy), wishes.prepare_weights(anatomy)
         for name in layers_to_quantize(anatomy, quantization):
             if name not in kept:
-                _pack(hf, name, quantization)
+                first[name] = _pack(hf, name, quantization, prepare)
     use_fast_layers(hf, anatomy, norm=fast.norm, gated_mlp=fast.gated_mlp, linear=fast.linear)
     hf.requires_grad_(False).train(False)
     words = tokenizer or _blank_tokenizer()
-    return LanguageModel(hf, words, anatomy, Identity("?", ""), fast, new_head=new_head)
+    return LanguageModel(hf, words, anatomy, Identity("?", ""), fast, new_head=new_head, prepared=first)
 
 
 def _blank_tokenizer() -> PreTrainedTokenizerBase:
@@ -89,10 +92,12 @@ def _bare(
     return hf, new_layers(family, {part.name for part in family.class_head})
 
 
-def _pack(hf: PreTrainedModel, name: str, quantization: QuantizationSettings) -> None:
-    """Put a quantized layer without numbers in the place of a plain one."""
+def _pack(hf: PreTrainedModel, name: str, quantization: QuantizationSettings, prepare: Prepare) -> Mapping[str, Tensor]:
+    """Put a quantized layer without numbers in the place of a plain one; the first tensors of a method at it."""
     layer = hf.get_submodule(name)
-    packed = blank(shape_of(layer), quantization, layer.get_parameter("weight").device)
+    shape, weight = shape_of(layer), layer.get_parameter("weight")
+    weight_OI = weight.detach().t() if isinstance(layer, Conv1D) else weight.detach()
+    made = prepare(name, weight_OI, lambda own_OI: blank(shape, quantization, own_OI.device))
     bias: nn.Parameter | None = dict(layer.named_parameters()).get("bias")
-    dtype = layer.get_parameter("weight").dtype
-    replace_module(hf, name, QuantizedLinear(packed, bias, dtype, isinstance(layer, Conv1D)))
+    replace_module(hf, name, QuantizedLinear(made.packed, bias, weight.dtype, isinstance(layer, Conv1D)))
+    return made.first

@@ -139,7 +139,7 @@ def skeleton_of(work: Work) -> LanguageModel:
         work.fast,
         head=work.head,
         quantization=work.quantization,
-        wishes=Wishes(work.method.keeps_full),
+        wishes=Wishes(work.method.keeps_full, work.method.prepare_weights),
         tokenizer=work.tokenizer,
     )
     if work.training.gradient_checkpointing:

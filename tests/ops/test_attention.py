@@ -20,7 +20,7 @@ from luthier.ops.attention import (
     packed_attention,
     packed_attention_reference,
 )
-from luthier.ops.segments import ancestors, dense_mask, segment_positions
+from luthier.ops.segments import ancestors, dense_mask, early_tokens, segment_positions
 from luthier.types import Segment
 
 WIDTH = 4
@@ -148,6 +148,16 @@ def test_ancestors_come_oldest_first_and_positions_go_on_from_the_parents_end() 
     assert ancestors(segments, 3) == [0, 2, 3]
     assert ancestors(segments, 4) == [4]
     assert segment_positions(segments) == [0, 3, 3, 7, 0]
+
+
+def test_early_tokens_are_those_of_a_stretch_whose_positions_come_before() -> None:
+    segments = tuple(tiled([3, 2, 4, 1, 5], {1: 0, 2: 0, 3: 2}))
+    positions = torch.tensor([0, 1, 2, 3, 4, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4])
+    for before in (0, 1, 4, 9):
+        for start, stop in ((0, 15), (1, 12), (4, 4)):
+            token_M, position_M = early_tokens(segments, before, (start, stop), torch.device("cpu"))
+            assert torch.equal(token_M, torch.nonzero(positions[start:stop] < before)[:, 0])
+            assert torch.equal(position_M, positions[start:stop][token_M])
 
 
 @pytest.mark.parametrize(("window", "softcap"), [*product([None, 4], [None, 5.0])])

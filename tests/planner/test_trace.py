@@ -12,6 +12,7 @@ from tiny_runs import recipe_values
 from transformers import AutoConfig
 
 from luthier.errors import LuthierError, RecipeError, Unplannable
+from luthier.methods import METHODS, kind_of
 from luthier.planner.alone import trace_all
 from luthier.planner.memory import demand
 from luthier.planner.request import imagined_rows, work_of
@@ -35,6 +36,15 @@ WIDE = {
 }  # fmt: skip
 
 
+NEEDED: dict[str, dict[str, Any]] = {
+    "bitfit": {"missing": "add-zero"},
+    "rows": {"linear_rows": 0.1},
+    "stack": {"parts": [{"kind": "lora"}, {"kind": "prompt-tuning", "num_virtual_tokens": 4}]},
+}
+UNPLANNED = ("lets", "loreft")
+NEED_RUNS = ("adapter-fusion", "warp")
+"""One begins from runs, the other needs the words of a tokenizer."""
+
 ROWS = Path(__file__)  # a file that is there: rows are imagined
 
 
@@ -56,6 +66,10 @@ COMBINATIONS: dict[str, Work] = {
     "houlsby": work(method={"kind": "houlsby", "rank": None}),
     "ladder": work(method={"kind": "ladder", "rank": None}),
     "top": work(method={"kind": "top-layers", "rank": None, "num_layers": 1}),
+    "prefixes": work(method={"kind": "prefix-tuning", "rank": None, "num_virtual_tokens": 4}, data={"max_length": 96}),
+    "a prompt": work(method={"kind": "p-tuning", "rank": None, "num_virtual_tokens": 4}, data={"max_length": 96}),
+    "loftq": work(method={"kind": "loftq"}, quantization={"kind": "nf4"}),
+    "adafactor": work(training={"optimizer": "adafactor"}),
     "nf4": work(quantization={"kind": "nf4"}),
     "int8, recomputed": work(quantization={"kind": "int8"}, training={"gradient_checkpointing": True}),
 }
@@ -77,6 +91,14 @@ def test_what_is_pretended_holds_what_is_carried_out(name: str, pretended: dict[
     assert found == pytest.approx(wanted, rel=0.02)
     for part in (WEIGHTS, TRAINED, GRADIENTS, STATE):
         assert pretended[name].standing.get(part, 0) == pytest.approx(real.standing.get(part, 0), rel=0.01)
+
+
+@pytest.mark.parametrize("kind", sorted({*map(kind_of, METHODS)} - {*COMBINATIONS, *NEED_RUNS}))
+def test_every_method_is_planned_or_told_not_to_be(kind: str) -> None:
+    settings = {"rank": None, **NEEDED.get(kind, {})}
+    quantization = {"quantization": {"kind": "nf4"}} if kind == "loftq" else {}
+    (found,) = trace_all([work(method={"kind": kind, **settings}, data={"max_length": 96}, **quantization)])
+    assert isinstance(found, Unplannable if kind in UNPLANNED else Trace), found
 
 
 def test_the_parts_of_a_full_tuning_are_the_arithmetic(pretended: dict[str, Trace]) -> None:
@@ -117,7 +139,7 @@ def test_what_cannot_be_attached_is_refused_as_in_a_run() -> None:
 
 
 def test_a_step_that_depends_on_the_numbers_is_told_as_such() -> None:
-    method = {"kind": "prefix-tuning", "rank": None, "num_virtual_tokens": 4}
+    method = {"kind": "loreft", "rank": None}
     (found,) = trace_all([work(method=method, data={"max_length": 96})])
     assert isinstance(found, Unplannable)
     assert "--no-plan" in found.mend

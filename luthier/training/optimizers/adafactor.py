@@ -75,7 +75,7 @@ class AdafactorRule(Rule):
             column = state["exp_avg_sq_col"].lerp_(square.mean(-2), share)
             of_row = (row / row.mean(-1, keepdim=True)).rsqrt_()
             move = gradient.mul_(of_row.unsqueeze(-1)).mul_(column.rsqrt().unsqueeze(-2))
-        rms = float(move.norm()) / math.sqrt(move.numel())
+        rms = move.norm() / math.sqrt(move.numel())
         if decay:
             tensor.mul_(1 - lr * decay)
-        tensor.sub_(move, alpha=lr / max(1.0, rms / self.clip_rms))
+        tensor.sub_(move.mul_(lr / (rms / self.clip_rms).clamp(min=1.0)))
