@@ -22,7 +22,7 @@ def _alone(work: Work, for_real: bool) -> Found:
             return pool.submit(trace, work, for_real=for_real).result()
         except LuthierError as error:
             return error
-        except Exception as error:  # torch says in many ways that it cannot pretend; no run shall end for want of a plan
+        except Exception as error:  # torch says it in many ways; no run shall end for want of a plan
             return Unplannable(
                 f"A step of {work.method.kind} on a {work.config.model_type} cannot be pretended ({' '.join(str(error).split())[:200]}).",
                 "Train without a plan: luthier train --no-plan.",

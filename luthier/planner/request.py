@@ -125,7 +125,7 @@ def work_of(recipe: Recipe, config: PreTrainedConfig, rows: Rows, objective: Obj
         objective=objective,
         training=training,
         quantization=recipe.quantization or rows.stored,
-        head=head_of(recipe),
+        head=head_of(recipe.model_copy(update={"objective": objective})),
         rows=rows.examples,
         workers=workers_of(recipe, device),
         seed=recipe.seed,
