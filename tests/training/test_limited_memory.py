@@ -30,7 +30,7 @@ resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 from luthier.cli.main import main
 sys.exit(main())
 """
-ROOM = 600 * 10**6
+ROOM = 680 * 10**6
 """Weights, gradients and those of the pass that is added to them take 450 MB; with the moments in memory it is 750."""
 
 
