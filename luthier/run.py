@@ -137,12 +137,12 @@ def _result(folder: Path, metrics: list[dict[str, Any]], progress: Progress) -> 
 def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *, plans: bool = False) -> RunResult:
     prepared = check_recipe(recipe, announce)
     announce_gate(prepared.gate, announce)
+    recipe = _dated(recipe, prepared.dataset.renderer, announce)
+    recipe = recipe.model_copy(update={"objective": prepared.objective})
     if plans:
         from luthier.planner.gate import plan_run  # what pretends to be tensors takes a while to import
 
-        plan_run(recipe, prepared.dataset.train, prepared.tokenizer, prepared.objective, folder, announce)
-    recipe = _dated(recipe, prepared.dataset.renderer, announce)
-    recipe = recipe.model_copy(update={"objective": prepared.objective})
+        plan_run(recipe, prepared.dataset.train, prepared.tokenizer, folder, announce)
     model = load_base_of(recipe, announce)
     give_back(model.device)  # what reading took: holes that would stay beside what training takes
     dataset = prepared.dataset

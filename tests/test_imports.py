@@ -30,6 +30,7 @@ ROWS = (
     ("models",),
     ("quantization",),
     ("ops", "store"),
+    ("sizes",),
     ("types", "errors", "version"),
 )
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from luthier.cli.options import Json
-from luthier.cli.output import emit, readable_bytes
+from luthier.cli.output import emit
+from luthier.sizes import readable_bytes
 
 if TYPE_CHECKING:
     from luthier.store.cache import CacheEntry

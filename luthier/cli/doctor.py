@@ -12,8 +12,9 @@ from typing import Any
 import typer
 
 from luthier.cli.options import Json
-from luthier.cli.output import emit, readable_bytes
+from luthier.cli.output import emit
 from luthier.cli.process import glibc_version, usable_cores
+from luthier.sizes import readable_bytes
 from luthier.version import __version__
 
 # Package: (oldest version that is allowed, version that the tests run with). Tests hold both to pyproject.toml and

@@ -34,15 +34,6 @@ def print_error(error: LuthierError, as_json: bool) -> None:
         say(f"  {error.mend}")
 
 
-def readable_bytes(count: float) -> str:
-    """A number of bytes with a unit, such as 1.5 GB (powers of 1,000)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
 @contextmanager
 def reading_standard_in() -> Iterator[None]:
     """Within: bytes on standard in that are no text are a UsageError."""

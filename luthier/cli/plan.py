@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,15 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from luthier.cli.options import Json, Overrides
-from luthier.cli.output import aligned, emit, readable_bytes, say
-from luthier.errors import UsageError
+from luthier.cli.output import aligned, emit, say
+from luthier.sizes import parse_size, readable_bytes
 
 if TYPE_CHECKING:
     from luthier.planner.plan import Plan
     from luthier.planner.table import TableRow
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
-_POWERS = ("", "K", "M", "G", "T")
 
 
 def plan(
@@ -46,33 +42,19 @@ def plan(
     from luthier.planner.plan import Target, make_plan, memory_of
     from luthier.planner.table import make_table
     from luthier.recipe import load_recipe
-    from luthier.studies.planning import has_gpu, planned_device, read_request
+    from luthier.studies.planning import planned_device, read_request
 
     settings = load_recipe(recipe, overrides or ())
     device = planned_device(settings, gpu)
-    if device_memory is None and device.type == "cuda" and not has_gpu():
-        raise UsageError(
-            "There is no GPU here whose memory could be asked for.", "Give --device-memory, such as 24GiB."
-        )
     memory = memory_of(device) if device_memory is None else parse_size(device_memory)
     target = Target(device, memory, shards, price_per_hour)
-    config, rows, objective = read_request(settings, say)
+    settings, config, rows = read_request(settings, say)
     if table:
-        found = make_table(settings, config, rows, objective, target, say)
+        found = make_table(settings, config, rows, target, say)
         emit({"memory_bytes": memory, "rows": [asdict(row) for row in found]}, _table_text(found, memory), as_json)
         return
-    made = make_plan(settings, config, rows, objective, target, times=not no_time and not gpu, announce=say)
+    made = make_plan(settings, config, rows, target, times=not no_time and not gpu, announce=say)
     emit(plan_document(made), plan_text(made), as_json)
-
-
-def parse_size(text: str) -> int:
-    """Bytes from words such as 24GiB, 80 GB or 512M. Raises UsageError for others."""
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
-        raise UsageError(f"--device-memory is {text!r}, which is no size.", "Give a number and a unit, such as 24GiB.")
-    number, power, is_binary = found.groups()
-    unit: int = (1024 if is_binary else 1000) ** _POWERS.index(power.upper())
-    return round(float(number) * unit)
 
 
 def plan_document(made: Plan) -> dict[str, Any]:

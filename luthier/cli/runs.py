@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from luthier.cli.options import Json
-from luthier.cli.output import aligned, emit, readable_bytes
+from luthier.cli.output import aligned, emit
+from luthier.sizes import readable_bytes
 
 if TYPE_CHECKING:
     from luthier.store.runs import RunInfo

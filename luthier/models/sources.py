@@ -248,33 +248,17 @@ def read_config(source: ModelSource) -> PreTrainedConfig:
             source.folder, trust_remote_code=False, local_files_only=True
         )
     if values.get("quantization_config") is not None:
-        _form(source, values["quantization_config"])
+        stored_form(source.name, values["quantization_config"])
         del config.quantization_config  # what reads the weights is ours
     return config
 
 
 def stored_form_of(source: ModelSource) -> StoredForm | None:
-    """In what form a model's files have it quantized; None if they do not."""
+    """In what form a model's files have it quantized; None if they do not. Raises RecipeError for one that is not read."""
     if source.gguf is not None:
         return None
     quantization = read_json(source.folder / "config.json").get("quantization_config")
-    return None if quantization is None else _form(source, quantization)
-
-
-def _form(source: ModelSource, quantization: Any) -> StoredForm:
-    """The same from the part of the config that tells of it. Raises RecipeError for a form that Luthier does not read."""
-    values = quantization if isinstance(quantization, dict) else {}
-    form = stored_form(values)
-    if form is not None:
-        return form
-    more = {"bits", "w_bit", "checkpoint_format", "version"} & values.keys()
-    details = "".join(f", {key} {values[key]}" for key in sorted(more))
-    raise RecipeError(
-        f"The model {source.name} comes quantized by {values.get('quant_method', quantization)}{details}, which Luthier does not read.",
-        "Use the unquantized model and let Luthier quantize it (quantization: {kind: nf4}), or one by bitsandbytes, by GPTQ "
-        "in 2, 4 or 8 bits, or by AWQ (gemm).",
-        field="model",
-    )
+    return None if quantization is None else stored_form(source.name, quantization)
 
 
 def read_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:

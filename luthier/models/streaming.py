@@ -76,7 +76,7 @@ class Streaming(QuantizationConfigMixin):
         self.choose = choose
         self.pack = pack
         self.endings = endings
-        self.are_blocks = are_blocks
+        self.come_packed = are_blocks or bool(endings)
         self.files = files
         self._mapped = 0
         self.prepared: dict[str, Prepared] = {}
@@ -95,7 +95,7 @@ class Streaming(QuantizationConfigMixin):
         layer = model.get_submodule(name)
         own = layer.get_parameter("weight")
         own._is_hf_initialized = True  # type: ignore[attr-defined]
-        if not self.endings and not self.are_blocks:
+        if not self.come_packed:
             weight = tensors["weight"]
             if weight.shape != own.shape:
                 self.misshapen.append((f"{name}.weight", tuple(weight.shape), tuple(own.shape)))

@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from luthier.errors import LuthierError, ResourceError
 from luthier.models.loading import choose_device
 from luthier.models.sources import locate, read_config
-from luthier.objectives import Objective
 from luthier.planner.plan import Target, make_plan, memory_of
 from luthier.planner.request import Rows, stored_quantization
 from luthier.recipe import Recipe
+from luthier.sizes import readable_bytes
 from luthier.store.files import write_json
 from luthier.store.runs import PLAN
 from luthier.types import Example
@@ -24,31 +24,29 @@ def plan_run(
     recipe: Recipe,
     examples: tuple[Example, ...],
     tokenizer: PreTrainedTokenizerBase,
-    objective: Objective,
     folder: Path,
     announce: Callable[[str], None],
 ) -> None:
-    """Write the plan of a run on this machine and say what it comes to. Raises ResourceError, with what would help, for one that does not fit."""
+    """Write the plan of a run on this machine and say what it comes to. recipe: with what its rows settle.
+
+    Raises ResourceError, with what would help, for one that does not fit.
+    """
     config = read_config(locate(recipe.model, announce))
     rows = Rows(examples, tokenizer, stored=stored_quantization(recipe, announce))
     device = choose_device(recipe.model.device)
     try:
-        plan = make_plan(recipe, config, rows, objective, Target(device, memory_of(device)))
+        plan = make_plan(recipe, config, rows, Target(device, memory_of(device)))
     except LuthierError as error:  # what the run itself cannot do, it says for itself
         announce(f"The run is not planned: {error.found}")
         return
     write_json(folder / PLAN, asdict(plan))
-    there = _gigabytes(plan.memory_bytes)
-    needs = f"{_gigabytes(plan.peak_bytes)} of memory at most, during the {plan.phase}"
+    there = readable_bytes(plan.memory_bytes)
+    needs = f"{readable_bytes(plan.peak_bytes)} of memory at most, during the {plan.phase}"
     if plan.verdict == "does not fit":
-        helps = "; ".join(f"{lever.change} ({_gigabytes(lever.peak_bytes)})" for lever in plan.levers)
+        helps = "; ".join(f"{lever.change} ({readable_bytes(lever.peak_bytes)})" for lever in plan.levers)
         raise ResourceError(
             f"The run would need {needs}, and {there} are free.",
             f"{f'What would help most: {helps}. ' if helps else ''}To begin it all the same, add --no-plan.",
         )
     tight = ", which is tight" if plan.verdict == "tight" else ""
     announce(f"Planned: {needs}; {there} are free{tight}.")
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 10**9 else f"{count / 1e6:.0f} MB"

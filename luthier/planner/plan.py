@@ -10,8 +10,7 @@ import psutil
 import torch
 from transformers import PreTrainedConfig
 
-from luthier.errors import LuthierError
-from luthier.objectives import Objective
+from luthier.errors import LuthierError, UsageError
 from luthier.planner.alone import trace_all
 from luthier.planner.calibration import seconds_of
 from luthier.planner.levers import changes
@@ -84,22 +83,19 @@ def make_plan(
     recipe: Recipe,
     config: PreTrainedConfig,
     rows: Rows,
-    objective: Objective,
     target: Target,
     *,
     times: bool = False,
     announce: Callable[[str], None] = lambda sentence: None,
 ) -> Plan:
     """The plan. times: whether to measure on this machine how long a step takes. Raises as attaching the method does."""
-    work = work_of(recipe, config, rows, objective, target.device)
+    work = work_of(recipe, config, rows, target.device)
     (found,) = trace_all([work])
     if isinstance(found, LuthierError):
         raise found
     most = needed(found, work, target)
     verdict = verdict_of(most.num_bytes, target.memory_bytes)
-    levers = (
-        _levers(recipe, config, rows, objective, target, most.num_bytes, announce) if verdict == "does not fit" else ()
-    )
+    levers = _levers(recipe, config, rows, target, most.num_bytes, announce) if verdict == "does not fit" else ()
     seconds = None
     if times:
         announce("Measuring how fast this machine computes such a step ...")
@@ -133,8 +129,12 @@ def verdict_of(most: int, there: int) -> Verdict:
 
 
 def memory_of(device: torch.device) -> int:
-    """The memory of a device: a GPU's own, or what this machine has free for another process."""
+    """The memory of a device: a GPU's own, or what this machine has free for another process. Raises UsageError without that GPU."""
     if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UsageError(
+                "There is no GPU here whose memory could be asked for.", "Give --device-memory, such as 24GiB."
+            )
         return torch.cuda.get_device_properties(device).total_memory
     return int(psutil.virtual_memory().available)
 
@@ -152,7 +152,6 @@ def _levers(
     recipe: Recipe,
     config: PreTrainedConfig,
     rows: Rows,
-    objective: Objective,
     target: Target,
     most: int,
     announce: Callable[[str], None],
@@ -160,7 +159,7 @@ def _levers(
     """The changes that save most, the best one first."""
     announce("It does not fit; looking for what would help ...")
     every = changes(recipe)
-    works = [work_of(changed, config, rows, objective, target.device) for _, changed in every]
+    works = [work_of(changed, config, rows, target.device) for _, changed in every]
     levers = [
         Lever(change, needed(found, work, target).num_bytes)
         for (change, _), work, found in zip(every, works, trace_all(works), strict=True)

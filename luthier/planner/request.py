@@ -17,7 +17,6 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from luthier.errors import DataError, RecipeError
 from luthier.models.loading import choose_dtype
 from luthier.models.sources import locate, read_config, stored_form_of
-from luthier.objectives import Objective
 from luthier.planner.shapes import NAMED
 from luthier.planner.trace import Work
 from luthier.quantization.settings import QuantizationSettings
@@ -110,8 +109,8 @@ def imagined_rows(recipe: Recipe, config: PreTrainedConfig) -> Rows:
     return Rows(tuple(rows), are_imagined=True)
 
 
-def work_of(recipe: Recipe, config: PreTrainedConfig, rows: Rows, objective: Objective, device: torch.device) -> Work:
-    """The recipe's work on a device of that kind, which need not be here."""
+def work_of(recipe: Recipe, config: PreTrainedConfig, rows: Rows, device: torch.device) -> Work:
+    """The work of a recipe, its objective settled by its rows, on a device of that kind, which need not be here."""
     training = recipe.training
     settings = settings_of(recipe)
     is_gpu = device.type == "cuda"
@@ -122,10 +121,10 @@ def work_of(recipe: Recipe, config: PreTrainedConfig, rows: Rows, objective: Obj
         dtype=dtype,
         fast=fast_of(recipe),
         method=recipe.method,
-        objective=objective,
+        objective=recipe.objective,
         training=training,
         quantization=recipe.quantization or rows.stored,
-        head=head_of(recipe.model_copy(update={"objective": objective})),
+        head=head_of(recipe),
         rows=rows.examples,
         workers=workers_of(recipe, device),
         seed=recipe.seed,

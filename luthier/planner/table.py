@@ -10,7 +10,6 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from luthier.errors import LuthierError, RecipeError
-from luthier.objectives import Objective
 from luthier.planner.alone import trace_all
 from luthier.planner.plan import Target, needed, verdict_of
 from luthier.planner.request import Rows, work_of
@@ -39,7 +38,6 @@ def make_table(
     recipe: Recipe,
     config: PreTrainedConfig,
     rows: Rows,
-    objective: Objective,
     target: Target,
     announce: Callable[[str], None],
 ) -> list[TableRow]:
@@ -48,7 +46,7 @@ def make_table(
     recipes = [_recipe(recipe, row) for row in blank]
     able = [(row, each) for row, each in zip(blank, recipes, strict=True) if isinstance(each, Recipe)]
     announce(f"Planning {len(able)} combinations ...")
-    works = [work_of(each, config, rows, objective, target.device) for _, each in able]
+    works = [work_of(each, config, rows, target.device) for _, each in able]
     made = []
     for (row, _), work, found in zip(able, works, trace_all(works), strict=True):
         key = row.method, row.quantization, row.gradient_checkpointing

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from luthier.errors import RecipeError
 from luthier.quantization.affine_files import AWQ_ENDINGS, GPTQ_ENDINGS, read_awq, read_gptq
 from luthier.quantization.bitsandbytes_files import FOUR_BIT_ENDINGS, INT8_ENDINGS, read_tensors
 from luthier.quantization.packed import PackedWeight
@@ -27,8 +28,9 @@ class StoredForm:
     like: QuantizationSettings
 
 
-def stored_form(values: Mapping[str, Any]) -> StoredForm | None:
-    """The form that a config's `quantization_config` describes; None if Luthier does not read it."""
+def stored_form(name: str, quantization: Any) -> StoredForm:
+    """The form that the `quantization_config` of a model of that name describes. Raises RecipeError if it is not read."""
+    values = quantization if isinstance(quantization, dict) else {}
     if values.get("load_in_4bit"):
         double = bool(values.get("bnb_4bit_use_double_quant"))
         like = QuantizationSettings(kind=values.get("bnb_4bit_quant_type", "fp4"), double=double)
@@ -43,4 +45,11 @@ def stored_form(values: Mapping[str, Any]) -> StoredForm | None:
             return StoredForm(GPTQ_ENDINGS, partial(read_gptq, bits=bits, first_version=version == "gptq"), like)
     if values.get("quant_method") == "awq" and bits == 4 and str(values.get("version", "gemm")).lower() == "gemm":
         return StoredForm(AWQ_ENDINGS, partial(read_awq, bits=bits), like)
-    return None
+    more = sorted({"bits", "w_bit", "checkpoint_format", "version"} & values.keys())
+    details = "".join(f", {key} {values[key]}" for key in more)
+    raise RecipeError(
+        f"The model {name} comes quantized by {values.get('quant_method', quantization)}{details}, which Luthier does not read.",
+        "Use the unquantized model and let Luthier quantize it (quantization: {kind: nf4}), or one by bitsandbytes, by GPTQ "
+        "in 2, 4 or 8 bits, or by AWQ (gemm).",
+        field="model",
+    )

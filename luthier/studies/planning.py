@@ -7,15 +7,9 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedConfig
 
-from luthier.objectives import Objective
 from luthier.planner.request import Rows, config_of, imagined_rows, is_shape_alone, stored_quantization
 from luthier.prepared import check_recipe
 from luthier.recipe import Recipe
-
-
-def has_gpu() -> bool:
-    """Whether torch can use a GPU on this machine."""
-    return torch.cuda.is_available()
 
 
 def planned_device(recipe: Recipe, gpu: bool) -> torch.device:
@@ -25,14 +19,15 @@ def planned_device(recipe: Recipe, gpu: bool) -> torch.device:
     return torch.device("cuda" if recipe.model.device == "auto" and torch.cuda.is_available() else "cpu")
 
 
-def read_request(recipe: Recipe, announce: Callable[[str], None]) -> tuple[PreTrainedConfig, Rows, Objective]:
-    """The config of the recipe's model, its rows, and its objective with what the rows settle.
+def read_request(recipe: Recipe, announce: Callable[[str], None]) -> tuple[Recipe, PreTrainedConfig, Rows]:
+    """The recipe with what its rows settle, the config of its model, and its rows.
 
     Raises: the errors of reading model and data.
     """
     config = config_of(recipe, announce)
     if is_shape_alone(recipe):
-        return config, imagined_rows(recipe, config), recipe.objective
+        return recipe, config, imagined_rows(recipe, config)
     prepared = check_recipe(recipe, announce)
     stored = stored_quantization(recipe, announce)
-    return config, Rows(prepared.dataset.train, prepared.tokenizer, stored=stored), prepared.objective
+    settled = recipe.model_copy(update={"objective": prepared.objective})
+    return settled, config, Rows(prepared.dataset.train, prepared.tokenizer, stored=stored)

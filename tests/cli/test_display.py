@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from luthier.cli.display import Course, Smoothed, TrainingDisplay, clock
-from luthier.cli.output import aligned, readable_bytes
+from luthier.cli.output import aligned
+from luthier.sizes import readable_bytes
 
 
 def record(step: int, total: int = 10, **more: Any) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import yaml
 from program import luthier
 from tiny_runs import recipe_values, write_rows
 
-from luthier.cli.plan import parse_size
 from luthier.errors import UsageError
+from luthier.sizes import parse_size
 
 
 def written(tmp_path: Path, tiny_model: Path, **parts: Any) -> Path:

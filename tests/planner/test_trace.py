@@ -53,7 +53,7 @@ def work(config: dict[str, Any] | None = None, **parts: Any) -> Work:
     values = recipe_values(Path("model"), ROWS, **parts)
     recipe = make_recipe(values)
     made = AutoConfig.for_model(**(config or WIDE))
-    return work_of(recipe, made, imagined_rows(recipe, made), recipe.objective, torch.device("cpu"))
+    return work_of(recipe, made, imagined_rows(recipe, made), torch.device("cpu"))
 
 
 COMBINATIONS: dict[str, Work] = {

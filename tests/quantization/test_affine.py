@@ -19,7 +19,6 @@ from luthier.models.settings import ModelSettings
 from luthier.quantization.affine import AffineWeight
 from luthier.quantization.affine_files import read_awq, read_gptq
 from luthier.quantization.packed import QuantizedLinear
-from luthier.quantization.stored import stored_form
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "affine"
 GPTQ = ("gptq-2", "gptq-4", "gptq-8", "gptq-4-act-order")
@@ -144,7 +143,6 @@ def test_tensors_that_do_not_belong_together_are_told_with_the_layer() -> None:
 def test_forms_that_are_not_read_are_refused_with_what_can_be_done(
     values: dict[str, Any], tiny_model: Path, tmp_path: Path
 ) -> None:
-    assert stored_form(values) is None
     packed_folder(tiny_model, tmp_path / "packed", "gptq", values)
     with pytest.raises(RecipeError, match=f"comes quantized by {values['quant_method']}") as refused:
         load_model(ModelSettings(name=str(tmp_path / "packed"), device="cpu"), lambda text: None)
