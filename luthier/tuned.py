@@ -71,7 +71,9 @@ def load_base_of(recipe: Recipe, announce: Announce) -> LanguageModel:
 
 def _check_trainable(recipe: Recipe, model: LanguageModel) -> None:
     """Raise RecipeError if the method trains layers that come quantized."""
-    trained = model.anatomy.linears if not recipe.method.traits.over_4bit else recipe.method.keeps_full(model.anatomy)
+    anatomy = model.anatomy
+    whole = recipe.method.traits.over_4bit
+    trained = recipe.method.keeps_full(anatomy) if whole else (*anatomy.linears, *anatomy.experts)
     if any(isinstance(model.hf.get_submodule(name), QuantizedLinear) for name in trained):
         raise RecipeError(
             f"{recipe.method.kind} trains layers that come quantized in {recipe.model.name}.",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from luthier.errors import RecipeError
 from luthier.methods.contract import Attachment, Group, Kin, Method, Traits
+from luthier.models.experts import SplitExperts
 from luthier.models.language_model import LanguageModel
 from luthier.quantization.packed import QuantizedLinear
 
@@ -136,10 +137,16 @@ def _unpacked(model: LanguageModel) -> dict[str, Tensor]:
     """The model's weights by name; packed ones are unpacked, and in the order of axes that files have."""
     weights = dict(model.hf.state_dict())
     for name, layer in model.hf.named_modules():
-        if isinstance(layer, QuantizedLinear):
-            weights = {key: tensor for key, tensor in weights.items() if not key.startswith(f"{name}.weight.")}
+        if isinstance(layer, SplitExperts):
+            weights = _without(weights, f"{name}.") | {f"{name}.{own}": each for own, each in layer.stacked().items()}
+        elif isinstance(layer, QuantizedLinear) and name not in model.anatomy.experts:
+            weights = _without(weights, f"{name}.weight.")
             weights[f"{name}.weight"] = layer.dense_layer().get_parameter("weight")
     return weights
+
+
+def _without(weights: dict[str, Tensor], beginning: str) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(beginning)}
 
 
 def write_model(model: LanguageModel, folder: Path, dtype: torch.dtype) -> None:

@@ -28,6 +28,7 @@ ROLE = "role:"
 class LayerAnatomy:
     """One transformer layer: dotted names from the root of the model.
 
+    linears: its linear layers but for those of experts. experts: those of a mixture of experts that is apart (`SplitExperts`).
     roles: its linear layers by what they do. attention_norm, feedforward_norm: the norms that read the residual stream
     before attention and feed-forward (or, with `Anatomy.norms_first` false, after them); None where there is none.
     attention_post_norm, feedforward_post_norm: norms between what they give and the residual sum.
@@ -49,6 +50,7 @@ class LayerAnatomy:
     stack: Literal["encoder", "decoder"] = "decoder"
     cross_attention: str | None = None
     cross_norm: str | None = None
+    experts: tuple[str, ...] = ()
 
     @property
     def attention_out(self) -> str:
@@ -57,7 +59,13 @@ class LayerAnatomy:
 
     @property
     def down(self) -> str:
-        """The linear layer that ends the feed-forward."""
+        """The linear layer that ends the feed-forward. Raises RecipeError for a mixture of experts, which has many."""
+        if "down" not in self.roles:
+            raise RecipeError(
+                "The model's feed-forward layers are mixtures of experts, at whose end no one linear layer stands.",
+                "Choose a method that needs none, such as lora.",
+                field="method.kind",
+            )
         return self.roles["down"]
 
 
@@ -118,6 +126,11 @@ class Anatomy:
     def linears(self) -> tuple[str, ...]:
         """Every linear layer of every transformer layer; neither embedding nor head."""
         return tuple(name for layer in self.layers for name in layer.linears)
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """The linear layers of every mixture of experts that is apart."""
+        return tuple(name for layer in self.layers for name in layer.experts)
 
     def of_role(self, role: str) -> tuple[str, ...]:
         """The linear layers of that role, in order; none if there is no such role. `key` is that of every attention."""
@@ -221,17 +234,24 @@ def num_key_value_heads(config: PreTrainedConfig) -> int:
 
 
 def find_targets(
-    anatomy: Anatomy, targets: str | tuple[str, ...], layers: tuple[int, ...] | None, field: str = "method.targets"
+    anatomy: Anatomy,
+    targets: str | tuple[str, ...],
+    layers: tuple[int, ...] | None,
+    field: str = "method.targets",
+    *,
+    with_experts: bool = False,
 ) -> tuple[str, ...]:
     """The linear layers that a method adapts: `all-linear`, those whose dotted name ends in one of `targets`, or by role.
 
     The embedding and the head are found only by name. `role:value` is the linear layer that gives the values, whatever
-    the family calls it and whatever else it gives. field: what the recipe calls the targets. Raises as `find_among`.
+    the family calls it and whatever else it gives. field: what the recipe calls the targets. with_experts: whether the
+    layers of experts are among them. Raises as `find_among`.
     """
+    linears = (*anatomy.linears, *(anatomy.experts if with_experts else ()))
     if targets == "all-linear":
-        return find_among(anatomy, anatomy.linears, None, layers, "all-linear", field)
+        return find_among(anatomy, linears, None, layers, "all-linear", field)
     wanted = (targets,) if isinstance(targets, str) else targets
-    modules = (anatomy.embedding, *anatomy.linears, *anatomy.head_linears)
+    modules = (anatomy.embedding, *linears, *anatomy.head_linears)
     return find_among(anatomy, modules, wanted, layers, "all-linear", field)
 
 

@@ -26,15 +26,15 @@ class Roles:
 
     One layer may give queries, keys and values at once; `fused` then says how its outputs lie: in blocks (all queries,
     all keys, all values), or in groups (some heads' queries, the key and the value that they share, and so on).
-    Of several names the first that a layer has is meant.
+    Of several names the first that a layer has is meant. A feed-forward that is a mixture of experts has no `up` and `down`.
     """
 
     query: str
     key: str
     value: str
     attention_out: str
-    up: str | tuple[str, ...]
-    down: str
+    up: str | tuple[str, ...] | None
+    down: str | None
     fused: Literal["blocks", "groups"] | None = None
 
 
@@ -146,7 +146,7 @@ _LLAMA_GATED = ("gate_proj", "up_proj", "down_proj")
 _LLAMA_NORMS = Norms(("input_layernorm",), ("post_attention_layernorm",))
 
 
-def _roles_apart(attention_out: str, up: str, down: str) -> Roles:
+def _roles_apart(attention_out: str, up: str | None, down: str | None) -> Roles:
     """Queries, keys and values each from a layer of their own, called as in Llama."""
     query, key, value = (f"self_attn.{part}_proj" for part in "qkv")
     return Roles(query, key, value, f"self_attn.{attention_out}", up, down)
@@ -281,6 +281,7 @@ FAMILIES: tuple[Family, ...] = (
         ),
         norms_heads_first=True,
     ),
+    _llama_like("gpt_oss", rms_norm=None, gated=None, roles=_roles_apart("o_proj", up=None, down=None)),
     Family(
         model_types=("gpt2",),
         kind="decoder", layout="packed", trunk="transformer", embedding="wte", layers="h", final_norm="ln_f",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from luthier.errors import RecipeError, ResourceError
 from luthier.models.anatomy import Anatomy, find_targets
 from luthier.models.attention import FAST, REFERENCE, register_attention
+from luthier.models.experts import experts_of, split_experts
 from luthier.models.families import Family, family_of
 from luthier.models.fast_layers import use_fast_layers
 from luthier.models.gguf_packed import GGUFBlocks
@@ -193,6 +195,7 @@ def _streaming(
             nothing_chosen,
             lambda name, tensors: Prepared(stored.read(name, tensors)),
             stored.endings,
+            are_stacked=stored.are_stacked,
             files=weight_files(source.folder, source.name),
         )
     if quantization is None:
@@ -202,7 +205,7 @@ def _streaming(
 
     def choose(model: PreTrainedModel) -> tuple[str, ...]:
         nonlocal prepare
-        anatomy = read_anatomy(model, family)
+        anatomy = anatomy_apart(model, family)
         kept, prepare = wishes.keeps_full(anatomy), wishes.prepare_weights(anatomy)
         return tuple(name for name in layers_to_quantize(anatomy, quantization) if name not in kept)
 
@@ -212,6 +215,15 @@ def _streaming(
     if blocks is not None:
         return Streaming(choose, blocks.pack, are_blocks=True)
     return Streaming(choose, pack, files=weight_files(source.folder, source.name))
+
+
+def anatomy_apart(model: PreTrainedModel, family: Family) -> Anatomy:
+    """The anatomy of a model without weights as it will be once its experts are apart."""
+    if not experts_of(model):
+        return read_anatomy(model, family)
+    model = copy.deepcopy(model)
+    split_experts(model)
+    return read_anatomy(model, family)
 
 
 def nothing_chosen(model: PreTrainedModel) -> tuple[str, ...]:
@@ -224,8 +236,10 @@ def layers_to_quantize(anatomy: Anatomy, quantization: QuantizationSettings) -> 
 
     Raises RecipeError for names that no layer bears, for the embedding, and for a head that shares its weight with that.
     """
-    chosen = find_targets(anatomy, quantization.targets, None, "quantization.targets")
-    skipped = set(find_targets(anatomy, quantization.skip, None, "quantization.skip")) if quantization.skip else set()
+    chosen, skipped = (
+        find_targets(anatomy, named, None, f"quantization.{field}", with_experts=True) if named else ()
+        for field, named in (("targets", quantization.targets), ("skip", quantization.skip))
+    )
     is_shared = anatomy.is_head_tied and anatomy.head in chosen
     if anatomy.embedding in chosen or is_shared:
         raise RecipeError(

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from luthier.errors import RecipeError
 from luthier.models.anatomy import Anatomy, LayerAnatomy, is_linear, is_norm
+from luthier.models.experts import SplitExperts
 from luthier.models.families import Encoder, Family, HeadPart
 
 
@@ -102,13 +103,16 @@ def _read_stack(model: PreTrainedModel, family: Family, trunk: str, first: int) 
     for number, layer in enumerate(stack):
         name = f"{stack_name}.{number}"
         parts = [(_join(name, part), module) for part, module in layer.named_modules() if part]
+        linears = tuple(part for part, module in parts if is_linear(module))
+        mixtures = tuple(f"{part}." for part, module in parts if isinstance(module, SplitExperts))
         layers.append(
             LayerAnatomy(
                 index=first + number,
                 name=name,
                 attention=_join(name, family.attention),
                 feedforward=_join(name, family.feedforward),
-                linears=tuple(part for part, module in parts if is_linear(module)),
+                linears=tuple(part for part in linears if not part.startswith(mixtures)),
+                experts=tuple(part for part in linears if part.startswith(mixtures)),
                 norms=tuple(part for part, module in parts if is_norm(module)),
                 roles=_roles(family, layer, name),
                 attention_norm=_first_of(norms.attention, layer, name),
@@ -125,13 +129,16 @@ def _read_stack(model: PreTrainedModel, family: Family, trunk: str, first: int) 
 
 def _roles(family: Family, layer: nn.Module, name: str) -> dict[str, str]:
     roles, cross = family.roles, family.cross
-    up = _first_of((roles.up,) if isinstance(roles.up, str) else roles.up, layer, name)
-    assert up is not None, "every layer has a feed-forward"
     names = {"query": roles.query, "key": roles.key, "value": roles.value, "attention_out": roles.attention_out}
     if cross is not None:
         names |= {"cross_query": cross.query, "cross_key": cross.key, "cross_value": cross.value}
         names |= {"cross_attention_out": cross.out}
-    return {**{role: _join(name, part) for role, part in names.items()}, "up": up, "down": _join(name, roles.down)}
+    found = {role: _join(name, part) for role, part in names.items()}
+    if roles.up is None or roles.down is None:
+        return found
+    up = _first_of((roles.up,) if isinstance(roles.up, str) else roles.up, layer, name)
+    assert up is not None, "every layer has a feed-forward"
+    return {**found, "up": up, "down": _join(name, roles.down)}
 
 
 def _first_of(parts: tuple[str, ...], layer: nn.Module, name: str) -> str | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.pytorch_utils import Conv1D
@@ -21,6 +21,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from luthier.models.anatomy import replace_module, shape_of
+from luthier.models.experts import PROJECTIONS, chosen_stacks, layers_of_experts, split_experts, stacks_transposed
 from luthier.quantization.packed import PackedWeight, QuantizedLinear
 from luthier.store.mapped import forget_mapped
 
@@ -59,7 +60,7 @@ class Streaming(QuantizationConfigMixin):
     """What becomes of a model's weights while they are read, in the form that `from_pretrained` takes it.
 
     choose: which layers are to be quantized. endings: what the files hold, beside `weight`, of layers that come quantized;
-    there are none if this is empty. are_blocks: whether the weights of the chosen layers come as a GGUF file's blocks.
+    there are none if this is empty. are_stacked: whether these are layers of experts, in one tensor for each ending. are_blocks: whether the weights of the chosen layers come as a GGUF file's blocks.
     files: those that are read, of which no more than some hundred megabytes are to be in memory at a time.
     """
 
@@ -69,6 +70,7 @@ class Streaming(QuantizationConfigMixin):
         pack: Pack,
         endings: tuple[str, ...] = (),
         *,
+        are_stacked: bool = False,
         are_blocks: bool = False,
         files: Sequence[Path] = (),
     ) -> None:
@@ -76,6 +78,7 @@ class Streaming(QuantizationConfigMixin):
         self.choose = choose
         self.pack = pack
         self.endings = endings
+        self.are_stacked = are_stacked
         self.come_packed = are_blocks or bool(endings)
         self.files = files
         self._mapped = 0
@@ -94,24 +97,45 @@ class Streaming(QuantizationConfigMixin):
         """Pack a layer's weight. The layer's own stays without memory, marked as filled."""
         layer = model.get_submodule(name)
         own = layer.get_parameter("weight")
+        if self._fits(f"{name}.weight", own, tensors):
+            is_transposed = isinstance(layer, Conv1D) and not self.come_packed
+            self._pack(name, {"weight": tensors["weight"].t()} if is_transposed else tensors, shape_of(layer))
+
+    def take_experts(self, model: PreTrainedModel, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Pack the weights of a projection of every expert of a layer. The stacked parameter stays without memory, marked as filled."""
+        own = model.get_parameter(name)
+        if not self._fits(name, own, tensors):
+            return
+        is_transposed = stacks_transposed(model, name)
+        shape = own[0].t().shape if is_transposed else own[0].shape
+        for index, layer in enumerate(layers_of_experts(name, len(own))):
+            of_one = {ending: tensor[index] for ending, tensor in tensors.items()}
+            if is_transposed and not self.come_packed:
+                of_one = {"weight": of_one["weight"].t()}
+            self._pack(layer, of_one, (shape[0], shape[1]))
+
+    def _fits(self, name: str, own: nn.Parameter, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether what is to be packed has the parameter's shape; noted if not."""
         own._is_hf_initialized = True  # type: ignore[attr-defined]
-        if not self.come_packed:
-            weight = tensors["weight"]
-            if weight.shape != own.shape:
-                self.misshapen.append((f"{name}.weight", tuple(weight.shape), tuple(own.shape)))
-                return
-            if isinstance(layer, Conv1D):
-                tensors = {"weight": weight.t()}
+        whole = tensors.get("weight")
+        if self.come_packed or whole is None or whole.shape == own.shape:
+            return True
+        self.misshapen.append((name, tuple(whole.shape), tuple(own.shape)))
+        return False
+
+    def _pack(self, name: str, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> None:
         prepared = self.prepared[name] = self.pack(name, tensors)
         self._mapped += sum(tensor.nbytes for tensor in tensors.values())
         if self._mapped >= _MOST_MAPPED:
             self._mapped = 0
             forget_mapped(self.files)
-        if prepared.packed.shape != shape_of(layer):
-            self.misshapen.append((f"{name}.weight", prepared.packed.shape, shape_of(layer)))
+        if prepared.packed.shape != shape:
+            self.misshapen.append((f"{name}.weight", prepared.packed.shape, shape))
 
     def put(self, model: PreTrainedModel) -> None:
-        """Put a quantized layer in the place of each whose weight was packed."""
+        """Put a quantized layer in the place of each whose weight was packed, experts apart."""
+        if not {name for name, _ in model.named_modules()} >= set(self.prepared):
+            split_experts(model)
         for name, prepared in self.prepared.items():
             layer = model.get_submodule(name)
             bias, dtype = dict(layer.named_parameters()).get("bias"), layer.get_parameter("weight").dtype
@@ -141,18 +165,27 @@ class _Take(ConversionOps):
         """Take the weight; nothing is left for transformers to put anywhere. What is not quantized goes on as it is."""
         model, full_layer_name = kwargs["model"], kwargs["full_layer_name"]
         tensors = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
-        if self.streaming.endings and len(tensors) == 1:
+        stacked = full_layer_name.endswith(PROJECTIONS)
+        if self.streaming.endings and len(tensors) == 1 and not stacked:
             dtype = model.get_parameter(full_layer_name).dtype
             return {key: tensor.to(dtype) for key, tensor in tensors.items()}
         if not self.streaming.endings:  # named in full
             tensors = {"weight": next(iter(tensors.values()))}
+        elif stacked:
+            tensors = {key.rpartition("_")[2]: tensor for key, tensor in tensors.items()}
         kwargs["missing_keys"].discard(full_layer_name)
         try:
-            if self.streaming.error is None:
+            if self.streaming.error is None and stacked:
+                self.streaming.take_experts(model, full_layer_name, tensors)
+            elif self.streaming.error is None:
                 self.streaming.take(model, full_layer_name.removesuffix(".weight"), tensors)
         except Exception as error:  # transformers would make a report of it
             self.streaming.error = error
         return {}
+
+
+def _is_ours(converter: WeightConverter) -> bool:
+    return any(isinstance(operation, _Take) for operation in converter.operations)
 
 
 @register_quantizer(_NAME)
@@ -165,14 +198,16 @@ class _Quantizer(HfQuantizer):
         super().__init__(quantization_config, **others)
         self.pre_quantized = bool(quantization_config.endings)
         self.chosen: frozenset[str] = frozenset()
+        self.chosen_stacks: frozenset[str] = frozenset()
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **others: Any) -> bool:
-        """Whether this is the weight of a chosen layer."""
+        """Whether this is the weight of a chosen layer, or holds those of chosen experts."""
         name, _, last = param_name.rpartition(".")
-        return last == "weight" and name in self.chosen
+        return param_name in self.chosen_stacks or (last == "weight" and name in self.chosen)
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **others: Any) -> PreTrainedModel:
         self.chosen = frozenset(self.quantization_config.choose(model))
+        self.chosen_stacks = chosen_stacks(model, self.chosen)
         return model
 
     def get_quantize_ops(self) -> ConversionOps:
@@ -182,11 +217,17 @@ class _Quantizer(HfQuantizer):
     def get_weight_conversions(self) -> list[Any]:
         """The operation on all that files hold of a layer, where layers come quantized."""
         endings = self.quantization_config.endings
+        if self.quantization_config.are_stacked:
+            sources = {name: [f"{name}_{ending}" for ending in endings] for name in PROJECTIONS}
+            return [WeightConverter(parts, name, [_Take(self)]) for name, parts in sources.items()]
         return [WeightConverter([*endings, "weight"], "weight", [_Take(self)])] if endings else []
 
     def postprocess_model(self, model: PreTrainedModel, **others: Any) -> None:
         """Exchange the layers, and leave no trace beside: the model is an ordinary one with other layers."""
         self.quantization_config.put(model)
+        conversions = vars(model).get("_weight_conversions") or []  # of which saving would undo what is ours
+        kept = [each for each in conversions if not (isinstance(each, WeightConverter) and _is_ours(each))]
+        model._weight_conversions = kept  # type: ignore[assignment]
         self.remove_quantization_config(model)  # type: ignore[no-untyped-call]
 
     def is_serializable(self) -> bool:

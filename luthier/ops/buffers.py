@@ -23,7 +23,10 @@ class Buffers(threading.local):
         key = (purpose, dtype, device)
         held = self.held.get(key)
         if held is None or len(held) < count:
-            held = self.held[key] = torch.empty(count, dtype=dtype, device=device)
+            with torch.inference_mode(
+                False
+            ):  # else what an evaluation asked for first could not be written to in training
+                held = self.held[key] = torch.empty(count, dtype=dtype, device=device)
         return held[:count]
 
     def release(self) -> None:

@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.models.anatomy import replace_module, shape_of
 from luthier.models.attention import FAST, REFERENCE, register_attention
+from luthier.models.experts import split_experts
 from luthier.models.families import Family, family_of
 from luthier.models.fast_layers import use_fast_layers
 from luthier.models.heads import ClassHead, add_class_layer, name_classes, new_layers, rest_pooler
@@ -55,6 +56,8 @@ def skeleton(
     implementation = (FAST if fast.attention else REFERENCE) if family.attends_by_interface else "sdpa"
     hf, new_head = _bare(copy.deepcopy(config), family, head, dtype, implementation)
     rest_pooler(hf, family)
+    if quantization is not None:
+        split_experts(hf)
     anatomy = read_anatomy(hf, family)
     first: dict[str, Mapping[str, Tensor]] = {}
     if quantization is not None:

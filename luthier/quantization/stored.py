@@ -12,6 +12,7 @@ from torch import Tensor
 from luthier.errors import RecipeError
 from luthier.quantization.affine_files import AWQ_ENDINGS, GPTQ_ENDINGS, read_awq, read_gptq
 from luthier.quantization.bitsandbytes_files import FOUR_BIT_ENDINGS, INT8_ENDINGS, read_tensors
+from luthier.quantization.mxfp4_files import MXFP4_ENDINGS, read_mxfp4
 from luthier.quantization.packed import PackedWeight
 from luthier.quantization.settings import QuantizationSettings
 
@@ -21,11 +22,15 @@ Read = Callable[[str, Mapping[str, Tensor]], PackedWeight]
 
 @dataclass(frozen=True)
 class StoredForm:
-    """endings: what files may hold of a quantized layer, beside `weight`. like: a format of ours that takes about as much memory."""
+    """endings: what files may hold of a quantized layer, beside `weight`. like: a format of ours that takes about as much memory.
+
+    are_stacked: whether the quantized layers are those of experts, all of a projection in one tensor for each ending.
+    """
 
     endings: tuple[str, ...]
     read: Read
     like: QuantizationSettings
+    are_stacked: bool = False
 
 
 def stored_form(name: str, quantization: Any) -> StoredForm:
@@ -37,6 +42,9 @@ def stored_form(name: str, quantization: Any) -> StoredForm:
         return StoredForm(FOUR_BIT_ENDINGS, read_tensors, like)
     if values.get("load_in_8bit"):
         return StoredForm(INT8_ENDINGS, read_tensors, QuantizationSettings(kind="int8"))
+    if values.get("quant_method") == "mxfp4":
+        like = QuantizationSettings(kind="mxfp4", targets=("gate_up_proj", "down_proj"))
+        return StoredForm(MXFP4_ENDINGS, read_mxfp4, like, are_stacked=True)
     bits = values.get("bits", values.get("w_bit"))
     like = QuantizationSettings(kind="int8") if bits == 8 else QuantizationSettings(kind="nf4", block=128, double=False)
     if values.get("quant_method") == "gptq" and bits in (2, 4, 8):
@@ -50,6 +58,6 @@ def stored_form(name: str, quantization: Any) -> StoredForm:
     raise RecipeError(
         f"The model {name} comes quantized by {values.get('quant_method', quantization)}{details}, which Luthier does not read.",
         "Use the unquantized model and let Luthier quantize it (quantization: {kind: nf4}), or one by bitsandbytes, by GPTQ "
-        "in 2, 4 or 8 bits, or by AWQ (gemm).",
+        "in 2, 4 or 8 bits, by AWQ (gemm), or in MXFP4.",
         field="model",
     )
