@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from methods.examples import EXAMPLES, REFUSED, model_for, ready
@@ -13,6 +14,7 @@ from methods.test_every_method import answers, train
 from models.tiny import tiny_model
 from models.tuned import logprobs, random_lora, randomize, usual_batch
 from near import assert_near
+from tiny_experts import write_tiny_experts
 from tiny_runs import Cut, begin, course, cut_after, go_on, nothing, recipe_values, write_rows
 from torch import Tensor
 
@@ -22,10 +24,14 @@ from luthier.methods import LoRA, Method
 from luthier.models.language_model import FastModel, LanguageModel
 from luthier.ops.attention import AttentionTerms, packed_attention, packed_attention_reference
 from luthier.ops.cuda_library import cuda_library
+from luthier.ops.spectrum import svd_of
+from luthier.quantization.affine import AffineWeight
 from luthier.quantization.four_bit import BLOCKS, FourBitKind, quantize_four_bit
+from luthier.quantization.gguf_blocks import GGUFWeight
 from luthier.quantization.int8 import quantize_int8
 from luthier.quantization.mxfp4 import quantize_mxfp4
 from luthier.quantization.packed import PackedWeight
+from luthier.quantization.with_low_rank import WithLowRank
 from luthier.training.optimizers import OPTIMIZERS, OptimizerSettings
 from luthier.training.optimizers.paged import PinnedMemory
 from luthier.types import Segment
@@ -175,7 +181,30 @@ def test_four_bits_are_unpacked_as_on_the_cpu(
     assert_near(packed.cuda().dense(dtype).cpu().float(), wanted.float(), 1e-6 if dtype == torch.float32 else 5e-3)
 
 
-@pytest.mark.parametrize("quantize", [quantize_int8, quantize_mxfp4])
+def in_gguf(weight_OI: Tensor) -> PackedWeight:
+    """A weight in blocks of Q4_0."""
+    blocks = gguf.quantize(weight_OI.numpy(), gguf.GGMLQuantizationType.Q4_0)
+    shape = (weight_OI.shape[0], weight_OI.shape[1])
+    return GGUFWeight(shape, torch.from_numpy(blocks), gguf.GGMLQuantizationType.Q4_0, None)
+
+
+def in_codes_and_zero_points(weight_OI: Tensor) -> PackedWeight:
+    """A weight as GPTQ has it, in eight bits, its inputs in another order."""
+    rows, columns = weight_OI.shape
+    codes = (weight_OI * 20 + 128).clamp(0, 255).to(torch.uint8)
+    scale, zero = torch.full((rows, 3), 0.05).half(), torch.full((rows, 3), 128, dtype=torch.uint8)
+    return AffineWeight("gptq", 8, codes, scale, zero, torch.arange(columns).flip(0))
+
+
+def beside_a_low_rank(weight_OI: Tensor) -> PackedWeight:
+    """A weight as PiSSA has it over NF4."""
+    part = svd_of(weight_OI).best(4)
+    return WithLowRank(quantize_four_bit(weight_OI - part.dense(), "nf4"), part)
+
+
+@pytest.mark.parametrize(
+    "quantize", [quantize_int8, quantize_mxfp4, in_gguf, in_codes_and_zero_points, beside_a_low_rank]
+)
 def test_other_formats_are_unpacked_as_on_the_cpu(quantize: Callable[[Tensor], PackedWeight]) -> None:
     packed = quantize(torch.randn(24, 96, generator=torch.Generator().manual_seed(0)))
     wanted = packed.dense(torch.float32)
@@ -188,6 +217,11 @@ def test_a_run_over_a_quantized_base_takes_the_course_of_the_cpu(kind: str, tiny
     assert losses_on("cuda", tiny_model, tmp_path, quantization=quantization) == pytest.approx(
         losses_on("cpu", tiny_model, tmp_path, quantization=quantization), rel=1e-3
     )
+
+
+def test_a_run_over_experts_in_mxfp4_takes_the_course_of_the_cpu(tmp_path: Path) -> None:
+    released = write_tiny_experts(tmp_path / "released", packed=True)
+    assert losses_on("cuda", released, tmp_path) == pytest.approx(losses_on("cpu", released, tmp_path), rel=1e-3)
 
 
 def test_recomputed_layers_over_a_quantized_base_give_the_same_losses(tiny_model: Path, tmp_path: Path) -> None:

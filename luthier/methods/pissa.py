@@ -12,6 +12,10 @@ another in the same batch, remains right; A₀ and B₀ are kept instead, and th
 a low-rank update that is exactly zero at the start and, in half precision, has no large parts that cancel. Dropout acts on
 the input of this update (our choice; the paper uses none).
 
+Over a base that is quantized while it is read (the paper's QPiSSA, section 4) what is quantized is the residual, whose numbers are
+smaller: the base becomes q(W − s B₀ A₀) + s B₀ A₀, nearer to W than q(W), and W' is the same. Over one that comes quantized, A₀ and B₀ are
+those of the weight as it is unpacked.
+
 Written as an ordinary LoRA of rank 2R on the unchanged W, B⁺ = [B, −B₀] and A⁺ = [A; A₀], its strength such that s holds;
 a run that goes on from it is therefore one of LoRA. A₀ and B₀ belong to every checkpoint: a resumed run goes on with the
 same bits, whatever decomposition its machine would find.
@@ -24,6 +28,7 @@ Shapes: I inputs, O outputs, R rank, S columns of a random sketch.
 from __future__ import annotations
 
 import math
+import zlib
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -37,10 +42,13 @@ from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, LowRankBra
 from luthier.methods.contract import Kin, Method, Traits
 from luthier.methods.lora import LORA_FORM, LoRA, LowRank
 from luthier.methods.peft_files import PeftForm
+from luthier.models.anatomy import Anatomy, find_targets
 from luthier.models.call import Run
 from luthier.models.language_model import LanguageModel
+from luthier.models.streaming import Packing, Prepare, Prepared
 from luthier.ops.lora import Update
 from luthier.ops.spectrum import SVD, Factors, svd_of
+from luthier.quantization.with_low_rank import WithLowRank
 
 _OVERSAMPLING = 8
 
@@ -83,21 +91,43 @@ class PiSSA(LowRank):
         """A branch at every place, and what they start from as part of the run's state."""
         return PiSSAAttachment(self, model, name, super().place(model, name, seed, fast).layers)
 
-    def branch(self, layer: AdaptedLayer, generator: torch.Generator, fast: bool) -> Branch:
-        """A and B from the weight; the generator serves the fast decomposition only."""
-        linear = linear_of(layer, self.kind)
-        rank, scale, weight_OI = self.rank_of(layer.name), self.scale_of(layer.name), linear.weight.detach().float()
+    def prepare_weights(self, anatomy: Anatomy) -> Prepare:
+        """At the layers that are adapted, the principal part is held in full and the residual quantized."""
+        places = set(find_targets(anatomy, self.targets, self.layers))
+
+        @torch.no_grad()
+        def prepare(name: str, weight_OI: Tensor, pack: Packing) -> Prepared:
+            if name not in places:
+                return Prepared(pack(weight_OI))
+            weight_OI = weight_OI.float()
+            a_RI, b_OR = self.principal(name, weight_OI, torch.Generator().manual_seed(zlib.crc32(name.encode())))
+            part = Factors(self.scale_of(name) * b_OR, a_RI)
+            return Prepared(WithLowRank(pack(weight_OI - part.dense()), part))
+
+        return prepare
+
+    def principal(self, name: str, weight_OI: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A₀ (R, I) and B₀ (O, R) of a layer; the generator serves the fast decomposition only."""
+        rank, root = self.rank_of(name), math.sqrt(self.scale_of(name))
         if rank > min(weight_OI.shape):
             raise RecipeError(
-                f"{layer.name} has {min(weight_OI.shape)} singular vectors, fewer than the rank {rank}.",
+                f"{name} has {min(weight_OI.shape)} singular vectors, fewer than the rank {rank}.",
                 "Lower method.rank, or give the layer a rank of its own in method.rank_pattern.",
                 field="method.rank",
             )
         svd = svd_of(weight_OI) if self.niter is None else randomized_svd(weight_OI, rank, self.niter, generator)
         start = svd.best(rank)
-        return PiSSABranch(
-            start.right_RI / math.sqrt(scale), start.left_OR / math.sqrt(scale), scale, self.dropout, fast
-        )
+        return start.right_RI / root, start.left_OR / root
+
+    def branch(self, layer: AdaptedLayer, generator: torch.Generator, fast: bool) -> Branch:
+        """A and B from the weight, or from what was held of it when the base was quantized."""
+        linear, scale = linear_of(layer, self.kind), self.scale_of(layer.name)
+        if isinstance(linear.frozen, WithLowRank):
+            part = linear.frozen.part
+            a_RI, b_OR = part.right_RI.clone(), part.left_OR / scale
+        else:
+            a_RI, b_OR = self.principal(layer.name, linear.weight.detach().float(), generator)
+        return PiSSABranch(a_RI, b_OR, scale, self.dropout, fast)
 
     def file_settings(self) -> dict[str, Any]:
         """Those of the LoRA of twice the rank that is written, with the same s."""

@@ -32,6 +32,7 @@ CONFIGS = {
     "gemma": {**LLAMA, "head_dim": 8},
     "gemma2": {**LLAMA, "head_dim": 8, "sliding_window": 5, "query_pre_attn_scalar": 8},
     "gemma3_text": {**LLAMA, "head_dim": 8, "sliding_window": 5, "query_pre_attn_scalar": 8},
+    "gpt_oss": {**LLAMA, "head_dim": 8, "sliding_window": 5, "num_local_experts": 3, "num_experts_per_tok": 2},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
     "gpt_neox": {**LLAMA, "rotary_pct": 0.5},
     "opt": {**LLAMA, "ffn_dim": 48, "word_embed_proj_dim": 32},

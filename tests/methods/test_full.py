@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from models.rows import batch_of, plain_logprobs, random_rows
-from models.tiny import NAMES, tiny_model
+from models.tiny import MIXTURES, NAMES, tiny_model
 from models.tuned import LENGTHS, logprobs, plain_attention, quiet, randomize
 from near import assert_apart, assert_near
 from safetensors import safe_open
@@ -46,7 +46,7 @@ def moved(model: LanguageModel, name: str) -> set[str]:
     return {key for key, value in model.hf.state_dict().items() if not torch.equal(value, before[key])}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *MIXTURES])
 def test_all_weights_train_and_the_loss_falls(name: str) -> None:
     model, attachment = trained(name)
     assert set(attachment.trainables) == {key for key, _ in model.hf.named_parameters()}
@@ -145,7 +145,7 @@ def test_nothing_to_train_is_refused_with_the_field() -> None:
     assert refused.value.field == "method.layers"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *MIXTURES])
 def test_what_is_written_loads_in_plain_transformers_and_computes_the_same(name: str, tmp_path: Path) -> None:
     model, attachment = trained(name)
     attachment.write(tmp_path, quiet)
@@ -195,7 +195,7 @@ def test_a_merged_lora_is_written_whole_even_where_it_untied_the_head(name: str,
     assert_near(plain_logprobs(plain, random_rows(LENGTHS)), unmerged)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *MIXTURES])
 @pytest.mark.parametrize("settings", [{"layers": (1,)}, {"layers": (0,), "train_embedding": True}])
 def test_chosen_layers_of_a_half_precision_model_train_among_frozen_ones(name: str, settings: dict[str, Any]) -> None:
     model, attachment = trained(name, torch.bfloat16, **settings)

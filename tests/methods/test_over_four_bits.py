@@ -12,6 +12,7 @@ from models.tuned import logprobs, randomize
 from near import assert_near
 
 from luthier.methods import Method
+from luthier.methods.contract import Attachment
 from luthier.models.anatomy import weight_of
 from luthier.models.language_model import LanguageModel
 
@@ -47,14 +48,22 @@ def unpacked(method: Method, name: str) -> LanguageModel:
 
 @pytest.mark.parametrize(("method", "name"), CASES, indirect=["method"])
 def test_training_takes_the_same_course_and_moves_nothing_of_the_base(method: Method, name: str) -> None:
-    courses = []
-    for model in packed_and_plain(method, name):
-        attachment = method.attach(model, "default", seed=0)
+    courses, models = [], packed_and_plain(method, name)
+    attachments = [method.attach(model, "default", seed=0) for model in models]
+    start_together(*attachments)
+    for model, attachment in zip(models, attachments, strict=True):
         base = base_bits(model, attachment)
         courses.append(train(model, attachment))
         assert all(torch.equal(tensor, base[key]) for key, tensor in base_bits(model, attachment).items())
     assert courses[0] == pytest.approx(courses[1], rel=1e-4)
     assert courses[0][-1] < courses[0][0]
+
+
+def start_together(first: Attachment, second: Attachment) -> None:
+    """Give the second the start of the first: PiSSA's is of the weight before it was packed."""
+    second.load_state(first.state())
+    for name, tensor in second.trainables.items():
+        tensor.data.copy_(first.trainables[name])
 
 
 MERGING = [case for case in CASES if case.values[0].traits.merges]

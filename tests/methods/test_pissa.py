@@ -11,6 +11,7 @@ import pytest
 import torch
 from methods.adapted import dense, first_layer, output_of, some_inputs
 from methods.by_peft import MEANT, read_by_peft, tuned_by_peft, written
+from models.quantized import in_nf4, quantized_for
 from models.rows import plain_logprobs, random_rows
 from models.tiny import tiny_model
 from models.tuned import LENGTHS, logprobs, quiet, randomize
@@ -22,7 +23,10 @@ from luthier.errors import RecipeError
 from luthier.methods import LoRA, PiSSA
 from luthier.methods.bank import AdaptedLinear
 from luthier.methods.pissa import PiSSABranch, randomized_svd
+from luthier.models.anatomy import weight_of
+from luthier.models.language_model import LanguageModel
 from luthier.ops.lora import Dropout
+from luthier.ops.spectrum import svd_of
 
 pytestmark = MEANT
 PLACES = [("llama", "k_proj"), ("llama", "down_proj"), ("gpt2", "c_attn")]
@@ -123,6 +127,37 @@ def test_a_resumed_run_computes_with_the_start_of_the_first_bit_for_bit(niter: i
     assert_apart(logprobs(resumed), logprobs(model), 1e-4)
     second.load_state(first.state())
     assert torch.equal(logprobs(resumed), logprobs(model))
+
+
+def test_over_four_bits_the_residual_is_what_is_quantized() -> None:
+    method, plain = PiSSA(rank=4, alpha=5), tiny_model("llama")
+    model = quantized_for(method, tiny_model("llama"))
+    method.attach(model, "default", seed=0)
+    for name, layer in adapted_linears(model):
+        branch = layer.branch("default")
+        assert isinstance(branch, PiSSABranch)
+        weight_OI = plain.hf.get_submodule(name).get_parameter("weight")
+        part_OI = svd_of(weight_OI).best(4).dense()
+        expected_OI = in_nf4(weight_OI - part_OI).dense(torch.float32) + part_OI
+        assert_near(layer.weight, expected_OI, 1e-5)
+        assert_near(start_of(branch), part_OI, 1e-5)
+        assert_near(layer.frozen.reference(), layer.weight, 1e-6)
+
+
+def test_over_four_bits_it_begins_nearer_to_the_whole_model_and_layers_that_it_leaves_are_packed_as_ever() -> None:
+    whole = logprobs(tiny_model("llama"), None)
+    near, usual = (quantized_for(method, tiny_model("llama")) for method in (PiSSA(rank=12), LoRA()))
+    distances = [float((logprobs(model, None) - whole).norm()) for model in (near, usual)]
+    assert distances[0] < 0.9 * distances[1]
+    some = quantized_for(PiSSA(rank=4, targets=("q_proj",)), tiny_model("llama"))
+    for name in some.anatomy.linears:
+        same = torch.equal(*(weight_of(model.hf.get_submodule(name)) for model in (some, usual)))
+        assert same != name.endswith("q_proj")
+
+
+def adapted_linears(model: LanguageModel) -> list[tuple[str, AdaptedLinear]]:
+    """The adapted linear layers by name."""
+    return [(name, module) for name, module in model.hf.named_modules() if isinstance(module, AdaptedLinear)]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from models.rows import batch_of, plain_logprobs, random_rows
-from models.tiny import CONFIGS, NAMES, PLAIN, plain_model, tiny_model
+from models.tiny import CONFIGS, MIXTURES, NAMES, PLAIN, plain_model, tiny_model
 from models.tuned import LENGTHS, plain_attention, random_lora
 from near import assert_all_near, assert_near
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ def test_every_family_has_a_tiny_model() -> None:
     assert known == {model_type for model_type, _ in CONFIGS.values()}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *MIXTURES])
 def test_a_batch_of_documents_gives_each_what_plain_transformers_gives_it_alone(name: str) -> None:
     rows = random_rows(LENGTHS)
     expected = plain_logprobs(plain_model(name, plain_attention(name)), rows)
@@ -45,7 +45,7 @@ def test_a_batch_of_documents_gives_each_what_plain_transformers_gives_it_alone(
         assert_near(model.forward(batch_of(LENGTHS, model.layout)).logprob_N, expected)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *MIXTURES])
 def test_the_fast_paths_and_the_plain_ones_agree_in_value_and_in_every_lora_gradient(name: str) -> None:
     results = []
     for fast in (FastModel(), PLAIN):
@@ -56,7 +56,7 @@ def test_the_fast_paths_and_the_plain_ones_agree_in_value_and_in_every_lora_grad
     assert_all_near(results[0][1], results[1][1], 2e-5)  # how sums round depends on the number of threads
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *MIXTURES])
 def test_the_fast_paths_and_the_plain_ones_agree_in_the_gradient_of_every_base_weight(name: str) -> None:
     results = []
     for fast in (FastModel(), PLAIN):
@@ -93,7 +93,7 @@ def test_fast_linears_compute_and_train_as_those_of_torch(name: str, monkeypatch
     assert_all_near(*results)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *MIXTURES])
 def test_the_anatomy_names_every_part(name: str) -> None:
     model = tiny_model(name)
     modules = dict(model.hf.named_modules())
@@ -131,7 +131,7 @@ def test_the_anatomy_names_the_ends_of_both_sublayers_and_the_norms_around_them(
 
 
 @pytest.mark.parametrize("lengths", [(9, 4), (6, 6)])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *MIXTURES])
 def test_decoding_over_a_cache_gives_what_a_whole_forward_pass_gives(name: str, lengths: tuple[int, int]) -> None:
     model, plain = tiny_model(name), plain_model(name, plain_attention(name))
     prompts = [row.parts[0].tokens_T.tolist() for row in random_rows(lengths)]

@@ -97,6 +97,13 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "gemma3_text",
         {**_GEMMA, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 5},
     ),
+    "gpt_oss": (
+        "gpt_oss",
+        {
+            **_LLAMA, "head_dim": 8, "sliding_window": 4, "num_local_experts": 3, "num_experts_per_tok": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    ),
     "gpt2": ("gpt2", _GPT2),
     "gpt2-layer-scaled": ("gpt2", {**_GPT2, "scale_attn_by_inverse_layer_idx": True}),
     "gpt_neox": ("gpt_neox", {**_WIDE, "intermediate_size": 40, "rotary_pct": 0.5, "tie_word_embeddings": False}),
@@ -119,7 +126,10 @@ ENCODER_DECODERS = ("t5", "t5-gated", "bart")
 STARTS = {"t5": 0, "t5-gated": 0, "bart": 2}
 """The token that the decoder of each begins with."""
 
-NAMES = tuple(name for name in CONFIGS if name not in (*ENCODERS, *ENCODER_DECODERS))
+MIXTURES = ("gpt_oss",)
+"""Decoders whose feed-forward layers are mixtures of experts, to which not every method goes."""
+
+NAMES = tuple(name for name in CONFIGS if name not in (*ENCODERS, *ENCODER_DECODERS, *MIXTURES))
 CLASSES = ("angry", "happy", "neutral")
 PACKED = tuple(name for name in NAMES if not name.startswith("falcon"))
 
