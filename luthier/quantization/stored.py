@@ -12,6 +12,7 @@ from torch import Tensor
 from luthier.errors import RecipeError
 from luthier.quantization.affine_files import AWQ_ENDINGS, GPTQ_ENDINGS, read_awq, read_gptq
 from luthier.quantization.bitsandbytes_files import FOUR_BIT_ENDINGS, INT8_ENDINGS, read_tensors
+from luthier.quantization.hqq import HQQ_ENDINGS, read_hqq
 from luthier.quantization.mxfp4_files import MXFP4_ENDINGS, read_mxfp4
 from luthier.quantization.packed import PackedWeight
 from luthier.quantization.settings import QuantizationSettings
@@ -45,6 +46,8 @@ def stored_form(name: str, quantization: Any) -> StoredForm:
     if values.get("quant_method") == "mxfp4":
         like = QuantizationSettings(kind="mxfp4", targets=("gate_up_proj", "down_proj"))
         return StoredForm(MXFP4_ENDINGS, read_mxfp4, like, are_stacked=True)
+    if values.get("quant_method") == "hqq":
+        return StoredForm(HQQ_ENDINGS, read_hqq, QuantizationSettings(kind="nf4", double=False))
     bits = values.get("bits", values.get("w_bit"))
     like = QuantizationSettings(kind="int8") if bits == 8 else QuantizationSettings(kind="nf4", block=128, double=False)
     if values.get("quant_method") == "gptq" and bits in (2, 4, 8):
@@ -57,7 +60,7 @@ def stored_form(name: str, quantization: Any) -> StoredForm:
     details = "".join(f", {key} {values[key]}" for key in more)
     raise RecipeError(
         f"The model {name} comes quantized by {values.get('quant_method', quantization)}{details}, which Luthier does not read.",
-        "Use the unquantized model and let Luthier quantize it (quantization: {kind: nf4}), or one by bitsandbytes, by GPTQ "
-        "in 2, 4 or 8 bits, by AWQ (gemm), or in MXFP4.",
+        "Use the unquantized model and let Luthier quantize it (quantization: {kind: nf4}), or one by bitsandbytes, by HQQ, "
+        "by GPTQ in 2, 4 or 8 bits, by AWQ (gemm), or in MXFP4.",
         field="model",
     )

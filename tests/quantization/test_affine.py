@@ -136,7 +136,7 @@ def test_tensors_that_do_not_belong_together_are_told_with_the_layer() -> None:
         {"quant_method": "gptq", "bits": 3},
         {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"},
         {"quant_method": "awq", "bits": 4, "version": "gemv"},
-        {"quant_method": "hqq"},
+        {"quant_method": "quanto"},
     ],
     ids=str,
 )
