@@ -9,7 +9,7 @@ Shapes: N tokens, K experts of each token, E experts, D width, F width within an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -47,13 +47,18 @@ class SplitExperts(nn.Module):
     def forward(self, x_ND: Tensor, chosen_NK: Tensor, share_NK: Tensor) -> Tensor:
         """Σ_k share · E_chosen(x), each expert over its own tokens, shape (N, D)."""
         out_ND = torch.zeros_like(x_ND)
-        for index in chosen_NK.unique().tolist():
+        for index, token_M, place_M in self.routes(chosen_NK):
             expert = self.get_submodule(str(index))
             first, last = (expert.get_submodule(name) for name in PROJECTIONS)
-            token_M, place_M = torch.where(chosen_NK == index)
             y_MD = last(self.gate(first(x_ND[token_M]))) * share_NK[token_M, place_M].unsqueeze(-1)
             out_ND = out_ND.index_add(0, token_M, y_MD.to(out_ND.dtype))
         return out_ND
+
+    def routes(self, chosen_NK: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Each expert that was chosen, its M tokens, and as which of their choices, both (M,)."""
+        for index in chosen_NK.unique().tolist():
+            token_M, place_M = torch.where(chosen_NK == index)
+            yield index, token_M, place_M
 
     def stacked(self) -> dict[str, Tensor]:
         """The weights and biases as transformers' own module has them, by name, unpacked."""
@@ -106,13 +111,13 @@ def chosen_stacks(model: nn.Module, chosen: frozenset[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def split_experts(model: nn.Module) -> None:
+def split_experts(model: nn.Module, kind: type[SplitExperts] = SplitExperts) -> None:
     """Put a `SplitExperts` in the place of each module of stacked experts. The weights are views of the stacked ones."""
     for name, module in experts_of(model).items():
-        replace_module(model, name, _split(module))
+        replace_module(model, name, _split(module, kind))
 
 
-def _split(module: nn.Module) -> SplitExperts:
+def _split(module: nn.Module, kind: type[SplitExperts]) -> SplitExperts:
     own = dict(module.named_parameters(recurse=False))
     is_transposed = bool(vars(module)["is_transposed"])
     experts = []
@@ -127,7 +132,7 @@ def _split(module: nn.Module) -> SplitExperts:
     for name in own:
         delattr(module, name)  # what is left of it is how it gates
     gate: Callable[[Tensor], Tensor] = module._apply_gate  # type: ignore[assignment]
-    return SplitExperts(experts, gate, is_transposed)
+    return kind(experts, gate, is_transposed)
 
 
 def _linear(weight_OI: Tensor, bias_O: Tensor | None) -> nn.Linear:

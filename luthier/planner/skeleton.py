@@ -6,7 +6,7 @@ To be called where torch's fake tensors are made (`FakeTensorMode`): nothing is 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.models.anatomy import replace_module, shape_of
 from luthier.models.attention import FAST, REFERENCE, register_attention
-from luthier.models.experts import split_experts
+from luthier.models.experts import SplitExperts, split_experts
 from luthier.models.families import Family, family_of
 from luthier.models.fast_layers import use_fast_layers
 from luthier.models.heads import ClassHead, add_class_layer, name_classes, new_layers, rest_pooler
@@ -56,8 +56,7 @@ def skeleton(
     implementation = (FAST if fast.attention else REFERENCE) if family.attends_by_interface else "sdpa"
     hf, new_head = _bare(copy.deepcopy(config), family, head, dtype, implementation)
     rest_pooler(hf, family)
-    if quantization is not None:
-        split_experts(hf)
+    split_experts(hf, EvenExperts)
     anatomy = read_anatomy(hf, family)
     first: dict[str, Mapping[str, Tensor]] = {}
     if quantization is not None:
@@ -69,6 +68,18 @@ def skeleton(
     hf.requires_grad_(False).train(False)
     words = tokenizer or _blank_tokenizer()
     return LanguageModel(hf, words, anatomy, Identity("?", ""), fast, new_head=new_head, prepared=first)
+
+
+class EvenExperts(SplitExperts):
+    """Experts of which each is sent as many tokens: what a router chooses is not known before it has numbers."""
+
+    def routes(self, chosen_NK: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Every expert with its share of the choices."""
+        count = len(list(self.children()))
+        tokens = min(-(-chosen_NK.numel() // count), len(chosen_NK))
+        for index in range(count):
+            token_M = torch.arange(tokens, device=chosen_NK.device)
+            yield index, token_M, torch.zeros_like(token_M)
 
 
 def _blank_tokenizer() -> PreTrainedTokenizerBase:

@@ -69,6 +69,7 @@ COMBINATIONS: dict[str, Work] = {
     "prefixes": work(method={"kind": "prefix-tuning", "rank": None, "num_virtual_tokens": 4}, data={"max_length": 96}),
     "a prompt": work(method={"kind": "p-tuning", "rank": None, "num_virtual_tokens": 4}, data={"max_length": 96}),
     "loftq": work(method={"kind": "loftq"}, quantization={"kind": "nf4"}),
+    "pissa, nf4": work(method={"kind": "pissa"}, quantization={"kind": "nf4"}),
     "adafactor": work(training={"optimizer": "adafactor"}),
     "nf4": work(quantization={"kind": "nf4"}),
     "int8, recomputed": work(quantization={"kind": "int8"}, training={"gradient_checkpointing": True}),
@@ -152,7 +153,7 @@ def test_rows_of_classes_cannot_be_imagined() -> None:
     assert refused.value.field == "data.train"
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma2", "falcon-new"])
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "falcon-new", "gpt_oss"])
 def test_other_families_too(name: str) -> None:
     kind, values = CONFIGS[name]
     one = work({"model_type": kind, **values}, data={"max_length": 48})
