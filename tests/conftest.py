@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,12 @@ from tiny_model import write_tiny_model
 __all__ = ["failing_at"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_finish() -> None:
+    """Every run of a test looks for garbage; what the imports and the collected tests hold never is any."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
