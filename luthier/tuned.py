@@ -8,6 +8,7 @@ from pathlib import Path
 
 from luthier.errors import NotFound, RecipeError
 from luthier.methods import ADAPTER
+from luthier.methods.contract import Attachment
 from luthier.models.language_model import LanguageModel
 from luthier.models.loading import load_model
 from luthier.quantization.packed import QuantizedLinear
@@ -29,15 +30,34 @@ def load_run(folder: Path, announce: Announce) -> LanguageModel:
     Raises NotFound if the run has not finished.
     """
     recipe = recipe_of_run(folder)
+    return (
+        load_tuned(folder, recipe, announce) if recipe.method.tunes_base else load_attached(folder, recipe, announce)[0]
+    )
+
+
+def load_merged(folder: Path, recipe: Recipe, announce: Announce) -> LanguageModel:
+    """The model of a run with what it learned in its weights. Raises RecipeError if the method does not merge."""
     if recipe.method.tunes_base:
-        tuned = folder / recipe.method.output_folder
-        _require_output(tuned, folder)
-        settings = recipe.model.model_copy(update={"name": str(tuned), "revision": None})
-        return load_model(settings, announce, head=head_of(recipe))
+        return load_tuned(folder, recipe, announce)
+    model, attachment = load_attached(folder, recipe, announce)
+    attachment.merge()
+    return model
+
+
+def load_tuned(folder: Path, recipe: Recipe, announce: Announce) -> LanguageModel:
+    """The model whose own weights a run tuned."""
+    tuned = folder / recipe.method.output_folder
+    _require_output(tuned, folder)
+    settings = recipe.model.model_copy(update={"name": str(tuned), "revision": None})
+    return load_model(settings, announce, head=head_of(recipe))
+
+
+def load_attached(folder: Path, recipe: Recipe, announce: Announce) -> tuple[LanguageModel, Attachment]:
+    """The base model of a run, and what the run learned at work on it under the name `default`."""
     _require_output(folder / recipe.method.output_folder, folder)
     model = load_base_of(recipe, announce)
-    recipe.method.continued(folder).attach(model, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
-    return model
+    attachment = recipe.method.continued(folder).attach(model, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
+    return model, attachment
 
 
 def load_base(folder: Path, announce: Announce) -> LanguageModel:

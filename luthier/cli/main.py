@@ -21,6 +21,7 @@ from luthier.cli.combine import combine
 from luthier.cli.compare_methods import compare_methods
 from luthier.cli.doctor import doctor
 from luthier.cli.evaluate import evaluate
+from luthier.cli.export import export
 from luthier.cli.generate import generate
 from luthier.cli.inspect import inspect, shrink
 from luthier.cli.methods import methods
@@ -62,6 +63,7 @@ app.command(rich_help_panel=_USE)(chat)
 app.command(rich_help_panel=_USE)(generate)
 app.command(rich_help_panel=_USE)(combine)
 app.command(rich_help_panel=_USE)(shrink)
+app.command(rich_help_panel=_USE)(export)
 app.command(rich_help_panel=_LOOK)(inspect)
 app.command(rich_help_panel=_LOOK)(runs)
 app.command(rich_help_panel=_LOOK)(methods)

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import RecipeError
-from luthier.models.anatomy import is_linear, is_norm, replace_module, shape_of, weight_of
+from luthier.models.anatomy import is_linear, is_norm, is_transposed, replace_module, shape_of, weight_of
 from luthier.models.call import Run, calling, current_call
 from luthier.models.families import RMSNormForm
 from luthier.models.fast_layers import FastRMSNorm
@@ -199,7 +198,7 @@ class AdaptedLinear(AdaptedLayer):
     @property
     def is_transposed(self) -> bool:
         """Whether files have the frozen weight as (I, O)."""
-        return self.base.is_transposed if isinstance(self.base, QuantizedLinear) else isinstance(self.base, Conv1D)
+        return is_transposed(self.base)
 
     @property
     def frozen(self) -> Weight:

@@ -6,20 +6,18 @@ Trainable numbers: those of the chosen tensors; a head that is tied to the embed
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from luthier.errors import RecipeError
 from luthier.methods.contract import Attachment, Group, Kin, Method, Traits
-from luthier.models.experts import SplitExperts
 from luthier.models.language_model import LanguageModel
-from luthier.quantization.packed import QuantizedLinear
+from luthier.models.writing import write_model
 
 
 class Full(Method):
@@ -131,33 +129,3 @@ class FullAttachment(Attachment):
         """Nothing to fold: freeze the weights again."""
         for parameter in self.tensors.values():
             parameter.requires_grad_(False)
-
-
-def _unpacked(model: LanguageModel) -> dict[str, Tensor]:
-    """The model's weights by name; packed ones are unpacked, and in the order of axes that files have."""
-    weights = dict(model.hf.state_dict())
-    for name, layer in model.hf.named_modules():
-        if isinstance(layer, SplitExperts):
-            weights = _without(weights, f"{name}.") | {f"{name}.{own}": each for own, each in layer.stacked().items()}
-        elif isinstance(layer, QuantizedLinear) and name not in model.anatomy.experts:
-            weights = _without(weights, f"{name}.weight.")
-            weights[f"{name}.weight"] = layer.dense_layer().get_parameter("weight")
-    return weights
-
-
-def _without(weights: dict[str, Tensor], beginning: str) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in weights.items() if not name.startswith(beginning)}
-
-
-def write_model(model: LanguageModel, folder: Path, dtype: torch.dtype) -> None:
-    """Write a model without adapters as safetensors, config and tokenizer files into `folder`, weights as `dtype`."""
-    weights = {name: tensor.to(dtype) for name, tensor in _unpacked(model).items()}
-    anatomy = model.anatomy
-    copies = [place for place in anatomy.embedding_places if place != anatomy.embedding]
-    for place in (*copies, *([anatomy.head] if anatomy.is_head_tied else [])):
-        weights.pop(f"{place}.weight", None)  # one tensor under several names: transformers ties it on loading
-    model.hf.save_pretrained(folder, state_dict=weights)
-    config = copy.deepcopy(model.hf.config)
-    config.dtype = dtype  # transformers notes that of the weights in memory, which is fp32 where they trained
-    config.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)

@@ -187,6 +187,11 @@ def weight_of(linear: nn.Module) -> Tensor:
     return weight.t() if isinstance(linear, Conv1D) else weight
 
 
+def is_transposed(linear: nn.Module) -> bool:
+    """Whether files have a linear layer's weight as (I, O)."""
+    return linear.is_transposed if isinstance(linear, QuantizedLinear) else isinstance(linear, Conv1D)
+
+
 def shape_of(linear: nn.Module) -> tuple[int, int]:
     """A linear layer's (O, I)."""
     if isinstance(linear, QuantizedLinear):

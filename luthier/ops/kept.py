@@ -1,5 +1,6 @@
 """Small tensors that are made once and kept, such as masks and code books; what only pretends is kept apart.
 
+They are made outside of inference mode, whoever asks first: a backward pass may need what an evaluation had made.
 Where steps are pretended (`luthier.planner`), what functions make are fake tensors, which no real step may find later.
 """
 
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar, cast
+
+import torch
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -31,7 +34,12 @@ def kept(most: int | None = None) -> Callable[[Callable[Arguments, Result]], Cal
     """Mark a function of hashable arguments: its latest `most` results are kept, or all."""
 
     def mark(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-        keeping = cast("Callable[Arguments, Result]", lru_cache(maxsize=most)(function))
+        @wraps(function)
+        def make(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+            with torch.inference_mode(False):
+                return function(*args, **kwargs)
+
+        keeping = cast("Callable[Arguments, Result]", lru_cache(maxsize=most)(make))
 
         @wraps(function)
         def marked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
@@ -40,7 +48,7 @@ def kept(most: int | None = None) -> Callable[[Callable[Arguments, Result]], Cal
                 return keeping(*args, **kwargs)
             key = (function, args, tuple(sorted(kwargs.items())))
             if key not in apart:
-                apart[key] = function(*args, **kwargs)
+                apart[key] = make(*args, **kwargs)
             return cast(Result, apart[key])
 
         return marked

@@ -10,7 +10,7 @@ In eight bits: `P.weight`, int8 (O, I); `P.SCB`, the rows' scales (O,); and `P.w
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -61,6 +61,19 @@ def file_tensors(packed: PackedWeight, dtype: torch.dtype) -> dict[str, Tensor]:
             "weight_format": torch.tensor(0, dtype=torch.uint8),
         }
     raise DataError(f"bitsandbytes has no weights in {packed.kind}.", "Quantize to nf4, fp4 or int8.")
+
+
+def model_settings(packed: PackedWeight, dtype: torch.dtype, whole: Sequence[str]) -> dict[str, Any]:
+    """What the config of a model says of layers that are packed like this one. dtype: of products. whole: the layers that are not packed."""
+    settings: dict[str, Any] = {"quant_method": "bitsandbytes", "llm_int8_skip_modules": list(whole)}
+    if not isinstance(packed, FourBitWeight):
+        return settings | {"load_in_8bit": True}
+    return settings | {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": packed.kind,
+        "bnb_4bit_use_double_quant": isinstance(packed.scales, DoubleScales),
+        "bnb_4bit_compute_dtype": str(dtype).removeprefix("torch."),
+    }
 
 
 def _four_bit_tensors(packed: FourBitWeight, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -14,19 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luthier.data.batches import evaluation_batches
 from luthier.errors import RecipeError, UsageError
-from luthier.evaluation.loss import held_out_loss
 from luthier.methods import ADAPTER, AdapterMethod
 from luthier.methods.bank import AdaptedLayer, AdaptedLinear, LinearBranch
 from luthier.methods.lora import lora_of_factors
 from luthier.models.anatomy import weight_of
 from luthier.models.language_model import LanguageModel
 from luthier.ops.spectrum import SVD, Factors, effective_rank, energy_by_rank, rank_for, svd_of
-from luthier.ops.workers import Workers
-from luthier.prepared import check_recipe
 from luthier.recipe import Recipe
 from luthier.store.files import write_folder
+from luthier.studies.held_out import held_out_losses
 from luthier.tuned import load_base, load_run
 
 Announce = Callable[[str], None]
@@ -271,20 +268,5 @@ def _weight(module: nn.Module) -> Tensor:
 
 def _losses(tuned: _Tuned, recipe: Recipe, announce: Announce) -> dict[str, float] | None:
     """Held-out loss of the base, the run and the smaller adapter, on the rows that the run held out."""
-    held_out = check_recipe(recipe, announce).dataset.validation
-    if not held_out:
-        return None
-    training = recipe.training
-    with Workers(training.workers if isinstance(training.workers, int) else 1) as workers:
-        batches = evaluation_batches(
-            held_out, training.tokens_per_micro_batch, workers.count, tuned.base.layout, tuned.base.pad_id
-        )
-        asked = {
-            "base": (tuned.base, None),
-            "run": (tuned.model, tuned.adapter),
-            "smaller": (tuned.base, SMALLER),
-        }
-        return {
-            name: held_out_loss(model, recipe.objective, batches, adapter, workers)
-            for name, (model, adapter) in asked.items()
-        }
+    asked = {"base": (tuned.base, None), "run": (tuned.model, tuned.adapter), "smaller": (tuned.base, SMALLER)}
+    return held_out_losses(recipe, asked, announce)

@@ -1,4 +1,4 @@
-"""`luthier inspect`, `luthier shrink` and `luthier combine` through the program."""
+"""`luthier inspect`, `luthier shrink`, `luthier combine` and `luthier export` through the program."""
 
 from __future__ import annotations
 
@@ -44,3 +44,13 @@ def test_inspect_of_a_text_names_the_heads_whose_look_moved(trained: Path) -> No
     document = luthier("inspect", "latest", "--text", "Where is parcel 3?", "--json", folder=trained).document
     assert "".join(document["tokens"]) == "Where is parcel 3?"
     assert (trained / document["plot"]).is_file()
+
+
+def test_export_writes_a_model_and_says_what_quantizing_lost(trained: Path, tmp_path: Path) -> None:
+    ended = luthier("export", "latest", "--quantize", "nf4", "--out", str(tmp_path / "model"), folder=trained)
+    assert ended.code == 0, ended.err
+    assert "Quantizing moved them by" in ended.out
+    assert ended.out.rstrip().endswith(str(tmp_path / "model"))
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+    again = luthier("export", "latest", "--out", str(tmp_path / "model"), "--json", folder=trained)
+    assert again.document["error"]["mend"] == "Choose another folder with --out."

@@ -17,9 +17,9 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import RecipeError
 from luthier.methods import Attachment, BitFit
-from luthier.methods.full import write_model
 from luthier.models.call import Call, Run, calling
 from luthier.models.language_model import LanguageModel
+from luthier.models.writing import write_model
 
 BIASED = ("llama", "phi", "gpt2", "gpt_neox", "opt", "opt-norm-after", "falcon", "falcon-new")
 BARE = {"attention_bias": False, "mlp_bias": False}

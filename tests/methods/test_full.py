@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from luthier.errors import RecipeError
 from luthier.methods import Full, LoRA
 from luthier.methods.contract import Attachment
-from luthier.methods.full import write_model
 from luthier.models.language_model import LanguageModel
+from luthier.models.writing import write_model
 from luthier.training.flat import FlatTrainables
 from luthier.training.optimizers import AdamW, FlatAdamW
 

@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM
 from luthier.errors import NotFound, RecipeError, TargetNotFound
 from luthier.methods import Attachment, Rows
 from luthier.methods.bank import frozen_module
-from luthier.methods.full import write_model
 from luthier.models.call import Call, Run, calling
 from luthier.models.language_model import LanguageModel
+from luthier.models.writing import write_model
 from luthier.training.flat import FlatTrainables
 from luthier.training.optimizers import AdamW, FlatAdamW
 

@@ -19,11 +19,11 @@ from transformers import GptOssForCausalLM, Mxfp4Config
 
 from luthier.errors import DataError, RecipeError
 from luthier.methods import Houlsby
-from luthier.methods.full import write_model
 from luthier.models.experts import SplitExperts, split_experts
 from luthier.models.language_model import LanguageModel
 from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
+from luthier.models.writing import write_model
 from luthier.quantization.packed import QuantizedLinear
 from luthier.quantization.settings import QuantizationSettings
 from luthier.tuned import load_run

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from luthier.ops.kept import kept, kept_apart
 
 
@@ -28,3 +30,15 @@ def test_results_are_made_once_and_apart_anew() -> None:
     assert made == [3, 3, 4, 3]
     double(5)
     assert double(3) is not first, "of one result the latest is kept"
+
+
+def test_what_an_evaluation_had_made_serves_a_backward_pass() -> None:
+    @kept()
+    def places(count: int) -> torch.Tensor:
+        return torch.arange(count)
+
+    with torch.inference_mode():
+        places(3)
+    weight = torch.ones(3, requires_grad=True)
+    weight.index_select(0, places(3)).sum().backward()
+    assert weight.grad is not None

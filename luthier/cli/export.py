@@ -1,0 +1,90 @@
+"""`luthier export`: a run's model as a folder that other tools read."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from luthier.cli.options import Json
+from luthier.cli.output import emit, say
+
+if TYPE_CHECKING:
+    from luthier.studies.exporting import Exported
+
+
+class Form(StrEnum):
+    """What --to takes."""
+
+    MERGED = "merged"
+
+
+class Dtype(StrEnum):
+    """What --dtype takes."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+class Quantize(StrEnum):
+    """What --quantize takes."""
+
+    NF4 = "nf4"
+    FP4 = "fp4"
+    INT8 = "int8"
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="The run: its folder, its name under runs/, or latest.")],
+    out: Annotated[Path, typer.Option("--out", help="The new folder.")],
+    to: Annotated[
+        Form, typer.Option("--to", help="merged: an ordinary transformers folder, what was learned in its weights.")
+    ] = Form.MERGED,
+    dtype: Annotated[
+        Dtype | None, typer.Option("--dtype", help="Number format of the weights; unset: that of the run's model.")
+    ] = None,
+    quantize: Annotated[
+        Quantize | None,
+        typer.Option("--quantize", help="Quantize the merged weights (bitsandbytes' files), and say what that loses."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a run's model as a folder of its own, and compare its held-out loss with the run's."""
+    from luthier import api
+    from luthier.quantization.settings import QuantizationSettings
+    from luthier.store.places import expanded
+    from luthier.store.runs import find_run
+    from luthier.studies.exporting import export_merged
+    from luthier.tuned import recipe_of_run
+
+    assert to is Form.MERGED
+    folder = find_run(run, api.RUNS)
+    result = export_merged(
+        folder,
+        recipe_of_run(folder),
+        expanded(out),
+        say,
+        dtype=None if dtype is None else dtype.value,
+        quantization=None if quantize is None else QuantizationSettings(kind=quantize.value),
+    )
+    emit(result.as_json(), _text(result), as_json)
+
+
+def _text(result: Exported) -> str:
+    from luthier.sizes import readable_bytes
+
+    lines = [f"Weights: {readable_bytes(result.num_bytes)}."]
+    if result.lost is not None:
+        lines.append(
+            f"Quantizing moved them by {result.lost.relative_error:.2%}; most in {result.lost.worst} "
+            f"({result.lost.worst_error:.2%})."
+        )
+    if result.losses is None:
+        lines.append("The run held out no rows, so the loss was not measured.")
+    else:
+        before, after = result.losses["run"], result.losses["written"]
+        lines.append(f"Held-out loss: {before:.4f} in the run, {after:.4f} as written ({after - before:+.4f}).")
+    return "\n".join([*lines, str(result.out)])

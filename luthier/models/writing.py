@@ -1,0 +1,57 @@
+"""A model written as an ordinary transformers folder: weights, config and tokenizer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.models.experts import SplitExperts
+from luthier.models.language_model import LanguageModel
+from luthier.quantization.bitsandbytes_files import file_tensors, model_settings
+from luthier.quantization.packed import PackedWeight, QuantizedLinear
+
+
+def write_model(
+    model: LanguageModel, folder: Path, dtype: torch.dtype, packed: Mapping[str, PackedWeight] | None = None
+) -> None:
+    """Write a model without adapters as safetensors, config and tokenizer files into `folder`, weights as `dtype`.
+
+    packed: the weights, by their layers' names, to be written instead of the layers' own, all of one format of bitsandbytes'.
+    """
+    weights = {name: tensor.to(dtype) for name, tensor in _unpacked(model).items()}
+    anatomy = model.anatomy
+    copies = [place for place in anatomy.embedding_places if place != anatomy.embedding]
+    for place in (*copies, *([anatomy.head] if anatomy.is_head_tied else [])):
+        weights.pop(f"{place}.weight", None)  # one tensor under several names: transformers ties it on loading
+    config = copy.deepcopy(model.hf.config)
+    config.dtype = dtype  # transformers notes that of the weights in memory, which is fp32 where they trained
+    if packed:
+        for name, weight in packed.items():
+            del weights[f"{name}.weight"]
+            weights |= {f"{name}.{ending}": tensor for ending, tensor in file_tensors(weight, dtype).items()}
+        whole = {*anatomy.linears, *anatomy.head_linears} - packed.keys()
+        config.quantization_config = model_settings(next(iter(packed.values())), dtype, sorted(whole))
+    model.hf.save_pretrained(folder, state_dict=weights)
+    config.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+
+
+def _unpacked(model: LanguageModel) -> dict[str, Tensor]:
+    """The model's weights by name; packed ones are unpacked, and in the order of axes that files have."""
+    weights: dict[str, Any] = dict(model.hf.state_dict())
+    for name, layer in model.hf.named_modules():
+        if isinstance(layer, SplitExperts):
+            weights = _without(weights, f"{name}.") | {f"{name}.{own}": each for own, each in layer.stacked().items()}
+        elif isinstance(layer, QuantizedLinear) and name not in model.anatomy.experts:
+            weights = _without(weights, f"{name}.weight.")
+            weights[f"{name}.weight"] = layer.dense_layer().get_parameter("weight")
+    return weights
+
+
+def _without(weights: dict[str, Tensor], beginning: str) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(beginning)}
