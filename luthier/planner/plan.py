@@ -16,7 +16,7 @@ from luthier.planner.calibration import seconds_of
 from luthier.planner.levers import changes
 from luthier.planner.memory import Demand, checkpoint_bytes, demand
 from luthier.planner.request import Rows, work_of
-from luthier.planner.trace import Trace, Work
+from luthier.planner.trace import BACKWARD, HEAD, KEPT, Trace, Work
 from luthier.recipe import Recipe
 
 Verdict = Literal["fits", "tight", "does not fit"]
@@ -24,10 +24,13 @@ Verdict = Literal["fits", "tight", "does not fit"]
 PROCESS = "program and libraries"
 SLACK = "allocator"
 
-_PROCESS_BYTES = {"cpu": 450 * 10**6, "cuda": 600 * 10**6}
+_PROCESS_BYTES = {"cpu": 500 * 10**6, "cuda": 600 * 10**6}
 """What a process holds before it holds a model; on a GPU its context and kernels."""
 _SLACK = {"cpu": 0.03, "cuda": 0.08}
 """What allocators hold beyond what was asked of them, as a share of that."""
+_HOLES = 0.9
+"""On a CPU, what stays between the blocks of freed memory that is kept for reuse, as a share of what a step makes and frees:
+measured with glibc (docs/planning.md)."""
 _TIGHT = 0.9
 """The share of the memory from which on a plan is tight."""
 _MOST_LEVERS = 3
@@ -144,8 +147,18 @@ def needed(trace: Trace, work: Work, target: Target) -> Demand:
     kind = target.device.type
     in_files = work.training.optimizer.is_paged and kind == "cpu"
     tensors = demand(trace, work.workers, shards=target.shards, state_in_files=in_files)
-    around = {PROCESS: _PROCESS_BYTES[kind], SLACK: round(tensors.num_bytes * _SLACK[kind])}
+    around = {
+        PROCESS: _PROCESS_BYTES[kind],
+        SLACK: round(tensors.num_bytes * _SLACK[kind] + _holes(tensors, kind)),
+    }
     return Demand({**tensors.parts, **around}, tensors.phase)
+
+
+def _holes(tensors: Demand, kind: str) -> float:
+    """Bytes between the blocks of what each step makes and frees."""
+    if kind != "cpu":
+        return 0.0
+    return _HOLES * sum(tensors.parts.get(part, 0) for part in (KEPT, HEAD, BACKWARD))
 
 
 def _levers(
