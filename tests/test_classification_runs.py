@@ -17,7 +17,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from luthier import api
 from luthier.errors import DataError, RecipeError, RunMismatch, UsageError
-from luthier.tuned import load_base, load_run
+from luthier.studies.exporting import export_merged
+from luthier.tuned import load_base, load_run, recipe_of_run
 
 WORDS = {"angry": "broken", "happy": "lovely", "neutral": "ordinary"}
 THINGS = ("lamp", "chair", "kettle", "radio", "box")
@@ -114,6 +115,14 @@ def test_chat_with_a_classifier_is_refused_with_the_mend(lora: Path) -> None:
 def test_the_base_of_a_run_has_the_same_new_head_each_time(lora: Path) -> None:
     first, second = (load_base(lora, nothing).hf.state_dict() for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_classifier_is_exported_with_its_head(lora: Path, tmp_path: Path) -> None:
+    result = export_merged(lora, recipe_of_run(lora), tmp_path / "model", nothing)
+    assert result.losses is not None
+    assert result.losses["written"] == pytest.approx(result.losses["run"], abs=1e-5)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert set(config["label2id"]) == set(WORDS)
 
 
 def test_pairs_of_texts_are_told_apart(desk: Path) -> None:

@@ -60,8 +60,9 @@ class Streaming(QuantizationConfigMixin):
     """What becomes of a model's weights while they are read, in the form that `from_pretrained` takes it.
 
     choose: which layers are to be quantized. endings: what the files hold, beside `weight`, of layers that come quantized;
-    there are none if this is empty. are_stacked: whether these are layers of experts, in one tensor for each ending. are_blocks: whether the weights of the chosen layers come as a GGUF file's blocks.
-    files: those that are read, of which no more than some hundred megabytes are to be in memory at a time.
+    there are none if this is empty. are_stacked: whether these are layers of experts, in one tensor for each ending.
+    are_blocks: whether the weights of the chosen layers come as a GGUF file's blocks. files: those that are read, of which no
+    more than some hundred megabytes are to be in memory at a time.
     """
 
     def __init__(
