@@ -15,8 +15,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from luthier.errors import DataError
 from luthier.quantization.affine import AffineWeight
+from luthier.quantization.faults import layer_fault
 
 GPTQ_ENDINGS = ("qweight", "qzeros", "scales", "g_idx")
 AWQ_ENDINGS = ("qweight", "qzeros", "scales")
@@ -38,7 +38,7 @@ def read_gptq(name: str, tensors: Mapping[str, Tensor], bits: int, first_version
         size = codes_OI.shape[1] // len(scale_GO)
         sorted_I = torch.argsort(group_I, stable=True)
         if not torch.equal(group_I[sorted_I].long(), torch.arange(len(group_I)) // size):
-            raise _fault(name, "has groups of several sizes")
+            raise layer_fault(name, "has groups of several sizes")
         if not torch.equal(sorted_I, torch.arange(len(sorted_I))):
             codes_OI, order_I = codes_OI[:, sorted_I], torch.argsort(sorted_I)
     return AffineWeight("gptq", bits, codes_OI.contiguous(), scale_GO.t().half(), zero_GO.t(), order_I)
@@ -55,7 +55,7 @@ def read_awq(name: str, tensors: Mapping[str, Tensor], bits: int) -> AffineWeigh
 def _required(name: str, tensors: Mapping[str, Tensor], endings: tuple[str, ...]) -> list[Tensor]:
     lacking = [ending for ending in endings if ending not in tensors]
     if lacking:
-        raise _fault(name, f"lacks {', '.join(lacking)}")
+        raise layer_fault(name, f"lacks {', '.join(lacking)}")
     return [tensors[ending] for ending in endings]
 
 
@@ -71,8 +71,4 @@ def _check(name: str, codes_OI: Tensor, scale_GO: Tensor, zero_GO: Tensor) -> No
     groups = len(scale_GO)
     if scale_GO.shape != (groups, rows) or zero_GO.shape != (groups, rows) or groups == 0 or columns % groups:
         shapes = f"{rows} × {columns} codes, scales {tuple(scale_GO.shape)} and zero points {tuple(zero_GO.shape)}"
-        raise _fault(name, f"has {shapes}, which do not fit")
-
-
-def _fault(name: str, what: str) -> DataError:
-    return DataError(f"The quantized layer {name} {what}.", "Fetch the model again, or use the unquantized one.")
+        raise layer_fault(name, f"has {shapes}, which do not fit")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from luthier.errors import DataError
 from luthier.quantization.codebooks import dynamic_map
+from luthier.quantization.faults import layer_fault
 from luthier.quantization.four_bit import (
     BLOCKS,
     SCALES_A_BLOCK,
@@ -106,15 +107,15 @@ def read_tensors(name: str, tensors: Mapping[str, Tensor], compute: torch.dtype 
         return _read_four_bit(name, tensors, states[0], compute)
     if "SCB" in tensors and not states:
         return _read_int8(name, tensors, compute)
-    raise _fault(name, f"has {len(states)} descriptions of its quantization, where one is expected")
+    raise layer_fault(name, f"has {len(states)} descriptions of its quantization, where one is expected")
 
 
 def _read_int8(name: str, tensors: Mapping[str, Tensor], compute: torch.dtype | None) -> Int8Weight:
     codes_OI, size_O, layout = tensors["weight"], tensors["SCB"], tensors.get("weight_format")
     if layout is not None and int(layout) != 0:
-        raise _fault(name, "has its codes in an order for one kind of GPU, not row by row")
+        raise layer_fault(name, "has its codes in an order for one kind of GPU, not row by row")
     if codes_OI.dtype != torch.int8 or codes_OI.dim() != 2 or size_O.shape != codes_OI.shape[:1]:
-        raise _fault(name, f"has codes {_shape(codes_OI)} and scales {_shape(size_O)}, which do not fit")
+        raise layer_fault(name, f"has codes {_shape(codes_OI)} and scales {_shape(size_O)}, which do not fit")
     return Int8Weight(codes_OI, size_O.float(), compute)
 
 
@@ -124,19 +125,19 @@ def _read_four_bit(
     state = _state(name, tensors[state_name])
     kind, block, shape = state["quant_type"], state["blocksize"], state["shape"]
     if kind not in _KINDS or block not in BLOCKS or len(shape) != 2:
-        raise _fault(name, f"is {kind!r} in blocks of {block}, of {len(shape)} axes, which Luthier does not read")
+        raise layer_fault(name, f"is {kind!r} in blocks of {block}, of {len(shape)} axes, which Luthier does not read")
     kind = cast("FourBitKind", kind)
     if not torch.equal(tensors["weight.quant_map"].float().cpu(), book_of(kind).values_K):
-        raise _fault(name, f"has a table of numbers that is not that of {kind}")
+        raise layer_fault(name, f"has a table of numbers that is not that of {kind}")
     bytes_H = tensors["weight"].reshape(-1).view(torch.uint8)
     rows, columns = int(shape[0]), int(shape[1])
     if len(bytes_H) != -(-rows * columns // 2):
-        raise _fault(name, f"has {len(bytes_H)} bytes for {rows} × {columns} numbers")
+        raise layer_fault(name, f"has {len(bytes_H)} bytes for {rows} × {columns} numbers")
     scales = _read_scales(name, tensors, state)
     count = -(-rows * columns // block)
     held = len(next(scales.buffers()))
     if held != count:
-        raise _fault(name, f"has {held} scales for {count} blocks")
+        raise layer_fault(name, f"has {held} scales for {count} blocks")
     return FourBitWeight(kind, (rows, columns), block, bytes_H, scales, compute)
 
 
@@ -146,11 +147,11 @@ def _read_scales(name: str, tensors: Mapping[str, Tensor], state: Mapping[str, A
         return PlainScales(absmax_M.float())
     lacking = [key for key in ("weight.nested_absmax", "weight.nested_quant_map") if key not in tensors]
     if lacking:
-        raise _fault(name, f"lacks {', '.join(lacking)}")
+        raise layer_fault(name, f"lacks {', '.join(lacking)}")
     if state.get("nested_blocksize") != SCALES_A_BLOCK or not torch.equal(
         tensors["weight.nested_quant_map"].float().cpu(), dynamic_map().values_K
     ):
-        raise _fault(name, "has scales in a form that is not bitsandbytes' own")
+        raise layer_fault(name, "has scales in a form that is not bitsandbytes' own")
     mean = torch.tensor(float(state["nested_offset"]), dtype=torch.float32, device=absmax_M.device)
     return DoubleScales(absmax_M, tensors["weight.nested_absmax"].float(), mean)
 
@@ -160,12 +161,8 @@ def _state(name: str, bytes_: Tensor) -> dict[str, Any]:
         state = json.loads(bytes(bytes_.cpu().tolist()))
         return {**state, "quant_type": state["quant_type"], "blocksize": state["blocksize"], "shape": state["shape"]}
     except (ValueError, KeyError, TypeError) as error:
-        raise _fault(name, f"has a description that cannot be read ({error})") from error
+        raise layer_fault(name, f"has a description that cannot be read ({error})") from error
 
 
 def _shape(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-
-
-def _fault(name: str, what: str) -> DataError:
-    return DataError(f"The quantized layer {name} {what}.", "Fetch the model again, or use the unquantized one.")

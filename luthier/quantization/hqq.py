@@ -18,7 +18,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from luthier.errors import DataError
+from luthier.quantization.faults import layer_fault
 from luthier.quantization.packed import PackedWeight
 
 HQQ_ENDINGS = (
@@ -92,12 +92,12 @@ def read_hqq(name: str, tensors: Mapping[str, Tensor]) -> HQQWeight:
     """A layer's weight. Raises DataError, naming the layer, if its tensors do not belong together or are in a form not read."""
     lacking = [ending for ending in _NEEDED if ending not in tensors]
     if lacking:
-        raise _fault(name, f"lacks {', '.join(lacking)}")
+        raise layer_fault(name, f"lacks {', '.join(lacking)}")
     bits, axis = (int(tensors[key]) for key in ("nbits", "axis"))
     words_PB, scale, zero = (tensors[key] for key in ("W_q", "scale", "zero"))
     whole = words_PB.dtype == (torch.int32 if bits == 3 else torch.uint8)
     if bits not in _BITS or not whole or int(tensors.get("view_as_float", torch.tensor(0))):
-        raise _fault(name, f"has {bits} bits in {words_PB.dtype}, a form that is not read")
+        raise layer_fault(name, f"has {bits} bits in {words_PB.dtype}, a form that is not read")
     rows, columns = (int(size) for size in tensors["shape"])
     groups = rows * columns // words_PB.shape[1] if axis == 1 else words_PB.shape[1]
     in_words = words_PB.numel() * (10 if bits == 3 else 8 // bits)
@@ -107,12 +107,8 @@ def read_hqq(name: str, tensors: Mapping[str, Tensor]) -> HQQWeight:
         or in_words - rows * columns not in range(10 * words_PB.shape[1])
     ):
         shapes = f"{rows} × {columns} numbers, codes {tuple(words_PB.shape)} and scales {tuple(scale.shape)}"
-        raise _fault(name, f"has {shapes}, which do not fit")
+        raise layer_fault(name, f"has {shapes}, which do not fit")
     form = (-1, 1) if axis == 1 else (1, -1)
     return HQQWeight(
         (rows, columns), bits, words_PB.clone(), scale.half().reshape(form).clone(), zero.half().reshape(form).clone()
     )
-
-
-def _fault(name: str, what: str) -> DataError:
-    return DataError(f"The quantized layer {name} {what}.", "Fetch the model again, or use the unquantized one.")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from luthier.errors import DataError
+from luthier.quantization.faults import layer_fault
 from luthier.quantization.mxfp4 import BLOCK, MXFP4Weight
 
 MXFP4_ENDINGS = ("blocks", "scales")
@@ -24,6 +24,6 @@ def read_mxfp4(name: str, tensors: Mapping[str, Tensor]) -> MXFP4Weight:
     fits = not lacking and all(tensor.dtype == torch.uint8 for tensor in tensors.values())
     if not fits or shapes["blocks"] != (*shapes["scales"], BLOCK // 2):
         what = f"lacks {lacking[0]}" if lacking else f"has blocks and scales that do not fit: {shapes}"
-        raise DataError(f"The quantized layer {name} {what}.", "Fetch the model again, or use the unquantized one.")
+        raise layer_fault(name, what)
     rows, blocks = shapes["scales"]
     return MXFP4Weight((rows, blocks * BLOCK), tensors["blocks"].flatten().clone(), tensors["scales"].flatten().clone())
