@@ -84,7 +84,7 @@ def load(run: str | Path, announce: Announce = _log.info) -> TextModel | Classif
 def load_text(run: str | Path, announce: Announce = _log.info) -> TextModel:
     """The model of a run that learned to write. Raises UsageError for one that learned to tell classes apart."""
     recipe = recipe_of_run(find_run(str(run), RUNS))
-    if recipe.objective.takes_labels:
+    if recipe.objective.takes == "labels":
         raise UsageError(
             f"The run {run} learned to tell classes apart: it does not write.",
             f"Ask it for the class of a text with 'luthier generate {run} --prompt TEXT'.",
@@ -194,7 +194,7 @@ def _rows_to_evaluate(
     if data is not None:
         # what was too long to train on can be measured all the same
         settings = recipe.data.model_copy(update={"max_length": 2**31})
-        found = load_examples(data, settings, model.renderer, objective.example, announce, objective.takes_labels)
+        found = load_examples(data, settings, model.renderer, objective.example, announce, objective.takes)
         return list(zip(found.records, found.examples, strict=True))
     loaded = model.language_model
     dataset, _ = read_dataset(recipe, loaded.hf.config, loaded.tokenizer, announce, loaded.answer_start)

@@ -54,13 +54,14 @@ def read_dataset(
     Raises RecipeError, too, if the model can have no head for the objective.
     """
     objective, family = recipe.objective, family_of(config.model_type)
-    check_head(family, config.model_type, objective.takes_labels)
+    check_head(family, config.model_type, objective.takes == "labels")
     dataset = load_dataset(
         recipe.data,
         tokenizer,
         objective.example,
         announce,
-        of_labels=(lambda labels: objective.settled(labels).example) if objective.takes_labels else None,
+        takes=objective.takes,
+        of_labels=(lambda labels: objective.settled(labels).example) if objective.takes == "labels" else None,
         pooled=family.pooled,
         answer_start=answer_start,
     )

@@ -50,10 +50,14 @@ def fault_at(field: str, message: str) -> PydanticCustomError:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a row came from: its file and its 1-based line (for JSON and Parquet, its 1-based row)."""
+    """Where a row came from: its file and its 1-based line (for JSON and Parquet, its 1-based row).
+
+    task: which task of a mixture the row belongs to; None where there is one task alone.
+    """
 
     file: str
     line: int
+    task: str | None = None
 
     def __str__(self) -> str:
         return f"{self.file}, line {self.line}"
@@ -108,7 +112,66 @@ class Labelled:
     label: str
 
 
-Record = Conversation | Completion | PlainText | Labelled
+@dataclass(frozen=True)
+class Scored:
+    """A text, or a pair of texts, and a number that it should be given."""
+
+    text: str
+    pair: str | None
+    score: float
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """Words, and a tag for each."""
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A question, the options to choose from (two or more), and which one is right (an index)."""
+
+    question: str
+    options: tuple[str, ...]
+    answer: int
+
+
+@dataclass(frozen=True)
+class Similar:
+    """A text, another that means the same, and texts that do not."""
+
+    anchor: str
+    positive: str
+    negatives: tuple[str, ...] = ()
+
+
+Answered = Conversation | Completion
+"""Something asked and its answer, which is what is judged."""
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two answers to the same, the first better than the second; `margin` says by how much, where that is known."""
+
+    chosen: Answered
+    rejected: Answered
+    margin: float | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An answer, and whether it is a good one."""
+
+    answered: Answered
+    is_good: bool
+
+
+Record = Conversation | Completion | PlainText | Labelled | Scored | Tagged | Choice | Similar | Preference | Verdict
+
+Gives = Literal["text", "labels", "scores", "tags", "choices", "similar", "preferences", "verdicts"]
+"""What rows of a form hold, and what an objective learns from: text to write, or one of the other records."""
 
 
 @dataclass(frozen=True)

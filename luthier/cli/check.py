@@ -70,7 +70,7 @@ def _all_faults(recipe: Recipe, first: DataError) -> list[DataError]:
         rows = read_rows(recipe.data.train, lambda text: None, recipe.data.max_rows)
     except DataError:
         return [first]
-    return faults(rows, recipe.data.format, recipe.objective.takes_labels) or [first]
+    return faults(rows, recipe.data.format, recipe.objective.takes) or [first]
 
 
 def _document(report: GateReport) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def report_result(result: RunResult, announce: Callable[[str], None], as_json: b
         best = f", best held-out loss {result.best_validation_loss:.3f} at step {result.best_step}"
     early = ", stopped early" if result.stopped_early else ""
     announce(f"Finished after {result.steps} steps{early}{loss}{best}.")
-    tells_classes = recipe_of_run(result.folder).objective.takes_labels
+    tells_classes = recipe_of_run(result.folder).objective.takes == "labels"
     ask = f"generate {folder} --prompt TEXT" if tells_classes else f"chat {folder} --compare"
     announce(f"Next:  luthier {ask}\n       luthier evaluate {folder} --data FILE")
     document = {**vars(result), "folder": str(result.folder)}

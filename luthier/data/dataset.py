@@ -15,7 +15,7 @@ from luthier.data.rendering import Renderer, build_renderer
 from luthier.data.settings import DataSettings, FormatName
 from luthier.data.split import num_held_out, split_rows
 from luthier.errors import GateRefusal
-from luthier.types import Example, Labelled, Origin, Pooled, Record, Rendered
+from luthier.types import Example, Gives, Labelled, Origin, Pooled, Record, Rendered
 
 Announce = Callable[[str], None]
 MakeExample = Callable[[Rendered, int, Origin], Example]
@@ -66,6 +66,7 @@ def load_dataset(
     make_example: MakeExample,
     announce: Announce,
     *,
+    takes: Gives = "text",
     of_labels: OfLabels | None = None,
     pooled: Pooled = "last",
     answer_start: int | None = None,
@@ -73,7 +74,8 @@ def load_dataset(
     """The data that a recipe names, ready for the gate.
 
     make_example: what the objective learns from a rendered row, its index and its origin.
-    of_labels: the rows are texts with classes; it gives `make_example` for the labels that the training rows have.
+    takes: what the rows are to hold.
+    of_labels: where they hold labels: gives `make_example` for those that the training rows have.
     pooled: which token the model's head over classes reads.
     answer_start: the token that an encoder-decoder's decoder begins with; None for models of one stream.
     announce: is told the form and its reason, how many rows there are, and every note.
@@ -81,7 +83,7 @@ def load_dataset(
     are too long; NotFound and NetworkError for sources out of reach.
     """
     renderer = build_renderer(settings, tokenizer, pooled, answer_start)
-    rows = _read_source(settings.train, settings, renderer, announce, settings.max_rows, of_labels is not None)
+    rows = _read_source(settings.train, settings, renderer, announce, settings.max_rows, takes)
     labels = () if of_labels is None else _labels_of(rows)
     make_example = make_example if of_labels is None else of_labels(labels)
     source = _taught(rows, make_example)
@@ -93,8 +95,7 @@ def load_dataset(
     elif settings.validation == "none":
         note = "No rows are held out (data.validation: none)."
     else:
-        labelled = of_labels is not None
-        held_out = load_examples(settings.validation, settings, renderer, make_example, announce, labelled)
+        held_out = load_examples(settings.validation, settings, renderer, make_example, announce, takes)
         note = f"The {len(held_out.examples)} rows of {settings.validation} are held out."
     announce(note)
     return Dataset(
@@ -117,13 +118,13 @@ def load_examples(
     renderer: Renderer,
     make_example: MakeExample,
     announce: Announce,
-    labelled: bool = False,
+    takes: Gives = "text",
 ) -> Examples:
     """The rows of one source, rendered and kept within `settings.max_length`. Announces and raises as load_dataset.
 
-    labelled: the rows are texts with classes.
+    takes: what the rows are to hold.
     """
-    return _taught(_read_source(source, settings, renderer, announce, None, labelled), make_example)
+    return _taught(_read_source(source, settings, renderer, announce, None, takes), make_example)
 
 
 @dataclass(frozen=True)
@@ -145,10 +146,10 @@ def _read_source(
     renderer: Renderer,
     announce: Announce,
     max_rows: int | None,
-    labelled: bool,
+    takes: Gives,
 ) -> _Source:
     rows = read_rows(source, announce, max_rows)
-    recognised = to_records(rows, settings.format, labelled)
+    recognised = to_records(rows, settings.format, takes)
     name = source if isinstance(source, str) else f"{source[0]} and {len(source) - 1} more" if source[1:] else source[0]
     announce(f"{name}: {_count(len(rows), 'row')}, read as {recognised.name} ({recognised.reason.rstrip('.')}).")
     rendered: list[Rendered] = []

@@ -11,7 +11,19 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 
-from luthier.types import Completion, Conversation, Labelled, Record
+from luthier.types import (
+    Choice,
+    Completion,
+    Conversation,
+    Labelled,
+    PlainText,
+    Preference,
+    Record,
+    Scored,
+    Similar,
+    Tagged,
+    Verdict,
+)
 
 FEWEST_HELD_OUT = 16
 MOST_HELD_OUT = 500
@@ -21,18 +33,32 @@ LARGEST_SHARE = 5
 
 def prompt_key(record: Record) -> str:
     """The SHA-256, in hex, of all that comes before a record's last answer; of a text without one, of the text."""
-    if isinstance(record, Conversation):
-        answers = [index for index, message in enumerate(record.messages) if message.role == "assistant"]
-        before = record.messages[: answers[-1]] if answers else record.messages
-        prompt: object = [[message.as_dict() for message in before], record.tools]
-    elif isinstance(record, Completion):
-        prompt = record.prompt
-    elif isinstance(record, Labelled):
-        prompt = [record.text, record.pair]
-    else:
-        prompt = record.text
     # default=str: a Parquet file may hold dates and bytes in a tool's schema
-    return hashlib.sha256(json.dumps(prompt, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_prompt(record), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _prompt(record: Record) -> object:
+    match record:
+        case Conversation(messages, tools):
+            answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+            before = messages[: answers[-1]] if answers else messages
+            return [[message.as_dict() for message in before], tools]
+        case Completion(prompt):
+            return prompt
+        case Labelled(text, pair) | Scored(text, pair):
+            return [text, pair]
+        case PlainText(text):
+            return text
+        case Tagged(words):
+            return words
+        case Choice(question, options):
+            return [question, options]
+        case Similar(anchor):
+            return anchor
+        case Preference(chosen):
+            return _prompt(chosen)
+        case Verdict(answered):
+            return _prompt(answered)
 
 
 def num_held_out(num_rows: int, fraction: float) -> int:

@@ -18,13 +18,13 @@ from torch import Tensor
 from luthier.errors import DataError
 from luthier.models.heads import ClassHead
 from luthier.objectives.contract import Objective
-from luthier.types import Example, Origin, Part, Rendered, Targets
+from luthier.types import Example, Gives, Origin, Part, Rendered, Targets
 
 
 class Classification(Objective):
     """Learn to tell classes apart."""
 
-    takes_labels: ClassVar[bool] = True
+    takes: ClassVar[Gives] = "labels"
 
     kind: Literal["classification"] = "classification"
     classes: tuple[str, ...] | None = Field(

@@ -13,16 +13,16 @@ from typing import ClassVar, Self
 from torch import Tensor
 
 from luthier.models.heads import ClassHead
-from luthier.types import Example, Origin, Rendered, Settings, Targets
+from luthier.types import Example, Gives, Origin, Rendered, Settings, Targets
 
 
 class Objective(Settings, ABC):
     """The settings of an objective; its `kind` names it in a recipe.
 
-    takes_labels: whether it learns from texts with classes, rather than from texts to write.
+    takes: what rows must hold for it to learn from.
     """
 
-    takes_labels: ClassVar[bool] = False
+    takes: ClassVar[Gives] = "text"
 
     kind: str
 

@@ -60,7 +60,7 @@ class Recipe(Settings):
                 "Early stopping watches held-out rows, but data.validation is none; "
                 "set data.validation to auto or to a file, or take early_stopping out.",
             )
-        if (self.data.format == "classification") != self.objective.takes_labels and self.data.format != "auto":
+        if (self.data.format == "classification") != (self.objective.takes == "labels") and self.data.format != "auto":
             raise fault_at(
                 "data.format",
                 f"Rows of the form {self.data.format} are not what objective.kind {self.objective.kind} learns from; "
@@ -82,7 +82,7 @@ class Recipe(Settings):
                 f"{self.method.kind} trains the base's own weights, which quantized ones cannot be; "
                 "leave quantization out, or set method.kind to lora.",
             )
-        for setting in self.method.lacking(self.objective.takes_labels):
+        for setting in self.method.lacking(self.objective.takes == "labels"):
             raise fault_at(
                 f"method.{setting}",
                 f"method.{setting} is missing, which {self.method.kind} needs with objective.kind {self.objective.kind}; add it.",

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data.formats import FORMS, faults, to_records
+from luthier.data.formats import faults, forms_for, to_records
 from luthier.data.reading import Row, read_rows
 from luthier.errors import DataError
 from luthier.types import Completion, Conversation, Message, Origin, PlainText
@@ -470,7 +470,7 @@ def test_where_nothing_fits_the_columns_and_the_known_forms_are_listed():
     rows = rows_of({"mr": "a", "ref": "b"}, {"mr": "a", "ref": "b", "n": 1})
     with pytest.raises(DataError, match=r"Columns found: mr \(text\), ref \(text\), n \(a number\)\.") as caught:
         to_records(rows, "auto")
-    assert all(f"{form.NAME}: {form.COLUMNS}" in caught.value.mend for form in FORMS)
+    assert all(f"{form.NAME}: {form.COLUMNS}" in caught.value.mend for form in forms_for("text"))
 
 
 def test_a_form_that_was_asked_for_and_is_not_there_is_named_alone():

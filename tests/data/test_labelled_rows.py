@@ -49,6 +49,7 @@ def dataset_of(
         bert_like(),
         asked.example,
         lambda text: None,
+        takes="labels",
         of_labels=lambda labels: asked.settled(labels).example,
         pooled="first",
     )
@@ -71,7 +72,7 @@ def dataset_of(
     ],
 )
 def test_texts_with_classes_are_recognised_by_their_columns(values: dict[str, Any], record: Labelled) -> None:
-    found = to_records(rows_of(values), "auto", labelled=True)
+    found = to_records(rows_of(values), "auto", takes="labels")
     assert (found.name, found.records[0][0]) == ("classification", record)
 
 
@@ -91,7 +92,7 @@ def test_rows_at_fault_name_the_line_the_field_and_the_mend(
     values: dict[str, Any], field: str, found: str, mend: str
 ) -> None:
     well = {"text": "Hi", "label": "x"}
-    (fault,) = faults(rows_of(well, well, values, well), "auto", labelled=True)
+    (fault,) = faults(rows_of(well, well, values, well), "auto", takes="labels")
     assert (fault.file, fault.line, fault.field) == ("rows.jsonl", 3, field)
     assert found in fault.found
     assert mend in fault.mend
@@ -107,7 +108,7 @@ def test_rows_at_fault_name_the_line_the_field_and_the_mend(
 )
 def test_rows_whose_text_or_class_cannot_be_told_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="no texts with classes") as caught:
-        to_records(rows_of(values), "auto", labelled=True)
+        to_records(rows_of(values), "auto", takes="labels")
     assert "Rename the columns to text" in caught.value.mend
 
 

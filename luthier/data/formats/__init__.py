@@ -1,8 +1,8 @@
 """Rows → records. One file per form; the list below is the order in which forms are tried.
 
 A form is recognised by its columns and the first 200 rows. A form with more structure goes before one with less, so that
-Alpaca's instruction and output are not taken for a bare prompt and completion. Rows for an objective over classes have a
-form of their own, which is tried for such an objective alone.
+Alpaca's instruction and output are not taken for a bare prompt and completion. An objective tries those forms alone that
+give what it learns from.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from luthier.data.formats.unsuited import likeness, objection
 from luthier.data.reading import Row
 from luthier.data.settings import FormatName
 from luthier.errors import DataError
-from luthier.types import Origin, Record
+from luthier.types import Gives, Origin, Record
 
 MOST_SHOWN = 20
 
@@ -26,14 +26,19 @@ class Form(Protocol):
     """What each file here holds."""
 
     NAME: FormatName
+    GIVES: Gives
     COLUMNS: str
 
     def recognise(self, table: Table) -> Recognition | None:
         """How these rows are read, if they have this form."""
 
 
-FORMS: tuple[Form, ...] = (chat, sharegpt, alpaca, completion, text)
-LABELLED: tuple[Form, ...] = (classification,)
+FORMS: tuple[Form, ...] = (chat, sharegpt, alpaca, completion, text, classification)
+
+
+def forms_for(takes: Gives) -> tuple[Form, ...]:
+    """The forms that give what an objective learns from, in the order in which they are tried."""
+    return tuple(form for form in FORMS if takes == form.GIVES)
 
 
 @dataclass(frozen=True)
@@ -46,15 +51,15 @@ class Recognised:
     records: list[tuple[Record, Origin]]
 
 
-def to_records(rows: Sequence[Row], format: FormatName, labelled: bool = False) -> Recognised:
+def to_records(rows: Sequence[Row], format: FormatName, takes: Gives = "text") -> Recognised:
     """Every row as a record. With "auto" the form is recognised; a name takes the rows as that form.
 
-    labelled: whether texts with classes are wanted, rather than texts to learn to write.
+    takes: what is to be learned from.
 
     Raises: DataError, if no form fits, or for the first row at fault; it says how many more there are.
     """
     table = tabulate(rows)
-    form, recognition = _recognise(table, format, LABELLED if labelled else FORMS)
+    form, recognition = _recognise(table, format, takes)
     records, found = _convert(rows, recognition)
     if found:
         raise _summary(found, len(rows), form.NAME)
@@ -66,10 +71,10 @@ def to_records(rows: Sequence[Row], format: FormatName, labelled: bool = False) 
     return Recognised(form.NAME, reason, tuple(notes), records)
 
 
-def faults(rows: Sequence[Row], format: FormatName, labelled: bool = False) -> list[DataError]:
+def faults(rows: Sequence[Row], format: FormatName, takes: Gives = "text") -> list[DataError]:
     """What is wrong with the rows: one error for each row at fault, in order, or one alone if no form fits."""
     try:
-        _, recognition = _recognise(tabulate(rows), format, LABELLED if labelled else FORMS)
+        _, recognition = _recognise(tabulate(rows), format, takes)
     except DataError as error:
         return [error]
     return _convert(rows, recognition)[1]
@@ -80,7 +85,7 @@ def _convert(rows: Sequence[Row], recognition: Recognition) -> tuple[list[tuple[
     found: list[DataError] = []
     for row in rows:
         try:
-            records.append((recognition.to_record(row), row.origin))
+            records += [(record, row.origin) for record in recognition.to_records(row)]
         except DataError as error:
             found.append(error)
     return records, found
@@ -101,11 +106,11 @@ def _summary(found: list[DataError], num_rows: int, name: FormatName) -> DataErr
 # ── recognition ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _recognise(table: Table, format: FormatName, forms: tuple[Form, ...]) -> tuple[Form, Recognition]:
+def _recognise(table: Table, format: FormatName, takes: Gives) -> tuple[Form, Recognition]:
     if not table.rows:
         raise DataError("there are no rows.", "Give at least one row.")
     file = table.rows[0].origin.file
-    for form in forms:
+    for form in forms_for(takes):
         if format not in ("auto", form.NAME):
             continue
         recognition = form.recognise(table)
@@ -116,14 +121,14 @@ def _recognise(table: Table, format: FormatName, forms: tuple[Form, ...]) -> tup
             found = f"the rows look like {form.NAME} ({recognition.reason}), but {against.found}"
             raise DataError(found, against.mend, file=file)
         return form, recognition
-    raise _nothing_fits(table, format, file, forms)
+    raise _nothing_fits(table, format, file, takes)
 
 
-def _nothing_fits(table: Table, format: FormatName, file: str, forms: tuple[Form, ...]) -> DataError:
+def _nothing_fits(table: Table, format: FormatName, file: str, takes: Gives) -> DataError:
     columns = ", ".join(f"{column[:60]} ({kind})" for column, kind in table.kinds.items()) or "none"
-    asked = [form for form in forms if format in ("auto", form.NAME)]
+    asked = [form for form in forms_for(takes) if format in ("auto", form.NAME)]
     expected = "; ".join(f"{form.NAME}: {form.COLUMNS}" for form in asked)
-    if forms == LABELLED:
+    if takes == "labels":
         found = f"the rows are no texts with classes. Columns found: {columns}."
         mend = "Rename the columns to text (text_pair for a second text) and label; or set objective.kind to sft."
         return DataError(found, f"{mend} Expected columns: {expected}.", file=file)

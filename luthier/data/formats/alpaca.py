@@ -10,7 +10,6 @@ blank line between them; the fixed sentences of the first Alpaca prompt are left
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 from luthier.data.formats.table import (
     Recognition,
@@ -19,14 +18,16 @@ from luthier.data.formats.table import (
     as_list,
     as_text,
     fault,
+    one,
     required,
 )
 from luthier.data.formats.turns import tools_of, with_system
 from luthier.data.reading import Row
 from luthier.data.settings import FormatName
-from luthier.types import Conversation, Message
+from luthier.types import Conversation, Gives, Message
 
 NAME: FormatName = "alpaca"
+GIVES: Gives = "text"
 COLUMNS = "instruction, input (may be empty or missing) and output"
 
 
@@ -42,7 +43,7 @@ def recognise(table: Table) -> Recognition | None:
     return Recognition(
         reason,
         reads,
-        partial(to_record, instruction=instruction, given=given or "input", output=output),
+        one(to_record, instruction=instruction, given=given or "input", output=output),
     )
 
 

@@ -10,10 +10,9 @@ Per row: `tools` or `functions`, `system`. A content may be a list of text parts
 from __future__ import annotations
 
 import difflib
-from functools import partial
 from typing import Any
 
-from luthier.data.formats.table import Recognition, Table, as_list, as_object, as_text, fault, required
+from luthier.data.formats.table import Recognition, Table, as_list, as_object, as_text, fault, one, required
 from luthier.data.formats.turns import (
     check_order,
     learn_of,
@@ -27,9 +26,10 @@ from luthier.data.formats.turns import (
 )
 from luthier.data.reading import Row
 from luthier.data.settings import FormatName
-from luthier.types import Conversation, Message
+from luthier.types import Conversation, Gives, Message
 
 NAME: FormatName = "chat"
+GIVES: Gives = "text"
 COLUMNS = 'messages: [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]'
 
 ROLES = {
@@ -67,7 +67,7 @@ def recognise(table: Table) -> Recognition | None:
     if any(isinstance(part, dict) and part.get("type") in REASONING_PARTS for part in parts):
         notes += ("Reasoning parts of an answer are written before it as <think>…</think>.",)
     reads = frozenset({column, "tools", "functions", "system"})
-    return Recognition(reason, reads, partial(to_record, column=column), notes)
+    return Recognition(reason, reads, one(to_record, column=column), notes)
 
 
 def to_record(row: Row, column: str = "messages") -> Conversation:

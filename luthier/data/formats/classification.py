@@ -9,14 +9,13 @@ a whole number, which then is the class's name. Only an objective over classes t
 
 from __future__ import annotations
 
-from functools import partial
-
-from luthier.data.formats.table import Recognition, Table, as_filled_text, fault, required
+from luthier.data.formats.table import Recognition, Table, as_filled_text, fault, one, required
 from luthier.data.reading import Row, kind_of
 from luthier.data.settings import FormatName
-from luthier.types import Labelled
+from luthier.types import Gives, Labelled
 
 NAME: FormatName = "classification"
+GIVES: Gives = "labels"
 COLUMNS = "text and label (or text, text_pair and label; or other names such as sentence1, sentence2 and category)"
 
 TEXTS = ("text", "sentence", "content")
@@ -42,7 +41,7 @@ def recognise(table: Table) -> Recognition | None:
         return None
     reads = frozenset({*texts, label})
     return Recognition(
-        f"{label} is the class of {' and '.join(texts)}", reads, partial(to_record, texts=texts, label=label)
+        f"{label} is the class of {' and '.join(texts)}", reads, one(to_record, texts=texts, label=label)
     )
 
 

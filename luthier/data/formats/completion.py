@@ -10,16 +10,16 @@ one alone the answer, such as question/answer in GSM8K (https://github.com/opena
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 from luthier.data.formats.chat import messages_of
-from luthier.data.formats.table import Recognition, Table, as_filled_text, fault, required
+from luthier.data.formats.table import Recognition, Table, as_filled_text, fault, one, required
 from luthier.data.formats.turns import check_order, tools_of
 from luthier.data.reading import Row
 from luthier.data.settings import FormatName
-from luthier.types import Completion, Conversation, Message
+from luthier.types import Completion, Conversation, Gives, Message
 
 NAME: FormatName = "completion"
+GIVES: Gives = "text"
 COLUMNS = "prompt and completion (or other names that pair in one way only, such as question and answer)"
 
 PROMPTS = ("prompt", "question", "input", "query", "instruction")
@@ -33,7 +33,7 @@ def recognise(table: Table) -> Recognition | None:
         return None
     prompt, answer = prompts[0], answers[0]
     reads = frozenset({prompt, answer, "tools", "functions"})
-    return Recognition(f"{prompt} is followed by {answer}", reads, partial(to_record, prompt=prompt, answer=answer))
+    return Recognition(f"{prompt} is followed by {answer}", reads, one(to_record, prompt=prompt, answer=answer))
 
 
 def candidates(table: Table) -> tuple[list[str], list[str]]:

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import difflib
 import json
-from functools import partial
 from typing import Any
 
-from luthier.data.formats.table import Recognition, Table, as_list, as_object, as_text, fault, required
+from luthier.data.formats.table import Recognition, Table, as_list, as_object, as_text, fault, one, required
 from luthier.data.formats.turns import (
     check_order,
     learn_of,
@@ -27,9 +26,10 @@ from luthier.data.formats.turns import (
 )
 from luthier.data.reading import Row
 from luthier.data.settings import FormatName
-from luthier.types import Conversation, Message
+from luthier.types import Conversation, Gives, Message
 
 NAME: FormatName = "sharegpt"
+GIVES: Gives = "text"
 COLUMNS = 'conversations: [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}]'
 
 SPEAKERS = {
@@ -56,7 +56,7 @@ def recognise(table: Table) -> Recognition | None:
     return Recognition(
         f"{column} holds turns with from and value",
         frozenset({column, "system", "tools", "functions"}),
-        partial(to_record, column=column),
+        one(to_record, column=column),
         note_unread_keys(table, column, READ),
     )
 

@@ -42,12 +42,20 @@ class Table:
 
 @dataclass(frozen=True)
 class Recognition:
-    """That rows have a certain form: why, which columns it reads, how a row becomes a record, and what a user should know."""
+    """That rows have a certain form: why, which columns it reads, what a row becomes, and what a user should know.
+
+    to_records: the records that a row holds, at least one: a tree of messages holds several threads.
+    """
 
     reason: str
     reads: frozenset[str]
-    to_record: Callable[[Row], Record]
+    to_records: Callable[[Row], Sequence[Record]]
     notes: tuple[str, ...] = ()
+
+
+def one(to_record: Callable[..., Record], **columns: Any) -> Callable[[Row], Sequence[Record]]:
+    """For forms whose rows hold one record each: `to_record` with its columns settled."""
+    return lambda row: (to_record(row, **columns),)
 
 
 def tabulate(rows: Sequence[Row]) -> Table:
