@@ -201,7 +201,8 @@ def _resolve(
         layout=model.layout,
         pad_id=model.pad_id,
         seed=recipe.seed,
-        shares_prefix=_shares_prefix(recipe, model, attachment) and not attachment.draws,
+        shares_prefix=_shares_prefix(recipe, model, attachment)
+        and not (attachment.draws or recipe.objective.embedding_noise),
         epochs=training.epochs,
         steps=training.steps,
     )

@@ -141,7 +141,7 @@ def class_logprobs(
             for batch in batches[worker :: workers.count]:
                 with torch.inference_mode():
                     outputs = model.forward(batch.to(model.device), candidate.adapter)
-                    logits_NC = model.head_of(outputs.head_call)(outputs.hidden_ND, 0)
+                    logits_NC = outputs.logits_NC
                     logprob_RC[list(batch.documents)] = logits_NC.float().log_softmax(-1).cpu()
                 done.append(len(batch.documents))
                 progress(f"{candidate.name}: classes", sum(done), len(examples))

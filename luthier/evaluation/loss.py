@@ -32,8 +32,7 @@ def held_out_loss(
                     break
                 on_device = batch.to(model.device)
                 with torch.inference_mode(), autocast(model.device, compute_in):
-                    logprob_N = model.forward(on_device, adapters).logprob_N
-                    loss += float(objective.loss_sum(logprob_N, on_device.targets))
+                    loss += float(objective.held_out_sum(model.forward(on_device, adapters)))
             return loss
 
         return compute

@@ -36,7 +36,8 @@ from luthier.methods.houlsby import Houlsby
 from luthier.methods.lora import LoRA
 from luthier.methods.sublayers import AddedMap, End, SerialBranch, sublayer_ends, with_branches
 from luthier.models.call import Run, current_call
-from luthier.models.language_model import LanguageModel, Outputs
+from luthier.models.language_model import LanguageModel
+from luthier.models.outputs import Outputs
 from luthier.ops.divergence import divergence_recomputed, divergence_reference
 from luthier.ops.draws import choose, salt_of
 from luthier.ops.lora import Update
@@ -195,7 +196,7 @@ class AdaMixAttachment(AdapterAttachment):
         if self.consistency == 0:
             return loss_of(first)
         second = forward(1)
-        heads = self.model.head_of(first.head_call), self.model.head_of(second.head_call)
+        heads = first.head.logits, second.head.logits
         divergence = divergence_recomputed if self.model.fast.head else divergence_reference
         divergence_N = divergence(first.hidden_ND, second.hidden_ND, *heads)
         return loss_of(first) + self.consistency * (divergence_N * first.targets.weight_N).sum()

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from luthier.models.anatomy import Anatomy
 from luthier.models.heads import ClassHead
-from luthier.models.language_model import LanguageModel, Outputs
+from luthier.models.language_model import LanguageModel
+from luthier.models.outputs import Outputs
 from luthier.models.streaming import Prepare, only_packed
 from luthier.models.taps import Taps, taps_below
 from luthier.types import Settings

@@ -7,6 +7,7 @@ layer enters the same call again when it is recomputed. Nothing else in the pack
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -33,11 +34,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Draws:
-    """The address of a forward pass's random draws: the run's seed, the step, and which pass over a batch it is."""
+    """The address of a forward pass's random draws: the run's seed, the step, and which pass over a batch it is.
+
+    noise: α of the noise on the embeddings; 0 adds none.
+    """
 
     seed: int
     step: int
     repeat: int = 0
+    noise: float = 0.0
 
     @property
     def address(self) -> int:
@@ -124,6 +129,7 @@ class Call:
     source_prefixes: in a decoder's call, learned keys and values in the place of some of the encoder's tokens.
     source_gated: which of those each of its tokens takes a share of; None where every token takes all of them.
     states: takes the keys and values of each attention, by whether it is a cross-attention and its number in its stack.
+    noise_N: how much noise is added to each token's embedding, before the width counts; None adds none.
     untaken: with how many virtual tokens that take no position each row begins, for a model that counts its positions
     itself; empty where none does.
     """
@@ -149,6 +155,7 @@ class Call:
     source_gated: GatedPrefixes | None = None
     states: dict[tuple[bool, int], tuple[Tensor, Tensor]] | None = None
     untaken: tuple[int, ...] = ()
+    noise_N: Tensor | None = None
 
     def again(self) -> Call:
         """The call for a layer that keeps its inputs alone and is computed again in the backward pass."""
@@ -225,13 +232,15 @@ def call_of_batch(batch: Batch, adapters: Adapters, draws: Draws | None) -> Call
         positions_BS = batch.sources.positions_BS
         runs = _runs(batch.sources.segments, positions_BS.numel(), adapters)
         keys_N = None if draws is None else _keys(batch.sources.segments, batch.documents, positions_BS, draws)
-        source = Call(None, runs, keys_N, draws, is_source=True)
+        noise_N = _noise(batch.sources.segments, batch.documents, positions_BS, draws)
+        source = Call(None, runs, keys_N, draws, is_source=True, noise_N=noise_N)
     return Call(
         segments=batch.segments if batch.layout == "packed" else None,
         runs=_runs(batch.segments, batch.tokens_BT.numel(), adapters),
         keys_N=None if draws is None else _keys(batch.segments, batch.documents, batch.positions_BT, draws),
         draws=draws,
         source=source,
+        noise_N=_noise(batch.segments, batch.documents, batch.positions_BT, draws),
     )
 
 
@@ -256,6 +265,21 @@ def _keys(segments: tuple[Segment, ...], documents: tuple[int, ...], positions_B
     for segment, document in zip(segments, documents, strict=True):
         documents_N[segment.start : segment.end] = document
     return token_keys(draws.seed, draws.address, documents_N, positions_BT.reshape(-1))
+
+
+def _noise(
+    segments: tuple[Segment, ...], documents: tuple[int, ...], positions_BT: Tensor, draws: Draws | None
+) -> Tensor | None:
+    """α / √L for each token, L the tokens of its document, shape (B·T,), 0 on padding; None where no noise is asked for."""
+    if draws is None or draws.noise == 0:
+        return None
+    lengths = Counter[int]()
+    for segment, document in zip(segments, documents, strict=True):
+        lengths[document] += segment.length
+    noise_N = torch.zeros(positions_BT.numel(), device=positions_BT.device)
+    for segment, document in zip(segments, documents, strict=True):
+        noise_N[segment.start : segment.end] = draws.noise / lengths[document] ** 0.5
+    return noise_N
 
 
 def prompts_of_batch(batch: Batch, *, whole: bool = False) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from luthier.errors import RecipeError
@@ -30,10 +30,10 @@ from luthier.models.call import (
     prompts_of_rows,
 )
 from luthier.models.edits import StreamEdit, edit_layers, placed_edits
-from luthier.models.fast_layers import FastLinear
 from luthier.models.gated_prefixes import gated_prefixes, note_shares
 from luthier.models.heads import classes_of
-from luthier.models.logits import logit_bias, logits, scaled, softcap
+from luthier.models.logits import logits
+from luthier.models.outputs import HeadCall, Outputs
 from luthier.models.positions import context_length, first_position
 from luthier.models.recomputed import recompute_layers
 from luthier.models.sides import Side, combined, skip_layers, tap_layers
@@ -42,8 +42,7 @@ from luthier.models.taps import Tapped, highest
 from luthier.models.trunk import TrunkCache
 from luthier.models.untaken_positions import leave_positions
 from luthier.models.virtual_tokens import VirtualTokens, read_tokens, shown_positions
-from luthier.ops.head import LogitsOf, token_logprobs, token_logprobs_recomputed, token_logprobs_reference
-from luthier.types import Batch, Layout, Segment, Sources, Targets
+from luthier.types import Batch, Layout, Segment, Sources
 
 
 @dataclass(frozen=True)
@@ -63,19 +62,6 @@ class Identity:
 
     name: str
     sha256: str
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What a forward pass gives an objective: log-probabilities (nats, fp32) of the batch's targets, shape (N,).
-
-    hidden_ND and head_call are what the head reads at the targets, for a loss over whole distributions.
-    """
-
-    logprob_N: Tensor
-    hidden_ND: Tensor
-    targets: Targets
-    head_call: Call
 
 
 @dataclass
@@ -342,7 +328,7 @@ class LanguageModel:
         return normed_BTD
 
     def forward(self, batch: Batch, adapters: Adapters = None, draws: Draws | None = None) -> Outputs:
-        """Log-probabilities of the batch's targets; the head runs at learned positions only.
+        """The states at the batch's targets, and what the head says of them where it is asked.
 
         adapters: None is the base model; a name serves all documents; a tuple names one for each segment.
         draws: the address of this step's dropout; None drops nothing.
@@ -379,12 +365,10 @@ class LanguageModel:
         return call.noted
 
     def _outputs(self, batch: Batch, call: Call, hidden_BTD: Tensor) -> Outputs:
-        """What the head says at the batch's targets."""
+        """The states at the batch's targets, for the head to speak of."""
         source_N = read_tokens(self.virtual_tokens, call.runs, batch.targets.source_N)
         hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, source_N)
-        head_call = call.at(source_N)
-        logprob_N = self._logprobs(hidden_ND, batch.targets.token_N, head_call)
-        return Outputs(logprob_N, hidden_ND, batch.targets, head_call)
+        return Outputs(hidden_ND, batch.targets, HeadCall(self.hf, self.anatomy, call.at(source_N), self.fast.head))
 
     @torch.no_grad()
     def attention(self, batch: Batch, adapters: Adapters = None) -> Tensor:
@@ -478,28 +462,6 @@ class LanguageModel:
     def _next_logits(self, last_BD: Tensor, adapters: str | None) -> Tensor:
         with torch.inference_mode(), calling(Call(None, (Run(0, len(last_BD), adapters),))):
             return logits(self.hf, self.anatomy, last_BD).float()
-
-    def head_of(self, call: Call) -> LogitsOf:
-        """The head as a function of the hidden states of neighbouring positions of a call."""
-
-        def logits_of(chunk_ND: Tensor, start: int) -> Tensor:
-            with calling(call.slice(start, start + len(chunk_ND))):
-                return logits(self.hf, self.anatomy, chunk_ND)
-
-        return logits_of
-
-    def _logprobs(self, hidden_ND: Tensor, tokens_N: Tensor, call: Call) -> Tensor:
-        logits_of = self.head_of(call)
-        if not self.fast.head or self.anatomy.purpose == "classes":
-            return token_logprobs_reference(hidden_ND, tokens_N, logits_of)
-        head = self.hf.get_submodule(self.anatomy.head)
-        is_plain = type(head) in (nn.Linear, FastLinear) and not head.weight.requires_grad
-        if not is_plain or torch.is_autocast_enabled(hidden_ND.device.type):
-            return token_logprobs_recomputed(hidden_ND, tokens_N, logits_of)
-        own_V = head.bias if isinstance(head, nn.Linear) else None
-        bias_V = logit_bias(self.hf, self.anatomy) if own_V is None else own_V
-        read_ND, cap = scaled(self.hf, self.anatomy, hidden_ND), softcap(self.hf, self.anatomy)
-        return token_logprobs(read_ND, tokens_N, head.get_parameter("weight"), bias_V, cap)
 
     def checkpoint_layers(self) -> None:
         """From now on, recompute every layer in the backward pass rather than keep what is inside it."""

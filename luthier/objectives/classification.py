@@ -17,8 +17,10 @@ from torch import Tensor
 
 from luthier.errors import DataError
 from luthier.models.heads import ClassHead
+from luthier.models.outputs import Outputs
 from luthier.objectives.contract import Objective
-from luthier.types import Example, Gives, Origin, Part, Rendered, Targets
+from luthier.objectives.likelihood import nll_sum
+from luthier.types import Example, Gives, Origin, Part, Rendered
 
 
 class Classification(Objective):
@@ -71,9 +73,9 @@ class Classification(Objective):
             types_P=rendered.types_T,
         )
 
-    def loss_sum(self, logprob_N: Tensor, targets: Targets) -> Tensor:
+    def loss_sum(self, outputs: Outputs) -> Tensor:
         """Negative log-likelihood of the classes, summed."""
-        return -(logprob_N * targets.weight_N).sum()
+        return nll_sum(outputs.logprob_N, outputs.targets.weight_N)
 
     @property
     def _classes(self) -> tuple[str, ...]:

@@ -7,14 +7,11 @@ Shapes: N learned positions, D width, V vocabulary.
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from luthier.ops.head import CHUNK, LogitsOf
+from luthier.ops.head import LogitsOf, in_chunks
 
 
 def divergence_of_logits(p_NV: Tensor, q_NV: Tensor) -> Tensor:
@@ -36,8 +33,4 @@ def divergence_recomputed(p_ND: Tensor, q_ND: Tensor, head_of_p: LogitsOf, head_
     def of_chunk(p: Tensor, q: Tensor, start: int) -> Tensor:
         return divergence_of_logits(head_of_p(p, start), head_of_q(q, start))
 
-    starts = range(0, max(len(p_ND), 1), CHUNK)
-    chunks = zip(p_ND.split(CHUNK), q_ND.split(CHUNK), starts, strict=True)
-    return torch.cat(
-        [cast(Tensor, checkpoint(of_chunk, *c, use_reentrant=False, preserve_rng_state=False)) for c in chunks]
-    )
+    return torch.cat(in_chunks(of_chunk, p_ND, q_ND))

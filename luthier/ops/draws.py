@@ -58,6 +58,13 @@ def uniforms(count: int, seed: int, step: int, salt: int) -> Tensor:
     return (_shift_right(hashed, 12).double() + 0.5) / (1 << 52)
 
 
+def signed_uniforms(keys_T: Tensor, salt: int, width: int) -> Tensor:
+    """Uniform in (−1, 1), independently for each token and column, fp32, shape (T, D)."""
+    columns_D = torch.arange(width, dtype=torch.int64, device=keys_T.device)
+    hashed_TD = mix((mix(keys_T ^ salt))[:, None] ^ columns_D)
+    return (_shift_right(hashed_TD, 41).float() + 0.5) / (1 << 22) - 1
+
+
 def keep_mask(keys_T: Tensor, salt: int, width: int, drop: float) -> Tensor:
     """True with probability 1 − drop, independently for each token and column, shape (T, D)."""
     columns_D = torch.arange(width, dtype=torch.int64, device=keys_T.device)

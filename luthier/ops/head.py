@@ -11,7 +11,7 @@ Shapes: N learned positions, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -42,11 +42,39 @@ def token_logprobs_recomputed(hidden_ND: Tensor, tokens_N: Tensor, logits_of: Lo
     def of_chunk(hidden: Tensor, tokens: Tensor, start: int) -> Tensor:
         return _logprobs_of_logits(logits_of(hidden, start), tokens)
 
-    starts = range(0, max(len(tokens_N), 1), CHUNK)
-    chunks = zip(hidden_ND.split(CHUNK), tokens_N.split(CHUNK), starts, strict=True)
-    return torch.cat(
-        [cast(Tensor, checkpoint(of_chunk, *c, use_reentrant=False, preserve_rng_state=False)) for c in chunks]
-    )
+    return torch.cat(in_chunks(of_chunk, hidden_ND, tokens_N))
+
+
+class Spread(NamedTuple):
+    """Of each distribution (nats, fp32): log p of its token, the logarithm of Σ exp z, and the mean of log p over V."""
+
+    logprob_N: Tensor
+    logsumexp_N: Tensor
+    mean_logprob_N: Tensor
+
+
+def spread_of_logits(logits_NV: Tensor, tokens_N: Tensor) -> Spread:
+    """The spread of whole distributions."""
+    wide_NV = logits_NV.float()
+    logsumexp_N = wide_NV.logsumexp(-1)
+    chosen_N = wide_NV.gather(-1, tokens_N[:, None])[:, 0]
+    return Spread(chosen_N - logsumexp_N, logsumexp_N, wide_NV.mean(-1) - logsumexp_N)
+
+
+def spread_recomputed(hidden_ND: Tensor, tokens_N: Tensor, logits_of: LogitsOf) -> Spread:
+    """The same from hidden states, chunk by chunk, each chunk's logits computed again in the backward pass."""
+
+    def of_chunk(hidden: Tensor, tokens: Tensor, start: int) -> tuple[Tensor, ...]:
+        return tuple(spread_of_logits(logits_of(hidden, start), tokens))
+
+    return Spread(*(torch.cat(parts) for parts in zip(*in_chunks(of_chunk, hidden_ND, tokens_N), strict=True)))
+
+
+def in_chunks(of_chunk: Callable[..., Any], *tensors_N: Tensor) -> list[Any]:
+    """What a function gives for each chunk of neighbouring positions and its start, computed again in the backward pass."""
+    starts = range(0, max(len(tensors_N[0]), 1), CHUNK)
+    chunks = zip(*(tensor.split(CHUNK) for tensor in tensors_N), starts, strict=True)
+    return [checkpoint(of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
 
 
 def token_logprobs(

@@ -17,7 +17,8 @@ import torch
 from transformers import PreTrainedConfig
 
 from luthier.models.call import Draws
-from luthier.models.language_model import LanguageModel, Outputs
+from luthier.models.language_model import LanguageModel
+from luthier.models.outputs import Outputs
 from luthier.ops.workers import Workers
 from luthier.planner.trace import Trace, Work, attached, load_of, skeleton_of
 from luthier.quantization.packed import QuantizedLinear
@@ -61,7 +62,7 @@ def _seconds_a_token(work: Work) -> float:
             return model.forward(batch, attachment.adapter, Draws(work.seed, 1, repeat))
 
         with autocast(model.device, work.autocast):
-            loss = attachment.loss_sum(forward, lambda out: work.objective.loss_sum(out.logprob_N, batch.targets))
+            loss = attachment.loss_sum(forward, work.objective.loss_sum)
         torch.autograd.grad(loss, trained, allow_unused=True)
 
     with Workers(work.workers) as workers:

@@ -25,8 +25,9 @@ from luthier.data.placeholders import with_placeholders
 from luthier.methods import ADAPTER, Attachment, Method
 from luthier.models.call import Draws
 from luthier.models.heads import ClassHead
-from luthier.models.language_model import FastModel, LanguageModel, Outputs
+from luthier.models.language_model import FastModel, LanguageModel
 from luthier.models.loading import Wishes
+from luthier.models.outputs import Outputs
 from luthier.objectives import Objective
 from luthier.ops.kept import kept_apart
 from luthier.planner.skeleton import skeleton
@@ -165,7 +166,11 @@ def load_of(work: Work, model: LanguageModel, attachment: Attachment) -> Load:
     """What the rows of a work come to."""
     placed = [with_placeholders(row, attachment.num_virtual, attachment.num_virtual_answer) for row in work.rows]
     settings = work.training
-    shares = work.shares_prefix and model.shares_tokens(attachment.adapter) and not attachment.draws
+    shares = (
+        work.shares_prefix
+        and model.shares_tokens(attachment.adapter)
+        and not (attachment.draws or work.objective.embedding_noise)
+    )
 
     def batches(epochs: float, steps: int | None) -> StepBatches:
         return StepBatches(
@@ -256,7 +261,7 @@ def _loss(
         return model.forward(batch, attachment.adapter, Draws(work.seed, number, repeat))
 
     with tracker.doing("forward pass", KEPT), autocast(model.device, work.autocast):
-        return attachment.loss_sum(forward, lambda out: work.objective.loss_sum(out.logprob_N, batch.targets))
+        return attachment.loss_sum(forward, work.objective.loss_sum)
 
 
 def _gradients(loss: Tensor, trainables: FlatTrainables, tracker: Tracker) -> list[Tensor | None]:

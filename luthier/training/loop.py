@@ -22,7 +22,9 @@ from luthier.data.batches import Step, StepBatches
 from luthier.errors import Interrupted, NotFinite, ResourceError, RunMismatch
 from luthier.methods.contract import Attachment, StepDone
 from luthier.models.call import Draws
-from luthier.models.language_model import LanguageModel, Outputs
+from luthier.models.language_model import LanguageModel
+from luthier.models.noise import noise_embeddings
+from luthier.models.outputs import Outputs
 from luthier.objectives.contract import Objective
 from luthier.ops.shortage import is_shortage
 from luthier.ops.workers import Workers
@@ -94,6 +96,8 @@ def train(
     before it reaches the weights.
     """
     is_early = plan.settings.update_in_backward
+    if objective.embedding_noise:
+        noise_embeddings(model.hf, model.anatomy)
     trainables = FlatTrainables(attachment.groups, 0 if is_early else workers.count)
     optimizer = optimizer_of(
         plan.settings.optimizer, trainables, tables_of(attachment), outside.folder, by_tensor=is_early
@@ -286,9 +290,11 @@ def _loss_of(job: _Job, batch: Batch) -> Tensor:
     """The summed loss of a micro-batch."""
 
     def forward(repeat: int) -> Outputs:
-        return job.model.forward(batch, job.attachment.adapter, Draws(job.plan.seed, job.number, repeat))
+        return job.model.forward(
+            batch, job.attachment.adapter, Draws(job.plan.seed, job.number, repeat, job.objective.embedding_noise)
+        )
 
-    return job.attachment.loss_sum(forward, lambda outputs: job.objective.loss_sum(outputs.logprob_N, batch.targets))
+    return job.attachment.loss_sum(forward, job.objective.loss_sum)
 
 
 def tables_of(attachment: Attachment) -> frozenset[str]:

@@ -75,7 +75,7 @@ def tuned(model, renderer):
     optimizer = torch.optim.Adam(tensors, lr=1e-2)
     (batch,) = evaluation_batches(examples_of(CHATS, renderer), 2000, 1, model.layout, model.pad_id)
     for _ in range(120):
-        loss = SFT().loss_sum(model.forward(batch, "default").logprob_N, batch.targets) / batch.learned_weight
+        loss = SFT().loss_sum(model.forward(batch, "default")) / batch.learned_weight
         gradients = torch.autograd.grad(loss, tensors)
         for tensor, gradient in zip(tensors, gradients, strict=True):
             tensor.grad = gradient

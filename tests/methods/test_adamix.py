@@ -50,7 +50,7 @@ def loss(model: LanguageModel, attachment: AdaMixAttachment, rows: Sequence[Exam
     def forward(repeat: int) -> Outputs:
         return model.forward(batch, attachment.adapter, Draws(7, STEP, repeat))
 
-    return attachment.loss_sum(forward, lambda outputs: objective.loss_sum(outputs.logprob_N, batch.targets))
+    return attachment.loss_sum(forward, objective.loss_sum)
 
 
 def drawn(site: str, count: int, step: int, repeat: int = 0, seed: int = 7) -> int:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from models.rows import batch_of
+from models.tiny import tiny_model
+from models.tuned import usual_batch, usual_rows
+from near import assert_apart, assert_near
 
+from luthier.data.packing import collate
+from luthier.methods import LoRA
+from luthier.models.call import Draws
+from luthier.models.noise import noise_embeddings
 from luthier.objectives import SFT
-from luthier.types import Origin, Rendered, Targets
+from luthier.objectives.likelihood import nll_sum
+from luthier.types import Origin, Rendered
 
 ORIGIN = Origin("rows.jsonl", 4)
 
@@ -18,12 +30,6 @@ def rendered(weights: list[float]) -> Rendered:
     """Tokens 10, 11, … with such weights."""
     tokens = np.arange(10, 10 + len(weights), dtype=np.int64)
     return Rendered(tokens, np.array(weights, dtype=np.float32))
-
-
-def targets_of(weights: list[float]) -> Targets:
-    """Targets with such weights."""
-    count = torch.arange(len(weights))
-    return Targets(count, count, torch.tensor(weights), torch.zeros_like(count))
 
 
 def test_each_learned_token_is_a_target_at_the_position_before_it() -> None:
@@ -62,14 +68,78 @@ def test_every_positive_weight_after_the_first_becomes_exactly_one_target(weight
 
 def test_the_loss_is_the_weighted_sum_of_negative_log_likelihoods() -> None:
     logprob_N = torch.tensor([-1.0, -2.0, -0.5], requires_grad=True)
-    loss = SFT().loss_sum(logprob_N, targets_of([1.0, 0.5, 2.0]))
+    loss = nll_sum(logprob_N, torch.tensor([1.0, 0.5, 2.0]))
     assert loss.item() == pytest.approx(3.0)
     assert torch.autograd.grad(loss, logprob_N)[0].tolist() == [-1.0, -0.5, -2.0]
 
 
 def test_sums_over_parts_of_a_batch_add_up_to_the_whole() -> None:
-    logprob_N = torch.randn(9)
-    weights = torch.rand(9).tolist()
-    whole = SFT().loss_sum(logprob_N, targets_of(weights))
-    parts = [SFT().loss_sum(logprob_N[a:b], targets_of(weights[a:b])) for a, b in ((0, 4), (4, 4), (4, 9))]
-    torch.testing.assert_close(sum(parts), whole)
+    logprob_N, weight_N = torch.randn(9), torch.rand(9)
+    parts = [nll_sum(logprob_N[a:b], weight_N[a:b]) for a, b in ((0, 4), (4, 4), (4, 9))]
+    torch.testing.assert_close(sum(parts), nll_sum(logprob_N, weight_N))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "t5"])
+@pytest.mark.parametrize(("smoothing", "z_loss"), [(0.1, 0.0), (0.0, 1e-2), (0.3, 1e-3)])
+def test_smoothing_and_z_loss_are_those_of_whole_logits(name: str, smoothing: float, z_loss: float) -> None:
+    model = tiny_model(name)
+    batch = usual_batch(model, None)
+    outputs = model.forward(batch)
+    logits_NV = outputs.head.logits(outputs.hidden_ND)
+    loss_N = F.cross_entropy(logits_NV, batch.targets.token_N, reduction="none", label_smoothing=smoothing)
+    loss_N = loss_N + z_loss * logits_NV.logsumexp(-1).square()
+    objective = SFT(label_smoothing=smoothing, z_loss=z_loss)
+    assert_near(objective.loss_sum(outputs), (loss_N * batch.targets.weight_N).sum())
+    plain_N = F.cross_entropy(logits_NV, batch.targets.token_N, reduction="none")
+    assert_near(objective.held_out_sum(outputs), (plain_N * batch.targets.weight_N).sum())
+
+
+def test_the_gradient_of_the_smoothed_loss_flows_through_chunks_that_are_computed_again() -> None:
+    model = tiny_model("llama")
+    LoRA(rank=2).attach(model, "default", seed=0)
+    batch = batch_of((130, 120), model.layout)  # more targets than a chunk holds
+    outputs = model.forward(batch, "default")
+    hidden_ND = outputs.hidden_ND.detach().requires_grad_()
+    again = replace(outputs, hidden_ND=hidden_ND)
+    objective = SFT(label_smoothing=0.2, z_loss=1e-2)
+    (found,) = torch.autograd.grad(objective.loss_sum(again), hidden_ND)
+    logits_NV = again.head.logits(hidden_ND)
+    loss_N = F.cross_entropy(logits_NV, batch.targets.token_N, reduction="none", label_smoothing=0.2)
+    whole = ((loss_N + 1e-2 * logits_NV.logsumexp(-1).square()) * batch.targets.weight_N).sum()
+    (expected,) = torch.autograd.grad(whole, hidden_ND)
+    assert_near(found, expected)
+
+
+# ── noise on the embeddings ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_noise_has_the_size_that_the_paper_gives_and_only_where_it_is_asked_for() -> None:
+    model = tiny_model("llama")
+    noise_embeddings(model.hf, model.anatomy)
+    seen: list[torch.Tensor] = []
+    model.hf.get_submodule(model.anatomy.embedding).register_forward_hook(lambda m, i, out: seen.append(out))
+    batch = batch_of((6, 60), model.layout)
+    for draws in (None, Draws(1, 1), Draws(1, 1, noise=5.0), Draws(1, 2, noise=5.0), Draws(1, 1, noise=5.0)):
+        model.forward(batch, None, draws).logprob_N.sum()
+    plain, without, noisy, later, again = (x[0] for x in seen)
+    assert torch.equal(plain, without)
+    assert torch.equal(noisy, again)
+    assert_apart(noisy, later)
+    width = plain.shape[-1]
+    for rows, length in ((slice(0, 6), 6), (slice(6, 66), 60)):
+        most = 5.0 / (length * width) ** 0.5
+        drawn = (noisy - plain)[rows]
+        assert 0.9 * most < float(drawn.abs().max()) <= most * (1 + 1e-5)
+        assert abs(float(drawn.square().mean()) - most**2 / 3) < 0.25 * most**2 / 3  # uniform: a third of the square
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_noise_is_the_same_in_any_cut_into_micro_batches(name: str) -> None:
+    model = tiny_model(name)
+    noise_embeddings(model.hf, model.anatomy)
+    rows = usual_rows(model)
+    draws = Draws(3, 7, noise=5.0)
+    together = model.forward(collate(rows, model.layout, 0), None, draws).logprob_N
+    apart = [model.forward(collate([row], model.layout, 0), None, draws).logprob_N for row in rows]
+    assert_near(together, torch.cat(apart))
+    assert_apart(together, model.forward(collate(rows, model.layout, 0)).logprob_N)
