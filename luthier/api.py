@@ -309,7 +309,7 @@ class Classifier:
         for index, text in enumerate(texts):
             first, second = (text, None) if isinstance(text, str) else text
             origin = Origin("text", index + 1)
-            rendered = self.renderer.render_labelled(Labelled(first, second, classes[0]), origin)
+            rendered = self.renderer.render_whole(Labelled(first, second, classes[0]), origin)
             examples.append(objective.example(rendered, index, origin))
         candidate = Candidate("model", self.language_model, self.adapter)
         check_room(candidate, [], examples)

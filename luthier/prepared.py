@@ -54,14 +54,14 @@ def read_dataset(
     Raises RecipeError, too, if the model can have no head for the objective.
     """
     objective, family = recipe.objective, family_of(config.model_type)
-    check_head(family, config.model_type, objective.takes == "labels")
+    check_head(family, config.model_type, objective.settled(()).head(recipe.seed))
     dataset = load_dataset(
         recipe.data,
         tokenizer,
         objective.example,
         announce,
         takes=objective.takes,
-        of_labels=(lambda labels: objective.settled(labels).example) if objective.takes == "labels" else None,
+        of_labels=(lambda labels: objective.settled(labels).example) if objective.takes in ("labels", "tags") else None,
         pooled=family.pooled,
         answer_start=answer_start,
     )

@@ -182,6 +182,9 @@ class Rendered:
     label: the class of the whole text, where that is what the record teaches. types_T: 1 for the tokens of a second text,
     where the tokenizer tells them apart. num_closing: how many tokens at the end close the text and are no part of it.
     num_needed: how many tokens before those it takes for the row to mean anything. pooled: which token a class is read at.
+    score: the number that the whole text should be given. tags: the tag at each of the places `tag_K`.
+    beside: further texts of the row, which are read apart from this one: the other options of a question, the other texts of
+    a comparison. chosen: which of all texts is the right one, counted from this one as 0.
     """
 
     tokens_T: IntArray
@@ -192,17 +195,34 @@ class Rendered:
     num_closing: int = 0
     num_needed: int = 0
     pooled: Pooled = "last"
+    score: float | None = None
+    tags: tuple[str, ...] = ()
+    tag_K: IntArray | None = None
+    beside: tuple[Rendered, ...] = ()
+    chosen: int = 0
+
+    @property
+    def texts(self) -> tuple[Rendered, ...]:
+        """This text and those beside it."""
+        return (self, *self.beside)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the record, those of the source included."""
-        return len(self.tokens_T) + (0 if self.source_S is None else len(self.source_S))
+        """Tokens of the record, those of the source included; of several texts, of the longest."""
+        own = len(self.tokens_T) + (0 if self.source_S is None else len(self.source_S))
+        return max([own, *(text.num_tokens for text in self.beside)])
 
     def cut(self, length: int) -> Rendered:
         """The row cut at its end to so many tokens; what closes the text stays.
 
-        Of a source and its answer the source is cut, before its own last token, while one is left of it.
+        Of a source and its answer the source is cut, before its own last token, while one is left of it. Tags of words that
+        are cut off go with them.
         """
+        if self.beside:
+            first = replace(self, beside=()).cut(length)
+            return replace(first, beside=tuple(text.cut(length) for text in self.beside))
+        if len(self.tokens_T) <= length and self.source_S is None:
+            return self
         if self.source_S is not None:
             room = max(length - len(self.tokens_T), min(2, len(self.source_S)))
             source_S = np.concatenate([self.source_S[: room - 1], self.source_S[-1:]])
@@ -211,7 +231,12 @@ class Rendered:
         kept = np.arange(len(self.tokens_T))
         kept = np.concatenate([kept[: length - self.num_closing], kept[len(kept) - self.num_closing :]])
         types_T = None if self.types_T is None else self.types_T[kept]
-        return replace(self, tokens_T=self.tokens_T[kept], weight_T=self.weight_T[kept], types_T=types_T)
+        cut = replace(self, tokens_T=self.tokens_T[kept], weight_T=self.weight_T[kept], types_T=types_T)
+        if self.tag_K is None:
+            return cut
+        is_left = self.tag_K < length - self.num_closing
+        tags = tuple(tag for tag, left in zip(self.tags, is_left.tolist(), strict=True) if left)
+        return replace(cut, tags=tags, tag_K=self.tag_K[is_left])
 
 
 # ── examples: token ids and what is learned ─────────────────────────────────────────────────────────────────────────
@@ -235,12 +260,13 @@ class Example:
     """What one row teaches: its parts laid end to end (P tokens), and the list of its learned targets.
 
     Target n says: at flat position `source_N[n]` the next token should be `token_N[n]`, with weight `weight_N[n]`, as
-    part of answer `sample_N[n]` (0 for the only answer; 0 and 1 for a preference pair). Where classes of whole texts are
-    learned, the source is the token that the head reads, and the token is the number of the class.
+    part of answer `sample_N[n]` (0 for the only answer; 0 and 1 for a preference pair). Where classes are learned, the
+    source is the token that the head reads, and the token is the number of the class.
 
     num_virtual: how many of the tokens are placeholders for virtual tokens of a soft prompt.
     source_S: for an encoder-decoder, the tokens that the encoder reads; the parts are then the decoder's.
     types_P: 1 for the tokens of a second text; None where there is none.
+    value_N: the number that each target should be given; None where tokens or classes are learned.
     """
 
     parts: tuple[Part, ...]
@@ -253,6 +279,7 @@ class Example:
     num_virtual: int = 0
     source_S: IntArray | None = None
     types_P: IntArray | None = None
+    value_N: FloatArray | None = None
 
     @property
     def num_source_tokens(self) -> int:
@@ -305,12 +332,33 @@ class Segment:
 
 @dataclass(frozen=True)
 class Targets:
-    """Learned targets of a batch: `source_N` indexes the batch's tokens flattened to B·T."""
+    """Learned targets of a batch: `source_N` indexes the batch's tokens flattened to B·T.
+
+    row_N: which row of the batch each is of, counted from 0. value_N: as `Example` has it.
+    """
 
     source_N: torch.Tensor
     token_N: torch.Tensor
     weight_N: torch.Tensor
     sample_N: torch.Tensor
+    row_N: torch.Tensor
+    value_N: torch.Tensor | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that have targets, if every row has."""
+        return int(self.row_N[-1]) + 1 if len(self.row_N) else 0
+
+    def to(self, device: torch.device) -> Targets:
+        """The same on another device."""
+        return Targets(
+            self.source_N.to(device),
+            self.token_N.to(device),
+            self.weight_N.to(device),
+            self.sample_N.to(device),
+            self.row_N.to(device),
+            None if self.value_N is None else self.value_N.to(device),
+        )
 
 
 @dataclass(frozen=True)
@@ -372,19 +420,13 @@ class Batch:
         """The same batch on another device."""
         if self.tokens_BT.device == device:
             return self
-        targets = Targets(
-            self.targets.source_N.to(device),
-            self.targets.token_N.to(device),
-            self.targets.weight_N.to(device),
-            self.targets.sample_N.to(device),
-        )
         mask_BT = None if self.mask_BT is None else self.mask_BT.to(device)
         return replace(
             self,
             tokens_BT=self.tokens_BT.to(device),
             positions_BT=self.positions_BT.to(device),
             mask_BT=mask_BT,
-            targets=targets,
+            targets=self.targets.to(device),
             sources=None if self.sources is None else self.sources.to(device),
             types_BT=None if self.types_BT is None else self.types_BT.to(device),
         )

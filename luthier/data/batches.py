@@ -83,7 +83,7 @@ class StepBatches(Iterator[Step]):
         self._examples = examples
         self._lengths = [example.num_real_tokens for example in examples]
         # now, not at the step that such a row would come in
-        check_lengths([example.num_tokens for example in examples], budget)
+        check_lengths([laid_out_tokens(example, layout) for example in examples], budget)
         self._rows_per_step = rows_per_step
         self._tokens_per_step = tokens_per_step
         self._budget = budget
@@ -142,7 +142,7 @@ class StepBatches(Iterator[Step]):
 
     def halve(self) -> int | None:
         """From now on hold half as many tokens in a micro-batch, or as many as the longest row has; None if no fewer can be."""
-        smaller = max(self._budget // 2, max(example.num_tokens for example in self._examples))
+        smaller = max(self._budget // 2, max(laid_out_tokens(example, self._layout) for example in self._examples))
         if smaller >= self._budget:
             return None
         self._budget = smaller
@@ -219,9 +219,17 @@ def evaluation_batches(
 def _cut(
     examples: Sequence[Example], budget: int, workers: int, layout: Layout, pad_id: int, shares_prefix: bool
 ) -> list[Batch]:
-    lengths, sources = ([e.num_tokens for e in examples], [e.num_source_tokens for e in examples])
-    plan = plan_micro_batches(lengths, budget, workers, layout, sources)
+    lengths = [laid_out_tokens(example, layout) for example in examples]
+    sources, apart = [example.num_source_tokens for example in examples], [len(example.parts) for example in examples]
+    plan = plan_micro_batches(lengths, budget, workers, layout, sources, apart)
     return [collate([examples[i] for i in rows], layout, pad_id, shares_prefix=shares_prefix) for rows in plan]
+
+
+def laid_out_tokens(example: Example, layout: Layout) -> int:
+    """Tokens that an example takes in a micro-batch: in padded rows its parts are of equal length."""
+    if layout == "packed" or len(example.parts) == 1:
+        return example.num_tokens
+    return len(example.parts) * max(len(part.tokens_T) for part in example.parts)
 
 
 def _in_rows(epochs: float, num_rows: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from luthier.data.rendering import Renderer, build_renderer
 from luthier.data.settings import DataSettings, FormatName
 from luthier.data.split import num_held_out, split_rows
 from luthier.errors import GateRefusal
-from luthier.types import Example, Gives, Labelled, Origin, Pooled, Record, Rendered
+from luthier.types import Example, Gives, Labelled, Origin, Pooled, Record, Rendered, Tagged
 
 Announce = Callable[[str], None]
 MakeExample = Callable[[Rendered, int, Origin], Example]
@@ -185,7 +185,7 @@ def _taught(source: _Source, make_example: MakeExample) -> Examples:
 
 def _labels_of(source: _Source) -> tuple[str, ...]:
     """The labels of the rows, sorted: whole numbers by their size, names by their letters. Raises: GateRefusal for one."""
-    labels = {record.label for record in source.records.values() if isinstance(record, Labelled)}
+    labels = {label for record in source.records.values() for label in labels_in(record)}
     if len(labels) == 1:
         first = next(iter(source.origins.values()))
         raise GateRefusal(
@@ -196,6 +196,13 @@ def _labels_of(source: _Source) -> tuple[str, ...]:
         )
     are_numbers = all(label.removeprefix("-").isdecimal() for label in labels)
     return tuple(sorted(labels, key=lambda label: (int(label), label) if are_numbers else (0, label)))
+
+
+def labels_in(record: Record) -> tuple[str, ...]:
+    """The labels that a record has: its class, or the tags of its words; none for other records."""
+    if isinstance(record, Labelled):
+        return (record.label,)
+    return record.tags if isinstance(record, Tagged) else ()
 
 
 # ── rows that are too long ──────────────────────────────────────────────────────────────────────────────────────────

@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from luthier.data.dataset import Dataset
+from luthier.data.dataset import Dataset, labels_in
 from luthier.data.rendering import learned_messages
 from luthier.data.template import FIELD
 from luthier.errors import DataError, GateRefusal
@@ -78,7 +78,7 @@ def check_gate(dataset: Dataset, vocab_size: int | None = None) -> GateReport:
     _refuse_other_prompts(dataset)
     notes += _header_notes(dataset)
     notes += _check_extras(dataset)
-    classes = Counter(record.label for record in dataset.train_records if isinstance(record, Labelled))
+    classes = Counter(label for record in dataset.train_records for label in labels_in(record))
     notes += _class_notes(dataset, classes)
     lengths = [example.num_tokens for example in examples]
     shown = zip(dataset.train_records, examples[:NUM_SHOWN], strict=False)
@@ -248,8 +248,8 @@ def _check_extras(dataset: Dataset) -> list[str]:
 
 def _class_notes(dataset: Dataset, classes: Counter[str]) -> list[str]:
     """Classes that are only among the rows held out."""
-    held_out = Counter(record.label for record in dataset.validation_records if isinstance(record, Labelled))
-    unseen = sorted(set(held_out) - set(classes))
+    held_out = {label for record in dataset.validation_records for label in labels_in(record)}
+    unseen = sorted(held_out - set(classes))
     if not unseen:
         return []
     return [f"No training row has the label {', '.join(unseen)}, which rows held out have: it cannot be learned."]

@@ -24,18 +24,24 @@ _LEAST_SAVED = 0.05  # share of a micro-batch's tokens below which a shared pref
 
 
 def plan_micro_batches(
-    lengths: Sequence[int], budget: int, workers: int, layout: Layout, sources: Sequence[int] | None = None
+    lengths: Sequence[int],
+    budget: int,
+    workers: int,
+    layout: Layout,
+    sources: Sequence[int] | None = None,
+    apart: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Which rows are computed together: lists of indices into `lengths`, each ascending, every index once.
 
     No micro-batch costs more than `budget` tokens, padding included. There are as few as need be, rounded up to a
     multiple of `workers` where there are rows enough, and near-equal in cost, so that all workers end together.
     sources: how many tokens of each length are a source, which is padded apart from the rest; None: none.
+    apart: into how many padded rows of equal length each row is laid out; None: one.
     Raises: RecipeError, if one row alone is longer than the budget.
     """
     check_lengths(lengths, budget)
     if layout == "bucketed":
-        return sorted(sorted(rows) for rows in _plan_buckets(_Sizes(lengths, sources), budget, workers))
+        return sorted(sorted(rows) for rows in _plan_buckets(_Sizes(lengths, sources, apart), budget, workers))
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     fewest = _best_fit(lengths, order, budget)
     number = min(len(lengths), workers * -(-len(fewest) // workers))
@@ -97,9 +103,13 @@ def _spread(lengths: Sequence[int], order: Sequence[int], budget: int, number: i
 class _Sizes:
     """How long rows are in each of their streams, and what it costs to pad some of them to the longest in each."""
 
-    def __init__(self, lengths: Sequence[int], sources: Sequence[int] | None) -> None:
+    def __init__(self, lengths: Sequence[int], sources: Sequence[int] | None, apart: Sequence[int] | None) -> None:
         sources = [0] * len(lengths) if sources is None else sources
-        self.of_row = [(total - source, source) for total, source in zip(lengths, sources, strict=True)]
+        self.apart = [1] * len(lengths) if apart is None else apart
+        self.of_row = [
+            ((total - source) // count, source)
+            for total, source, count in zip(lengths, sources, self.apart, strict=True)
+        ]
 
     def order(self) -> list[int]:
         """The rows, longest first; of the same length, those with the longer source first."""
@@ -108,17 +118,18 @@ class _Sizes:
     def cost(self, rows: Sequence[int]) -> int:
         """Tokens of these rows together, padding included."""
         own, source = (max(self.of_row[row][stream] for row in rows) for stream in (0, 1))
-        return len(rows) * (own + source)
+        return sum(self.apart[row] for row in rows) * (own + source)
 
     def cut_where_full(self, budget: int) -> list[list[int]]:
         """Rows of near-equal length together, in bins that cost no more than the budget where a row alone does not."""
         bins: list[list[int]] = []
-        longest = [0, 0]
+        longest, count = [0, 0], 0
         for row in self.order():
             wider = [max(pair) for pair in zip(longest, self.of_row[row], strict=True)]
-            if not bins or (len(bins[-1]) + 1) * sum(wider) > budget:
+            count += self.apart[row]
+            if not bins or count * sum(wider) > budget:
                 bins.append([])
-                wider = list(self.of_row[row])
+                wider, count = list(self.of_row[row]), self.apart[row]
             bins[-1].append(row)
             longest = wider
         return bins
@@ -128,7 +139,7 @@ def _plan_buckets(sizes: _Sizes, budget: int, workers: int) -> list[list[int]]:
     """The rows over as many bins as `plan_micro_batches` says, cut so that the dearest costs as little as it can."""
     num_rows = len(sizes.of_row)
     number = min(num_rows, workers * -(-len(sizes.cut_where_full(budget)) // workers))
-    low, high = max((sum(lengths) for lengths in sizes.of_row), default=0), budget
+    low, high = max((sizes.cost([row]) for row in range(num_rows)), default=0), budget
     while low < high:
         middle = (low + high) // 2
         if len(sizes.cut_where_full(middle)) <= number:
@@ -152,7 +163,7 @@ def collate(examples: Sequence[Example], layout: Layout, pad_id: int, *, shares_
     pad_id fills the padding of the bucketed layout; masked, it is never seen.
     shares_prefix: a beginning that all examples have in common, such as a system prompt, stands in a packed row once. A
     token of it belongs to the first example, so what is drawn by document must not be drawn then.
-    Raises: RecipeError for an example of several parts in the bucketed layout.
+    Raises: RecipeError for an example whose parts share others in the bucketed layout.
     """
     if layout == "bucketed":
         return _bucketed(examples, pad_id)
@@ -199,7 +210,7 @@ def _packed(examples: Sequence[Example]) -> Batch:
             ends.append(begins_at + length)
             start += length
     starts = [0, *np.cumsum([example.num_tokens for example in examples]).tolist()]
-    return _row(tokens, positions, segments, documents, _targets(examples, starts))
+    return _row(tokens, positions, segments, documents, _targets(examples, _runs(examples, starts)))
 
 
 def _packed_behind(prefix: int, examples: Sequence[Example]) -> Batch:
@@ -211,7 +222,13 @@ def _packed_behind(prefix: int, examples: Sequence[Example]) -> Batch:
     segments = [Segment(0, prefix), *(Segment(*span, parent=0) for span in pairwise(ends))]
     documents = [examples[0].document, *(example.document for example in examples)]
     starts = [end - prefix for end in ends]  # where the example would begin, had it its prefix before it
-    return _row(tokens, positions, segments, documents, _targets(examples, starts))
+    return _row(tokens, positions, segments, documents, _targets(examples, _runs(examples, starts)))
+
+
+def _runs(examples: Sequence[Example], starts: Sequence[int]) -> list[IntArray]:
+    """Of each example, where its tokens are, laid end to end from its start on."""
+    pairs = zip(examples, starts, strict=False)
+    return [start + np.arange(example.num_tokens, dtype=np.int64) for example, start in pairs]
 
 
 def _row(
@@ -233,34 +250,52 @@ def _row(
 
 
 def _bucketed(examples: Sequence[Example], pad_id: int) -> Batch:
-    if any(len(example.parts) != 1 for example in examples):
+    parts = [(example, part) for example in examples for part in example.parts]
+    if any(part.parent is not None for _, part in parts):
         raise RecipeError(
             "Rows of several parts (a prompt shared by several answers) need packed batches, which this model's family does not allow.",
             "Choose an objective that learns one answer a row, or a model of another family.",
             field="model",
         )
-    own = padded([example.parts[0].tokens_T for example in examples], pad_id)
+    own = padded([part.tokens_T for _, part in parts], pad_id)
     read = [example.source_S for example in examples if example.source_S is not None]
-    assert len(read) in (0, len(examples)), "every row of an encoder-decoder has a source, and no row of another model"
-    types = [example.types_P for example in examples]
-    types_BT = None if all(one is None for one in types) else torch.zeros_like(own.tokens_BS)
-    for row, types_P in enumerate(types):
-        if types_BT is not None and types_P is not None:
-            types_BT[row, : len(types_P)] = torch.from_numpy(types_P)
+    assert len(read) in (0, len(parts)), "every row of an encoder-decoder has a source, and no row of another model"
     return Batch(
         layout="bucketed",
         tokens_BT=own.tokens_BS,
         positions_BT=own.positions_BS,
         mask_BT=own.mask_BS,
         segments=tuple(
-            replace(segment, causal=example.parts[0].causal)
-            for segment, example in zip(own.segments, examples, strict=True)
+            replace(segment, causal=part.causal) for segment, (_, part) in zip(own.segments, parts, strict=True)
         ),
-        documents=tuple(example.document for example in examples),
-        targets=_targets(examples, [segment.start for segment in own.segments]),
+        documents=tuple(example.document for example, _ in parts),
+        targets=_targets(examples, _places(examples, own.tokens_BS.shape[1])),
         sources=padded(read, pad_id) if read else None,
-        types_BT=types_BT,
+        types_BT=_types(examples, own.tokens_BS),
     )
+
+
+def _places(examples: Sequence[Example], width: int) -> list[IntArray]:
+    """Of each example, where its tokens are in padded rows of that width, one row for each part."""
+    places: list[IntArray] = []
+    row = 0
+    for example in examples:
+        starts = range(row * width, (row + len(example.parts)) * width, width)
+        runs = (start + np.arange(len(part.tokens_T)) for start, part in zip(starts, example.parts, strict=True))
+        places.append(np.concatenate(list(runs)))
+        row += len(example.parts)
+    return places
+
+
+def _types(examples: Sequence[Example], tokens_BT: torch.Tensor) -> torch.Tensor | None:
+    """Which text each token of padded rows is of; None where no row has two."""
+    if all(example.types_P is None for example in examples):
+        return None
+    types_BT = torch.zeros_like(tokens_BT)
+    for example, at_P in zip(examples, _places(examples, tokens_BT.shape[1]), strict=True):
+        if example.types_P is not None:
+            types_BT.view(-1)[at_P] = torch.from_numpy(example.types_P)
+    return types_BT
 
 
 def padded(rows: Sequence[IntArray], pad_id: int) -> Sources:
@@ -279,12 +314,17 @@ def padded(rows: Sequence[IntArray], pad_id: int) -> Sources:
     )
 
 
-def _targets(examples: Sequence[Example], starts: Sequence[int]) -> Targets:
-    """The targets of all examples in order, their sources counted from where each example begins in the batch."""
-    sources = [example.source_N + start for example, start in zip(examples, starts, strict=False)]
+def _targets(examples: Sequence[Example], places: Sequence[IntArray]) -> Targets:
+    """The targets of all examples in order; places: where in the batch each example's tokens are."""
+    sources = [at_P[example.source_N] for example, at_P in zip(examples, places, strict=True)]
+    rows = [np.full(example.num_learned, row, dtype=np.int64) for row, example in enumerate(examples)]
+    values = [example.value_N for example in examples if example.value_N is not None]
+    assert len(values) in (0, len(examples)), "every row has numbers to be learned, or none has"
     return Targets(
         source_N=torch.from_numpy(np.concatenate(sources)),
         token_N=torch.from_numpy(np.concatenate([example.token_N for example in examples])),
         weight_N=torch.from_numpy(np.concatenate([example.weight_N for example in examples])),
         sample_N=torch.from_numpy(np.concatenate([example.sample_N for example in examples])),
+        row_N=torch.from_numpy(np.concatenate(rows)),
+        value_N=torch.from_numpy(np.concatenate(values)) if values else None,
     )

@@ -3,7 +3,7 @@
     conversation            the chat template's text; learned are the answers, each with its end-of-turn token
     prompt and completion   a question and its answer through the template, or [BOS] prompt completion EOS
     plain text              [BOS] text EOS, learned as a whole
-    text with a class       as the tokenizer writes a text, or a pair of texts, with its own special tokens
+    texts read as a whole   as the tokenizer writes them (`whole_texts`)
 
 For an encoder-decoder the prompt is the source, as the tokenizer writes a text with all that it puts around one, and the
 answer is what the decoder learns: its first token, then the text and EOS, of which all but the first is learned.
@@ -26,8 +26,9 @@ from transformers import PreTrainedTokenizerBase
 
 from luthier.data.settings import DataSettings
 from luthier.data.template import FIELD, ChatTemplate, Tools, read_template
+from luthier.data.whole_texts import Whole, WholeTexts
 from luthier.errors import DataError, RecipeError
-from luthier.types import Completion, Conversation, Labelled, Message, Origin, PlainText, Pooled, Record, Rendered
+from luthier.types import Completion, Conversation, Message, Origin, PlainText, Pooled, Record, Rendered
 
 Learn = Literal["answers", "last_answer", "all"]
 
@@ -73,8 +74,8 @@ class Renderer:
                 return self._render_chat(conversation)
         if isinstance(record, Completion):
             return self._render_plain(record.prompt, record.completion)
-        if isinstance(record, Labelled):
-            return self.render_labelled(record, origin)
+        if isinstance(record, Whole):
+            return self.render_whole(record, origin)
         assert isinstance(record, PlainText)
         return self._render_plain("", record.text)
 
@@ -230,37 +231,16 @@ class Renderer:
     def _with_lead(self, ids: list[int]) -> list[int]:
         return ids if ids[: len(self._lead)] == self._lead else [*self._lead, *ids]
 
-    # ── texts with classes ──────────────────────────────────────────────────────────────────────────────────────────
+    # ── whole texts ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def render_labelled(self, record: Labelled, origin: Origin | None = None) -> Rendered:
-        """A text or a pair as the tokenizer writes it; a pair that it would only join is parted by a line break.
-
-        Raises: DataError, at `origin`, for a text without tokens.
-        """
-        text, pair = record.text, record.pair
-        if pair is not None and not self._parts_pairs:
-            text, pair = f"{text}\n{pair}", None
-        output = self.tokenizer(text, pair, return_token_type_ids=True, verbose=False)
-        whose = output.sequence_ids(0)  # which text each token is of; None for special tokens
-        if 0 not in whose or (pair is not None and 1 not in whose):
-            with _located(origin):
-                raise DataError("The tokenizer makes no tokens of the text.", "Leave this row out.")
-        ids, types_T = output["input_ids"], np.array(output["token_type_ids"], dtype=np.int64)
-        return Rendered(
-            np.array(ids, dtype=np.int64),
-            np.zeros(len(ids), dtype=np.float32),
-            label=record.label,
-            types_T=types_T if types_T.any() else None,
-            num_closing=next(index for index, text_of in enumerate(reversed(whose)) if text_of is not None),
-            num_needed=1 + whose.index(0 if pair is None else 1),
-            pooled=self.pooled,
-        )
+    def render_whole(self, record: Whole, origin: Origin | None = None) -> Rendered:
+        """A record whose texts are read as a whole. Raises: DataError, at `origin`, for a text without tokens."""
+        with _located(origin):
+            return self._whole.render(record)
 
     @cached_property
-    def _parts_pairs(self) -> bool:
-        """Whether the tokenizer puts special tokens between the texts of a pair."""
-        tokenizer = self.tokenizer
-        return tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False)
+    def _whole(self) -> WholeTexts:
+        return WholeTexts(self.tokenizer, self.pooled)
 
     # ── text → tokens ───────────────────────────────────────────────────────────────────────────────────────────────
 

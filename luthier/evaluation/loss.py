@@ -8,7 +8,8 @@ import torch
 
 from luthier.models.call import Adapters
 from luthier.models.language_model import LanguageModel
-from luthier.objectives.contract import Objective
+from luthier.models.outputs import Outputs
+from luthier.objectives.contract import JointObjective, Objective, Whole, joined
 from luthier.ops.workers import Workers
 from luthier.training.loop import autocast
 from luthier.types import Batch
@@ -22,21 +23,47 @@ def held_out_loss(
     workers: Workers,
     compute_in: torch.dtype | None = None,
 ) -> float:
-    """Nats per learned token (weighted) over all batches, nothing dropped and nothing changed."""
+    """The loss over all batches by their learned weight, nothing dropped and nothing changed.
 
-    def share_of(worker: int) -> Callable[[], float]:
-        def compute() -> float:
-            loss = 0.0
-            for batch in batches[worker :: workers.count]:
+    Where a row's loss depends on the others, all rows are taken together.
+    """
+    weight = sum(batch.learned_weight for batch in batches)
+    if isinstance(objective, JointObjective):
+        parts: dict[int, Whole] = {}
+
+        def keep(index: int, outputs: Outputs) -> None:
+            parts[index] = objective.whole(outputs)
+
+        _over_all(model, batches, adapters, workers, compute_in, keep)
+        with torch.inference_mode():
+            return float(objective.joint_loss(joined([parts[index] for index in range(len(batches))]))) / weight
+    losses: dict[int, float] = {}
+
+    def add(index: int, outputs: Outputs) -> None:
+        losses[index] = float(objective.held_out_sum(outputs))
+
+    _over_all(model, batches, adapters, workers, compute_in, add)
+    return sum(losses[index] for index in range(len(batches))) / weight
+
+
+def _over_all(
+    model: LanguageModel,
+    batches: Sequence[Batch],
+    adapters: Adapters,
+    workers: Workers,
+    compute_in: torch.dtype | None,
+    take: Callable[[int, Outputs], None],
+) -> None:
+    """Hand over what the model gives for each batch, and its index."""
+
+    def share_of(worker: int) -> Callable[[], None]:
+        def compute() -> None:
+            for index in range(worker, len(batches), workers.count):
                 if workers.are_stopping.is_set():
                     break
-                on_device = batch.to(model.device)
                 with torch.inference_mode(), autocast(model.device, compute_in):
-                    loss += float(objective.held_out_sum(model.forward(on_device, adapters)))
-            return loss
+                    take(index, model.forward(batches[index].to(model.device), adapters))
 
         return compute
 
-    busy = range(min(workers.count, len(batches)))
-    total = sum(workers.run([share_of(worker) for worker in busy]))
-    return total / sum(batch.learned_weight for batch in batches)
+    workers.run([share_of(worker) for worker in range(min(workers.count, len(batches)))])

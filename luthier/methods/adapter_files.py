@@ -110,7 +110,9 @@ class AdapterFile:
 def task_type(anatomy: Anatomy) -> str:
     """What peft calls the task of a model."""
     if anatomy.purpose == "classes":
-        return "SEQ_CLS"
+        return "TOKEN_CLS" if anatomy.reads_tokens else "SEQ_CLS"
+    if anatomy.family.kind == "encoder":
+        return "FEATURE_EXTRACTION"
     return "CAUSAL_LM" if anatomy.encoder is None else "SEQ_2_SEQ_LM"
 
 

@@ -29,8 +29,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     Cache,
     DynamicCache,
     EncoderDecoderCache,
@@ -85,7 +87,7 @@ class Ladder(SideMethod):
         anatomy = model.anatomy
         kept, read = (_every(len(stack), self.every) for stack in (anatomy.answering, anatomy.encoding))
         config = small_config(model.hf.config, self.reduction, kept, len(read))
-        small = _small_model(config, anatomy.purpose, generator)
+        small = _small_model(config, anatomy, generator)
         own = read_anatomy(small, anatomy.family)
         if self.start == "pruned":
             beside = (*(anatomy.encoding[index] for index in read), *(anatomy.answering[index] for index in kept))
@@ -265,12 +267,15 @@ def small_config(
     return small
 
 
-def _small_model(
-    config: PreTrainedConfig, purpose: Literal["words", "classes"], generator: torch.Generator
-) -> PreTrainedModel:
+def _small_model(config: PreTrainedConfig, anatomy: Anatomy, generator: torch.Generator) -> PreTrainedModel:
     """A model of that config in fp32, its random start from the generator; its embeddings give nothing."""
-    writer = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    auto: Any = writer if purpose == "words" else AutoModelForSequenceClassification
+    auto: Any = {
+        "decoder": AutoModelForCausalLM,
+        "encoder": AutoModelForMaskedLM,
+        "encoder-decoder": AutoModelForSeq2SeqLM,
+    }[anatomy.family.kind]
+    if anatomy.purpose == "classes":
+        auto = AutoModelForTokenClassification if anatomy.reads_tokens else AutoModelForSequenceClassification
     with torch.random.fork_rng():
         torch.manual_seed(generator.initial_seed())
         made: PreTrainedModel = auto.from_config(

@@ -196,7 +196,8 @@ def projections(layer: LayerAnatomy) -> tuple[str, ...]:
 
 def reads_pooled(model: LanguageModel) -> bool:
     """Whether one token of each text is read rather than all."""
-    return model.anatomy.family.kind == "encoder"
+    anatomy = model.anatomy
+    return anatomy.family.kind == "encoder" and anatomy.purpose == "classes" and not anatomy.reads_tokens
 
 
 def macs_of(model: LanguageModel, layer: LayerAnatomy) -> AttentionMacs:

@@ -266,7 +266,7 @@ def _answering_itself(tokens_V: Tensor) -> Batch:
         mask_BT=mask_1V,
         segments=segments,
         documents=(0,),
-        targets=Targets(none, none, none.float(), none),
+        targets=Targets(none, none, none.float(), none, none),
         sources=Sources(tokens_V[None], positions_1V, mask_1V, segments),
     )
 

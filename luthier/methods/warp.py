@@ -70,7 +70,7 @@ class WARP(WordPromptMethod):
 
     def class_head(self, head: ClassHead) -> ClassHead:
         """One that reads a mask."""
-        return replace(head, reads_mask=True)
+        return replace(head, reads="mask")
 
     def source(self, model: LanguageModel, generator: torch.Generator) -> RowSource:
         """The rows of the prompt."""

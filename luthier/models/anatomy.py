@@ -79,7 +79,7 @@ class Anatomy:
     encoder: in an encoder-decoder, the stack that reads the source; `trunk` is then the decoder.
     embedding_places: under which names the model keeps the embedding.
     purpose: what the head gives logits of, the words of the vocabulary or classes of whole texts. head: its last linear
-    layer. head_parts: all of its layers, from the hidden state on.
+    layer. head_parts: all of its layers, from the hidden state on. reads_tokens: whether classes are told of every token.
     """
 
     family: Family
@@ -96,6 +96,7 @@ class Anatomy:
     encoder: str | None = None
     purpose: Literal["words", "classes"] = "words"
     head_parts: tuple[HeadPart, ...] = ()
+    reads_tokens: bool = False
 
     @property
     def head_linears(self) -> tuple[str, ...]:
@@ -164,7 +165,8 @@ class Anatomy:
         reached = [len(self.layers)]
         for name in names:
             index = self.layer_of(name)
-            outside = tuple(place + "." for place in (*self.head_linears, self.final_norm) if place is not None)
+            head = (part.name for part in self.head_parts)
+            outside = tuple(place + "." for place in (*head, self.final_norm) if place is not None)
             if index is not None:
                 reached.append(index)
             elif self.encoder is not None and f"{name}.".startswith(f"{self.encoder}.{self.family.final_norm}."):

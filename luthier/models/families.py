@@ -5,7 +5,7 @@ A new architecture is one entry. Dotted names are relative to the place that the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from luthier.errors import RecipeError
@@ -98,6 +98,7 @@ class Family:
 
     `class_head`: the linear layers between the state of the pooled token and the logits of classes, in order; empty where
     transformers has no such head for the architecture.
+    `tag_head`: those between the state of any token and the logits of tags.
     `mask_head`: the layers between the state of a masked token and the logits of classes, in order: those of the head over
     words, but for its last, in whose place there is one for classes; empty where the architecture fills no masks.
     """
@@ -126,6 +127,7 @@ class Family:
     attention_mask_name: str = "attention_mask"  # what an attention calls the mask that its layer is given
     attends_by_interface: bool = True  # whether attention goes through transformers' attention interface
     class_head: tuple[HeadPart, ...] = ()  # from the model with a head for classes
+    tag_head: tuple[HeadPart, ...] = ()  # from the model with a head for tags
     mask_head: tuple[HeadPart, ...] = ()  # from the model with a head over words
     pooled: Pooled = "last"  # which of a text's tokens a head for classes reads
     pooler: str | None = None  # from the trunk: a part that holds layers of the head for classes
@@ -142,6 +144,7 @@ class Family:
 
 
 _SCORE = (HeadPart("score"),)
+_CLASSIFIER = (HeadPart("classifier"),)
 _LLAMA_GATED = ("gate_proj", "up_proj", "down_proj")
 _LLAMA_NORMS = Norms(("input_layernorm",), ("post_attention_layernorm",))
 
@@ -173,6 +176,7 @@ def _llama_like(
     residual_factor_key: str | None = None,
     norms_heads_first: bool = False,
     class_head: tuple[HeadPart, ...] = _SCORE,
+    tag_head: tuple[HeadPart, ...] = _SCORE,
 ) -> Family:
     return Family(
         model_types=model_types,
@@ -194,6 +198,7 @@ def _llama_like(
         residual_factor_key=residual_factor_key,
         norms_heads_first=norms_heads_first,
         class_head=class_head,
+        tag_head=tag_head,
     )
 
 
@@ -226,6 +231,7 @@ def _bert_like(
         norms=Norms(("attention.output.LayerNorm",), ("output.LayerNorm",)),
         norms_first=False,
         class_head=class_head,
+        tag_head=_CLASSIFIER,
         mask_head=mask_head,
         pooled="first",
         pooler=pooler,
@@ -252,15 +258,30 @@ _BART_ROLES = _roles_apart("out_proj", "fc1", "fc2")
 _BART_NORMS = Norms(("self_attn_layer_norm",), ("final_layer_norm",))
 _GEMMA_NORM = RMSNormForm("eps", gain_offset=1.0)
 
+_GEMMA2 = _llama_like(
+    "gemma2",
+    rms_norm=_GEMMA_NORM,
+    activation_key="hidden_activation",
+    softcap_key="final_logit_softcapping",
+    norms=Norms(
+        ("input_layernorm",),
+        ("pre_feedforward_layernorm",),
+        ("post_attention_layernorm",),
+        ("post_feedforward_layernorm",),
+    ),
+    norms_heads_first=True,
+)
+
 FAMILIES: tuple[Family, ...] = (
     _llama_like("llama", "mistral", "qwen2", "qwen3", "smollm3"),
     _llama_like(
         "olmo2",
+        tag_head=(),
         norms=Norms(
             attention_post=("post_attention_layernorm",), feedforward_post=("post_feedforward_layernorm",)
         ),
     ),
-    _llama_like("granite", logit_divisor_key="logits_scaling", residual_factor_key="residual_multiplier", class_head=()),
+    _llama_like("granite", logit_divisor_key="logits_scaling", residual_factor_key="residual_multiplier", class_head=(), tag_head=()),
     _llama_like(
         "phi3",
         gated=None,
@@ -272,15 +293,8 @@ FAMILIES: tuple[Family, ...] = (
         norms=Norms(("input_layernorm",), ("input_layernorm",)), norms_heads_first=True,
     ),
     _llama_like("gemma", rms_norm=_GEMMA_NORM, activation_key="hidden_act"),
-    _llama_like(
-        "gemma2", "gemma3_text",
-        rms_norm=_GEMMA_NORM, activation_key="hidden_activation", softcap_key="final_logit_softcapping",
-        norms=Norms(
-            ("input_layernorm",), ("pre_feedforward_layernorm",),
-            ("post_attention_layernorm",), ("post_feedforward_layernorm",),
-        ),
-        norms_heads_first=True,
-    ),
+    _GEMMA2,
+    replace(_GEMMA2, model_types=("gemma3_text",), tag_head=()),
     _llama_like("gpt_oss", rms_norm=None, gated=None, roles=_roles_apart("o_proj", up=None, down=None)),
     Family(
         model_types=("gpt2",),
@@ -288,7 +302,7 @@ FAMILIES: tuple[Family, ...] = (
         attention="attn", feedforward="mlp",
         roles=_roles_fused("blocks", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
         norms=Norms(("ln_1",), ("ln_2",)),
-        class_head=_SCORE,
+        class_head=_SCORE, tag_head=_CLASSIFIER,
     ),
     Family(
         model_types=("gpt_neox",),
@@ -298,7 +312,7 @@ FAMILIES: tuple[Family, ...] = (
             "groups", "attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"
         ),
         norms=Norms(("input_layernorm",), ("post_attention_layernorm",)),
-        class_head=_SCORE,
+        class_head=_SCORE, tag_head=_CLASSIFIER,
     ),
     Family(
         model_types=("opt",),
@@ -319,7 +333,7 @@ FAMILIES: tuple[Family, ...] = (
         norms=Norms(
             ("ln_attn", "input_layernorm"), ("ln_mlp", "post_attention_layernorm", "input_layernorm")
         ),
-        attends_by_interface=False, class_head=_SCORE,
+        attends_by_interface=False, class_head=_SCORE, tag_head=_CLASSIFIER,
     ),
     _bert_like(
         "bert",

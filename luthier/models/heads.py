@@ -1,11 +1,12 @@
-"""Heads that tell classes apart: what one is for, and the weights that a base model has none for.
+"""Heads that are not for writing: what one is for, and the weights that a base model has none for.
 
 A head for classes reads the state of one token (the first of an encoder's text, the last of a decoder's) through the
-layers that the family names. What of them the model's files do not hold is drawn from the run's seed, each layer by its
+layers that the family names; one for tags reads every token. What of them the model's files do not hold is drawn from the run's seed, each layer by its
 name, as transformers draws linear layers: N(0, initializer_range), biases zero.
 
 An encoder can have another: its head over words, which fills masks, with a new last layer for the classes beside the one
-for words. It reads a mask, which whoever asks for this head must put before the text.
+for words. It reads a mask, which whoever asks for this head must put before the text. And it can have the head over words
+alone, for objectives that fill masks themselves.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +22,14 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
 from luthier.errors import RecipeError
 from luthier.models.anatomy import replace_module
-from luthier.models.families import Family
+from luthier.models.families import Family, HeadPart
 from luthier.models.reading import words_layer
 from luthier.models.sources import ModelSource, check_complete, read_folder
 from luthier.models.streaming import Streaming
@@ -42,12 +44,36 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "gelu"
 class ClassHead:
     """A head for these classes, in this order; `seed` decides those of its weights that are new.
 
-    reads_mask: whether it reads a mask, through the layers of the head over words.
+    reads: the token of a whole text, every token, or a mask (through the layers of the head over words).
+    is_number: whether its one logit is a number of its own, rather than the share of a class.
     """
 
     classes: tuple[str, ...]
     seed: int = 0
-    reads_mask: bool = False
+    reads: Literal["text", "tokens", "mask"] = "text"
+    is_number: bool = False
+
+    @property
+    def reads_mask(self) -> bool:
+        """Whether it reads a mask."""
+        return self.reads == "mask"
+
+    def layers(self, family: Family) -> tuple[HeadPart, ...]:
+        """Its layers in a model of that family; none where such a head has no place there."""
+        return {"text": family.class_head, "tokens": family.tag_head, "mask": family.mask_head}[self.reads]
+
+
+@dataclass(frozen=True)
+class WordsHead:
+    """An encoder's head over words, which fills masks; other models have the head that they write with.
+
+    is_read: whether anything is asked of it, so that it must be in the model's files.
+    """
+
+    is_read: bool = True
+
+
+Head = ClassHead | WordsHead
 
 
 def classes_of(config: PreTrainedConfig) -> tuple[str, ...]:
@@ -56,11 +82,11 @@ def classes_of(config: PreTrainedConfig) -> tuple[str, ...]:
     return tuple(names[index] for index in sorted(names))
 
 
-def name_classes(config: PreTrainedConfig, classes: tuple[str, ...]) -> None:
-    """Have a config name these classes."""
-    config.id2label = dict(enumerate(classes))
-    config.label2id = {name: index for index, name in enumerate(classes)}
-    config.problem_type = "single_label_classification"
+def name_classes(config: PreTrainedConfig, head: ClassHead) -> None:
+    """Have a config name a head's classes."""
+    config.id2label = dict(enumerate(head.classes))
+    config.label2id = {name: index for index, name in enumerate(head.classes)}
+    config.problem_type = "regression" if head.is_number else "single_label_classification"
 
 
 def read_class_weights(
@@ -86,21 +112,21 @@ def read_class_weights(
         )
     is_its_own = classes_of(config) == head.classes
     config = copy.deepcopy(config)
-    name_classes(config, head.classes)
+    name_classes(config, head)
     if head.reads_mask:
         model = _read_with_words(source, config, family, dtype, attn_implementation, streaming)
         add_class_layer(model, family, len(head.classes))
         new = (family.mask_head[-1].name,)
         draw_head(model, new, head.seed)
         return model, new
-    auto = AutoModelForSequenceClassification
+    auto: Any = AutoModelForTokenClassification if head.reads == "tokens" else AutoModelForSequenceClassification
     model, report = read_folder(auto, source, config, dtype, attn_implementation, streaming)
-    layers = tuple(part.name for part in family.class_head)
+    layers = tuple(part.name for part in head.layers(family) if part.is_linear)
     absent = {layer for layer in layers if any(_is_of_any((layer,), key) for key in _absent(report))}
     absent |= set() if is_its_own else {layers[-1]}
     _check_beside(layers, source, family, report)
     draw_head(model, tuple(layer for layer in layers if layer in absent), head.seed)
-    return model, new_layers(family, absent)
+    return model, new_layers(family, head, absent)
 
 
 def _read_with_words(
@@ -111,25 +137,58 @@ def _read_with_words(
     attn_implementation: str | None,
     streaming: Streaming | None,
 ) -> PreTrainedModel:
-    """The model with its head over words. Raises RecipeError if its family, or its files, have none that fills masks."""
+    """The model with its head over words, for classes read off masks. Raises RecipeError if it has none that fills masks."""
     if not family.mask_head:
         raise RecipeError(
             f"Models of type {config.model_type!r} fill no masks, which the method reads classes at.",
             "Choose an encoder, such as bert or roberta; or set method.kind to prompt-tuning.",
             field="method.kind",
         )
-    model, report = read_folder(AutoModelForMaskedLM, source, config, dtype, attn_implementation, streaming)
-    whole = (family.mask_head[0].name.partition(".")[0],)
-    lacking = sorted(_name(key) for key in _absent(report) if _is_of_any(whole, key))
+    model, lacking = _read_masked(source, config, family, dtype, attn_implementation, streaming)
     if lacking:
         raise RecipeError(
-            f"{source.name} was saved without its head over words, which the method reads classes off: it lacks "
-            f"{', '.join(lacking[:3])}{f' and {len(lacking) - 3} more' if len(lacking) > 3 else ''}.",
+            f"{source.name} was saved without its head over words, which the method reads classes off: it lacks {lacking}.",
             "Choose the encoder as it was pretrained, with its head for masked words; or set method.kind to prompt-tuning.",
             field="model",
         )
-    _check_beside(whole, source, family, report)
     return model
+
+
+def read_mask_weights(
+    source: ModelSource,
+    config: PreTrainedConfig,
+    family: Family,
+    head: WordsHead,
+    dtype: torch.dtype,
+    attn_implementation: str | None = None,
+    streaming: Streaming | None = None,
+) -> PreTrainedModel:
+    """An encoder with its head over words. Raises as `sources.read_weights`, and RecipeError if its files lack that head."""
+    model, lacking = _read_masked(source, config, family, dtype, attn_implementation, streaming)
+    if lacking and head.is_read:
+        raise RecipeError(
+            f"{source.name} was saved without its head over words, which fills masks: it lacks {lacking}.",
+            "Choose the encoder as it was pretrained, with its head for masked words.",
+            field="model",
+        )
+    return model
+
+
+def _read_masked(
+    source: ModelSource,
+    config: PreTrainedConfig,
+    family: Family,
+    dtype: torch.dtype,
+    attn_implementation: str | None,
+    streaming: Streaming | None,
+) -> tuple[PreTrainedModel, str]:
+    """An encoder with its head over words, and what its files lack of that head, in words; empty where it is whole."""
+    model, report = read_folder(AutoModelForMaskedLM, source, config, dtype, attn_implementation, streaming)
+    whole = (family.mask_head[0].name.partition(".")[0],)
+    lacking = sorted(_name(key) for key in _absent(report) if _is_of_any(whole, key))
+    _check_beside(whole, source, family, report)
+    more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+    return model, f"{', '.join(lacking[:3])}{more}"
 
 
 def add_class_layer(model: PreTrainedModel, family: Family, num_classes: int) -> None:
@@ -142,10 +201,10 @@ def add_class_layer(model: PreTrainedModel, family: Family, num_classes: int) ->
     replace_module(model, family.mask_head[-1].name, layer)
 
 
-def new_layers(family: Family, absent: set[str]) -> tuple[str, ...]:
+def new_layers(family: Family, head: ClassHead, absent: set[str]) -> tuple[str, ...]:
     """The layers of a head that train, given those that were drawn: with these, all beside them outside of the trunk."""
     outside = {name.partition(".")[0] for name in absent} - {family.trunk.partition(".")[0]}
-    names = (part.name for part in family.class_head)
+    names = (part.name for part in head.layers(family) if part.is_linear)
     return tuple(name for name in names if name in absent or name.partition(".")[0] in outside)
 
 

@@ -18,7 +18,7 @@ from luthier.models.experts import experts_of, split_experts
 from luthier.models.families import Family, family_of
 from luthier.models.fast_layers import use_fast_layers
 from luthier.models.gguf_packed import GGUFBlocks
-from luthier.models.heads import ClassHead, read_class_weights, rest_pooler
+from luthier.models.heads import ClassHead, Head, WordsHead, read_class_weights, read_mask_weights, rest_pooler
 from luthier.models.language_model import FastModel, Identity, LanguageModel
 from luthier.models.reading import read_anatomy
 from luthier.models.settings import ModelSettings
@@ -89,19 +89,19 @@ def load_model(
     announce: Callable[[str], None],
     *,
     fast: FastModel | None = None,
-    head: ClassHead | None = None,
+    head: Head | None = None,
     quantization: QuantizationSettings | None = None,
     wishes: Wishes | None = None,
 ) -> LanguageModel:
     """The base model of a recipe, frozen, without dropout, ready on its device.
 
-    head: the classes that its head shall tell apart; None keeps the head over words. quantization: in what form its linear
+    head: what its head shall be for; None keeps the one that it writes with. quantization: in what form its linear
     layers are held. wishes: what a method asks of that. Raises the errors of `sources`, and RecipeError for an unknown family or one that has no such head.
     """
     source = locate(settings, announce)
     config = read_config(source)
     family = family_of(config.model_type)
-    check_head(family, config.model_type, head is not None)
+    head = check_head(family, config.model_type, head)
     if config.to_dict().get("use_bidirectional_attention"):
         raise RecipeError(
             f"{settings.name} reads its text in both directions, so it cannot learn to write.",
@@ -127,6 +127,8 @@ def load_model(
         check_complete(blocks.file, report)
     elif head is None:
         hf = read_weights(source, config, dtype, implementation, streaming)
+    elif isinstance(head, WordsHead):
+        hf = read_mask_weights(source, config, family, head, dtype, implementation, streaming)
     else:
         hf, new_head = read_class_weights(source, config, family, head, dtype, implementation, streaming)
     if family.encoder is not None and hf.generation_config is not None:
@@ -137,15 +139,13 @@ def load_model(
     hf.requires_grad_(False).train(False).to(device)
     tokenizer = read_tokenizer(source)
     announce(f"Model {settings.name}: {_weights(hf, dtype)}, on {device}.")
-    if head is not None and new_head:
+    if isinstance(head, ClassHead) and new_head:
         announce(f"Its head for {', '.join(head.classes)} is new, drawn from seed {head.seed}.")
     first = {} if streaming is None else {name: each.first for name, each in streaming.prepared.items() if each.first}
     return LanguageModel(hf, tokenizer, anatomy, identify(settings, source), fast, new_head=new_head, prepared=first)
 
 
-def _blocks(
-    source: ModelSource, quantization: QuantizationSettings | None, head: ClassHead | None
-) -> GGUFBlocks | None:
+def _blocks(source: ModelSource, quantization: QuantizationSettings | None, head: Head | None) -> GGUFBlocks | None:
     """A GGUF file's blocks, where they are to be used as they are.
 
     Raises RecipeError for a form of the base that does not go with where it comes from.
@@ -265,20 +265,27 @@ def _weights(hf: PreTrainedModel, dtype: torch.dtype) -> str:
     )
 
 
-def check_head(family: Family, model_type: str, for_classes: bool) -> None:
-    """Raise RecipeError if models of a family cannot have a head over classes, or one over words."""
-    if not for_classes and family.kind == "encoder":
+def check_head(family: Family, model_type: str, head: Head | None) -> Head | None:
+    """The head as a family has it. Raises RecipeError if its models cannot have it.
+
+    A head over words is an encoder's; what writes has one of its own, None.
+    """
+    if head is None and family.kind == "encoder":
         raise RecipeError(
             f"Models of type {model_type!r} read whole texts and cannot write.",
             "Set objective.kind to classification, or choose a model that writes.",
             field="objective.kind",
         )
-    if for_classes and not family.class_head:
+    if isinstance(head, WordsHead):
+        return head if family.kind == "encoder" else None
+    if head is not None and not head.reads_mask and not head.layers(family):
+        what = "tags tokens" if head.reads == "tokens" else "tells classes apart"
         raise RecipeError(
-            f"Models of type {model_type!r} have no head that tells classes apart.",
+            f"Models of type {model_type!r} have no head that {what}.",
             "Choose a model of another family, such as bert, roberta or llama.",
             field="objective.kind",
         )
+    return head
 
 
 def identify(settings: ModelSettings, source: ModelSource) -> Identity:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from luthier.models.anatomy import Anatomy
 from luthier.models.call import Call, calling
 from luthier.models.fast_layers import FastLinear
-from luthier.models.logits import logit_bias, logits, scaled, softcap
+from luthier.models.logits import logit_bias, logits, read_by_words, softcap
 from luthier.ops.head import (
     Spread,
     spread_recomputed,
@@ -49,11 +49,13 @@ class HeadCall:
             return token_logprobs_reference(hidden_ND, tokens_N, self.logits)
         head = self.hf.get_submodule(self.anatomy.head)
         is_plain = type(head) in (nn.Linear, FastLinear) and not head.weight.requires_grad
-        if not is_plain or len(self.anatomy.head_parts) > 1 or torch.is_autocast_enabled(hidden_ND.device.type):
+        if not is_plain or torch.is_autocast_enabled(hidden_ND.device.type):
             return token_logprobs_recomputed(hidden_ND, tokens_N, self.logits)
         own_V = head.bias if isinstance(head, nn.Linear) else None
         bias_V = logit_bias(self.hf, self.anatomy) if own_V is None else own_V
-        read_ND, cap = scaled(self.hf, self.anatomy, hidden_ND), softcap(self.hf, self.anatomy)
+        with calling(self.call):
+            read_ND = read_by_words(self.hf, self.anatomy, hidden_ND)
+        cap = softcap(self.hf, self.anatomy)
         return token_logprobs(read_ND, tokens_N, head.get_parameter("weight"), bias_V, cap)
 
 

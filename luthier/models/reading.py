@@ -31,7 +31,7 @@ def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
             "Choose a model whose two stacks share one embedding.",
             field="model",
         )
-    purpose, head_parts = _head(model, family)
+    purpose, head_parts, reads_tokens = _head(model, family)
     head, key = head_parts[-1].name, family.norm_first_key
     return Anatomy(
         family=family,
@@ -48,6 +48,7 @@ def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
         encoder=None if encoder is None else encoder.trunk,
         purpose=purpose,
         head_parts=head_parts,
+        reads_tokens=reads_tokens,
     )
 
 
@@ -56,15 +57,16 @@ def words_layer(model: PreTrainedModel) -> nn.Module | None:
     return cast("nn.Module | None", model.get_output_embeddings())  # type: ignore[no-untyped-call]
 
 
-def _head(model: PreTrainedModel, family: Family) -> tuple[Literal["words", "classes"], tuple[HeadPart, ...]]:
-    """What the model's head is for, and its layers."""
+def _head(model: PreTrainedModel, family: Family) -> tuple[Literal["words", "classes"], tuple[HeadPart, ...], bool]:
+    """What the model's head is for, its layers, and whether it tells classes of every token."""
     words = words_layer(model)
     if words is None:
-        return "classes", family.class_head
+        reads_tokens = type(model).__name__.endswith("ForTokenClassification")
+        return "classes", family.tag_head if reads_tokens else family.class_head, reads_tokens
     names = {module: name for name, module in model.named_modules()}
     if family.mask_head and family.mask_head[-1].name in names.values():  # a layer for classes beside that for words
-        return "classes", family.mask_head
-    return "words", (HeadPart(names[words]),)
+        return "classes", family.mask_head, False
+    return "words", (*family.mask_head[:-1], HeadPart(names[words])), False
 
 
 def _trunks(family: Family) -> tuple[str, ...]:

@@ -7,13 +7,40 @@ divides by the whole step's weight, so that any cut into micro-batches gives the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
+import torch
 from torch import Tensor
 
-from luthier.models.heads import ClassHead
+from luthier.models.heads import Head
 from luthier.models.outputs import Outputs
 from luthier.types import Example, Gives, Origin, Rendered, Settings
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What a joint loss is a function of: a vector for each text, the row that it is of, and which of its texts it is.
+
+    Shapes: M texts, D width.
+    """
+
+    vector_MD: Tensor
+    row_M: Tensor
+    sample_M: Tensor
+
+
+def joined(parts: Sequence[Whole]) -> Whole:
+    """Several micro-batches' texts as one, their rows numbered on."""
+    starts = [0]
+    for part in parts:
+        starts.append(starts[-1] + int(part.row_M.max()) + 1)
+    return Whole(
+        torch.cat([part.vector_MD for part in parts]),
+        torch.cat([part.row_M + start for part, start in zip(parts, starts, strict=False)]),
+        torch.cat([part.sample_M for part in parts]),
+    )
 
 
 class Objective(Settings, ABC):
@@ -47,6 +74,22 @@ class Objective(Settings, ABC):
         """The same with what it takes from the labels of the training rows, each once, in order."""
         return self
 
-    def head(self, seed: int) -> ClassHead | None:
-        """The head over classes that the model needs; None for one over words."""
+    def head(self, seed: int) -> Head | None:
+        """The head that the model needs; None for the one that it writes with."""
         return None
+
+
+class JointObjective(Objective):
+    """An objective whose loss of a row depends on the other rows of the step."""
+
+    @abstractmethod
+    def whole(self, outputs: Outputs) -> Whole:
+        """What the loss is a function of, for a micro-batch."""
+
+    @abstractmethod
+    def joint_loss(self, whole: Whole) -> Tensor:
+        """The loss summed over the rows of a whole step, before the division by its weight; shape ()."""
+
+    def loss_sum(self, outputs: Outputs) -> Tensor:
+        """The loss of a micro-batch that is a step of its own."""
+        return self.joint_loss(self.whole(outputs))

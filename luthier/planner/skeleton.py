@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -30,9 +31,9 @@ from luthier.models.attention import FAST, REFERENCE, register_attention
 from luthier.models.experts import SplitExperts, split_experts
 from luthier.models.families import Family, family_of
 from luthier.models.fast_layers import use_fast_layers
-from luthier.models.heads import ClassHead, add_class_layer, name_classes, new_layers, rest_pooler
+from luthier.models.heads import ClassHead, Head, WordsHead, add_class_layer, name_classes, new_layers, rest_pooler
 from luthier.models.language_model import FastModel, Identity, LanguageModel
-from luthier.models.loading import Wishes, layers_to_quantize
+from luthier.models.loading import Wishes, check_head, layers_to_quantize
 from luthier.models.reading import read_anatomy
 from luthier.models.streaming import Prepare
 from luthier.quantization.formats import blank
@@ -45,7 +46,7 @@ def skeleton(
     dtype: torch.dtype,
     fast: FastModel,
     *,
-    head: ClassHead | None,
+    head: Head | None,
     quantization: QuantizationSettings | None,
     wishes: Wishes,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -90,20 +91,27 @@ def _blank_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def _bare(
-    config: PreTrainedConfig, family: Family, head: ClassHead | None, dtype: torch.dtype, implementation: str
+    config: PreTrainedConfig, family: Family, head: Head | None, dtype: torch.dtype, implementation: str
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """The transformers model, and which layers of its head are new."""
     auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    if head is not None:
-        name_classes(config, head.classes)
-        auto = AutoModelForMaskedLM if head.reads_mask else AutoModelForSequenceClassification
+    head = check_head(family, config.model_type, head)
+    if isinstance(head, WordsHead):
+        auto = AutoModelForMaskedLM
+    elif head is not None:
+        name_classes(config, head)
+        auto = {
+            "text": AutoModelForSequenceClassification,
+            "tokens": AutoModelForTokenClassification,
+            "mask": AutoModelForMaskedLM,
+        }[head.reads]
     hf: PreTrainedModel = auto.from_config(config, dtype=dtype, attn_implementation=implementation)
-    if head is None:
+    if not isinstance(head, ClassHead):
         return hf, ()
     if head.reads_mask:
         add_class_layer(hf, family, len(head.classes))
         return hf, (family.mask_head[-1].name,)
-    return hf, new_layers(family, {part.name for part in family.class_head})
+    return hf, new_layers(family, head, {part.name for part in head.layers(family)})
 
 
 def _pack(hf: PreTrainedModel, name: str, quantization: QuantizationSettings, prepare: Prepare) -> Mapping[str, Tensor]:

@@ -24,7 +24,7 @@ from luthier.data.batches import StepBatches
 from luthier.data.placeholders import with_placeholders
 from luthier.methods import ADAPTER, Attachment, Method
 from luthier.models.call import Draws
-from luthier.models.heads import ClassHead
+from luthier.models.heads import Head
 from luthier.models.language_model import FastModel, LanguageModel
 from luthier.models.loading import Wishes
 from luthier.models.outputs import Outputs
@@ -59,7 +59,7 @@ class Work:
     objective: Objective
     training: TrainingSettings
     quantization: QuantizationSettings | None
-    head: ClassHead | None
+    head: Head | None
     rows: tuple[Example, ...]
     workers: int
     seed: int

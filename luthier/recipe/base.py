@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from luthier.models.heads import ClassHead
+from luthier.models.heads import ClassHead, Head
 from luthier.models.language_model import FastModel
 from luthier.models.loading import Wishes
 from luthier.models.settings import ModelSettings
 from luthier.recipe.settings import Recipe
 
 
-def head_of(recipe: Recipe) -> ClassHead | None:
-    """The head for classes that the recipe's model is loaded with; None for one over words."""
+def head_of(recipe: Recipe) -> Head | None:
+    """The head that the recipe's model is loaded with; None for the one that it writes with."""
     head = recipe.objective.head(recipe.seed)
-    return None if head is None else recipe.method.class_head(head)
+    return recipe.method.class_head(head) if isinstance(head, ClassHead) else head
 
 
 def settings_of(recipe: Recipe) -> ModelSettings:

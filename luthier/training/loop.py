@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,13 @@ from luthier.models.call import Draws
 from luthier.models.language_model import LanguageModel
 from luthier.models.noise import noise_embeddings
 from luthier.models.outputs import Outputs
-from luthier.objectives.contract import Objective
+from luthier.objectives.contract import JointObjective, Objective, Whole
 from luthier.ops.shortage import is_shortage
 from luthier.ops.workers import Workers
 from luthier.training.checkpoint import Checkpoint
 from luthier.training.flat import FlatTrainables
 from luthier.training.in_backward import descend
+from luthier.training.joint import gradients_of, surrogate
 from luthier.training.memory import give_back, memory_bytes, peak_memory_bytes
 from luthier.training.optimizers import Optimizer, PerTensor, optimizer_of
 from luthier.training.schedule import lr_factor
@@ -208,7 +210,8 @@ def _step_in_backward(job: _Job, step: Step, optimizer: PerTensor) -> dict[str, 
     """Compute one step's loss, and update within its backward pass; return its metrics."""
     (batch,) = step.micro_batches
     with autocast(job.model.device, job.plan.autocast):
-        loss = _loss_of(job, batch.to(job.model.device)) / step.learned_weight
+        forward = _forward(job, batch.to(job.model.device))
+        loss = job.attachment.loss_sum(forward, job.objective.loss_sum) / step.learned_weight
     if not math.isfinite(float(loss.detach())):
         raise NotFinite(
             f"At step {job.number} the loss is {float(loss.detach())}; the weights were not touched.", _CALMER
@@ -255,16 +258,17 @@ def _gradient(job: _Job, step: Step) -> tuple[float, list[Tensor]]:
     model, trainables, workers = job.model, job.trainables, job.workers
     limit = job.plan.settings.memory_limit_gb
     trainables.clear_gradients()
+    losses, known = _losses(job, step)
 
     def share_of(worker: int) -> Callable[[], float]:
         def compute() -> float:
             loss_sum = 0.0
-            for batch, owner in zip(step.micro_batches, step.worker_of, strict=True):
+            for batch, owner, loss_of in zip(step.micro_batches, step.worker_of, losses, strict=True):
                 if owner != worker or workers.are_stopping.is_set():
                     continue
                 on_device = batch.to(model.device)
                 with autocast(model.device, job.plan.autocast):
-                    loss = _loss_of(job, on_device)
+                    loss = job.attachment.loss_sum(_forward(job, on_device), loss_of)
                 if (
                     limit is not None and memory_bytes(model.device) > limit * 10**9
                 ):  # it is highest between the two passes
@@ -275,7 +279,8 @@ def _gradient(job: _Job, step: Step) -> tuple[float, list[Tensor]]:
 
         return compute
 
-    loss_sum = sum(workers.run([share_of(worker) for worker in sorted(set(step.worker_of))]))
+    summed = sum(workers.run([share_of(worker) for worker in sorted(set(step.worker_of))]))
+    loss_sum = summed if known is None else known
     gradients = trainables.sum_gradients()
     for gradient in gradients:
         gradient.div_(step.learned_weight)
@@ -286,15 +291,40 @@ def _gradient(job: _Job, step: Step) -> tuple[float, list[Tensor]]:
     return loss_sum / step.learned_weight + float(extra.detach()), gradients
 
 
-def _loss_of(job: _Job, batch: Batch) -> Tensor:
-    """The summed loss of a micro-batch."""
+LossOf = Callable[[Outputs], Tensor]
+
+
+def _losses(job: _Job, step: Step) -> tuple[Sequence[LossOf], float | None]:
+    """What each micro-batch's loss is, and the summed loss of the step where that is known already."""
+    objective, model = job.objective, job.model
+    if not isinstance(objective, JointObjective):
+        return [objective.loss_sum] * len(step.micro_batches), None
+    parts: dict[int, Whole] = {}
+
+    def share_of(worker: int) -> Callable[[], None]:
+        def compute() -> None:
+            for index, owner in enumerate(step.worker_of):
+                if owner != worker or job.workers.are_stopping.is_set():
+                    continue
+                on_device = step.micro_batches[index].to(model.device)
+                with torch.no_grad(), autocast(model.device, job.plan.autocast):
+                    parts[index] = objective.whole(_forward(job, on_device)(0))
+
+        return compute
+
+    job.workers.run([share_of(worker) for worker in sorted(set(step.worker_of))])
+    known, gradients = gradients_of(objective, [parts[index] for index in range(len(step.micro_batches))])
+    return [partial(surrogate, objective, gradient_MD=gradient_MD) for gradient_MD in gradients], known
+
+
+def _forward(job: _Job, batch: Batch) -> Callable[[int], Outputs]:
+    """The forward pass over a micro-batch; passes of different numbers have different draws."""
 
     def forward(repeat: int) -> Outputs:
-        return job.model.forward(
-            batch, job.attachment.adapter, Draws(job.plan.seed, job.number, repeat, job.objective.embedding_noise)
-        )
+        draws = Draws(job.plan.seed, job.number, repeat, job.objective.embedding_noise)
+        return job.model.forward(batch, job.attachment.adapter, draws)
 
-    return job.attachment.loss_sum(forward, job.objective.loss_sum)
+    return forward
 
 
 def tables_of(attachment: Attachment) -> frozenset[str]:

@@ -30,7 +30,7 @@ def class_logits(model: LanguageModel, lengths: tuple[int, ...] = LENGTHS) -> to
     """The logits of all classes for rows of these lengths in one batch."""
     batch = collate(class_rows(lengths, model.anatomy.family.pooled), model.layout, pad_id=model.pad_id)
     outputs = model.forward(batch)
-    return model.head_of(outputs.head_call)(outputs.hidden_ND, 0)
+    return outputs.logits_NC
 
 
 @pytest.mark.parametrize("name", [*ENCODERS, *HEADED])

@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -27,13 +28,14 @@ from transformers import (
 from luthier.models.attention import FAST, REFERENCE, register_attention
 from luthier.models.families import family_of
 from luthier.models.fast_layers import use_fast_layers
-from luthier.models.heads import add_class_layer, name_classes, new_layers, rest_pooler
+from luthier.models.heads import ClassHead, add_class_layer, name_classes, new_layers, rest_pooler
 from luthier.models.language_model import FastModel, Identity, LanguageModel
 from luthier.models.reading import read_anatomy
+from luthier.objectives.regression import SCORE
 
 VOCABULARY = 61
 MASK = VOCABULARY - 1
-Purpose = Literal["words", "classes", "mask"]
+Purpose = Literal["words", "classes", "mask", "tags", "number"]
 """What a head is over: words, classes, or classes read off a mask by the layers of an encoder's head over words."""
 PLAIN = FastModel(attention=False, head=False, gated_mlp=False, norm=False, linear=False)
 
@@ -141,8 +143,15 @@ def tiny_config(name: str) -> PreTrainedConfig:
 
 
 def purpose_of(name: str) -> Purpose:
-    """What a tiny model's head is over: classes for encoders, else words."""
+    """What a tiny model's head is for, unless a test says otherwise: classes for encoders, else words."""
     return "classes" if name in ENCODERS else "words"
+
+
+def head_for(purpose: Purpose) -> ClassHead:
+    """The head for classes of a tiny model with that purpose."""
+    if purpose == "number":
+        return ClassHead((SCORE,), is_number=True)
+    return ClassHead(CLASSES, reads="tokens" if purpose == "tags" else "mask" if purpose == "mask" else "text")
 
 
 def plain_model(
@@ -153,13 +162,16 @@ def plain_model(
     purpose: what its head is over; unset, what the family's models are made for. For mask it is the head over words alone.
     """
     config, purpose = tiny_config(name), purpose or purpose_of(name)
+    writer = AutoModelForSeq2SeqLM if name in ENCODER_DECODERS else AutoModelForCausalLM
     autos: dict[Purpose, Any] = {
-        "words": AutoModelForSeq2SeqLM if name in ENCODER_DECODERS else AutoModelForCausalLM,
+        "words": AutoModelForMaskedLM if name in ENCODERS else writer,
         "classes": AutoModelForSequenceClassification,
+        "number": AutoModelForSequenceClassification,
+        "tags": AutoModelForTokenClassification,
         "mask": AutoModelForMaskedLM,
     }
     if purpose != "words":
-        name_classes(config, CLASSES)
+        name_classes(config, head_for(purpose))
     with torch.random.fork_rng():
         hf = autos[purpose].from_config(config, attn_implementation=attention)
     if name in ENCODER_DECODERS:
@@ -215,7 +227,9 @@ def tiny_model(
     rest_pooler(hf, family)
     anatomy = read_anatomy(hf, family)
     use_fast_layers(hf, anatomy, norm=fast.norm, gated_mlp=fast.gated_mlp, linear=fast.linear)
-    new_head = {"words": (), "classes": new_layers(family, {anatomy.head}), "mask": (anatomy.head,)}[purpose]
+    new_head: tuple[str, ...] = (anatomy.head,) if purpose == "mask" else ()
+    if purpose in ("classes", "number", "tags"):
+        new_head = new_layers(family, head_for(purpose), {anatomy.head})
     identity = Identity(f"tiny-{name}", "0" * 64)
     tokenizer = tiny_tokenizer(has_mask=purpose == "mask")
     return LanguageModel(hf, tokenizer, anatomy, identity, fast, new_head=new_head)
