@@ -55,7 +55,13 @@ def test_another_epoch_corrupts_otherwise(name: str):
 
 
 def test_each_of_seed_epoch_document_and_salt_changes_the_draws_and_none_stands_for_another():
-    keys = [(seed, epoch, document, salt) for seed in (-1, 0, 1) for epoch in (0, 1) for document in (0, 1) for salt in (0, 1)]
+    keys = [
+        (seed, epoch, document, salt)
+        for seed in (-1, 0, 1)
+        for epoch in (0, 1)
+        for document in (0, 1)
+        for salt in (0, 1)
+    ]
     assert len({generator(*key).random() for key in keys}) == len(keys)
     assert generator(2**64 + 5, 0, 0).random() == generator(5, 0, 0).random()
 

@@ -107,7 +107,8 @@ def test_exact_chooses_its_number_always_and_with_words_never_more():
 
 
 @pytest.mark.parametrize(
-    ("length", "most", "count"), [(3, None, 1), (10, None, 2), (30, None, 4), (512, None, 77), (512, 20, 20), (100, 20, 15)]
+    ("length", "most", "count"),
+    [(3, None, 1), (10, None, 2), (30, None, 4), (512, None, 77), (512, 20, 20), (100, 20, 15)],
 )
 def test_the_exact_number_is_the_published_one(length: int, most: int | None, count: int):
     maskable = np.ones(length, dtype=np.bool_)
