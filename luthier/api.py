@@ -26,7 +26,7 @@ from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
 from luthier.objectives import Classification
 from luthier.ops.workers import Workers
-from luthier.prepared import read_dataset
+from luthier.prepared import asked_of, read_dataset
 from luthier.recipe import Recipe, load_recipe, make_recipe
 from luthier.run import RunResult, train_recipe
 from luthier.store.places import expanded
@@ -84,7 +84,7 @@ def load(run: str | Path, announce: Announce = _log.info) -> TextModel | Classif
 def load_text(run: str | Path, announce: Announce = _log.info) -> TextModel:
     """The model of a run that learned to write. Raises UsageError for one that learned to tell classes apart."""
     recipe = recipe_of_run(find_run(str(run), RUNS))
-    if recipe.objective.takes == "labels":
+    if not recipe.objective.writes:
         raise UsageError(
             f"The run {run} learned to tell classes apart: it does not write.",
             f"Ask it for the class of a text with 'luthier generate {run} --prompt TEXT'.",
@@ -194,7 +194,7 @@ def _rows_to_evaluate(
     if data is not None:
         # what was too long to train on can be measured all the same
         settings = recipe.data.model_copy(update={"max_length": 2**31})
-        found = load_examples(data, settings, model.renderer, objective.example, announce, objective.takes)
+        found = load_examples(data, settings, model.renderer, objective.example, announce, asked_of(objective))
         return list(zip(found.records, found.examples, strict=True))
     loaded = model.language_model
     dataset, _ = read_dataset(recipe, loaded.hf.config, loaded.tokenizer, announce, loaded.answer_start)

@@ -7,28 +7,41 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from luthier.data.dataset import Dataset, load_dataset
-from luthier.data.gate import GateReport, check_gate, marked_text
+from luthier.corruption.vocabulary import Vocabulary
+from luthier.data.dataset import Asked, Dataset, load_dataset
+from luthier.data.drawn import Drawing, Vary
+from luthier.data.gate import GateReport, Rules, check_gate, marked_text
 from luthier.data.placeholders import with_placeholders
-from luthier.errors import GateRefusal
-from luthier.models.families import family_of
+from luthier.errors import GateRefusal, RecipeError
+from luthier.models.families import Family, family_of
 from luthier.models.loading import check_head
 from luthier.models.positions import longest_row
 from luthier.models.sources import locate, read_answer_start, read_config, read_tokenizer
-from luthier.objectives import Objective
+from luthier.objectives import Objective, kind_of
 from luthier.recipe import Recipe
+from luthier.types import Example
 
 Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe's data, read and passed by the gate; and its objective, with what the rows settle."""
+    """A recipe's data, read and passed by the gate; and its objective, with what the rows settle.
+
+    drawing: what makes of the training rows the examples of each epoch, where the objective draws them; those held out are
+    drawn already.
+    """
 
     dataset: Dataset
     objective: Objective
     tokenizer: PreTrainedTokenizerBase
     gate: GateReport
+    drawing: Drawing | None = None
+
+    @property
+    def first_rows(self) -> tuple[Example, ...]:
+        """The training examples of the first epoch."""
+        return self.dataset.train if self.drawing is None else self.drawing.of_all(self.dataset.train, 0)
 
 
 def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
@@ -36,9 +49,14 @@ def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
     source = locate(recipe.model, announce)
     config = read_config(source)
     tokenizer = read_tokenizer(source)
-    dataset, objective = read_dataset(recipe, config, tokenizer, announce, read_answer_start(source, config))
-    check_lengths(dataset, config)
-    return Prepared(dataset, objective, tokenizer, check_gate(dataset, int(config.vocab_size)))
+    answer_start = read_answer_start(source, config)
+    dataset, objective = read_dataset(recipe, config, tokenizer, announce, answer_start)
+    drawing = drawing_of(recipe, objective, tokenizer, answer_start)
+    drawn = dataset if drawing is None else replace(dataset, train=drawing.of_all(dataset.train, 0))
+    check_lengths(drawn, config)
+    rules = Rules(learns_ends=objective.learns_ends, in_place=objective.in_place)
+    gate = check_gate(drawn, int(config.vocab_size), rules)
+    return Prepared(dataset, objective, tokenizer, gate, drawing)
 
 
 def read_dataset(
@@ -51,21 +69,50 @@ def read_dataset(
     """The recipe's rows as its objective learns from them for a model of that config, and the objective settled.
 
     answer_start: the token that an encoder-decoder's decoder begins with; None for models of one stream.
-    Raises RecipeError, too, if the model can have no head for the objective.
+    Raises RecipeError, too, if the objective is not for such a model, or it can have no head for it.
     """
     objective, family = recipe.objective, family_of(config.model_type)
+    check_kind(objective, family, config.model_type)
     check_head(family, config.model_type, objective.settled(()).head(recipe.seed))
     dataset = load_dataset(
         recipe.data,
         tokenizer,
         objective.example,
         announce,
-        takes=objective.takes,
+        asked=asked_of(objective),
         of_labels=(lambda labels: objective.settled(labels).example) if objective.takes in ("labels", "tags") else None,
         pooled=family.pooled,
         answer_start=answer_start,
     )
-    return dataset, objective.settled(dataset.labels)
+    objective = objective.settled(dataset.labels)
+    drawing = drawing_of(recipe, objective, tokenizer, answer_start)
+    if drawing is not None:
+        dataset = replace(dataset, validation=tuple(drawing.held_out(text) for text in dataset.validation))
+    return dataset, objective
+
+
+def asked_of(objective: Objective) -> Asked:
+    """What an objective asks of rows."""
+    return Asked(objective.takes, objective.reads, objective.splits, objective.longest_text)
+
+
+def drawing_of(
+    recipe: Recipe, objective: Objective, tokenizer: PreTrainedTokenizerBase, answer_start: int | None
+) -> Drawing | None:
+    """What the objective makes of texts in each epoch; None where they stay as they are."""
+    corrupt = objective.corruption(Vocabulary(tokenizer, answer_start))
+    return None if corrupt is None else Drawing(corrupt, recipe.seed)
+
+
+def check_kind(objective: Objective, family: Family, model_type: str) -> None:
+    """Raise RecipeError if an objective is not for models of a family."""
+    if family.kind not in objective.kinds:
+        raise RecipeError(
+            f"objective.kind {kind_of(type(objective))} is for models of the kind {' or '.join(objective.kinds)}, and "
+            f"{model_type!r} is of the kind {family.kind}.",
+            "Choose another model, or another objective.",
+            field="objective.kind",
+        )
 
 
 def announce_gate(gate: GateReport, announce: Announce) -> None:
@@ -81,13 +128,21 @@ def announce_gate(gate: GateReport, announce: Announce) -> None:
         announce(marked_text(row))
 
 
-def placed_rows(dataset: Dataset, num_virtual: int, before_answer: int = 0) -> Dataset:
-    """The rows behind the placeholders for the method's virtual tokens, which an encoder-decoder's answers have too."""
+def placed_rows(dataset: Dataset, num_virtual: int, before_answer: int = 0, *, draws: bool = False) -> Dataset:
+    """The rows behind the placeholders for the method's virtual tokens, which an encoder-decoder's answers have too.
+
+    draws: whether the training rows are yet to be drawn, and so stay as they are.
+    """
     train, validation = (
         tuple(with_placeholders(row, num_virtual, before_answer) for row in rows)
-        for rows in (dataset.train, dataset.validation)
+        for rows in (() if draws else dataset.train, dataset.validation)
     )
-    return replace(dataset, train=train, validation=validation)
+    return replace(dataset, train=dataset.train if draws else train, validation=validation)
+
+
+def placed_draws(drawing: Drawing, num_virtual: int, before_answer: int) -> Vary:
+    """The same for rows that are drawn."""
+    return lambda text, epoch: with_placeholders(drawing(text, epoch), num_virtual, before_answer)
 
 
 def check_lengths(dataset: Dataset, config: PreTrainedConfig, num_virtual: int = 0) -> None:

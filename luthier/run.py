@@ -17,6 +17,7 @@ import torch
 
 from luthier.data.batches import StepBatches, evaluation_batches
 from luthier.data.dataset import Dataset
+from luthier.data.drawn import Drawing
 from luthier.data.rendering import Renderer
 from luthier.errors import CheckpointNotFound, NotFound, RecipeError, UsageError
 from luthier.evaluation.loss import held_out_loss
@@ -24,7 +25,7 @@ from luthier.evaluation.report import write_loss_plot, write_report
 from luthier.methods import ADAPTER, Attachment
 from luthier.models.language_model import LanguageModel
 from luthier.ops.workers import Workers
-from luthier.prepared import announce_gate, check_lengths, check_recipe, placed_rows
+from luthier.prepared import announce_gate, check_lengths, check_recipe, placed_draws, placed_rows
 from luthier.recipe import Recipe, dump_recipe, load_recipe
 from luthier.recipe.provenance import check_same, environment, provenance_of
 from luthier.store.files import (
@@ -142,7 +143,7 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *,
     if plans:
         from luthier.planner.gate import plan_run  # what pretends to be tensors takes a while to import
 
-        plan_run(recipe, prepared.dataset.train, prepared.tokenizer, folder, announce)
+        plan_run(recipe, prepared.first_rows, prepared.tokenizer, folder, announce)
     model = load_base_of(recipe, announce)
     give_back(model.device)  # what reading took: holes that would stay beside what training takes
     dataset = prepared.dataset
@@ -151,10 +152,14 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *,
     announce(f"Method {recipe.method.kind}: {attachment.num_trainable:,} numbers train{in_head}.")
     for note in attachment.notes:
         announce(note)
-    placed = placed_rows(dataset, attachment.num_virtual, attachment.num_virtual_answer)
+    drawing = prepared.drawing
+    placed = placed_rows(dataset, attachment.num_virtual, attachment.num_virtual_answer, draws=drawing is not None)
     check_lengths(placed, model.hf.config, attachment.num_virtual)
-    recipe, batches = _resolve(recipe, placed, model, attachment)
-    cache = open_trunk_cache(recipe.training, folder, model, attachment, placed, announce)
+    recipe, batches = _resolve(recipe, placed, model, attachment, drawing)
+    is_same = (
+        drawing is None and not recipe.objective.embedding_noise
+    )  # of what frozen layers say of a row, in each epoch
+    cache = open_trunk_cache(recipe.training, folder, model, attachment, placed, announce) if is_same else None
     if cache is not None:
         model.keep_trunk(cache)
     plan = _plan(recipe, batches.num_steps, model)
@@ -184,7 +189,7 @@ def _dated(recipe: Recipe, renderer: Renderer, announce: Announce) -> Recipe:
 
 
 def _resolve(
-    recipe: Recipe, dataset: Dataset, model: LanguageModel, attachment: Attachment
+    recipe: Recipe, dataset: Dataset, model: LanguageModel, attachment: Attachment, drawing: Drawing | None
 ) -> tuple[Recipe, StepBatches]:
     """The recipe with every automatic value settled, and its batches."""
     training = recipe.training
@@ -205,6 +210,10 @@ def _resolve(
         and not (attachment.draws or recipe.objective.embedding_noise),
         epochs=training.epochs,
         steps=training.steps,
+        vary=None if drawing is None else placed_draws(drawing, attachment.num_virtual, attachment.num_virtual_answer),
+        longest=None
+        if drawing is None
+        else recipe.data.max_length + attachment.num_virtual + attachment.num_virtual_answer,
     )
     if training.update_in_backward and (most := batches.most_micro_batches) > 1:
         raise RecipeError(

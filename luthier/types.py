@@ -25,6 +25,11 @@ FloatArray = NDArray[np.float32]
 
 Layout = Literal["packed", "bucketed"]
 
+ModelKind = Literal["decoder", "encoder", "encoder-decoder"]
+
+TextsAs = Literal["written", "read", "raw"]
+"""How a plain text becomes tokens: as a decoder writes it and learns its end, as an encoder reads it, or its tokens alone."""
+
 Pooled = Literal["first", "last"]
 """Which token of a text a head over classes reads."""
 

@@ -29,7 +29,7 @@ ROWS = (
     ("methods", "objectives", "data"),
     ("models",),
     ("quantization",),
-    ("ops", "store"),
+    ("ops", "store", "corruption"),
     ("sizes",),
     ("types", "errors", "version"),
 )

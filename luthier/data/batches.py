@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from luthier.data.drawn import Vary
 from luthier.data.packing import assign_workers, check_lengths, collate, plan_micro_batches
 from luthier.errors import DataError, RunMismatch
 from luthier.types import Batch, Example, Layout
@@ -66,6 +67,8 @@ class StepBatches(Iterator[Step]):
         shares_prefix: bool = False,
         epochs: float = 1.0,
         steps: int | None = None,
+        vary: Vary | None = None,
+        longest: int | None = None,
     ) -> None:
         """Stand before the first step.
 
@@ -74,6 +77,7 @@ class StepBatches(Iterator[Step]):
         budget: most tokens in a micro-batch, padding and placeholders included.
         shares_prefix: as `collate` takes it.
         steps: how long the run is; unset, `epochs`.
+        vary: what an example is in each epoch; None: always the same. longest: then, the most tokens that one may come to.
 
         Raises: DataError without examples; RecipeError for an example longer than the budget.
         """
@@ -81,9 +85,11 @@ class StepBatches(Iterator[Step]):
             raise DataError("There is no row to train on.", "Give at least one training row.")
         assert (rows_per_step is None) != (tokens_per_step is None), "a step is counted in rows or in tokens"
         self._examples = examples
+        self._vary = vary
         self._lengths = [example.num_real_tokens for example in examples]
         # now, not at the step that such a row would come in
-        check_lengths([laid_out_tokens(example, layout) for example in examples], budget)
+        self._longest = longest or max(laid_out_tokens(example, layout) for example in examples)
+        check_lengths([self._longest], budget)
         self._rows_per_step = rows_per_step
         self._tokens_per_step = tokens_per_step
         self._budget = budget
@@ -111,8 +117,8 @@ class StepBatches(Iterator[Step]):
         rows = tuple(self._order[self._position : end])
         self._position = end
         self._step += 1
-        examples = [self._examples[row] for row in rows]
-        micro_batches, worker_of = self._laid_out(rows)
+        examples = self._drawn(rows)
+        micro_batches, worker_of = self._laid_out(examples)
         return Step(
             number=self._step,
             micro_batches=micro_batches,
@@ -124,9 +130,14 @@ class StepBatches(Iterator[Step]):
             epoch=self._epoch + end / len(self._examples),
         )
 
-    def _laid_out(self, rows: tuple[int, ...]) -> tuple[tuple[Batch, ...], tuple[int, ...]]:
-        """A step's micro-batches within the budget, and who computes each."""
+    def _drawn(self, rows: Sequence[int], epoch: int | None = None) -> list[Example]:
+        """The examples of these rows in an epoch; unset, the one that is on."""
+        epoch = self._epoch if epoch is None else epoch
         examples = [self._examples[row] for row in rows]
+        return examples if self._vary is None else [self._vary(example, epoch) for example in examples]
+
+    def _laid_out(self, examples: Sequence[Example]) -> tuple[tuple[Batch, ...], tuple[int, ...]]:
+        """A step's micro-batches within the budget, and who computes each."""
         batches = _cut(examples, self._budget, self._workers, self._layout, self._pad_id, self._shares_prefix)
         return tuple(batches), tuple(assign_workers([batch.cost for batch in batches], self._workers))
 
@@ -136,13 +147,13 @@ class StepBatches(Iterator[Step]):
         count, position, end = 0, 0, self._rows_of_epoch(0)
         while position < end:
             after = self._step_end(self._order, position, end)
-            count = max(count, len(self._laid_out(tuple(self._order[position:after]))[0]))
+            count = max(count, len(self._laid_out(self._drawn(self._order[position:after], 0))[0]))
             position = after
         return count
 
     def halve(self) -> int | None:
         """From now on hold half as many tokens in a micro-batch, or as many as the longest row has; None if no fewer can be."""
-        smaller = max(self._budget // 2, max(laid_out_tokens(example, self._layout) for example in self._examples))
+        smaller = max(self._budget // 2, self._longest)
         if smaller >= self._budget:
             return None
         self._budget = smaller
@@ -150,7 +161,7 @@ class StepBatches(Iterator[Step]):
 
     def again(self, step: Step) -> Step:
         """The same step in micro-batches of the size that now holds."""
-        micro_batches, worker_of = self._laid_out(step.rows)
+        micro_batches, worker_of = self._laid_out(self._drawn(step.rows))
         return replace(step, micro_batches=micro_batches, worker_of=worker_of)
 
     def state_dict(self) -> dict[str, int]:

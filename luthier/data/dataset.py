@@ -15,7 +15,7 @@ from luthier.data.rendering import Renderer, build_renderer
 from luthier.data.settings import DataSettings, FormatName
 from luthier.data.split import num_held_out, split_rows
 from luthier.errors import GateRefusal
-from luthier.types import Example, Gives, Labelled, Origin, Pooled, Record, Rendered, Tagged
+from luthier.types import Example, Gives, Labelled, Origin, Pooled, Record, Rendered, Tagged, TextsAs
 
 Announce = Callable[[str], None]
 MakeExample = Callable[[Rendered, int, Origin], Example]
@@ -23,6 +23,24 @@ OfLabels = Callable[[tuple[str, ...]], MakeExample]
 """What an objective over classes makes of rows, given the labels of the training rows."""
 
 ROWS_BETWEEN_WORDS = 20_000
+
+
+def _as_long(max_length: int) -> int:
+    return max_length
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an objective asks of rows: what they hold, and how plain texts become tokens.
+
+    splits: whether texts that are too long are cut into pieces where the settings leave it open. longest: of data.max_length,
+    the most tokens that a text may have.
+    """
+
+    takes: Gives = "text"
+    texts: TextsAs = "written"
+    splits: bool = False
+    longest: Callable[[int], int] = _as_long
 
 
 @dataclass(frozen=True)
@@ -66,7 +84,7 @@ def load_dataset(
     make_example: MakeExample,
     announce: Announce,
     *,
-    takes: Gives = "text",
+    asked: Asked = Asked(),
     of_labels: OfLabels | None = None,
     pooled: Pooled = "last",
     answer_start: int | None = None,
@@ -74,7 +92,7 @@ def load_dataset(
     """The data that a recipe names, ready for the gate.
 
     make_example: what the objective learns from a rendered row, its index and its origin.
-    takes: what the rows are to hold.
+    asked: what the objective asks of the rows.
     of_labels: where they hold labels: gives `make_example` for those that the training rows have.
     pooled: which token the model's head over classes reads.
     answer_start: the token that an encoder-decoder's decoder begins with; None for models of one stream.
@@ -83,7 +101,7 @@ def load_dataset(
     are too long; NotFound and NetworkError for sources out of reach.
     """
     renderer = build_renderer(settings, tokenizer, pooled, answer_start)
-    rows = _read_source(settings.train, settings, renderer, announce, settings.max_rows, takes)
+    rows = _read_source(settings.train, settings, renderer, announce, settings.max_rows, asked)
     labels = () if of_labels is None else _labels_of(rows)
     make_example = make_example if of_labels is None else of_labels(labels)
     source = _taught(rows, make_example)
@@ -95,7 +113,7 @@ def load_dataset(
     elif settings.validation == "none":
         note = "No rows are held out (data.validation: none)."
     else:
-        held_out = load_examples(settings.validation, settings, renderer, make_example, announce, takes)
+        held_out = load_examples(settings.validation, settings, renderer, make_example, announce, asked)
         note = f"The {len(held_out.examples)} rows of {settings.validation} are held out."
     announce(note)
     return Dataset(
@@ -118,13 +136,13 @@ def load_examples(
     renderer: Renderer,
     make_example: MakeExample,
     announce: Announce,
-    takes: Gives = "text",
+    asked: Asked = Asked(),
 ) -> Examples:
     """The rows of one source, rendered and kept within `settings.max_length`. Announces and raises as load_dataset.
 
-    takes: what the rows are to hold.
+    asked: what the objective asks of the rows.
     """
-    return _taught(_read_source(source, settings, renderer, announce, None, takes), make_example)
+    return _taught(_read_source(source, settings, renderer, announce, None, asked), make_example)
 
 
 @dataclass(frozen=True)
@@ -146,23 +164,33 @@ def _read_source(
     renderer: Renderer,
     announce: Announce,
     max_rows: int | None,
-    takes: Gives,
+    asked: Asked,
 ) -> _Source:
     rows = read_rows(source, announce, max_rows)
-    recognised = to_records(rows, settings.format, takes)
+    recognised = to_records(rows, settings.format, asked.takes)
     name = source if isinstance(source, str) else f"{source[0]} and {len(source) - 1} more" if source[1:] else source[0]
     announce(f"{name}: {_count(len(rows), 'row')}, read as {recognised.name} ({recognised.reason.rstrip('.')}).")
+    limit = asked.longest(settings.max_length)
+    splits = settings.too_long == "split" or (settings.too_long == "auto" and asked.splits)
+    records: list[Record] = []
     rendered: list[Rendered] = []
-    for record, origin in recognised.records:
-        rendered.append(renderer.render(record, origin))
-        if len(rendered) % ROWS_BETWEEN_WORDS == 0:
-            announce(f"{name}: {len(rendered):,} of {len(rows):,} rows are tokens.")
-    origins = [origin for _, origin in recognised.records]
-    kept, notes = _within(settings, rendered, origins)
+    origins: list[Origin] = []
+    for number, (record, origin) in enumerate(recognised.records, start=1):
+        for piece, tokens in renderer.pieces(record, asked.texts, limit if splits else None, origin):
+            records.append(piece)
+            rendered.append(tokens)
+            origins.append(origin)
+        if number % ROWS_BETWEEN_WORDS == 0:
+            announce(f"{name}: {number:,} of {len(recognised.records):,} rows are tokens.")
+    kept, notes = _within(settings, limit, rendered, origins)
+    if len(records) > len(recognised.records):
+        notes.append(
+            f"{_count(len(recognised.records), 'text')} cut into {len(records):,} pieces of {limit:,} tokens or fewer."
+        )
     for note in (*recognised.notes, *notes):
         announce(note)
     return _Source(
-        records={i: recognised.records[i][0] for i in kept},
+        records={i: records[i] for i in kept},
         rendered=kept,
         origins={i: origins[i] for i in kept},
         format=recognised.name,
@@ -209,16 +237,15 @@ def labels_in(record: Record) -> tuple[str, ...]:
 
 
 def _within(
-    settings: DataSettings, rendered: Sequence[Rendered], origins: Sequence[Origin]
+    settings: DataSettings, longest_allowed: int, rendered: Sequence[Rendered], origins: Sequence[Origin]
 ) -> tuple[dict[int, Rendered], list[str]]:
-    """The rows within max_length by their index, and what is to be said of the others. Raises: GateRefusal."""
-    longest_allowed = settings.max_length
+    """The rows of so many tokens at most, by their index, and what is to be said of the others. Raises: GateRefusal."""
     too_long = [i for i, row in enumerate(rendered) if row.num_tokens > longest_allowed]
     kept = dict(enumerate(rendered))
     if not too_long:
         return kept, []
     said = f"{_count(len(too_long), 'row')} of {len(rendered)}, longer than data.max_length ({longest_allowed} tokens)"
-    if settings.too_long == "refuse":
+    if settings.too_long in ("auto", "refuse", "split"):
         raise _too_long(rendered, origins, too_long, longest_allowed)
     if settings.too_long == "drop":
         for i in too_long:
@@ -259,7 +286,7 @@ def _too_long(
         f"The row has {rendered[first].num_tokens} tokens, but data.max_length is {longest_allowed}. "
         f"{_as_many(len(too_long), len(rendered))} The longest has {longest}.",
         f"Raise data.max_length to {longest} (and training.tokens_per_micro_batch to no less), "
-        "or set data.too_long: truncate or drop.",
+        "or set data.too_long: truncate or drop (plain texts can be cut into pieces with split).",
         file=origins[first].file,
         line=origins[first].line,
     )

@@ -19,8 +19,20 @@ from transformers import PreTrainedTokenizerBase
 from luthier.data.dataset import Dataset, labels_in
 from luthier.data.rendering import learned_messages
 from luthier.data.template import FIELD
+from luthier.data.whole_texts import Whole
 from luthier.errors import DataError, GateRefusal
-from luthier.types import Conversation, Example, Labelled, Origin, Record
+from luthier.types import (
+    Choice,
+    Conversation,
+    Example,
+    IntArray,
+    Labelled,
+    Origin,
+    Record,
+    Scored,
+    Similar,
+    Tagged,
+)
 
 R = TypeVar("R", bound=Record)
 
@@ -56,7 +68,15 @@ class GateReport:
     classes: tuple[tuple[str, int], ...] = ()
 
 
-def check_gate(dataset: Dataset, vocab_size: int | None = None) -> GateReport:
+@dataclass(frozen=True)
+class Rules:
+    """What an objective is judged by. learns_ends: plain rows must teach some end of text. in_place: as `Objective` has it."""
+
+    learns_ends: bool = True
+    in_place: bool = False
+
+
+def check_gate(dataset: Dataset, vocab_size: int | None = None, rules: Rules = Rules()) -> GateReport:
     """The report on a data set that may be trained on.
 
     vocab_size: rows of the model's embedding; None where no model is known.
@@ -74,7 +94,7 @@ def check_gate(dataset: Dataset, vocab_size: int | None = None) -> GateReport:
     _refuse_rows_without_learning(everything, dataset)
     notes = _check_vocabulary([example for _, example in everything], tokenizer, vocab_size)
     _refuse_doubled_bos([example for _, example in everything], tokenizer)
-    _refuse_endless_answers(dataset)
+    _refuse_endless_answers(dataset, rules)
     _refuse_other_prompts(dataset)
     notes += _header_notes(dataset)
     notes += _check_extras(dataset)
@@ -83,7 +103,7 @@ def check_gate(dataset: Dataset, vocab_size: int | None = None) -> GateReport:
     lengths = [example.num_tokens for example in examples]
     shown = zip(dataset.train_records, examples[:NUM_SHOWN], strict=False)
     return GateReport(
-        rows=tuple(_shown_row(record, example, tokenizer) for record, example in shown),
+        rows=tuple(_shown_row(record, example, tokenizer, rules) for record, example in shown),
         num_rows=len(examples),
         num_held_out=len(dataset.validation),
         num_tokens=sum(lengths),
@@ -153,12 +173,12 @@ def _refuse_doubled_bos(examples: Sequence[Example], tokenizer: PreTrainedTokeni
         )
 
 
-def _refuse_endless_answers(dataset: Dataset) -> None:
+def _refuse_endless_answers(dataset: Dataset, rules: Rules) -> None:
     """Chats must teach their end of turn, and plain rows their end of text, in at least one row each."""
     renderer, tokenizer = dataset.renderer, dataset.renderer.tokenizer
     pairs = list(zip(dataset.train_records, dataset.train, strict=True))
     chats = [example for record, example in pairs if _is_chat(record, dataset)]
-    plain = [example for record, example in pairs if not (_is_chat(record, dataset) or isinstance(record, Labelled))]
+    plain = [example for record, example in pairs if not (isinstance(record, Whole) or _is_chat(record, dataset))]
     if chats and renderer.end_of_turn_id is None:
         raise GateRefusal(
             "The chat template ends answers with no token of its own, so the model would never learn to stop.",
@@ -166,7 +186,7 @@ def _refuse_endless_answers(dataset: Dataset) -> None:
             "a token that the tokenizer does not know is only text to the model.",
             field=FIELD,
         )
-    ends = [(plain, renderer.end_of_text_id, "end-of-text")] if plain else []
+    ends = [(plain, renderer.end_of_text_id, "end-of-text")] if plain and rules.learns_ends else []
     if chats and renderer.end_of_turn_id is not None:
         ends.append((chats, renderer.end_of_turn_id, "end-of-turn"))
     for examples, end, name in ends:
@@ -282,24 +302,46 @@ def _is_chat(record: Record, dataset: Dataset) -> bool:
 # ── rows with what is learned marked ────────────────────────────────────────────────────────────────────────────────
 
 
-def _shown_row(record: Record, example: Example, tokenizer: PreTrainedTokenizerBase) -> MarkedRow:
-    """The row's text in pieces; of a text with a class, the class is what is learned."""
-    if not isinstance(record, Labelled):
-        return marked_row(example, tokenizer)
-    text = str(tokenizer.decode(_tokens(example), skip_special_tokens=False, clean_up_tokenization_spaces=False))
-    pieces = ((f"{text} → ", False), (record.label, True))
+def _shown_row(record: Record, example: Example, tokenizer: PreTrainedTokenizerBase, rules: Rules) -> MarkedRow:
+    """The row's text in pieces; of a text that is read as a whole, what is to be said of it is what is learned."""
+    if not isinstance(record, Whole):
+        return marked_row(example, tokenizer, rules)
+    text = str(tokenizer.decode(example.parts[0].tokens_T.tolist(), clean_up_tokenization_spaces=False))
+    pieces = ((f"{text} → ", False), (answer_of(record), True))
     return MarkedRow(example.origin, pieces, example.num_tokens, example.num_learned)
 
 
-def marked_row(example: Example, tokenizer: PreTrainedTokenizerBase) -> MarkedRow:
-    """The row's text in pieces that are learned or not, in turn; for an encoder-decoder the source first."""
-    tokens, learned = _tokens(example).tolist(), _is_learned(example).tolist()
+def answer_of(record: Whole) -> str:
+    """What is to be said of a text that is read as a whole."""
+    match record:
+        case Labelled(_, _, label):
+            return label
+        case Scored(_, _, score):
+            return f"{score:g}"
+        case Tagged(_, tags):
+            return " ".join(tags)
+        case Choice(_, options, answer):
+            return options[answer]
+        case Similar(_, positive, _):
+            return positive
+
+
+def marked_row(example: Example, tokenizer: PreTrainedTokenizerBase, rules: Rules = Rules()) -> MarkedRow:
+    """The row's text in pieces that are learned or not, in turn; for an encoder-decoder the source first.
+
+    What is learned in its own place is shown there, rather than what hides it.
+    """
+    tokens_P, learned_P = _tokens(example), _is_learned(example)
+    if rules.in_place:
+        tokens_P[example.source_N], learned_P[:] = example.token_N, False
+        learned_P[example.source_N] = True
     pieces: list[tuple[str, bool]] = []
     if example.source_S is not None:
         source = tokenizer.decode(example.source_S.tolist(), clean_up_tokenization_spaces=False)
         pieces.append((f"{source} → ", False))
+    tokens: list[int] = tokens_P.tolist()
     end, written = 0, ""
-    for is_learned, run in groupby(learned):
+    for is_learned, run in groupby(learned_P.tolist()):
         end += len(list(run))
         # The growing text, not each run on its own: a tokenizer may drop the space before a first word.
         text = str(tokenizer.decode(tokens[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False))
@@ -313,11 +355,11 @@ def marked_text(row: MarkedRow) -> str:
     return "".join(f"⟦{text}⟧" if is_learned else text for text, is_learned in row.pieces)
 
 
-def _tokens(example: Example) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _tokens(example: Example) -> IntArray:
     return np.concatenate([part.tokens_T for part in example.parts])
 
 
-def _all_tokens(example: Example) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _all_tokens(example: Example) -> IntArray:
     """Those of the parts and of the source."""
     return _tokens(example) if example.source_S is None else np.concatenate([_tokens(example), example.source_S])
 

@@ -26,9 +26,9 @@ from transformers import PreTrainedTokenizerBase
 
 from luthier.data.settings import DataSettings
 from luthier.data.template import FIELD, ChatTemplate, Tools, read_template
-from luthier.data.whole_texts import Whole, WholeTexts
+from luthier.data.whole_texts import Whole, WholeTexts, even_cuts
 from luthier.errors import DataError, RecipeError
-from luthier.types import Completion, Conversation, Message, Origin, PlainText, Pooled, Record, Rendered
+from luthier.types import Completion, Conversation, Message, Origin, PlainText, Pooled, Record, Rendered, TextsAs
 
 Learn = Literal["answers", "last_answer", "all"]
 
@@ -78,6 +78,41 @@ class Renderer:
             return self.render_whole(record, origin)
         assert isinstance(record, PlainText)
         return self._render_plain("", record.text)
+
+    def pieces(
+        self, record: Record, texts: TextsAs, longest: int | None, origin: Origin | None = None
+    ) -> Iterator[tuple[Record, Rendered]]:
+        """The record rendered; a plain text in pieces of at most `longest` tokens, each a text of its own, where that is given.
+
+        texts: how a plain text becomes tokens. Raises: as render; DataError, at `origin`, for a record that is no plain text
+        where only those can be read.
+        """
+        if isinstance(record, PlainText) and (texts != "written" or longest is not None):
+            yield from self._text_pieces(record, texts, longest or 2**62, origin)
+        elif texts == "written" or isinstance(record, Whole):
+            yield record, self.render(record, origin)
+        else:
+            with _located(origin):
+                raise DataError(
+                    "The row is no plain text, which the objective learns from.",
+                    'Write it as {"text": "…"}, or set data.template: {text: "…"} to make it one.',
+                )
+
+    def _text_pieces(
+        self, record: PlainText, texts: TextsAs, longest: int, origin: Origin | None
+    ) -> Iterator[tuple[Record, Rendered]]:
+        if texts == "read":
+            with _located(origin):
+                yield from self._whole.pieces(record.text, longest)
+            return
+        encoded = self._encode(record.text)
+        lead = self._lead if texts == "written" else []
+        end = [self.end_of_text_id] if texts == "written" else []
+        for start, stop in even_cuts(len(encoded.ids), max(1, longest - len(lead) - len(end))):
+            is_last = stop == len(encoded.ids)
+            ids = [*lead, *encoded.ids[start:stop], *(end if is_last else [])]
+            weight_T = np.full(len(ids), float(texts == "written"), dtype=np.float32)
+            yield PlainText(record.text[encoded.starts[start] : encoded.ends[stop - 1]]), _rendered(ids, weight_T)
 
     def as_conversation(self, record: Record) -> Conversation | None:
         """The record as it goes through the chat template; None if it is written plainly."""

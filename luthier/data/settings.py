@@ -32,9 +32,9 @@ class DataSettings(Settings):
     max_length: int = Field(
         1024, ge=8, description="Longest row in tokens; for an encoder-decoder, prompt and answer together."
     )
-    too_long: Literal["refuse", "truncate", "drop"] = Field(
-        "refuse",
-        description="What happens to rows longer than max_length: refuse to train, cut their end off, or leave them out.",
+    too_long: Literal["auto", "refuse", "truncate", "drop", "split"] = Field(
+        "auto",
+        description="What happens to rows longer than max_length: refuse to train, cut their end off, leave them out, or split plain texts into pieces; 'auto' splits for the objectives of pre-training and refuses for others.",
     )
     learn: Literal["answers", "last_answer", "all"] = Field(
         "answers",

@@ -36,14 +36,14 @@ def held_out_loss(
 
         _over_all(model, batches, adapters, workers, compute_in, keep)
         with torch.inference_mode():
-            return float(objective.joint_loss(joined([parts[index] for index in range(len(batches))]))) / weight
+            return float(objective.joint_loss(joined([parts[index] for index in sorted(parts)]))) / weight
     losses: dict[int, float] = {}
 
     def add(index: int, outputs: Outputs) -> None:
         losses[index] = float(objective.held_out_sum(outputs))
 
     _over_all(model, batches, adapters, workers, compute_in, add)
-    return sum(losses[index] for index in range(len(batches))) / weight
+    return sum(losses[index] for index in sorted(losses)) / weight
 
 
 def _over_all(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from luthier.errors import RecipeError
-from luthier.types import Layout, Pooled
+from luthier.types import Layout, ModelKind, Pooled
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Family:
     """
 
     model_types: tuple[str, ...]
-    kind: Literal["decoder", "encoder", "encoder-decoder"]
+    kind: ModelKind
     layout: Layout
     trunk: str  # from the model with its head
     embedding: str  # from the trunk

@@ -7,15 +7,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Discriminator, Tag
 
 from luthier.objectives.classification import Classification
+from luthier.objectives.clm import CLM
 from luthier.objectives.contract import JointObjective, Objective
+from luthier.objectives.denoising import Denoising
 from luthier.objectives.embedding import Embedding
+from luthier.objectives.fim import FIM
+from luthier.objectives.mlm import MLM
 from luthier.objectives.multiple_choice import MultipleChoice
+from luthier.objectives.prefix_lm import PrefixLM
 from luthier.objectives.regression import Regression
 from luthier.objectives.sft import SFT
+from luthier.objectives.span_corruption import SpanCorruption
 from luthier.objectives.token_classification import TokenClassification
+from luthier.objectives.ul2 import UL2
 
 OBJECTIVES: tuple[type[Objective], ...] = (
     SFT,
+    CLM,
+    MLM,
+    SpanCorruption,
+    Denoising,
+    UL2,
+    PrefixLM,
+    FIM,
     Classification,
     Regression,
     TokenClassification,
@@ -43,15 +57,22 @@ else:  # one of the list, told apart by its kind
     AnyObjective = Annotated[reduce(or_, _tagged), Discriminator(_kind)]
 
 __all__ = [
+    "CLM",
+    "FIM",
+    "MLM",
     "OBJECTIVES",
     "SFT",
+    "UL2",
     "AnyObjective",
     "Classification",
+    "Denoising",
     "Embedding",
     "JointObjective",
     "MultipleChoice",
     "Objective",
+    "PrefixLM",
     "Regression",
+    "SpanCorruption",
     "TokenClassification",
     "kind_of",
 ]

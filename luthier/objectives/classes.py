@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, field_validator
 
@@ -14,6 +14,8 @@ from luthier.types import Origin
 
 class OverClasses(Objective):
     """An objective whose head has one logit for each class."""
+
+    writes: ClassVar[bool] = False
 
     classes: tuple[str, ...] | None = Field(
         None,

@@ -7,16 +7,21 @@ divides by the whole step's weight, so that any cut into micro-batches gives the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from luthier.corruption.vocabulary import Vocabulary
 from luthier.models.heads import Head
 from luthier.models.outputs import Outputs
-from luthier.types import Example, Gives, Origin, Rendered, Settings
+from luthier.types import Example, Gives, ModelKind, Origin, Rendered, Settings, TextsAs
+
+Corrupt = Callable[[Example, np.random.Generator], Example]
+"""Makes of a text the example of one epoch, from draws that belong to the text and the epoch alone."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,19 @@ def joined(parts: Sequence[Whole]) -> Whole:
 class Objective(Settings, ABC):
     """The settings of an objective; its `kind` names it in a recipe.
 
-    takes: what rows must hold for it to learn from.
+    takes: what rows must hold for it to learn from. reads: how a plain text becomes tokens for it. splits: whether texts
+    that are too long are cut into pieces, each a row of its own. kinds: which models it is for. learns_ends: whether a model
+    that never learned to end a text is broken. writes: whether the model that comes out writes text. in_place: whether a target is learned at its own place, rather than at the
+    one before.
     """
 
     takes: ClassVar[Gives] = "text"
+    reads: ClassVar[TextsAs] = "written"
+    splits: ClassVar[bool] = False
+    kinds: ClassVar[tuple[ModelKind, ...]] = ("decoder", "encoder", "encoder-decoder")
+    learns_ends: ClassVar[bool] = True
+    writes: ClassVar[bool] = True
+    in_place: ClassVar[bool] = False
 
     kind: str
 
@@ -69,6 +83,14 @@ class Objective(Settings, ABC):
     def embedding_noise(self) -> float:
         """α of the noise on the embeddings while it trains; 0 for none."""
         return 0.0
+
+    def longest_text(self, max_length: int) -> int:
+        """The most tokens of a text that comes to `max_length` tokens, or fewer, whatever is drawn for it."""
+        return max_length
+
+    def corruption(self, vocabulary: Vocabulary) -> Corrupt | None:
+        """What is done to an example anew in each epoch; None for nothing. Raises RecipeError for tokens that are missing."""
+        return None
 
     def settled(self, labels: tuple[str, ...]) -> Self:
         """The same with what it takes from the labels of the training rows, each once, in order."""

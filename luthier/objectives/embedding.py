@@ -37,6 +37,7 @@ ANCHOR, POSITIVE = 0, 1
 class Embedding(JointObjective):
     """Learn to place texts by what they mean."""
 
+    writes: ClassVar[bool] = False
     takes: ClassVar[Gives] = "similar"
 
     kind: Literal["embedding"] = "embedding"

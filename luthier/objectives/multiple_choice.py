@@ -26,6 +26,7 @@ from luthier.types import Example, Gives, Origin, Rendered
 class MultipleChoice(Objective):
     """Learn to choose among options."""
 
+    writes: ClassVar[bool] = False
     takes: ClassVar[Gives] = "choices"
 
     kind: Literal["multiple-choice"] = "multiple-choice"

@@ -24,6 +24,7 @@ SCORE = "score"
 class Regression(Objective):
     """Learn to give texts numbers."""
 
+    writes: ClassVar[bool] = False
     takes: ClassVar[Gives] = "scores"
 
     kind: Literal["regression"] = "regression"

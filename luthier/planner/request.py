@@ -91,7 +91,7 @@ def imagined_rows(recipe: Recipe, config: PreTrainedConfig) -> Rows:
 
     Raises RecipeError for objectives whose rows cannot be imagined.
     """
-    if recipe.objective.takes == "labels" or config.is_encoder_decoder:
+    if recipe.objective.takes != "text" or recipe.objective.reads != "written" or config.is_encoder_decoder:
         raise RecipeError(
             "Rows of this kind cannot be imagined for a plan.",
             "Plan with the model's folder and the data, so that real rows are read.",

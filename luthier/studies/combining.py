@@ -100,7 +100,7 @@ def _check(sources: Sequence[Source], out: Path) -> None:
         raise UsageError(f"{out} is there already.", "Choose another folder with --out.")
     first = sources[0].recipe
     for source in sources:
-        if source.recipe.objective.takes == "labels":
+        if not source.recipe.objective.writes:
             raise RecipeError(
                 f"{source.folder} trained a head for classes, and heads do not combine.",
                 "Combine runs that learned to write.",

@@ -157,7 +157,7 @@ def shrink_run(
         raise UsageError("Give either a rank or a share of the energy.", "Use --rank 4, or --energy 0.99.")
     if out.exists():
         raise UsageError(f"{out} is there already.", "Choose another folder with --out.")
-    if recipe.objective.takes == "labels":
+    if not recipe.objective.writes:
         raise RecipeError(
             "The run trained a head for classes, which a smaller LoRA has no place for.",
             "Train anew with a smaller method.rank.",

@@ -12,7 +12,7 @@ from small_tokenizers import byte_level
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from luthier.data.dataset import Dataset, load_dataset
+from luthier.data.dataset import Asked, Dataset, load_dataset
 from luthier.data.formats import faults, to_records
 from luthier.data.gate import check_gate, marked_text
 from luthier.data.reading import Row
@@ -49,7 +49,7 @@ def dataset_of(
         bert_like(),
         asked.example,
         lambda text: None,
-        takes="labels",
+        asked=Asked(takes="labels"),
         of_labels=lambda labels: asked.settled(labels).example,
         pooled="first",
     )

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from luthier.data.corruption.infilling import (
+from luthier.corruption.infilling import (
     Replacement,
     corrupt_text,
     infilled,
@@ -24,7 +24,7 @@ from luthier.data.corruption.infilling import (
     with_insertions,
     word_starts,
 )
-from luthier.data.corruption.keyed import generator, shuffled
+from luthier.corruption.keyed import generator, shuffled
 from luthier.types import IntArray
 
 MASK, STOP, BEGIN, END = 1, 2, 3, 4

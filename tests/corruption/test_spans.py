@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from luthier.data.corruption.keyed import distinct, generator
-from luthier.data.corruption.spans import (
+from luthier.corruption.keyed import distinct, generator
+from luthier.corruption.spans import (
     corrupt_iid,
     corrupt_spans,
     cut_out,

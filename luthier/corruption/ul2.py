@@ -23,9 +23,9 @@ from typing import Literal
 
 import numpy as np
 
-from luthier.data.corruption.keyed import one_of
-from luthier.data.corruption.prefix import cut_at, split_point_at
-from luthier.data.corruption.spans import corrupt_spans, num_sentinels_needed, raw_length_for
+from luthier.corruption.keyed import one_of
+from luthier.corruption.prefix import cut_at, split_point_at
+from luthier.corruption.spans import corrupt_spans, num_sentinels_needed, raw_length_for
 from luthier.errors import RecipeError
 from luthier.types import IntArray
 

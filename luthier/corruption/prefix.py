@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from luthier.data.corruption.keyed import below
+from luthier.corruption.keyed import below
 from luthier.errors import DataError
 from luthier.types import IntArray
 

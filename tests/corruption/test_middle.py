@@ -10,8 +10,8 @@ from chances import assert_as_likely, assert_binomial
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data.corruption.keyed import generator
-from luthier.data.corruption.middle import Marks, Order, choose_order, fill_in_middle, split_middle
+from luthier.corruption.keyed import generator
+from luthier.corruption.middle import Marks, Order, choose_order, fill_in_middle, split_middle
 from luthier.types import IntArray
 
 MARKS = Marks(prefix=1001, suffix=1002, middle=1003, end=1004, pad=1005)

@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from luthier.data.corruption.keyed import below
+from luthier.corruption.keyed import below
 from luthier.types import IntArray
 
 Order = Literal["psm", "spm"]

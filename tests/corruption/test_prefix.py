@@ -8,8 +8,8 @@ from chances import assert_as_likely
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data.corruption.keyed import generator
-from luthier.data.corruption.prefix import cut_at, split_point, split_point_at
+from luthier.corruption.keyed import generator
+from luthier.corruption.prefix import cut_at, split_point, split_point_at
 from luthier.errors import DataError
 
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from chances import assert_as_likely
 
-from luthier.data.corruption.infilling import corrupt_text
-from luthier.data.corruption.keyed import below, distinct, generator, one_of, shuffled
-from luthier.data.corruption.masking import mask_tokens
-from luthier.data.corruption.middle import split_middle
-from luthier.data.corruption.prefix import split_point
-from luthier.data.corruption.spans import corrupt_iid, corrupt_spans
-from luthier.data.corruption.ul2 import choose_denoiser, corrupt_as
+from luthier.corruption.infilling import corrupt_text
+from luthier.corruption.keyed import below, distinct, generator, one_of, shuffled
+from luthier.corruption.masking import mask_tokens
+from luthier.corruption.middle import split_middle
+from luthier.corruption.prefix import split_point
+from luthier.corruption.spans import corrupt_iid, corrupt_spans
+from luthier.corruption.ul2 import choose_denoiser, corrupt_as
 
 Corruption = Callable[[np.random.Generator], object]
 

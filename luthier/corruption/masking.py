@@ -29,7 +29,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.data.corruption.keyed import below, distinct, shuffled
+from luthier.corruption.keyed import below, distinct, shuffled
 from luthier.types import IntArray
 
 Sampler = Literal["bernoulli", "exact", "stochastic-count"]

@@ -11,8 +11,8 @@ from chances import assert_as_likely, assert_binomial
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.data.corruption.keyed import generator
-from luthier.data.corruption.masking import Sampler, mask_tokens, units_of
+from luthier.corruption.keyed import generator
+from luthier.corruption.masking import Sampler, mask_tokens, units_of
 from luthier.types import IntArray
 
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)

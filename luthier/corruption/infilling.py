@@ -30,8 +30,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.data.corruption.keyed import below, shuffled
-from luthier.data.corruption.masking import random_tokens
+from luthier.corruption.keyed import below, shuffled
+from luthier.corruption.masking import random_tokens
 from luthier.types import IntArray
 
 Replacement = Literal["one", "none", "each"]

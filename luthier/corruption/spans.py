@@ -23,7 +23,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.data.corruption.keyed import below, distinct
+from luthier.corruption.keyed import below, distinct
 from luthier.errors import DataError, RecipeError
 from luthier.types import IntArray
 

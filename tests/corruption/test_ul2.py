@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from chances import assert_as_likely
 
-from luthier.data.corruption.keyed import generator
-from luthier.data.corruption.spans import restore
-from luthier.data.corruption.ul2 import DENOISERS, Denoiser, Mode, choose_denoiser, corrupt_as
+from luthier.corruption.keyed import generator
+from luthier.corruption.spans import restore
+from luthier.corruption.ul2 import DENOISERS, Denoiser, Mode, choose_denoiser, corrupt_as
 from luthier.errors import RecipeError
 
 SENTINELS = np.arange(4_999, 4_799, -1)
