@@ -33,12 +33,12 @@ from itertools import islice
 
 from luthier.data.hub import fetch_values, is_hub_name
 from luthier.data.reading.kinds import READABLE, rows_in
-from luthier.data.reading.places import Place, fits, is_pattern, places_of
+from luthier.data.reading.places import Place, called, fits, is_pattern, places_of
 from luthier.data.reading.rows import Announce, Row, kind_of
 from luthier.errors import DataError
 from luthier.types import Origin
 
-__all__ = ["READABLE", "Announce", "Row", "fits", "is_pattern", "iter_rows", "kind_of", "read_rows"]
+__all__ = ["READABLE", "Announce", "Row", "called", "fits", "is_pattern", "iter_rows", "kind_of", "read_rows"]
 
 
 def read_rows(source: str | tuple[str, ...], announce: Announce, max_rows: int | None = None) -> list[Row]:

@@ -23,7 +23,7 @@ from luthier.types import Origin
 _BLANK = " \t\r\n"
 _LINES_TO_LOOK_AT = 200
 _SPAN_TAG = re.compile(r"O|[BIESLUM]-\S+")
-_WORD_NUMBER = re.compile(r"\d+")
+_WORD_NUMBER = re.compile(r"\d+([-.]\d+)?")
 _PART_NUMBER = re.compile(r"\d+[-.]\d+")
 
 

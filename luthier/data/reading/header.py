@@ -38,7 +38,11 @@ _NAMES = frozenset({
 })  # fmt: skip
 """Words that columns are usually called by."""
 
-_NUMBER = re.compile(r"[-+]?[$€£]?(\d[\d,]*\.?\d*|\.\d+)([eE][-+]?\d+)?%?|nan", re.IGNORECASE)
+_LONGEST_NAME = 60
+"""Characters beyond which a cell is hardly a name."""
+
+_NUMBER = re.compile(r"[-+]?[$€£]?(\d[\d,]*\.?\d*|\.\d+)([eE][-+]?\d+)?%?|nan|\d[\d/:.T -]*Z?", re.IGNORECASE)
+"""A number, an amount, a date or a time."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def judge(records: Sequence[Sequence[str]]) -> Judged:
 def _column_evidence(cell: str, below: Sequence[str]) -> list[_Evidence]:
     """What one column tells: its first cell against those below it."""
     filled = [value for value in below if value]
-    shown = repr(cell if len(cell) <= 30 else cell[:29] + "…")
+    shown = repr(cell if len(cell) <= 30 else f"{cell[:29]}…")
     if not cell:
         return []
     if _is_number(cell):
@@ -106,14 +110,20 @@ def _likeness(cell: str, filled: Sequence[str], shown: str) -> list[_Evidence]:
     """Whether the cell reads like the texts below it."""
     evidence = []
     length = median(map(len, filled)) if filled else 0
+    if "\n" in cell:
+        evidence.append(_Evidence(-2, f"{shown} has a line break in it"))
+    elif len(cell) > _LONGEST_NAME:
+        evidence.append(_Evidence(-1, f"{shown} is longer than names are"))
     if length >= _SENTENCES:
         if 2 * len(cell) >= length:
             evidence.append(_Evidence(-1, f"{shown} is as long as what stands below it"))
         elif len(cell) < min(map(len, filled)):
             evidence.append(_Evidence(1, f"{shown} is shorter than all that stands below it"))
-    num_ended = sum(map(_is_ended, filled))
-    if _is_ended(cell) and 2 * num_ended >= len(filled):
+    if _is_ended(cell) and 2 * sum(map(_is_ended, filled)) >= len(filled):
         evidence.append(_Evidence(-1, f"{shown} ends as a sentence does"))
+    shape = re.sub(r"\d+", "0", cell)
+    if "0" in shape and filled and 4 * sum(re.sub(r"\d+", "0", value) == shape for value in filled) >= 3 * len(filled):
+        evidence.append(_Evidence(-2, f"{shown} differs from those below it in its number alone"))
     return evidence
 
 

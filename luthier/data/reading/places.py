@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.data.reading.class_names import FILES as CLASS_NAMES
+from luthier.data.reading.content import PACKINGS
 from luthier.data.reading.kinds import is_readable_ending
 from luthier.data.reading.rows import Announce
 from luthier.errors import DataError, NotFound
@@ -33,6 +34,15 @@ class Place:
 def is_pattern(name: str) -> bool:
     """Whether this stands for all files that fit it: it holds *, ? or [, and is not the name of a file."""
     return glob.has_magic(name) and not expanded(name).exists()
+
+
+def called(name: str) -> str:
+    """A name without folders and endings, for what is made from the data; a pattern is called as the folder it is in."""
+    path = Path(name)
+    while glob.has_magic(path.name):
+        path = path.parent
+    stem = Path(path.stem).stem if path.suffix.lower() in PACKINGS else path.stem
+    return stem or "data"
 
 
 def fits(pattern: str) -> bool:
