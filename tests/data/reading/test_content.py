@@ -20,7 +20,7 @@ ROWS = [{"prompt": "Wie heißt du?", "completion": "Ada"}, {"prompt": "2+2", "co
 
 PACKED = {
     ".gz": gzip.compress,
-    ".bz2": bz2.compress,
+    ".bz2": lambda data: bz2.compress(data, 1),  # small blocks: what is cut is lost by the block
     ".xz": lzma.compress,
     ".zst": lambda data: pyarrow.compress(data, codec="zstd", asbytes=True),
 }
@@ -84,7 +84,7 @@ def test_a_cut_file_gives_the_rows_before_the_cut_and_then_names_the_line(packin
     assert caught.value.line == len(got) + 1
     assert f"up to line {len(got)}" in caught.value.found
     assert "anew" in caught.value.mend
-    assert len(got) > (0 if packing == ".bz2" else 1000)
+    assert len(got) > 1000
 
 
 @pytest.mark.parametrize("packing", PACKED)
@@ -141,5 +141,5 @@ def test_a_file_is_read_with_a_fraction_of_its_size_in_memory(kind, tmp_path):
     num_read = sum(1 for _ in iter_rows(path, silent))
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert num_read in (num_rows, num_rows - 1)  # less the line that is taken for a header
+    assert num_read == num_rows
     assert peak_bytes < num_bytes / 2
