@@ -37,10 +37,15 @@ def fetch_values(name: str, announce: Callable[[str], None], limit: int | None) 
     from huggingface_hub.errors import HfHubHTTPError
 
     # the base error of whichever HTTP client this version of the hub's library uses
-    http_error = cast(type[Exception], HfHubHTTPError.__bases__[0])
+    unreachable = (ConnectionError, TimeoutError, cast(type[Exception], HfHubHTTPError.__bases__[0]))
     announce(f"There is no local file {name}; fetching the split 'train' of that data set from the Hugging Face hub.")
     try:
-        rows = datasets.load_dataset(name, split="train", streaming=limit is not None)
+        try:
+            rows = datasets.load_dataset(name, split="train", streaming=limit is not None)
+        except unreachable:
+            if limit is None:
+                raise
+            rows = datasets.load_dataset(name, split="train", streaming=False)  # may be on the disk from before
         yield from islice(_values(rows), limit)
     except DatasetNotFoundError as error:
         found = "there is no such local file, and the hub shows no data set of that name."
@@ -49,7 +54,7 @@ def fetch_values(name: str, announce: Callable[[str], None], limit: int | None) 
     except DataFilesNotFoundError as error:
         mend = "Choose another, or give a local file."
         raise DataError("this data set holds no data files.", mend, file=name) from error
-    except (ConnectionError, TimeoutError, http_error) as error:
+    except unreachable as error:
         found = f"there is no such local file, and the hub could not be reached: {error}."
         mend = "Connect to the network and try again, or download the set elsewhere and give its file."
         raise NetworkError(found, mend, file=name) from error

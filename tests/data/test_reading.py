@@ -365,6 +365,18 @@ def test_the_rows_of_a_hub_set_are_the_same_kept_or_streamed(max_rows, monkeypat
     assert values(read_rows("nobody/rows", silent, max_rows)) == rows[:max_rows]
 
 
+def test_without_a_network_the_first_rows_come_from_what_was_kept_before(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def load(name: str, streaming: bool, **_: object) -> object:
+        if streaming:
+            raise ConnectionError("Couldn't reach it")
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert values(read_rows("nobody/rows", silent, max_rows=1)) == ROWS[:1]
+
+
 def hub_failures():
     datasets = pytest.importorskip("datasets")
     from huggingface_hub.errors import HfHubHTTPError

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import Literal
 
 from luthier.data.reading.class_names import class_names
 from luthier.data.reading.content import Content
@@ -20,6 +21,8 @@ from luthier.types import Origin
 Line = tuple[int, str]
 Record = tuple[int, list[str]]
 """The cells of a row, with the line that it begins on."""
+
+Wrapping = Literal["yes", "no", "unknown"]
 
 LONGEST_CELL = 1 << 28
 """Characters of one cell, so that a quote that is never closed does not take in a file larger than the memory."""
@@ -42,14 +45,13 @@ def read_tabbed(content: Content, announce: Announce) -> Iterator[Row]:
     """The rows of a table separated by tabs."""
     head, lines = sampled(content.lines(splits_at_cr=True), _LINES_TO_LOOK_AT, lambda line: len(line[1]))
     texts = [text.rstrip("\r\n") for _, text in head if text.rstrip("\r\n")]
-    tabs = {text.count("\t") for text in texts}
-    if len(tabs) != 1 or tabs == {0}:  # cells with tabs or line breaks in them, which only quotes can hold
+    num_tabs, num_even = Counter(text.count("\t") for text in texts).most_common(1)[0] if texts else (0, 0)
+    if num_tabs == 0 or (num_even < len(texts) and _are_quoted([text for _, text in head])):
         return _rows(_quoted_records(lines, "\t", content.name), "\t", content, announce)
     has_escapes = _has_escapes(texts)
     if has_escapes:
         announce(rf"{content.name}: \n, \t and \\ stand for a new line, a tab and a backslash, and are read so.")
-    cells = [cell for text in texts if '"' in text for cell in text.split("\t") if cell.startswith('"')]
-    form = _Tabbed(tabs.pop() + 1, all(_WRAPPED.fullmatch(cell) for cell in cells), has_escapes)
+    form = _Tabbed(num_tabs + 1, _wrapping([text for text in texts if text.count("\t") == num_tabs]), has_escapes)
     return _rows(form.records(lines, content.name), "\t", content, announce)
 
 
@@ -189,15 +191,43 @@ def _has_escapes(texts: Sequence[str]) -> bool:
     return found["n"] > 0 and set(found) <= set(_ESCAPED)
 
 
+def _are_quoted(lines: Sequence[str]) -> bool:
+    """Whether these lines, of unequal numbers of tabs, are sound records with tabs or line breaks inside quotes."""
+    reader = csv.reader(iter(lines), delimiter="\t", strict=True)
+    widths = set()
+    num_sound = 0
+    try:
+        with _long_cells():
+            for cells in reader:
+                widths.add(len(cells))
+                num_sound = reader.line_num
+    except csv.Error:
+        if 5 * num_sound < 4 * len(lines):  # no record that the last line merely cuts
+            return False
+    return len(widths - {0}) == 1
+
+
+def _wrapping(texts: Sequence[str]) -> Wrapping:
+    """Whether quotes wrap cells: all that begin with one are wrapped (yes), some are not (no), or none begins so."""
+    are_wrapped = {
+        _WRAPPED.fullmatch(cell) is not None
+        for text in texts
+        if '"' in text
+        for cell in text.split("\t")
+        if cell.startswith('"')
+    }
+    return "unknown" if not are_wrapped else "yes" if are_wrapped == {True} else "no"
+
+
 @dataclass(frozen=True)
 class _Tabbed:
     """A table with a row a line, in which a quote is a sign like others, unless it wraps cells.
 
-    width: cells of a row. is_wrapped: whether cells in quotes lose them. has_escapes: whether backslashes are read.
+    width: cells of a row. wrapping: whether cells in quotes lose them. has_escapes: whether backslashes are read.
     """
 
     width: int
-    is_wrapped: bool
+    wrapping: Wrapping
     has_escapes: bool
 
     def records(self, lines: Iterator[Line], name: str) -> Iterator[Record]:
@@ -207,13 +237,20 @@ class _Tabbed:
             if not line:
                 continue
             cells = line.split("\t")
-            if len(cells) != self.width and self.is_wrapped and any(cell.startswith('"') for cell in cells):
-                cells = _quoted_record(chain([text], (more for _, more in lines)), number, name)
-            elif self.is_wrapped and '"' in line:
-                cells = [_unwrapped(cell) for cell in cells]
+            if '"' in line and self.wrapping != "no":
+                if self._goes_on(cells):
+                    cells = _quoted_record(chain([text], (more for _, more in lines)), number, name)
+                else:
+                    cells = [_unwrapped(cell) for cell in cells]
             if self.has_escapes and "\\" in line:
                 cells = [_ESCAPE.sub(lambda match: _ESCAPED[match[1]], cell) for cell in cells]
             yield number, cells
+
+    def _goes_on(self, cells: Sequence[str]) -> bool:
+        """Whether a quoted cell holds tabs, or goes on in the next line."""
+        if len(cells) != self.width:
+            return any(cell.startswith('"') for cell in cells)
+        return self.wrapping == "yes" and cells[-1].startswith('"') and _WRAPPED.fullmatch(cells[-1]) is None
 
 
 def _unwrapped(cell: str) -> str:

@@ -143,6 +143,22 @@ def test_a_quoted_cell_may_hold_tabs_and_line_breaks_wherever_it_stands(num_befo
     assert lines(rows[-2:]) == [num_before + 2, num_before + 4]
 
 
+@pytest.mark.parametrize("num_before", [0, 3, 2000])
+def test_a_quoted_cell_at_the_end_of_its_row_may_go_on_in_the_next_line(num_before, tmp_path):
+    text = 'n\ttext\n0\t"whole"\n' + "1\tplain\n" * num_before + '2\t"one\ntwo"\n3\tlast\n'
+    rows = read_rows(written(tmp_path, "a.tsv", text), silent)
+    assert [row.values["text"] for row in rows[-2:]] == ["one\ntwo", "last"]
+    assert rows[0].values["text"] == "whole"
+
+
+@pytest.mark.parametrize("line", ["No tab here.", "Two\ttabs\there."])
+def test_an_uneven_line_among_stray_quotes_is_the_one_that_is_named(line, tmp_path):
+    text = '" I love it.\t1\nFine.\t1\n"The best" of all\t1\n' + "So it is.\t0\n" * 20 + f"{line}\nAwful.\t0\n"
+    with pytest.raises(DataError, match="cells, but the first has 2") as caught:
+        read_rows(written(tmp_path, "a.tsv", text), silent)
+    assert caught.value.line == 24
+
+
 def test_backslash_n_is_a_new_line_where_no_backslash_is_anything_else(tmp_path):
     rows, said = read(written(tmp_path, "a.tsv", "input\tn\nPick:\\n- yes\\n- no\t1\nC\\\\D\\tE\t2\n"))
     assert [row["input"] for row in rows] == ["Pick:\n- yes\n- no", "C\\D\tE"]
