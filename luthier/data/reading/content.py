@@ -61,7 +61,7 @@ class Content:
         with self.open() as stream:
             for data in stream:
                 text = decoded(data, self.name, number + 1)
-                if splits_at_cr and "\r" in text[:-2]:
+                if splits_at_cr and "\r" in text.rstrip("\r\n"):
                     for piece in io.StringIO(text, newline=""):
                         number += 1
                         yield number, piece

@@ -177,8 +177,8 @@ def test_backslashes_of_csv_stay(tmp_path):
 
 
 def test_lines_may_end_in_carriage_returns_alone(tmp_path):
-    rows = read_rows(written(tmp_path, "a.csv", "text,n\rHi,1\rHo,2\r"), silent)
-    assert (values(rows), lines(rows)) == ([{"text": "Hi", "n": "1"}, {"text": "Ho", "n": "2"}], [2, 3])
+    rows = read_rows(written(tmp_path, "a.csv", "text\r7\r8"), silent)
+    assert (values(rows), lines(rows)) == ([{"text": "7"}, {"text": "8"}], [2, 3])
 
 
 def test_rows_beyond_the_first_batch_have_their_lines(tmp_path):
