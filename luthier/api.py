@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from luthier.data.dataset import load_examples
+from luthier.data.reading import called
 from luthier.data.rendering import Renderer, build_renderer
 from luthier.data.template import read_template
 from luthier.errors import DataError, NotFound, UsageError
@@ -66,7 +67,7 @@ def train(
     else:
         typed = recipe if isinstance(recipe, Recipe) else make_recipe(recipe)
         first = typed.data.train if isinstance(typed.data.train, str) else typed.data.train[0]
-        name = Path(first).stem
+        name = called(first)
     folder = new_run_folder(RUNS, name) if out is None else expanded(out)
     return train_recipe(typed, folder, announce=announce, on_step=on_step)
 

@@ -31,12 +31,12 @@ def new(
 ) -> None:
     """Write a commented recipe for your own rows, after reading them through."""
     from luthier.data.formats import to_records
-    from luthier.data.reading import read_rows
+    from luthier.data.reading import called, read_rows
     from luthier.recipe.reference import commented_recipe
     from luthier.store.files import write_text
     from luthier.store.places import expanded
 
-    recipe = Path(Path(data).stem + ".yaml") if out is None else expanded(out)
+    recipe = Path(called(data) + ".yaml") if out is None else expanded(out)
     if recipe.exists() and not force:
         raise UsageError(f"{recipe} is there already.", "Choose another name with --out, or replace it with --force.")
     recognised = to_records(read_rows(data, say), "auto")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import glob
+import os
 from pathlib import Path
 
 from luthier.data.hub import is_hub_name
+from luthier.data.reading import fits, is_pattern
 from luthier.errors import NotFound
 from luthier.methods import AdapterMethod
 from luthier.models.builtin import BUILTIN_NAMES
@@ -25,7 +28,7 @@ def with_absolute_paths(recipe: Recipe, folder: Path, parsed: Parsed) -> Recipe:
         return recipe
 
     def data_path(name: str, *keys: str | int) -> str:
-        found = _find(name, folder)
+        found = _find(name, folder) or _find_pattern(name, folder)
         if found is None and not is_hub_name(name):
             raise _missing(name, folder, parsed.source_of(keys), dotted(keys))
         return found or name
@@ -56,6 +59,15 @@ def _find(name: str, folder: Path) -> str | None:
         path = base / expanded(name)
         if len(name) < 4096 and path.exists():
             return str(path.absolute())
+    return None
+
+
+def _find_pattern(name: str, folder: Path) -> str | None:
+    """The absolute form of a pattern such as data/*.jsonl, or None where no file fits it."""
+    for base in (folder, Path.cwd()):
+        pattern = os.path.join(glob.escape(str(base.absolute())), expanded(name))
+        if is_pattern(pattern) and fits(pattern):
+            return pattern
     return None
 
 

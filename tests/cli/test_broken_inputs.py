@@ -145,11 +145,11 @@ TABLE = [
         files={"rows.jsonl": rows(json.dumps({"prompt": "a " * 200, "completion": "b"}))},
     ),
     Broken(
-        "a folder instead of a file",
-        "is a folder",
+        "a folder without data",
+        "holds no file whose name says that it is data. It holds README.md",
         "data file itself",
         whole_recipe="model: '{model}'\ndata: {train: folder}\n",
-        files={"folder/rows.jsonl": ROW},
+        files={"folder/README.md": ROW},
     ),
     # templates
     Broken(

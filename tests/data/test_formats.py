@@ -520,7 +520,6 @@ REAL_UNFIT = [
     ("oasst1_trees/en_100_tree.jsonl", "conversation trees"),
     ("banking77/test.csv", "classification"),
     ("bitext_support/test.csv", "classification"),
-    ("ag_news/test_4000.csv", "first line"),
     ("ifeval/input_data.jsonl", "no answer"),
     ("e2e_nlg/devset.csv", "mr (text), ref (text)"),
 ]

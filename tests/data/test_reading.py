@@ -10,35 +10,14 @@ from pathlib import Path
 
 import pyarrow
 import pytest
+from data_files import jsonl, lines, read, silent, values, written
 from pyarrow import parquet
 
 from luthier.data.hub import is_hub_name
-from luthier.data.reading import Row, read_rows
+from luthier.data.reading import iter_rows, read_rows
 from luthier.errors import DataError, LuthierError, NetworkError, NotFound
 
 ROWS = [{"prompt": "Wie heißt du?", "completion": "Ada"}, {"prompt": "2+2", "completion": "4\n(four)"}]
-
-
-def silent(_: str) -> None:
-    """Says nothing."""
-
-
-def written(folder: Path, name: str, content: str | bytes) -> str:
-    path = folder / name
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return str(path)
-
-
-def jsonl(rows: list[dict[str, object]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def values(rows: list[Row]) -> list[dict[str, object]]:
-    return [row.values for row in rows]
-
-
-def lines(rows: list[Row]) -> list[int]:
-    return [row.origin.line for row in rows]
 
 
 # ── every kind gives the same rows ──────────────────────────────────────────────────────────────────────────────────
@@ -141,6 +120,55 @@ def test_several_files_follow_one_another_and_max_rows_counts_over_all(tmp_path)
     assert [row.origin.file for row in rows] == [first, first, second]
 
 
+def test_rows_come_one_by_one_before_what_is_wrong_later(tmp_path):
+    rows = iter_rows(written(tmp_path, "a.jsonl", jsonl(ROWS) + "{"), silent)
+    assert [next(rows).values, next(rows).values] == ROWS
+    with pytest.raises(DataError, match="line 3"):
+        next(rows)
+
+
+@pytest.mark.parametrize(("kind", "broken"), [("csv", 'a,"b'), ("tsv", "a"), ("jsonl", "{"), ("conll", "a")])
+def test_what_comes_after_max_rows_is_not_looked_at(kind, broken, tmp_path):
+    good = {"csv": "text,n\nHi,1\n", "tsv": "text\tn\nHi\t1\n", "jsonl": '{"a": 1}\n', "conll": "Hi\tO\n\n"}[kind]
+    assert len(read_rows(written(tmp_path, f"a.{kind}", good + broken), silent, max_rows=1)) == 1
+
+
+def test_a_missing_file_is_told_before_any_is_read(tmp_path):
+    first = written(tmp_path, "a.jsonl", jsonl(ROWS))
+    with pytest.raises(NotFound):
+        next(iter_rows((first, str(tmp_path / "b.jsonl")), silent))
+
+
+def test_an_object_that_holds_rows_under_their_ids_gives_them_with_the_id(tmp_path):
+    rows, said = read(written(tmp_path, "a.json", json.dumps({"7": {"Q": "a", "A": "b"}, "9": {"Q": "c"}})))
+    assert rows == [{"id": "7", "Q": "a", "A": "b"}, {"id": "9", "Q": "c"}]
+    assert "the key becomes the column id" in said
+    own, said = read(written(tmp_path, "b.json", json.dumps({"7": {"id": 1}, "9": {"id": 2}})))
+    assert own == [{"id": 1}, {"id": 2}]
+    assert "the keys are not read" in said
+
+
+def test_the_articles_of_squad_are_rows_as_they_stand(tmp_path):
+    article = {"title": "Ada", "paragraphs": [{"context": "c", "qas": [{"id": "1", "question": "q", "answers": []}]}]}
+    rows, said = read(written(tmp_path, "a.json", json.dumps({"data": [article, article], "version": "1.1"})))
+    assert rows == [article, article]
+    assert "'version'" in said
+
+
+def test_the_only_list_of_objects_holds_the_rows_whatever_it_is_called(tmp_path):
+    rows, said = read(written(tmp_path, "a.json", json.dumps({"made": "today", "tickets": ROWS})))
+    assert rows == ROWS
+    assert "'tickets'" in said
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "txt"])
+def test_utf16_with_its_mark_is_read_and_said(kind, tmp_path):
+    text = "a" if kind == "txt" else Path(write_as(kind, tmp_path)).read_text("utf-8")
+    rows, said = read(written(tmp_path, f"wide.{kind}", text.encode("utf-16")))
+    assert rows == ([{"text": "a"}] if kind == "txt" else ROWS)
+    assert "UTF-16" in said
+
+
 # ── what cannot be read ─────────────────────────────────────────────────────────────────────────────────────────────
 
 WHOLE = r'{"a": "\ud83d\ude00"}'
@@ -175,6 +203,21 @@ BROKEN: dict[str, tuple[str, str | bytes, int | None, str, str]] = {
     "an array of numbers": ("a.json", '[{"a": 1}, 2]', 2, "row 2 is a number", "must be an object"),
     "a JSON string": ("a.json", '"rows"', None, "the document is text", "array of objects"),
     "an object without rows": ("a.json", '{"x": [], "y": 1}', None, "'x', 'y'", "under data, rows"),
+    "columns under their names": (
+        "a.json",
+        '{"a": ["x", "y"], "b": ["u", "v"]}',
+        None,
+        "a column under each",
+        "by rows",
+    ),
+    "columns as pandas writes them": (
+        "a.json",
+        '{"a": {"0": "x", "1": "y"}, "b": {"0": "u", "1": "v"}}',
+        None,
+        "a column under each",
+        "orient='records'",
+    ),
+    "objects with nothing in common": ("a.json", '{"x": {"a": 1}, "y": {"b": 2}}', None, "'x', 'y'", "under its id"),
     "an object with two lists": ("a.json", '{"data": [{}], "train": [{}]}', None, "data and train", "one such array"),
     "no rows in an array": ("a.json", "[]", None, "no rows", "at least one row"),
     "an empty file": ("a.jsonl", "", None, "empty", "at least one row"),
@@ -189,17 +232,28 @@ BROKEN: dict[str, tuple[str, str | bytes, int | None, str, str]] = {
     "a column twice": ("a.csv", "a,b,a\n1,2,3\n", 1, "'a' twice", "its own name"),
     "Latin-1 in JSONL": ("a.jsonl", b'{"a": 1}\n{"a": "caf\xe9"}\n', 2, "byte 0xE9, the 11. of its line", "UTF-8"),
     "Latin-1 in CSV": ("a.csv", b"a,b\n1,2\n3,\xfc\n", 3, "byte 0xFC, the 3. of its line", "UTF-8"),
-    "UTF-16": ("a.csv", "a,b\n1,2\n".encode("utf-16"), 1, "UTF-16", "UTF-8"),
+    "UTF-16 cut in a character": ("a.csv", "a,b\n1,2\n".encode("utf-16")[:-1], 2, "UTF-16", "UTF-8"),
+    "UTF-16 without its mark": ("a.csv", "a,b\n1,2\n".encode("utf-16-le"), None, "UTF-16", "UTF-8"),
     "a pickle": ("a.pkl", pickle.dumps([1]), None, "pickle", "can run code"),
     "a torch file": ("rows.pt", b"PK\x03\x04", None, "pickle", "can run code"),
     "a NumPy file": ("rows.npy", b"\x93NUMPY", None, "pickle", "can run code"),
     "a pickle named JSONL": ("a.jsonl", pickle.dumps([1]), None, "begins as a pickle", "can run code"),
     "a zip without an ending": ("rows", b"PK\x03\x04....", None, "zip", "JSONL"),
-    "a compressed file": ("a.jsonl.gz", b"\x1f\x8b", None, "compressed", "Unpack"),
+    "a zip": ("a.zip", b"PK\x03\x04", None, "archive", "Unpack"),
+    "a tar, packed": ("a.tar.gz", b"\x1f\x8b", None, "archive", "Unpack"),
+    "a tar by another name": ("a", b"\0" * 257 + b"ustar", None, "archive (tar)", "Unpack"),
+    "an image": ("a.png", b"", None, "image", "JSONL"),
+    "an image by another name": ("a.jsonl", b"\x89PNG\r\n\x1a\n", None, "image (PNG)", "JSONL"),
+    "sound": ("a.wav", b"", None, "sound", "JSONL"),
+    "a PDF": ("a.pdf", b"", None, "layout", ".txt"),
+    "a PDF by another name": ("a", b"%PDF-1.7\n", None, "PDF", ".txt"),
+    "an Arrow file": ("a", b"ARROW1\0\0", None, "Arrow", "Parquet"),
+    "a database": ("a", b"SQLite format 3\0", None, "database", "JSONL"),
+    "a pointer of git-lfs": ("a.jsonl", "version https://git-lfs.github.com/spec/v1\noid", None, "pointer", "lfs pull"),
     "a spreadsheet": ("a.xlsx", b"PK\x03\x04", None, "spreadsheet", "CSV"),
     "not Parquet": ("a.parquet", b"PAR1 and then nothing", None, "Parquet", "whole"),
     "binary of no known kind": ("rows", b"\x00\x01\x02", None, "not text", ".jsonl"),
-    "text of no known kind": ("a.conll", "I\tO\n", None, "neither its name nor its content", ".txt"),
+    "text of no known kind": ("a.words", "I say\n", None, "neither its name nor its content", ".txt"),
 }
 
 
@@ -237,12 +291,6 @@ def test_a_missing_file_is_not_found_and_near_names_are_given(tmp_path):
 def test_a_missing_folder_is_not_found(tmp_path):
     with pytest.raises(NotFound, match="nowhere does not exist"):
         read_rows(str(tmp_path / "nowhere" / "a.jsonl"), silent)
-
-
-def test_a_folder_is_refused_and_its_files_are_named(tmp_path):
-    written(tmp_path, "train.jsonl", "{}")
-    with pytest.raises(DataError, match=r"folder.*train\.jsonl.*Give the data file"):
-        read_rows(str(tmp_path), silent)
 
 
 def test_what_cannot_be_read_twice_is_refused(tmp_path):
@@ -299,8 +347,34 @@ def test_a_hub_set_gives_its_train_split(monkeypatch):
     rows = read_rows("nobody/rows", said.append, max_rows=1)
     assert values(rows) == ROWS[:1]
     assert str(rows[0].origin) == "nobody/rows, line 1"
-    assert asked == {"name": "nobody/rows", "split": "train"}
+    assert asked == {"name": "nobody/rows", "split": "train", "streaming": True}
     assert "hub" in said[0]
+
+
+@pytest.mark.parametrize("max_rows", [None, 1500])
+def test_the_rows_of_a_hub_set_are_the_same_kept_or_streamed(max_rows, monkeypatch, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"number": number, "parts": [{"text": str(number)}]} for number in range(2500)]
+    file = written(tmp_path, "rows.jsonl", jsonl(rows))
+    load = datasets.load_dataset
+
+    def load_local(name: str, **options: object) -> object:
+        return load("json", data_files=file, cache_dir=str(tmp_path / "cache"), **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_local)
+    assert values(read_rows("nobody/rows", silent, max_rows)) == rows[:max_rows]
+
+
+def test_without_a_network_the_first_rows_come_from_what_was_kept_before(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def load(name: str, streaming: bool, **_: object) -> object:
+        if streaming:
+            raise ConnectionError("Couldn't reach it")
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert values(read_rows("nobody/rows", silent, max_rows=1)) == ROWS[:1]
 
 
 def hub_failures():
@@ -332,27 +406,3 @@ def test_each_failure_of_the_hub_is_told_with_its_mend(index, monkeypatch):
     assert type(caught.value) is expected
     assert mend in caught.value.mend
     assert caught.value.file == "nobody/rows"
-
-
-# ── real files ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize(
-    ("name", "num_rows", "columns"),
-    [
-        ("alpaca_demo/alpaca_en_demo.json", 999, {"instruction", "input", "output"}),
-        ("gsm8k/test.jsonl", 1319, {"question", "answer"}),
-        ("banking77/train.csv", 10_003, {"text", "category"}),
-        ("e2e_nlg/devset.csv", 4672, {"mr", "ref"}),
-        (
-            "sick_nli/train.tsv",
-            4500,
-            {"pair_ID", "sentence_A", "sentence_B", "relatedness_score", "entailment_judgment"},
-        ),
-        ("tinystories_sample/tinystories.txt", 1, {"text"}),
-    ],
-)
-def test_real_files_are_read_whole(name, num_rows, columns, shared_data):
-    rows = read_rows(str(shared_data / name), silent)
-    assert len(rows) == num_rows
-    assert all(set(row.values) == columns for row in rows)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from luthier.data.reading import read_rows
 from luthier.errors import LuthierError, NotFound, RecipeError
 from luthier.methods import IPT, METHODS, Full, LoRA
 from luthier.recipe import Recipe, dump_recipe, json_schema, load_recipe, make_recipe
@@ -218,6 +219,22 @@ def test_a_tilde_is_the_home_folder_and_that_of_nobody_is_not_found(folder: Path
     assert load_recipe("~/mine.yaml").data.train == str(folder / "rows.jsonl")
     error = refusal(folder, "model: m\ndata: {train: ~nobody-of-this-name/rows.jsonl}\n")
     assert isinstance(error, NotFound)
+
+
+def test_a_pattern_and_a_folder_beside_the_recipe_become_absolute(folder: Path):
+    (folder / "part [1]").mkdir()
+    (folder / "part [1]" / "a.jsonl").write_text("{}")
+    assert read(folder, "model: m\ndata: {train: '*.jsonl'}\n").data.train == str(folder / "*.jsonl")
+    assert read(folder, "model: m\ndata: {train: 'part [1]'}\n").data.train == str(folder / "part [1]")
+    assert isinstance(refusal(folder, "model: m\ndata: {train: '*.csv'}\n"), NotFound)
+
+
+def test_a_pattern_beside_a_recipe_whose_folder_looks_like_one_still_finds_the_files(folder: Path):
+    home = folder / "part [1]"
+    home.mkdir()
+    (home / "rows.jsonl").write_text('{"a": 1}\n')
+    pattern = read(home, "model: m\ndata: {train: 'r*.jsonl'}\n").data.train
+    assert [row.values for row in read_rows(pattern, lambda _: None)] == [{"a": 1}]
 
 
 def test_a_hub_name_is_left_as_it_is(folder: Path):

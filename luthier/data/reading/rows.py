@@ -1,0 +1,68 @@
+"""A row as it stands in its file, and what a value is, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+from luthier.errors import DataError
+from luthier.types import Origin
+
+Announce = Callable[[str], None]
+
+MOST_SAMPLED = 1 << 22
+"""Characters that a sample of a file's beginning may hold, so that long rows do not fill the memory."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as it stands in its file: column → value."""
+
+    values: dict[str, Any]
+    origin: Origin
+
+
+def kind_of(value: object) -> str:
+    """What a value is, in words."""
+    return _KINDS.get(type(value), f"of type {type(value).__name__}")
+
+
+_KINDS: dict[type, str] = {
+    type(None): "null",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "an object",
+}
+
+
+def sampled(items: Iterator[T], num_items: int, size_of: Callable[[T], int]) -> tuple[list[T], Iterator[T]]:
+    """The first items, to look at, and then all items, those included.
+
+    An error among the first ends the sample, and is raised when the second gets there: rows before it can be used.
+    """
+    head: list[T] = []
+    failed: DataError | None = None
+    size = 0
+    try:
+        for item in islice(items, num_items):
+            head.append(item)
+            size += size_of(item)
+            if size > MOST_SAMPLED:
+                break
+    except DataError as error:
+        failed = error
+
+    def again() -> Iterator[T]:
+        yield from head
+        if failed is not None:
+            raise failed
+        yield from items
+
+    return head, again()
