@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench.planted_faults.plant import CannotPlant, plant, survey, write_planted
+from bench.planted_faults.plant import CannotPlant, check_free, plant, survey, write_planted
 from bench.planted_faults.score import CheckFailed, document_of, measured, report
 from bench.processes import ROOT
 
@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = read_arguments(arguments)
     try:
         if options.command == "plant":
+            check_free(options.out)
             planted = plant(survey(options.data), options.seed)
             write_planted(planted, options.out)
             print(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from random import Random
 
-from bench.planted_faults.faults import Change, Draw, Plant, Way, all_texts, edited
+from bench.planted_faults.faults import Change, Draw, Plant, Way, all_texts, edited, inserted
 from bench.planted_faults.sources import (
     AMAZON,
     BANKING,
@@ -22,7 +22,7 @@ from bench.planted_faults.sources import (
     with_value,
 )  # fmt: skip
 
-_ACCENTS = {"a": "á", "e": "é", "i": "í", "o": "ö", "u": "ü", "n": "ñ", "c": "ç"}
+_ACCENTED = ("café", "naïve", "Zürich", "Müller's", "São Paulo", "Beyoncé", "jalapeño", "façade", "Göteborg", "Renée")
 
 
 def typographic(text: str) -> str | None:
@@ -32,13 +32,9 @@ def typographic(text: str) -> str | None:
     return new if new != text else None
 
 
-def accented(text: str, rng: Random) -> str | None:
-    """The text with one of its words spelt with an accent, as names and loanwords are."""
-    places = [match.start() + 1 for match in re.finditer(r"(?<=\b\w)[aeiounc](?=\w{2})", text)]
-    if not places:
-        return None
-    place = rng.choice(places) - 1
-    return text[:place] + _ACCENTS[text[place]] + text[place + 1 :]
+def accented(text: str, rng: Random) -> str:
+    """The text with a name or a loanword in it that is spelt with an accent."""
+    return inserted(text, rng.choice(_ACCENTED), rng)
 
 
 def misread(table: str, times: int = 1) -> Callable[[str], str | None]:
@@ -65,8 +61,7 @@ def _set_then(damage: Callable[[str], str | None]) -> Callable[[str, Random], st
 
 def _accented_then(damage: Callable[[str], str | None]) -> Callable[[str, Random], str | None]:
     def edit(text: str, rng: Random) -> str | None:
-        new = accented(text, rng)
-        return None if new is None else damage(new)
+        return damage(accented(text, rng))
 
     return edit
 
@@ -89,8 +84,8 @@ MOJIBAKE = (
 )
 
 
-def _raw(what: str, bad: bytes) -> Plant:
-    """Bytes in the middle of a text, put there in place of a mark."""
+def _raw(what: str, bad: bytes, instead_of: str = "") -> Plant:
+    """Bytes in the middle of a text: before a letter, or instead of one."""
     mark = "\ue000"
 
     def plant(draw: Draw) -> Change | None:
@@ -98,9 +93,11 @@ def _raw(what: str, bad: bytes) -> Plant:
         if not fitting:
             return None
         path, text = draw.rng.choice(fitting)
-        spaces = [place for place, sign in enumerate(text) if sign.isalpha() and 0 < place < len(text) - 1]
-        place = draw.rng.choice(spaces)
-        written = draw.written(with_value(draw.values, path, text[:place] + mark + text[place:]))
+        places = [match.start() for match in re.finditer(instead_of or r"(?<=\w)[a-z]", text)]
+        if not places:
+            return None
+        place = draw.rng.choice(places)
+        written = draw.written(with_value(draw.values, path, text[:place] + mark + text[place + len(instead_of) :]))
         return Change(path, what, data=written.replace(mark.encode(), bad))
 
     return plant
@@ -109,8 +106,8 @@ def _raw(what: str, bad: bytes) -> Plant:
 _LINES = (GSM8K, COT, LEGAL, SCITLDR, C4, BANKING, BITEXT, SICK, AMAZON)
 
 INVALID_UTF8 = (
-    Way(_raw("é as the one byte of Latin-1", b"\xe9"), _LINES),
-    Way(_raw("a quote as the one byte of Windows-1252", b"\x92"), _LINES),
+    Way(_raw("é as the one byte of Latin-1", b"\xe9", "e"), _LINES),
+    Way(_raw("a quote as the one byte of Windows-1252", b"\x92", "'"), _LINES),
     Way(_raw("a character of three bytes that lost its last", b"\xe2\x80"), _LINES),
     Way(_raw("half of a surrogate pair, as CESU-8 writes it", b"\xed\xa0\xbd"), _LINES),
     Way(_raw("a byte that only goes on with a character, without its beginning", b"\xbf"), _LINES),

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from itertools import combinations
 
 from bench.planted_faults.forms import CleanFile, Values
-from bench.planted_faults.sources import BITEXT, WNUT, XQUAD, Source
+from bench.planted_faults.sources import ALPACA, BITEXT, DPO, GLAIVE, KTO, WNUT, XQUAD, Source
 
 Notes = dict[int, list[str]]
 """Index of a row → what is wrong with it."""
@@ -21,7 +21,16 @@ Notes = dict[int, list[str]]
 _LONG_WORDS = 25
 _END_WORDS = 12
 _AGAIN = 4
-_FOREIGN_LETTERS = 20
+_FOREIGN_LETTERS = 12
+
+
+BROKEN_OFF = {
+    ALPACA: (125, 270, 464, 559, 731, 783, 899),
+    DPO: (8, 31, 53, 66, 80, 85, 114, 138, 139, 175, 213, 224, 230, 245, 246, 276),
+    KTO: (5, 22, 23, 59, 60, 66, 95, 112, 190, 219, 279),
+    GLAIVE: (52,),
+}
+"""Rows with an answer that ends in the middle of a sentence; found by reading all that end without a stop."""
 
 
 def known_faults(source: Source, file: CleanFile) -> Notes:
@@ -36,6 +45,9 @@ def known_faults(source: Source, file: CleanFile) -> Notes:
     for index, values in enumerate(rows):
         notes[index] += [f"{path}: {note}" for path, text in source.texts(values) for note in _seen_in(text)]
         notes[index] += _lacking(source, values)
+    for number in BROKEN_OFF.get(source, ()):
+        if number <= len(file.records):
+            notes[number - 1].append("an answer breaks off")
     return {index: found for index, found in notes.items() if found}
 
 
@@ -120,6 +132,7 @@ _TELEPHONE = re.compile(
 )
 _INTERNET = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b")
 _SLOT = re.compile(r"\[(?:your|insert|name|date|company)\b[^\]]*\]|\{\{|\}\}|<\|", re.IGNORECASE)
+_ACCENTED = re.compile("[\u00df-\u00f6\u00f8-\u024f]")
 _OTHER_SCRIPT = re.compile("[\u0370-\u1fff\u3040-\ud7af]")
 
 
@@ -144,6 +157,8 @@ def _seen_in(text: str) -> Iterator[str]:
         yield "the same over and over"
     if not text.isascii() and len(_OTHER_SCRIPT.findall(text)) >= _FOREIGN_LETTERS:
         yield "another script"
+    if not text.isascii() and len(_ACCENTED.findall(text)) >= _FOREIGN_LETTERS:
+        yield "as many accents as another language has"
 
 
 def _is_misread(run: str) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
@@ -25,6 +26,7 @@ FAULTS_PER_KIND = 12
 MANIFEST = "manifest.jsonl"
 
 _FOREIGN = "alpaca_demo/alpaca_zh_sample.jsonl"
+_FOREIGN_LETTERS = 40
 _DRAWS = 600
 
 
@@ -84,10 +86,10 @@ class _Work:
     faults: list[Fault] = field(default_factory=list)
 
 
-def read_sources(data: Path) -> dict[str, CleanFile]:
-    """All clean files, by their place. Raises: CannotPlant where one is not there."""
+def read_sources(data: Path, sources: Sequence[Source] = SOURCES) -> dict[str, CleanFile]:
+    """The clean files, and those that they are validated on, by their place. Raises: CannotPlant where one is not there."""
     found = {}
-    for source in SOURCES:
+    for source in sources:
         for place in filter(None, (source.place, source.validation)):
             if not (data / place).is_file():
                 raise CannotPlant(f"{data / place} is not there; give the folder of the data sets with --data.")
@@ -99,6 +101,8 @@ def notes_on(files: dict[str, CleanFile]) -> dict[str, Notes]:
     """What is wrong with the clean files, by their place."""
     notes: dict[str, Notes] = {}
     for source in SOURCES:
+        if source.place not in files:
+            continue
         notes[source.place] = known_faults(source, files[source.place])
         if source.validation is not None:
             train, validation = files[source.place], files[source.validation]
@@ -124,7 +128,8 @@ def survey(data: Path) -> Survey:
         for place, file in files.items()
     }
     lines = (data / _FOREIGN).read_text("utf-8").splitlines()
-    return Survey(files, free, tuple(json.loads(line)["output"] for line in lines))
+    foreign = (json.loads(line)["output"] for line in lines)
+    return Survey(files, free, tuple(text for text in foreign if len(text) >= _FOREIGN_LETTERS))
 
 
 def plant(ground: Survey, seed: int) -> Planted:
@@ -200,10 +205,15 @@ def _can_stand(file: CleanFile, was: Record, data: bytes) -> bool:
     return data != was.data and (not file.form.has_lines or data.count(b"\n") == was.data.count(b"\n"))
 
 
+def check_free(out: Path) -> None:
+    """Raises: CannotPlant, unless the folder is empty or does not exist."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CannotPlant(f"{out} is not an empty folder; give one that is, or one that does not exist yet.")
+
+
 def write_planted(planted: Planted, out: Path) -> None:
     """The originals, the copies and the manifest into a folder. Raises: CannotPlant where something is there already."""
-    if out.exists() and any(out.iterdir()):
-        raise CannotPlant(f"{out} is not empty; give a folder that is, or one that does not exist yet.")
+    check_free(out)
     for name, files in (("clean", planted.clean), ("planted", planted.copies)):
         for place, content in files.items():
             path = out / name / place

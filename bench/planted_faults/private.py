@@ -24,9 +24,18 @@ def _signs(rng: Random, alphabet: str, number: int) -> str:
 
 
 def _planted(what: str, make: Callable[[Random], str]) -> Plant:
-    """The piece in one of several settings: alone, in an assignment, in a sentence."""
-    settings = ("{}", "({})", "use {} for this,", "it is {} by the way,")
-    return edited(what, lambda text, rng: inserted(text, rng.choice(settings).format(make(rng)), rng))
+    """The piece between two words, in brackets or not, or in a sentence of its own at the end."""
+
+    def edit(text: str, rng: Random) -> str:
+        piece = make(rng)
+        if rng.random() < 0.5:
+            return inserted(text, rng.choice(("{}", "({})")).format(piece), rng)
+        return text + rng.choice(_AT_THE_END).format(piece)
+
+    return edited(what, edit)
+
+
+_AT_THE_END = (" You may need {} for it.", " Here it is: {}", "\n{}", " It says {} there.")
 
 
 # ── secrets ─────────────────────────────────────────────────────────────────────────────────────────────────────────

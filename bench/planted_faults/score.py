@@ -22,6 +22,8 @@ from bench.planted_faults.forms import CleanFile
 from bench.planted_faults.plant import Fault, notes_on, read_manifest, read_sources
 from bench.planted_faults.sources import SOURCES, Source, steps_of
 
+_VALIDATION = {source.validation for source in SOURCES}
+
 _ENDED_WELL = (0, 3)
 """Exit codes of a check that looked at the data: nothing wrong, or something."""
 
@@ -31,6 +33,10 @@ _SHOWN_ERROR_LINES = 4
 
 class CheckFailed(Exception):
     """The command that checks cannot be run at all."""
+
+
+Rows = dict[str, dict[int, int]]
+"""Of each file, the index of the row that a line belongs to."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class FileScore:
     of its copy that were newly reported and that nothing was done to."""
 
     file: str
+    is_validation: bool
     rows: int
     true: int
     false: int
@@ -86,15 +93,17 @@ class Scored:
 def measured(out: Path, command: str) -> Scored:
     """The check's findings on what `plant` wrote, compared. Raises: CannotPlant, CheckFailed."""
     faults = read_manifest(out)
-    files = read_sources(out / "clean")
+    sources = [source for source in SOURCES if (out / "clean" / source.place).is_file()]
+    files = read_sources(out / "clean", sources)
+    rows = {place: file.index_at() for place, file in files.items()}
     notes = notes_on(files)
     began, failures = monotonic(), []
     of_clean: list[Finding] = []
     of_copies: list[Finding] = []
-    for source in SOURCES:
+    for source in sources:
         for folder, findings in ((out / "clean", of_clean), (out / "planted", of_copies)):
             try:
-                findings += _found_by(command, folder, source, files)
+                findings += _found_by(command, folder, source, files, rows)
             except _NotChecked as error:
                 failures.append(f"{folder.name}/{source.place}: {error}")
     seconds = monotonic() - began
@@ -105,16 +114,15 @@ def measured(out: Path, command: str) -> Scored:
         if (finding.place, finding.index, finding.kind, _names(finding.field)) not in said
     ]
     known = {(place, index) for place, found in notes.items() for index in found}
-    return Scored(
-        _kinds_scored(faults, new, files), _files_scored(faults, of_clean, new, files, known), tuple(failures), seconds
-    )  # fmt: skip
+    kinds = _kinds_scored(faults, new, rows)
+    return Scored(kinds, _files_scored(faults, of_clean, new, rows, known), tuple(failures), seconds)
 
 
 class _NotChecked(Exception):
     """The check ended without saying anything of the file."""
 
 
-def _found_by(command: str, folder: Path, source: Source, files: dict[str, CleanFile]) -> list[Finding]:
+def _found_by(command: str, folder: Path, source: Source, files: dict[str, CleanFile], rows: Rows) -> list[Finding]:
     words = [*shlex.split(command), str(folder / source.place)]
     words += [] if source.validation is None else ["--validation", str(folder / source.validation)]
     try:
@@ -128,15 +136,17 @@ def _found_by(command: str, folder: Path, source: Source, files: dict[str, Clean
         said = json.loads(ended.stdout)["findings"]
     except (ValueError, KeyError, TypeError) as error:
         raise _NotChecked("its output is not a JSON document with findings.") from error
-    return list(_at_rows(said, source, files))
+    return list(_at_rows(said, source, files, rows))
 
 
-def _at_rows(said: Iterable[dict[str, Any]], source: Source, files: dict[str, CleanFile]) -> Iterable[Finding]:
+def _at_rows(
+    said: Iterable[dict[str, Any]], source: Source, files: dict[str, CleanFile], rows: Rows
+) -> Iterable[Finding]:
     """Those findings that are about a row."""
     for finding in said:
         is_validation = source.validation is not None and _is_at(finding.get("file"), source.validation)
         place = source.validation if is_validation and source.validation is not None else source.place
-        index = files[place].index_at().get(finding.get("line") or 0)
+        index = rows[place].get(finding.get("line") or 0)
         if index is not None:
             field = _by_name(finding.get("field") or "", files[place])
             yield Finding(place, index, str(finding.get("kind")), str(finding.get("severity")), field)
@@ -182,13 +192,11 @@ def is_right_field(said: str, fault: Fault) -> bool:
     return any(found[: len(names)] == names[: len(found)] for names in map(_names, (fault.field, *fault.also)))
 
 
-def _kinds_scored(
-    faults: Sequence[Fault], new: Sequence[Finding], files: dict[str, CleanFile]
-) -> tuple[KindScore, ...]:
+def _kinds_scored(faults: Sequence[Fault], new: Sequence[Finding], rows: Rows) -> tuple[KindScore, ...]:
     at: dict[tuple[str, int], list[Finding]] = defaultdict(list)
     for finding in new:
         at[finding.place, finding.index].append(finding)
-    hits = {fault: [finding for row in _rows_of(fault, files) for finding in at.get(row, ())] for fault in faults}
+    hits = {fault: [finding for row in _rows_of(fault, rows) for finding in at.get(row, ())] for fault in faults}
     scores = []
     for kind in dict.fromkeys(fault.kind for fault in faults):
         own = [fault for fault in faults if fault.kind == kind]
@@ -201,30 +209,36 @@ def _kinds_scored(
     return tuple(scores)
 
 
-def _rows_of(fault: Fault, files: dict[str, CleanFile]) -> list[tuple[str, int]]:
+def _rows_of(fault: Fault, rows: Rows) -> list[tuple[str, int]]:
     """File and index of the row at fault, and of its partner."""
-    rows = [(fault.file, files[fault.file].index_at()[fault.line])]
-    if fault.partner is not None:
-        rows.append((fault.partner.file, files[fault.partner.file].index_at()[fault.partner.line]))
-    return rows
+    own = (fault.file, rows[fault.file][fault.line])
+    return [own] if fault.partner is None else [own, (fault.partner.file, rows[fault.partner.file][fault.partner.line])]
 
 
 def _files_scored(
     faults: Sequence[Fault],
     of_clean: Sequence[Finding],
     new: Sequence[Finding],
-    files: dict[str, CleanFile],
+    rows: Rows,
     known: set[tuple[str, int]],
 ) -> tuple[FileScore, ...]:
-    touched = {row for fault in faults for row in _rows_of(fault, files)}
+    touched = {row for fault in faults for row in _rows_of(fault, rows)}
     scores = []
-    for place, file in files.items():
+    for place, own in rows.items():
         said = {(finding.place, finding.index) for finding in of_clean if finding.place == place}
         false = said - known
-        kinds = {(finding.index, finding.kind) for finding in of_clean if (finding.place, finding.index) in false}
+        kinds = {
+            (finding.index, f"{finding.kind} ({finding.severity})")
+            for finding in of_clean
+            if (finding.place, finding.index) in false
+        }
         beside = {(finding.place, finding.index) for finding in new if finding.place == place} - touched
         names = dict(Counter(kind for _, kind in kinds).most_common())
-        scores.append(FileScore(place, len(file.records), len(said & known), len(false), len(beside), names))
+        scores.append(
+            FileScore(
+                place, place in _VALIDATION, len(set(own.values())), len(said & known), len(false), len(beside), names
+            )
+        )
     return tuple(scores)
 
 
@@ -238,8 +252,10 @@ def document_of(scored: Scored) -> str:
         "planted": sum(kind.planted for kind in kinds),
         "found": sum(kind.found for kind in kinds),
         "right_field": sum(kind.right_field for kind in kinds),
-        "rows": sum(file.rows for file in scored.files),
-        "false_alarms": sum(file.false for file in scored.files),
+        "rows": sum(file.rows for file in scored.files if not file.is_validation),
+        "false_alarms": sum(file.false for file in scored.files if not file.is_validation),
+        "validation_rows": sum(file.rows for file in scored.files if file.is_validation),
+        "validation_false_alarms": sum(file.false for file in scored.files if file.is_validation),
     }
     return json.dumps({"totals": totals, **asdict(scored)}, ensure_ascii=False, indent=2)
 
@@ -277,9 +293,11 @@ def _files_table(files: Sequence[FileScore]) -> str:
         )
         for score in files
     ]  # fmt: skip
-    total, false = sum(score.rows for score in files), sum(score.false for score in files)
-    true, beside = sum(score.true for score in files), sum(score.beside for score in files)
-    rows.append(("all", f"{total}", f"{true}", f"{false}", _share(false, total), f"{beside}", ""))
+    for name, is_validation in (("all that are trained on", False), ("all for validation", True)):
+        own = [score for score in files if score.is_validation is is_validation]
+        total, false = sum(score.rows for score in own), sum(score.false for score in own)
+        true, beside = sum(score.true for score in own), sum(score.beside for score in own)
+        rows.append((name, f"{total}", f"{true}", f"{false}", _share(false, total), f"{beside}", ""))
     head = ("clean file", "rows", "true findings", "false alarms", "share", "beside faults", "called")
     return table(head, rows)
 
