@@ -206,13 +206,6 @@ def _no_name(call: Call, rng: Random) -> bool:
     return call.pop("name", None) is not None
 
 
-def _argument_lost(call: Call, rng: Random) -> bool:
-    """All arguments go, so that those that must be given are missing."""
-    had = bool(call["arguments"])
-    call["arguments"] = {}
-    return had
-
-
 def _arguments_as_list(call: Call, rng: Random) -> bool:
     had = bool(call["arguments"])
     call["arguments"] = list(call["arguments"].values())
@@ -233,6 +226,18 @@ def _spoken_around(text: str, rng: Random) -> str | None:
 
 def _trailing_comma(text: str, rng: Random) -> str | None:
     return text[:-1] + ",}" if text.endswith("}") else None
+
+
+def _arguments_lost(draw: Draw) -> Change | None:
+    """A call without arguments, of a tool that cannot do without."""
+    needy = {tool["name"] for tool in json.loads(draw.values["tools"]) if tool["parameters"].get("required")}
+    calls = [(path, json.loads(value_at(draw.values, path))) for path in _calls(draw)]
+    fitting = [(path, call) for path, call in calls if call["name"] in needy and call["arguments"]]
+    if not fitting:
+        return None
+    path, call = draw.rng.choice(fitting)
+    row = with_value(draw.values, path, json.dumps(call | {"arguments": {}}))
+    return Change(path, "arguments that must be given are missing", row)
 
 
 def _tools_cut(draw: Draw) -> Change | None:
@@ -257,7 +262,7 @@ TOOL_CALL = (
     Way(_called("the call as Python prints it: not JSON", _pythonic), _TOOLS),
     Way(_called("a tool that is not described", _rewritten(_renamed_tool)), _TOOLS),
     Way(_called("no name", _rewritten(_no_name)), _TOOLS),
-    Way(_called("arguments that must be given are missing", _rewritten(_argument_lost)), (GLAIVE,)),
+    Way(_arguments_lost, (GLAIVE,)),
     Way(_called("the arguments are a list", _rewritten(_arguments_as_list)), _TOOLS),
     Way(_tools_cut, _TOOLS),
     Way(_called("words around the call: not JSON", _spoken_around), _TOOLS),
