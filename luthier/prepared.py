@@ -55,8 +55,15 @@ def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
     drawn = dataset if drawing is None else replace(dataset, train=drawing.of_all(dataset.train, 0))
     check_lengths(drawn, config)
     rules = Rules(learns_ends=objective.learns_ends, in_place=objective.in_place)
-    gate = check_gate(drawn, int(config.vocab_size), rules)
+    gate = check_gate(drawn, int(config.vocab_size), rules, marks_of(config))
     return Prepared(dataset, objective, tokenizer, gate, drawing)
+
+
+def marks_of(config: PreTrainedConfig) -> dict[str, int]:
+    """The tokens that a model's config names."""
+    values = config.to_dict()
+    named = {name: values.get(name) for name in ("bos_token_id", "eos_token_id")}
+    return {name: index for name, index in named.items() if isinstance(index, int)}
 
 
 def read_dataset(

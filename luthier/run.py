@@ -6,6 +6,7 @@ happens in between.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,6 +61,8 @@ OnStep = Callable[[dict[str, Any]], None]
 
 ENVIRONMENT = "environment.json"
 _MOST_AUTO_WORKERS = 8
+_WORSE_THAN_GUESSING = 1.5  # nats: what a random start may cost beyond a guess
+_FEWEST_WORDS = 1024
 
 
 @dataclass(frozen=True)
@@ -271,7 +274,15 @@ def _plan(recipe: Recipe, num_steps: int, model: LanguageModel) -> Plan:
         evaluate_every=training.evaluate_every,
         checkpoint_every=training.checkpoint_every,
         autocast=torch.bfloat16 if wants else None,
+        worst_start=_worst_start(model),
     )
+
+
+def _worst_start(model: LanguageModel) -> float | None:
+    """More than a guess among all words costs; None where few words make a guess good, or the head knows no words."""
+    if model.anatomy.purpose != "words" or model.vocab_size < _FEWEST_WORDS:
+        return None
+    return math.log(model.vocab_size) + _WORSE_THAN_GUESSING
 
 
 def _pays(model: LanguageModel) -> bool:

@@ -8,9 +8,10 @@ that call tools where the template leaves calls out.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
@@ -76,10 +77,16 @@ class Rules:
     in_place: bool = False
 
 
-def check_gate(dataset: Dataset, vocab_size: int | None = None, rules: Rules = Rules()) -> GateReport:
+def check_gate(
+    dataset: Dataset,
+    vocab_size: int | None = None,
+    rules: Rules = Rules(),
+    marks: Mapping[str, int] = MappingProxyType({}),
+) -> GateReport:
     """The report on a data set that may be trained on.
 
-    vocab_size: rows of the model's embedding; None where no model is known.
+    vocab_size: rows of the model's embedding; None where no model is known. marks: the tokens that the model's config
+    names, such as `eos_token_id`.
     Raises: GateRefusal, with the mend, and the file and line of the first row at fault.
     """
     examples, tokenizer = dataset.train, dataset.renderer.tokenizer
@@ -93,6 +100,7 @@ def check_gate(dataset: Dataset, vocab_size: int | None = None, rules: Rules = R
     everything += zip(dataset.validation_records, dataset.validation, strict=True)
     _refuse_rows_without_learning(everything, dataset)
     notes = _check_vocabulary([example for _, example in everything], tokenizer, vocab_size)
+    notes += _check_marks(marks, tokenizer, vocab_size)
     _refuse_doubled_bos([example for _, example in everything], tokenizer)
     _refuse_endless_answers(dataset, rules)
     _refuse_other_prompts(dataset)
@@ -155,6 +163,25 @@ def _check_vocabulary(
         f"The tokenizer knows {len(tokenizer)} tokens, the model {vocab_size}; no row uses those beyond the model, "
         "but such a token in a later prompt would fail."
     ]
+
+
+def _check_marks(marks: Mapping[str, int], tokenizer: PreTrainedTokenizerBase, vocab_size: int | None) -> list[str]:
+    """Notes on tokens that a model's config names otherwise than its tokenizer. Raises: GateRefusal for one that it lacks."""
+    notes = []
+    for name, index in marks.items():
+        if vocab_size is not None and len(tokenizer) <= index < vocab_size:
+            raise GateRefusal(
+                f"The model's {name} is {index}, but the tokenizer's tokens end at {len(tokenizer) - 1}: the tokenizer and the "
+                "model do not belong together.",
+                "Use the model's own tokenizer.",
+                field="model",
+            )
+        if index < len(tokenizer) and index not in tokenizer.all_special_ids:
+            notes.append(
+                f"The model's config has {name} {index}, which the tokenizer writes as "
+                f"{tokenizer.convert_ids_to_tokens(index)!r}, an ordinary token: is it the model's own tokenizer?"
+            )
+    return notes
 
 
 def _refuse_doubled_bos(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from luthier.data.batches import Step, StepBatches
-from luthier.errors import Interrupted, NotFinite, ResourceError, RunMismatch
+from luthier.errors import GateRefusal, Interrupted, NotFinite, ResourceError, RunMismatch
 from luthier.methods.contract import Attachment, StepDone
 from luthier.models.call import Draws
 from luthier.models.language_model import LanguageModel
@@ -56,7 +56,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers of a run that are settled before step 1."""
+    """The numbers of a run that are settled before step 1.
+
+    worst_start: the highest loss that a sound model can have at its first step; None where nothing is known of it.
+    """
 
     settings: TrainingSettings
     seed: int
@@ -65,6 +68,7 @@ class Plan:
     evaluate_every: int
     checkpoint_every: int
     autocast: torch.dtype | None = None
+    worst_start: float | None = None
 
 
 @dataclass(frozen=True)
@@ -195,6 +199,13 @@ def _step(
         raise NotFinite(
             f"At step {number} the loss is {loss} and the gradient's norm {norm}; the weights were not touched.",
             f"{_CALMER} The first rows of this step are {', '.join(str(row) for row in step.rows[:8])} (counted from 0).",
+        )
+    if number == 1 and plan.worst_start is not None and loss > plan.worst_start:
+        raise GateRefusal(
+            f"Before any training the loss is {loss:.1f} nats a token, worse than a guess among all words: the model cannot read "
+            "these rows. The weights were not touched.",
+            "Check that the tokenizer is the model's own, that the chat template is the one it knows, and that its weights are whole.",
+            field="model",
         )
     clip = plan.settings.clip_norm
     if clip is not None and norm > clip:

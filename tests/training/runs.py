@@ -42,6 +42,7 @@ class Run:
     evaluate: Callable[[Run], float] | None = None
     on_step: Callable[[Run, dict[str, Any]], None] | None = None
     autocast: torch.dtype | None = None
+    worst_start: float | None = None
     announce: Callable[[str], None] = lambda sentence: None
     metrics: list[dict[str, Any]] = field(default_factory=list)
     saved: list[Checkpoint] = field(default_factory=list)
@@ -57,8 +58,9 @@ class Run:
             layout=self.model.layout, pad_id=0, seed=3, steps=self.steps,
         )  # fmt: skip
         plan = Plan(
-            self.settings, 3, self.steps, self.peak_lr, self.evaluate_every, self.checkpoint_every, self.autocast
-        )
+            self.settings, 3, self.steps, self.peak_lr, self.evaluate_every, self.checkpoint_every, self.autocast,
+            self.worst_start,
+        )  # fmt: skip
         evaluate = None if self.evaluate is None else lambda: self.evaluate(self)  # type: ignore[misc]
         outside = Outside(evaluate, self.saved.append, self.record, self.announce, Path("."))
         with Workers(self.workers) as workers:

@@ -13,6 +13,7 @@ from near import assert_all_near, assert_near
 from training.runs import LENGTHS, Run, one_step, same_bits
 
 from luthier.data.batches import evaluation_batches
+from luthier.errors import GateRefusal
 from luthier.evaluation.loss import held_out_loss
 from luthier.methods import Full, LoRA, Method
 from luthier.objectives import SFT
@@ -63,6 +64,20 @@ def test_clipping_scales_a_long_gradient_to_the_given_length_and_leaves_a_short_
     assert run.metrics[0]["grad_norm"] == free.metrics[0]["grad_norm"] == pytest.approx(norm, rel=1e-5)
     expected = {key: gradient * min(1.0, clip / norm) for key, gradient in free.gradient().items()}
     assert_all_near(run.gradient(), expected, 1e-6)
+
+
+def test_a_start_worse_than_guessing_is_refused_before_the_weights_change() -> None:
+    loss = one_step().metrics[0]["loss"]
+    assert one_step(worst_start=loss + 0.1).metrics[0]["loss"] == loss
+    run = Run(steps=2, worst_start=loss - 0.1)
+    before = run.weights()
+    with pytest.raises(GateRefusal, match="worse than a guess") as caught:
+        run.go()
+    assert (caught.value.field, run.metrics) == ("model", [])
+    assert same_bits(run.weights(), before)
+    later = Run(steps=2, worst_start=100.0)
+    later.go()
+    assert len(later.metrics) == 2
 
 
 def test_bf16_autocast_gives_nearly_the_fp32_gradient_in_fp32() -> None:
