@@ -6,6 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from luthier.data.formats import gives
 from luthier.data.settings import DataSettings
 from luthier.methods import LoRA
 from luthier.models.settings import ModelSettings
@@ -60,7 +61,7 @@ class Recipe(Settings):
                 "Early stopping watches held-out rows, but data.validation is none; "
                 "set data.validation to auto or to a file, or take early_stopping out.",
             )
-        if (self.data.format == "classification") != (self.objective.takes == "labels") and self.data.format != "auto":
+        if not gives(self.data.format, self.objective.takes, self.data.wishes):
             raise fault_at(
                 "data.format",
                 f"Rows of the form {self.data.format} are not what objective.kind {self.objective.kind} learns from; "
