@@ -256,8 +256,7 @@ def _nothing_fits(table: Table, format: FormatName, file: str, takes: Gives) -> 
         found = f"the rows cannot be learned from: {measures.found} Columns found: {columns}."
         return DataError(found, measures.mend, file=file)
     if format != "auto":
-        asked = [form for form in forms_for(takes) if format == form.NAME]
-        expected = "; ".join(dict.fromkeys(form.COLUMNS for form in asked)) or "those of another objective"
+        expected = "; ".join(dict.fromkeys(form.COLUMNS for form in FORMS if format == form.NAME))
         found = f"data.format is {format}, but the rows do not have that form. Columns found: {columns}."
         return DataError(found, f"Expected columns: {expected}. Or set data.format to auto.", file=file)
     if takes != "text":

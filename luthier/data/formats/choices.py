@@ -185,7 +185,7 @@ def _answer(row: Row, columns: Columns, options: list[str], letters: list[str]) 
     )
     index = next((place for way in ways if (place := way()) is not None), None)
     if index is None or not 0 <= index < len(options):
-        said = f"{str(value)[:40]!r}" if isinstance(value, str | int | float) else kind_of(value)
+        said = f"{value!r}"[:40] if isinstance(value, str | int | float) else kind_of(value)
         wrong = f"the answer {said} is none of the {len(options)} options."
         raise fault(row, columns.answer, wrong, "Give the number, the letter or the text of the right one.")
     return index
