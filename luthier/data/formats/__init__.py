@@ -101,6 +101,15 @@ def gives(format: FormatName, takes: Gives, wishes: Wishes = NO_WISHES) -> bool:
     return format == "auto" or any(format == form.NAME for form in forms_for(takes))
 
 
+def objectives_for(format: FormatName, wishes: Wishes = NO_WISHES) -> tuple[str, ...]:
+    """The kinds of objective that learn from rows of a form; none for forms that no objective learns from."""
+    given = (
+        [form.GIVES for form in FORMS if format == form.NAME] if wishes.template is None else [wishes.template.gives]
+    )
+    kinds = (OBJECTIVES[gives] for gives in given)
+    return tuple(dict.fromkeys(kind for kind in kinds if kind is not None))
+
+
 @dataclass(frozen=True)
 class Recognised:
     """Records with their origins; the form they had, why it was taken for that, and what a user should know."""
@@ -181,7 +190,7 @@ def recognise_any(rows: Sequence[Row], format: FormatName = "auto", wishes: Wish
         if recognition is not None:
             reason = recognition.reason if format == "auto" else "data.format says so"
             return Natural(form.NAME, form.GIVES, reason, OBJECTIVES[form.GIVES])
-    raise refusal or _nothing_fits(table, format, file, "text")
+    raise refusal or _nothing_fits(table, format, file, None)
 
 
 def _convert(rows: Sequence[Row], recognition: Recognition) -> tuple[list[tuple[Record, Origin]], list[DataError]]:
@@ -249,7 +258,8 @@ def _unless_unsuited(table: Table, form: Form, format: FormatName, file: str) ->
     raise DataError(found, against.mend, file=file)
 
 
-def _nothing_fits(table: Table, format: FormatName, file: str, takes: Gives) -> DataError:
+def _nothing_fits(table: Table, format: FormatName, file: str, takes: Gives | None) -> DataError:
+    """That rows have no form; takes: what an objective learns from, None where none asks."""
     columns = ", ".join(f"{column[:60]} ({kind})" for column, kind in table.kinds.items()) or "none"
     measures = evaluation(table)
     if measures is not None:
@@ -259,12 +269,13 @@ def _nothing_fits(table: Table, format: FormatName, file: str, takes: Gives) -> 
         expected = "; ".join(dict.fromkeys(form.COLUMNS for form in FORMS if format == form.NAME))
         found = f"data.format is {format}, but the rows do not have that form. Columns found: {columns}."
         return DataError(found, f"Expected columns: {expected}. Or set data.format to auto.", file=file)
-    if takes != "text":
+    if takes is not None and takes != "text":
         expected = "; ".join(f"{form.NAME}: {form.COLUMNS}" for form in forms_for(takes))
         found = f"{_LACKING[takes]}. Columns found: {columns}."
         return DataError(found, f"{_MENDS[takes]} Expected columns: {expected}.", file=file)
     doubt = likeness(table)
-    found = f"the rows fit no form that sft learns from. Columns found: {columns}."
+    asked = " that sft learns from" if takes == "text" else ""
+    found = f"the rows fit no form{asked}. Columns found: {columns}."
     seems = f" {doubt.found[:1].upper()}{doubt.found[1:]}" if doubt.found else ""
     expected = "; ".join(f"{form.NAME}: {form.COLUMNS}" for form in (chat, completion, alpaca, sharegpt, text))
     return DataError(

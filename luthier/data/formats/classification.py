@@ -133,7 +133,7 @@ def _groups(table: Table, fine: str, coarse: str) -> bool:
 def text_columns(table: Table, label: str | None) -> tuple[str, ...] | None:
     """The column or the two columns of the text; None where the names do not tell."""
     for names in PAIRS:
-        found = tuple(column for column in table.columns(names) if table.kinds[column] in ("text", "a list"))
+        found = tuple(column for name in names if (column := table.texts((name,))) is not None)
         if len(found) == 2:
             return found
     named = table.named(TEXTS)

@@ -48,7 +48,7 @@ def recognise(table: Table) -> Recognition | None:
     if paragraphs is not None and table.mostly(paragraphs, _is_article):
         reason = f"{paragraphs} have texts, and questions with answers"
         return Recognition(reason, frozenset({paragraphs, "title"}), lambda row: _of_article(row, paragraphs))
-    context, question = table.named(CONTEXTS, ("text", "a list")), table.named(QUESTIONS)
+    context, question = table.texts(CONTEXTS), table.named(QUESTIONS)
     answer = table.named(ANSWERS, ("text", "a list", "an object"))
     if context is None or question is None or answer is None or table.column("input") is not None:
         return None
@@ -59,7 +59,7 @@ def recognise(table: Table) -> Recognition | None:
 
 def _recognise_decisions(table: Table) -> Recognition | None:
     """Rows with a text, a question about it, and a class that answers."""
-    context, question = table.named(CONTEXTS, ("text", "a list")), table.named(QUESTIONS)
+    context, question = table.texts(CONTEXTS), table.named(QUESTIONS)
     answer = table.named(DECISIONS, ("text", "true or false", "a number"))
     if context is None or question is None or answer is None or table.column("input") is not None:
         return None

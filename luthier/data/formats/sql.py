@@ -38,7 +38,7 @@ def recognise(table: Table) -> Recognition | None:
     question = table.named([name for name in QUESTIONS if query is None or name != query.lower()])
     if query is None or question is None:
         return None
-    schema = table.named(SCHEMAS, ("text", "a list"))
+    schema = table.texts(SCHEMAS)
     of = f" over {schema}" if schema is not None else ""
     notes = (
         () if schema is not None else ("No column has the schema of the tables, so the query is learned without it.",)

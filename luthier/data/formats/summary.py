@@ -41,9 +41,9 @@ def recognise(table: Table) -> Recognition | None:
 
 def columns_of(table: Table) -> tuple[str, str] | None:
     """The columns of the long text and of its summary."""
-    source, summary = table.named(LONG, ("text", "a list")), table.named(SHORT, ("text", "a list"))
+    source, summary = table.texts(LONG), table.texts(SHORT)
     if source is None or summary is None:
-        source, summary = table.named(("source",), ("a list",)), table.named(("target",), ("text", "a list"))
+        source, summary = table.named(("source",), ("a list",)), table.texts(("target",))
     return None if source is None or summary is None else (source, summary)
 
 

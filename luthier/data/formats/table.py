@@ -51,6 +51,10 @@ class Table:
         """The first usual column among these names whose values are of such a kind."""
         return next((column for column in self.columns(names) if self.kinds[column] in kinds), None)
 
+    def texts(self, names: Collection[str]) -> str | None:
+        """The first usual column among these names that holds texts, or lists of texts."""
+        return next((column for column in self.columns(names) if self.mostly(column, _is_texts)), None)
+
     def values(self, column: str) -> Iterator[Any]:
         """What the first rows have in a column, as far as they have anything."""
         return (value for row in self.first if (value := row.values.get(column)) is not None)
@@ -64,6 +68,10 @@ class Table:
     def is_headerless(self) -> bool:
         """Whether the columns are only numbered, as those of a file without a header are."""
         return bool(self.usual) and all(_NUMBERED.fullmatch(column) for column in self.usual)
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
 
 
 @dataclass(frozen=True)

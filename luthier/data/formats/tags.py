@@ -84,6 +84,8 @@ def _tags(row: Row, field: str, value: Any) -> list[str]:
 
 def _one_of(named: Sequence[Sequence[str]], index: int, before: str) -> str:
     """The tag taken for a word: see the head of this file."""
+    if len(named[index]) == 1:
+        return named[index][0]
     going_on = [tag for tag in named[index] if tag[:1] in GOES_ON and _may_follow(tag, before)]
     return max(going_on or named[index], key=lambda tag: _length(named, index, tag[2:]))  # the first of equal ones
 
@@ -98,8 +100,10 @@ def _length(named: Sequence[Sequence[str]], index: int, kind: str) -> int:
 
 def _may_follow(tag: str, before: str) -> bool:
     """Whether a tag may stand after another: one that goes on with an entity only after its beginning or its inside."""
+    if not tag.startswith(GOES_ON):
+        return True
     mark, last = _MARKED.fullmatch(tag), _MARKED.fullmatch(before)
-    if mark is None or mark[1] not in GOES_ON:
+    if mark is None:
         return True
     return last is not None and last[1] in ("B", "I") and last[2] == mark[2]
 

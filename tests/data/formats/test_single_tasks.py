@@ -14,6 +14,7 @@ from luthier.data.formats import recognise_any, to_records
 from luthier.data.formats.rationale import final_answer
 from luthier.data.formats.summary import references
 from luthier.data.settings import Wishes
+from luthier.errors import DataError
 from luthier.types import Completion, Conversation
 
 LEFT_OUT = Wishes(rationale="leave_out")
@@ -236,6 +237,12 @@ def test_real_maths_gives_the_number_after_the_mark(shared_data: Path) -> None:
         number = row.values["answer"].split("#### ")[1]
         assert short.completion == number
         assert final_answer(record.completion) == number.replace(",", "")
+
+
+def test_documents_that_are_no_texts_are_not_joined_but_refused() -> None:
+    values = {"question": "Who?", "documents": [{"id": 1, "body": "Ann ran."}], "answer": "Ann"}
+    with pytest.raises(DataError, match="may rest on documents"):
+        records_of(values)
 
 
 def test_what_is_natural_for_questions_about_a_text_is_their_class_where_there_is_one() -> None:

@@ -140,7 +140,7 @@ def recipe_with(objective: str = "sft", **data: Any) -> Any:
         ({"text": "{q} {"}, "data.template.text", "a { stands alone"),
         ({"text": "words alone"}, "data.template", "names no column"),
         ({"prompt": "{q}", "completoin": "{a}"}, "data.template.completoin", "completoin"),
-        ({"text": "{q}", "label": "{l}"}, "data.format", "not what objective.kind sft learns from"),
+        ({"text": "{q}", "label": "{l}"}, "data.template", "not what objective.kind sft learns from"),
     ],
 )
 def test_a_template_that_makes_no_row_is_refused_in_the_recipe(
@@ -171,6 +171,22 @@ def test_forms_go_with_the_objectives_that_learn_from_them(form: str, kind: str)
 def test_forms_that_sft_does_not_learn_from_are_refused_in_the_recipe(form: str) -> None:
     with pytest.raises(RecipeError, match=r"not what objective\.kind sft learns from"):
         recipe_with(format=form)
+
+
+@pytest.mark.parametrize(
+    ("form", "kind", "mend"),
+    [
+        ("chat", "classification", "or set objective.kind to sft."),
+        ("classification", "sft", "or set objective.kind to classification."),
+        ("hh-rlhf", "sft", "Change data.format."),
+    ],
+)
+def test_a_form_for_another_objective_is_refused_with_the_objective_if_there_is_one(
+    form: str, kind: str, mend: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipe_with(kind, format=form)
+    assert str(caught.value).rstrip().endswith(mend)
 
 
 def test_wishes_come_from_the_data_settings() -> None:
