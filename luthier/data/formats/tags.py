@@ -42,7 +42,7 @@ def recognise(table: Table) -> Recognition | None:
     notes: tuple[str, ...] = (
         (f"Entities of {tags} begin with I-, so no order of B- and I- is asked for.",) if by_i else ()
     )
-    if any("," in tag for row in table.rows for tag in _tags_of(row, tags) if _MARKED.match(tag)):
+    if any("," in tag and _MARKED.match(tag) for row in table.rows for tag in _tags_of(row, tags)):
         notes += (f"Of several tags for one word in {tags} one is taken.",)
     reason = f"{tags} has a tag for each of {words}"
     return Recognition(
@@ -59,34 +59,37 @@ def to_record(row: Row, words: str = "tokens", tags: str = "tags", in_order: boo
     if len(listed) != len(marks):
         found = f"there are {len(listed)} words and {len(marks)} tags."
         raise fault(row, tags, found, "Give every word one tag.")
-    texts = [as_filled_text(row, f"{words}[{index}]", word, "the word") for index, word in enumerate(listed)]
-    named = [_tags(row, f"{tags}[{index}]", mark) for index, mark in enumerate(marks)]
+    texts = listed
+    if not all(isinstance(word, str) and word.strip() for word in listed):
+        texts = [as_filled_text(row, f"{words}[{index}]", word, "the word") for index, word in enumerate(listed)]
+    named = [_tags(row, tags, index, mark) for index, mark in enumerate(marks)]
     taken: list[str] = []
-    for index in range(len(named)):
-        before = taken[-1] if taken else "O"
-        taken.append(_one_of(named, index, before))
-        if in_order and not _may_follow(taken[-1], before):
-            found = f"the tag {taken[-1]} goes on with no entity: the tag before it is {before if index else 'none'}."
-            raise fault(row, f"{tags}[{index}]", found, f"Write B-{taken[-1][2:]} where the entity begins.")
+    before = "O"
+    for index, several in enumerate(named):
+        tag = several[0] if len(several) == 1 else _one_of(named, index, before)
+        if in_order and tag.startswith(GOES_ON) and not _may_follow(tag, before):
+            found = f"the tag {tag} goes on with no entity: the tag before it is {before if index else 'none'}."
+            raise fault(row, f"{tags}[{index}]", found, f"Write B-{tag[2:]} where the entity begins.")
+        taken.append(tag)
+        before = tag
     return Tagged(tuple(texts), tuple(taken))
 
 
-def _tags(row: Row, field: str, value: Any) -> list[str]:
+def _tags(row: Row, column: str, index: int, value: Any) -> list[str]:
     """The names of a word's tags: one, or several where commas part them."""
     if isinstance(value, int) and not isinstance(value, bool):
         return [str(value)]
     if not isinstance(value, str) or not value.strip():
         found = f"expected the name or the number of a tag, found {'nothing' if isinstance(value, str) else kind_of(value)}."
-        raise fault(row, field, found, "Write it as a string or a whole number; a word outside of all is O.")
+        mend = "Write it as a string or a whole number; a word outside of all is O."
+        raise fault(row, f"{column}[{index}]", found, mend)
     name = value.strip()
-    return [part.strip() for part in name.split(",")] if _MARKED.match(name) else [name]
+    return [part.strip() for part in name.split(",")] if "," in name and _MARKED.match(name) else [name]
 
 
 def _one_of(named: Sequence[Sequence[str]], index: int, before: str) -> str:
     """The tag taken for a word: see the head of this file."""
-    if len(named[index]) == 1:
-        return named[index][0]
-    going_on = [tag for tag in named[index] if tag[:1] in GOES_ON and _may_follow(tag, before)]
+    going_on = [tag for tag in named[index] if tag.startswith(GOES_ON) and _may_follow(tag, before)]
     return max(going_on or named[index], key=lambda tag: _length(named, index, tag[2:]))  # the first of equal ones
 
 
@@ -100,10 +103,8 @@ def _length(named: Sequence[Sequence[str]], index: int, kind: str) -> int:
 
 def _may_follow(tag: str, before: str) -> bool:
     """Whether a tag may stand after another: one that goes on with an entity only after its beginning or its inside."""
-    if not tag.startswith(GOES_ON):
-        return True
     mark, last = _MARKED.fullmatch(tag), _MARKED.fullmatch(before)
-    if mark is None:
+    if mark is None:  # a tag such as INTJ
         return True
     return last is not None and last[1] in ("B", "I") and last[2] == mark[2]
 
