@@ -70,7 +70,7 @@ def _all_faults(recipe: Recipe, first: DataError) -> list[DataError]:
         rows = read_rows(recipe.data.train, lambda text: None, recipe.data.max_rows)
     except DataError:
         return [first]
-    return faults(rows, recipe.data.format, recipe.objective.takes) or [first]
+    return faults(rows, recipe.data.format, recipe.objective.takes, recipe.data.wishes) or [first]
 
 
 def _document(report: GateReport) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def _read_source(
     asked: Asked,
 ) -> _Source:
     rows = read_rows(source, announce, max_rows)
-    recognised = to_records(rows, settings.format, asked.takes)
+    recognised = to_records(rows, settings.format, asked.takes, settings.wishes)
     name = source if isinstance(source, str) else f"{source[0]} and {len(source) - 1} more" if source[1:] else source[0]
     announce(f"{name}: {_count(len(rows), 'row')}, read as {recognised.name} ({recognised.reason.rstrip('.')}).")
     limit = asked.longest(settings.max_length)
