@@ -79,7 +79,8 @@ class Anatomy:
     encoder: in an encoder-decoder, the stack that reads the source; `trunk` is then the decoder.
     embedding_places: under which names the model keeps the embedding.
     purpose: what the head gives logits of, the words of the vocabulary or classes of whole texts. head: its last linear
-    layer. head_parts: all of its layers, from the hidden state on.
+    layer. head_parts: all of its layers, from the hidden state on. reads_mask: whether it reads classes off a masked token, by
+    layers of the head over words. reads_mean: whether it reads the mean of a text's tokens.
     """
 
     family: Family
@@ -96,16 +97,13 @@ class Anatomy:
     encoder: str | None = None
     purpose: Literal["words", "classes"] = "words"
     head_parts: tuple[HeadPart, ...] = ()
+    reads_mask: bool = False
+    reads_mean: bool = False
 
     @property
     def head_linears(self) -> tuple[str, ...]:
         """The linear layers of the head."""
         return tuple(part.name for part in self.head_parts if part.is_linear)
-
-    @property
-    def reads_mask(self) -> bool:
-        """Whether the head reads classes off a masked token, by layers of the head over words."""
-        return self.purpose == "classes" and self.head_parts == self.family.mask_head
 
     @property
     def answering(self) -> tuple[LayerAnatomy, ...]:

@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from luthier.models.call import current_call
+from luthier.models.families import Family
 from luthier.models.gated_prefixes import mixed_attention, mixed_weights, taken_shares
 from luthier.models.virtual_tokens import with_prefixes
 from luthier.ops.attention import (
@@ -119,6 +120,13 @@ def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
     kwargs["allow_is_causal_skip"] = False
     mask: Tensor | None = sdpa_mask(*args, **kwargs)
     return mask
+
+
+def implementation_of(family: Family, is_fast: bool) -> str:
+    """What transformers is to compute a family's attention by: one of our entries, or what the family's own code knows."""
+    if family.own_attention is not None:
+        return family.own_attention
+    return FAST if is_fast else REFERENCE
 
 
 def register_attention() -> None:

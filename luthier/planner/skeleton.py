@@ -26,11 +26,12 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from luthier.models.anatomy import replace_module, shape_of
-from luthier.models.attention import FAST, REFERENCE, register_attention
+from luthier.models.attention import implementation_of, register_attention
 from luthier.models.experts import SplitExperts, split_experts
-from luthier.models.families import Family, family_of
+from luthier.models.families import Family, check_fixed, family_of
 from luthier.models.fast_layers import use_fast_layers
-from luthier.models.heads import ClassHead, add_class_layer, name_classes, new_layers, rest_pooler
+from luthier.models.fitting import fit_family
+from luthier.models.heads import ClassHead, add_class_layer, name_classes, new_layers
 from luthier.models.language_model import FastModel, Identity, LanguageModel
 from luthier.models.loading import Wishes, layers_to_quantize
 from luthier.models.reading import read_anatomy
@@ -52,10 +53,11 @@ def skeleton(
 ) -> LanguageModel:
     """The model as `load_model` would give it. Raises RecipeError as that does for layers that cannot be quantized."""
     family = family_of(config.model_type)
+    check_fixed(config.to_dict(), family.fixed)
     register_attention()
-    implementation = (FAST if fast.attention else REFERENCE) if family.attends_by_interface else "sdpa"
+    implementation = implementation_of(family, fast.attention)
     hf, new_head = _bare(copy.deepcopy(config), family, head, dtype, implementation)
-    rest_pooler(hf, family)
+    fit_family(hf, family)
     split_experts(hf, EvenExperts)
     anatomy = read_anatomy(hf, family)
     first: dict[str, Mapping[str, Tensor]] = {}
