@@ -114,10 +114,13 @@ def _with(
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """No mask for a packed call, whose documents say what is seen; else a boolean mask, never left to `is_causal`."""
+    """No mask for a packed call, whose documents say what is seen; else a boolean mask, never left to `is_causal`.
+
+    Nor is it left out where nothing is padded: to find that out is to look at numbers, which a plan has none of.
+    """
     if current_call().segments is not None:
         return None
-    kwargs["allow_is_causal_skip"] = False
+    kwargs["allow_is_causal_skip"] = kwargs["allow_is_bidirectional_skip"] = False
     mask: Tensor | None = sdpa_mask(*args, **kwargs)
     return mask
 

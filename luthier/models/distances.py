@@ -24,10 +24,10 @@ def project_distances_by_run(hf: PreTrainedModel) -> None:
     for encoder in hf.modules():
         if not isinstance(encoder, DebertaV2Encoder) or not encoder.relative_attention:
             continue
-        encoder.get_rel_embedding = partial(_table, encoder)
-        for layer in encoder.layer:
-            attention = layer.attention.self
-            attention.disentangled_attention_bias = partial(_bias_by_run, attention, encoder)
+        vars(encoder)["get_rel_embedding"] = partial(_table, encoder)
+        for attention in encoder.modules():
+            if isinstance(attention, DisentangledSelfAttention):
+                vars(attention)["disentangled_attention_bias"] = partial(_bias_by_run, attention, encoder)
 
 
 def _table(encoder: DebertaV2Encoder) -> Tensor:

@@ -6,13 +6,15 @@ To be called where torch's fake tensors are made (`FakeTensorMode`): nothing is 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.overrides import TorchFunctionMode
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -84,6 +86,17 @@ class EvenExperts(SplitExperts):
             yield index, token_M, torch.zeros_like(token_M)
 
 
+class _WithinBounds(TorchFunctionMode):
+    """Answers no where a tensor that only pretends is asked whether any random number is to be drawn again."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if function is Tensor.__bool__ and isinstance(args[0], FakeTensor):
+            return False
+        return function(*args, **(kwargs or {}))
+
+
 def _blank_tokenizer() -> PreTrainedTokenizerBase:
     """One that knows no words: a step asks it for none."""
     words = Tokenizer(WordLevel({"?": 0}, unk_token="?"))
@@ -99,7 +112,8 @@ def _bare(
     if head is not None:
         name_classes(config, head.classes)
         auto = AutoModelForMaskedLM if head.reads_mask else AutoModelForSequenceClassification
-    hf: PreTrainedModel = auto.from_config(config, dtype=dtype, attn_implementation=implementation)
+    with _WithinBounds():
+        hf: PreTrainedModel = auto.from_config(config, dtype=dtype, attn_implementation=implementation)
     if head is None:
         return hf, ()
     if head.reads_mask:

@@ -13,7 +13,6 @@ from near import assert_near
 
 from luthier.data.packing import collate
 from luthier.errors import RecipeError
-from luthier.methods import LeTS
 from luthier.models.heads import ClassHead
 from luthier.models.loading import load_model
 from luthier.models.reading import words_layer
@@ -97,10 +96,3 @@ def saved(hf, folder: Path) -> ModelSettings:
     hf.save_pretrained(folder)
     tiny_tokenizer(has_mask=True).save_pretrained(folder)
     return ModelSettings(name=str(folder), device="cpu")
-
-
-@pytest.mark.parametrize("name", ["deberta", "modernbert"])
-def test_lets_is_refused_beside_an_attention_that_has_positions_of_its_own(name: str) -> None:
-    with pytest.raises(RecipeError, match="positions of its own") as caught:
-        LeTS().attach(tiny_model(name), "default", seed=0)
-    assert "ladder" in caught.value.mend
