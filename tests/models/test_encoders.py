@@ -131,6 +131,13 @@ def test_the_pooled_token_is_the_first_real_one_behind_virtual_ones_and_a_mean_i
     assert_near(outputs.hidden_ND[0], own, 1e-6)
 
 
+@pytest.mark.parametrize(("name", "told"), [("bert", "at the first virtual token"), ("modernbert-mean", "the mean")])
+def test_it_is_said_what_other_tools_read_behind_a_soft_prompt(name: str, told: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    PromptTuning(num_virtual_tokens=3).attach(tiny_model(name), "default", seed=0).write(tmp_path, said.append)
+    assert any(told in sentence for sentence in said)
+
+
 # ── heads that are new ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
