@@ -41,7 +41,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 PLACES = [
     pytest.param(method, name, id=f"{method.kind}-{name}")
     for method in EXAMPLES
-    for name in ("llama", "gemma2", "gpt2", "falcon-new", "bert", "bart")
+    for name in ("llama", "gemma2", "gpt2", "falcon-new", "bert", "deberta", "modernbert-mean", "bart")
     if (method.kind, name) not in REFUSED
 ]
 

@@ -43,7 +43,7 @@ from luthier.models.call import Run
 from luthier.models.language_model import LanguageModel
 
 # What configs call the switches that give linear layers a bias.
-_SWITCHES = ("attention_bias", "mlp_bias", "bias", "enable_bias")
+_SWITCHES = ("attention_bias", "mlp_bias", "classifier_bias", "bias", "enable_bias")
 
 
 class BitFit(BranchMethod):
@@ -142,7 +142,7 @@ def _slots_of(model: LanguageModel, switch: str) -> set[str]:
         before = set(type(model.hf)(config).state_dict())
         config.update({switch: True})
         after = set(type(model.hf)(config).state_dict())
-    slots = {f"{name}.bias" for name in model.anatomy.linears}
+    slots = {f"{name}.bias" for name in (*model.anatomy.linears, *model.anatomy.head_linears)}
     return after - before if after - before <= slots else set()
 
 

@@ -55,11 +55,11 @@ from luthier.models.taps import Taps
 
 _WIDTHS = (
     "hidden_size", "n_embd", "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "head_dim",
-    "d_model", "d_kv", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim",
+    "d_model", "d_kv", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "dim", "hidden_dim",
 )  # fmt: skip
-_DEPTHS = ("num_hidden_layers", "n_layer", "num_decoder_layers", "decoder_layers")
+_DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_decoder_layers", "decoder_layers")
 _ENCODER_DEPTHS = ("num_layers", "encoder_layers")
-_HEADS = ("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads")
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads")
 _DROPOUTS = ("hidden_dropout", "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout")
 
 

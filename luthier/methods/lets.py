@@ -126,7 +126,15 @@ class LeTS(SideMethod):
         return Schedule(search, prune)
 
     def side(self, model: LanguageModel, generator: torch.Generator) -> LeTSSide:
-        """The side network. Raises RecipeError for choices that are not one a layer."""
+        """The side network. Raises RecipeError for choices that are not one a layer, and beside some encoders."""
+        anatomy = model.anatomy
+        if anatomy.family.kind == "encoder" and (anatomy.norms_first or not anatomy.family.attends_by_interface):
+            raise RecipeError(
+                f"The attention of models of type {anatomy.model_type!r} cannot be run for one token of a text alone, as this "
+                "method does beside an encoder: it has positions of its own.",
+                "Set method.kind to ladder or attention-fusion, or choose a bert, roberta or distilbert.",
+                field="method.kind",
+            )
         num_layers = len(model.anatomy.answering)
         if self.choices is not None and len(self.choices) != num_layers:
             raise RecipeError(

@@ -229,14 +229,15 @@ def states_of(model: LanguageModel, tokens_V: Tensor) -> Tensor:
 
     In an encoder-decoder, for the text as source and as answer.
     """
-    if model.anatomy.encoder is not None:
-        return _stacked(model.attention_states(_answering_itself(tokens_V).to(model.device)))
+    if model.anatomy.family.kind != "decoder":
+        batch = _text_alone(tokens_V, is_answer=model.anatomy.encoder is not None)
+        return _stacked(model.attention_states(batch.to(model.device)))
     cache = DynamicCache()
     count = len(tokens_V)
     model.prefill(
         tokens_V[None].to(model.device),
         torch.arange(count, device=model.device)[None],
-        (Segment(0, count, causal=model.anatomy.family.kind == "decoder"),),
+        (Segment(0, count),),
         torch.tensor([count - 1], device=model.device),
         cache,
     )
@@ -255,8 +256,8 @@ def _stacked(states: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     return states_LSKVE.transpose(2, 3).float().cpu()
 
 
-def _answering_itself(tokens_V: Tensor) -> Batch:
-    """A text as the source and as the answer of an encoder-decoder; nothing is learned."""
+def _text_alone(tokens_V: Tensor, *, is_answer: bool) -> Batch:
+    """A text as a batch, of which nothing is learned. is_answer: whether as the answer of an encoder-decoder to itself."""
     segments, none = (Segment(0, len(tokens_V)),), torch.zeros(0, dtype=torch.int64)
     positions_1V, mask_1V = torch.arange(len(tokens_V))[None], torch.ones(1, len(tokens_V), dtype=torch.bool)
     return Batch(
@@ -267,7 +268,7 @@ def _answering_itself(tokens_V: Tensor) -> Batch:
         segments=segments,
         documents=(0,),
         targets=Targets(none, none, none.float(), none, none),
-        sources=Sources(tokens_V[None], positions_1V, mask_1V, segments),
+        sources=Sources(tokens_V[None], positions_1V, mask_1V, segments) if is_answer else None,
     )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import EncoderDecoderCache
 
@@ -71,6 +72,7 @@ class _AttentionAlone(nn.Module):
         self._signature = inspect.signature(type(model.hf.get_submodule(layer.name)).forward)
         self._name, self._index = layer.name, index
         self._mask_name, self._gives_tuple = family.attention_mask_name, family.layer_gives_tuple
+        self._residual_name = family.residual_name
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         call = current_call()
@@ -81,16 +83,20 @@ class _AttentionAlone(nn.Module):
         if entering_BTD is None:
             bias = position_bias(self.attention, hidden_states, given.get("past_key_values")) if bias is None else bias
         else:
-            attended_BTD, *rest = self.attention(self.norm(entering_BTD), **self._handed_on(given))
+            attended_BTD, *rest = self.attention(self.norm(entering_BTD), **self._handed_on(given, entering_BTD))
             call.notes[self._name, 0] = attended_BTD
             bias = rest[0] if rest else None
         return (hidden_states, bias, None) if self._gives_tuple else hidden_states
 
-    def _handed_on(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What a layer hands on to its attention: its own arguments under the same names, but for the mask in some families."""
+    def _handed_on(self, given: Mapping[str, Any], entering_BTD: Tensor) -> dict[str, Any]:
+        """What a layer hands on to its attention: its own arguments under the same names, but for the mask in some families.
+
+        An attention that adds the residual stream itself is given none.
+        """
         own = {name: value for name, value in given.items() if name not in ("self", "hidden_states", "kwargs")}
         mask = {self._mask_name: own.pop("attention_mask")} if "attention_mask" in own else {}
-        return {**own, **mask, **given.get("kwargs", {})}
+        nothing = {} if self._residual_name is None else {self._residual_name: torch.zeros_like(entering_BTD)}
+        return {**own, **mask, **nothing, **given.get("kwargs", {})}
 
 
 def _not_to_copy(model: LanguageModel) -> dict[int, Any]:

@@ -3,9 +3,9 @@
 A document begins with as many placeholder tokens as the method asks for (`data.placeholders`), at positions 0 to V − 1,
 and its own tokens go on from position V. A soft prompt replaces the placeholders' embeddings. It lives in the space of
 what the embedding gives, so after the factor by which some families (Gemma) scale its rows, as peft's do. An encoder's head
-for classes still reads the first token of the document itself (peft's reads the first virtual one), or a mask that stands
-between prompt and document, if the method puts one there: it takes one more placeholder. In an encoder-decoder
-all this is so for the source, and the decoder's tokens are as they were.
+for classes still reads the first token of the document itself (peft's reads the first virtual one), or the mean of the
+document's own tokens, or a mask that stands between prompt and document, if the method puts one there: it takes one more
+placeholder. In an encoder-decoder all this is so for the source, and the decoder's tokens are as they were.
 
 Shapes: V virtual tokens, D width of the embedding, N tokens, M placeholders among them.
 """
@@ -168,7 +168,9 @@ class SoftPromptAttachment(AdapterAttachment):
         is_read_elsewhere = anatomy.purpose == "classes" and anatomy.family.pooled == "first"
         if self.layers and is_read_elsewhere and not self.model.virtual_tokens[self.name].reads_last:
             announce(
-                "Other tools read an encoder's class at the first virtual token of this prompt; Luthier reads it at the "
+                "Other tools take the mean of a text's tokens over the virtual ones too; Luthier takes it of the text alone."
+                if anatomy.reads_mean
+                else "Other tools read an encoder's class at the first virtual token of this prompt; Luthier reads it at the "
                 "first token of the text."
             )
 

@@ -80,6 +80,8 @@ class Anatomy:
     embedding_places: under which names the model keeps the embedding.
     purpose: what the head gives logits of, the words of the vocabulary or classes of whole texts. head: its last linear
     layer. head_parts: all of its layers, from the hidden state on. reads_tokens: whether classes are told of every token.
+    reads_mask: whether it reads classes off a masked token, by layers of the head over words. reads_mean: whether it reads
+    the mean of a text's tokens.
     """
 
     family: Family
@@ -97,16 +99,13 @@ class Anatomy:
     purpose: Literal["words", "classes"] = "words"
     head_parts: tuple[HeadPart, ...] = ()
     reads_tokens: bool = False
+    reads_mask: bool = False
+    reads_mean: bool = False
 
     @property
     def head_linears(self) -> tuple[str, ...]:
         """The linear layers of the head."""
         return tuple(part.name for part in self.head_parts if part.is_linear)
-
-    @property
-    def reads_mask(self) -> bool:
-        """Whether the head reads classes off a masked token, by layers of the head over words."""
-        return self.purpose == "classes" and self.head_parts == self.family.mask_head
 
     @property
     def answering(self) -> tuple[LayerAnatomy, ...]:

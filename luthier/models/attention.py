@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from luthier.models.call import current_call
+from luthier.models.families import Family
 from luthier.models.gated_prefixes import mixed_attention, mixed_weights, taken_shares
 from luthier.models.virtual_tokens import with_prefixes
 from luthier.ops.attention import (
@@ -113,12 +114,22 @@ def _with(
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """No mask for a packed call, whose documents say what is seen; else a boolean mask, never left to `is_causal`."""
+    """No mask for a packed call, whose documents say what is seen; else a boolean mask, never left to `is_causal`.
+
+    Nor is it left out where nothing is padded: to find that out is to look at numbers, which a plan has none of.
+    """
     if current_call().segments is not None:
         return None
-    kwargs["allow_is_causal_skip"] = False
+    kwargs["allow_is_causal_skip"] = kwargs["allow_is_bidirectional_skip"] = False
     mask: Tensor | None = sdpa_mask(*args, **kwargs)
     return mask
+
+
+def implementation_of(family: Family, is_fast: bool) -> str:
+    """What transformers is to compute a family's attention by: one of our entries, or what the family's own code knows."""
+    if family.own_attention is not None:
+        return family.own_attention
+    return FAST if is_fast else REFERENCE
 
 
 def register_attention() -> None:

@@ -5,6 +5,7 @@ A new architecture is one entry. Dotted names are relative to the place that the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -85,7 +86,7 @@ class HeadPart:
     """One layer of a head, and what is applied to its output."""
 
     name: str
-    activation: Literal["tanh", "gelu"] | None = None
+    activation: Literal["tanh", "gelu", "relu"] | None = None
     is_linear: bool = True
 
 
@@ -96,11 +97,13 @@ class Family:
     `layout` is packed where attention goes through transformers' attention interface and positions can be given for each
     token; bucketed where either is missing, and for encoders.
 
-    `class_head`: the linear layers between the state of the pooled token and the logits of classes, in order; empty where
+    `class_head`: the layers between the state of the pooled token and the logits of classes, in order; empty where
     transformers has no such head for the architecture.
     `tag_head`: those between the state of any token and the logits of tags.
     `mask_head`: the layers between the state of a masked token and the logits of classes, in order: those of the head over
     words, but for its last, in whose place there is one for classes; empty where the architecture fills no masks.
+    `fixed`: what a config must say, if it says anything of it, for the model to be the one that is described here;
+    `mask_fixed`: for its head over words to be.
     """
 
     model_types: tuple[str, ...]
@@ -125,13 +128,16 @@ class Family:
     norms_heads_first: bool = False  # whether norms of queries and keys see (B, heads, T, D), not (B, T, heads, D)
     layer_gives_tuple: bool = False  # whether a layer gives attention weights beside its state
     attention_mask_name: str = "attention_mask"  # what an attention calls the mask that its layer is given
-    attends_by_interface: bool = True  # whether attention goes through transformers' attention interface
+    own_attention: Literal["sdpa", "eager"] | None = None  # how it attends, if not through the attention interface
+    residual_name: str | None = None  # what an attention calls the residual stream, if it adds that itself
     class_head: tuple[HeadPart, ...] = ()  # from the model with a head for classes
     tag_head: tuple[HeadPart, ...] = ()  # from the model with a head for tags
     mask_head: tuple[HeadPart, ...] = ()  # from the model with a head over words
     pooled: Pooled = "last"  # which of a text's tokens a head for classes reads
     pooler: str | None = None  # from the trunk: a part that holds layers of the head for classes
+    pooling_key: str | None = None  # in the config: mean where that head reads the mean of a text's tokens instead
     embedding_norm: str | None = None  # from the trunk: the norm of what enters the first layer
+    distance_norm: str | None = None  # from the trunk: the norm of a table of distances that every attention projects
     token_types_key: str | None = None  # in the config: how many texts of a row are told apart
     positions_follow_padding: bool = False  # whether positions begin after the id of the padding token
     encoder: Encoder | None = None
@@ -141,6 +147,13 @@ class Family:
     positions_end: bool = True  # whether `max_position_embeddings` or `n_positions` of the config is a limit
     position_table: str | None = None  # from a stack of an encoder-decoder: positions' embeddings, if it counts itself
     bias_by_distance: bool = False  # whether a stack's first layer makes a bias of scores that each hands on
+    fixed: tuple[tuple[str, object], ...] = ()
+    mask_fixed: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def attends_by_interface(self) -> bool:
+        """Whether attention goes through transformers' attention interface."""
+        return self.own_attention is None
 
 
 _SCORE = (HeadPart("score"),)
@@ -160,6 +173,13 @@ def _roles_fused(fused: Literal["blocks", "groups"], qkv: str, attention_out: st
     return Roles(qkv, qkv, qkv, attention_out, up, down, fused)
 
 
+_BERT_NORMS = Norms(("attention.output.LayerNorm",), ("output.LayerNorm",))
+_BERT_MASK_HEAD = (
+    HeadPart("cls.predictions.transform.dense"),
+    HeadPart("cls.predictions.transform.transform_act_fn", is_linear=False),
+    HeadPart("cls.predictions.transform.LayerNorm", is_linear=False),
+    HeadPart("classifier"),
+)
 _LLAMA_ROLES = _roles_apart("o_proj", "mlp.up_proj", "mlp.down_proj")
 
 
@@ -202,6 +222,12 @@ def _llama_like(
     )
 
 
+def _bert_roles(suffix: str = "") -> Roles:
+    """A layer's linear layers, called as in BERT; `suffix` ends the names of those of queries, keys and values."""
+    query, key, value = (f"attention.self.{part}{suffix}" for part in ("query", "key", "value"))
+    return Roles(query, key, value, "attention.output.dense", "intermediate.dense", "output.dense")
+
+
 def _bert_like(
     model_type: str,
     class_head: tuple[HeadPart, ...],
@@ -220,15 +246,8 @@ def _bert_like(
         final_norm=None,
         attention="attention.self",
         feedforward="",
-        roles=Roles(
-            "attention.self.query",
-            "attention.self.key",
-            "attention.self.value",
-            "attention.output.dense",
-            "intermediate.dense",
-            "output.dense",
-        ),
-        norms=Norms(("attention.output.LayerNorm",), ("output.LayerNorm",)),
+        roles=_bert_roles(),
+        norms=_BERT_NORMS,
         norms_first=False,
         class_head=class_head,
         tag_head=_CLASSIFIER,
@@ -256,6 +275,9 @@ def _cross(attention: str, parts: tuple[str, str, str, str], norm: str) -> Cross
 
 _BART_ROLES = _roles_apart("out_proj", "fc1", "fc2")
 _BART_NORMS = Norms(("self_attn_layer_norm",), ("final_layer_norm",))
+_MODERNBERT_HEAD = (
+    HeadPart("head.dense"), HeadPart("head.act", is_linear=False), HeadPart("head.norm", is_linear=False)
+)  # fmt: skip
 _GEMMA_NORM = RMSNormForm("eps", gain_offset=1.0)
 
 _GEMMA2 = _llama_like(
@@ -333,24 +355,64 @@ FAMILIES: tuple[Family, ...] = (
         norms=Norms(
             ("ln_attn", "input_layernorm"), ("ln_mlp", "post_attention_layernorm", "input_layernorm")
         ),
-        attends_by_interface=False, class_head=_SCORE, tag_head=_CLASSIFIER,
+        own_attention="sdpa", class_head=_SCORE, tag_head=_CLASSIFIER,
+    ),
+    Family(
+        model_types=("bloom",),
+        kind="decoder", layout="bucketed", trunk="transformer", embedding="word_embeddings", layers="h",
+        final_norm="ln_f", attention="self_attention", feedforward="mlp", layer_gives_tuple=True,
+        roles=_roles_fused(
+            "groups", "self_attention.query_key_value", "self_attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"
+        ),
+        norms=Norms(("input_layernorm",), ("post_attention_layernorm",)), embedding_norm="word_embeddings_layernorm",
+        own_attention="eager", residual_name="residual", class_head=_SCORE, tag_head=_CLASSIFIER,
+        fixed=(("apply_residual_connection_post_layernorm", False),),
     ),
     _bert_like(
         "bert",
         (HeadPart("bert.pooler.dense", "tanh"), HeadPart("classifier")),
-        (
-            HeadPart("cls.predictions.transform.dense"),
-            HeadPart("cls.predictions.transform.transform_act_fn", is_linear=False),
-            HeadPart("cls.predictions.transform.LayerNorm", is_linear=False),
-            HeadPart("classifier"),
-        ),
-        pooler="pooler", token_types_key="type_vocab_size",
+        _BERT_MASK_HEAD, pooler="pooler", token_types_key="type_vocab_size",
     ),
     _bert_like(
         "roberta",
         (HeadPart("classifier.dense", "tanh"), HeadPart("classifier.out_proj")),
         (HeadPart("lm_head.dense", "gelu"), HeadPart("lm_head.layer_norm", is_linear=False), HeadPart("classifier")),
         positions_follow_padding=True,
+    ),
+    Family(
+        model_types=("distilbert",),
+        kind="encoder", layout="bucketed", trunk="distilbert", embedding="embeddings.word_embeddings",
+        layers="transformer.layer", final_norm=None, attention="attention", feedforward="ffn",
+        roles=Roles(
+            "attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin", "ffn.lin1", "ffn.lin2"
+        ),
+        norms=Norms(("sa_layer_norm",), ("output_layer_norm",)), norms_first=False,
+        embedding_norm="embeddings.LayerNorm", pooled="first",
+        class_head=(HeadPart("pre_classifier", "relu"), HeadPart("classifier")), tag_head=_CLASSIFIER,
+        mask_head=(
+            HeadPart("vocab_transform"), HeadPart("activation", is_linear=False),
+            HeadPart("vocab_layer_norm", is_linear=False), HeadPart("classifier"),
+        ),
+    ),
+    Family(
+        model_types=("deberta-v2",),  # DeBERTa-v3 too
+        kind="encoder", layout="bucketed", trunk="deberta", embedding="embeddings.word_embeddings",
+        layers="encoder.layer", final_norm=None, attention="attention.self", feedforward="",
+        roles=_bert_roles("_proj"), norms=_BERT_NORMS, norms_first=False,
+        embedding_norm="embeddings.LayerNorm", distance_norm="encoder.LayerNorm", pooled="first",
+        layer_gives_tuple=True, own_attention="eager", token_types_key="type_vocab_size",
+        class_head=(HeadPart("pooler.dense", "gelu"), HeadPart("classifier")), tag_head=_CLASSIFIER,
+        mask_head=_BERT_MASK_HEAD,
+        fixed=(("conv_kernel_size", 0), ("pooler_hidden_act", "gelu")), mask_fixed=(("legacy", True),),
+    ),
+    Family(
+        model_types=("modernbert",),
+        kind="encoder", layout="bucketed", trunk="model", embedding="embeddings.tok_embeddings", layers="layers",
+        final_norm="final_norm", attention="attn", feedforward="mlp",
+        roles=_roles_fused("blocks", "attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo"),
+        norms=Norms(("attn_norm",), ("mlp_norm",)), embedding_norm="embeddings.norm",
+        class_head=(*_MODERNBERT_HEAD, HeadPart("classifier")), mask_head=(*_MODERNBERT_HEAD, HeadPart("classifier")),
+        tag_head=(*_MODERNBERT_HEAD, HeadPart("classifier")), pooled="first", pooling_key="classifier_pooling",
     ),
     Family(
         model_types=("t5",),
@@ -388,3 +450,16 @@ def family_of(model_type: str) -> Family:
         "Choose a model of one of these types.",
         field="model",
     )
+
+
+def check_fixed(values: Mapping[str, object], fixed: tuple[tuple[str, object], ...]) -> None:
+    """Raise RecipeError if a config says of a model that it is another than its family's entry describes."""
+    for key, wanted in fixed:
+        found = values.get(key)
+        if found is not None and found != wanted:
+            raise RecipeError(
+                f"The model's config has {key} {found!r}, and of models of type {values.get('model_type')!r} Luthier knows "
+                f"only those with {wanted!r}.",
+                "Choose another model of this type, or one of another.",
+                field="model",
+            )

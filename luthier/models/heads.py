@@ -29,7 +29,7 @@ from transformers import (
 
 from luthier.errors import RecipeError
 from luthier.models.anatomy import replace_module
-from luthier.models.families import Family, HeadPart
+from luthier.models.families import Family, HeadPart, check_fixed
 from luthier.models.reading import words_layer
 from luthier.models.sources import ModelSource, check_complete, read_folder
 from luthier.models.streaming import Streaming
@@ -37,7 +37,7 @@ from luthier.ops.draws import salt_of
 
 _STD = 0.02
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "gelu": F.gelu, "relu": F.relu}
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,12 @@ def read_class_weights(
         return model, new
     auto: Any = AutoModelForTokenClassification if head.reads == "tokens" else AutoModelForSequenceClassification
     model, report = read_folder(auto, source, config, dtype, attn_implementation, streaming)
-    layers = tuple(part.name for part in head.layers(family) if part.is_linear)
+    layers = tuple(part.name for part in head.layers(family))
     absent = {layer for layer in layers if any(_is_of_any((layer,), key) for key in _absent(report))}
     absent |= set() if is_its_own else {layers[-1]}
     _check_beside(layers, source, family, report)
-    draw_head(model, tuple(layer for layer in layers if layer in absent), head.seed)
+    linears = tuple(part.name for part in head.layers(family) if part.is_linear)  # norms that are new begin as any norm
+    draw_head(model, tuple(layer for layer in linears if layer in absent), head.seed)
     return model, new_layers(family, head, absent)
 
 
@@ -137,7 +138,10 @@ def _read_with_words(
     attn_implementation: str | None,
     streaming: Streaming | None,
 ) -> PreTrainedModel:
-    """The model with its head over words, for classes read off masks. Raises RecipeError if it has none that fills masks."""
+    """The model with its head over words, for classes read off masks.
+
+    Raises RecipeError if its family, its config or its files have none that fills masks.
+    """
     if not family.mask_head:
         raise RecipeError(
             f"Models of type {config.model_type!r} fill no masks, which the method reads classes at.",
@@ -183,12 +187,20 @@ def _read_masked(
     streaming: Streaming | None,
 ) -> tuple[PreTrainedModel, str]:
     """An encoder with its head over words, and what its files lack of that head, in words; empty where it is whole."""
+    check_fixed(config.to_dict(), family.mask_fixed)
     model, report = read_folder(AutoModelForMaskedLM, source, config, dtype, attn_implementation, streaming)
-    whole = (family.mask_head[0].name.partition(".")[0],)
+    whole = _words_head(model, family)
     lacking = sorted(_name(key) for key in _absent(report) if _is_of_any(whole, key))
     _check_beside(whole, source, family, report)
     more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
     return model, f"{', '.join(lacking[:3])}{more}"
+
+
+def _words_head(model: PreTrainedModel, family: Family) -> tuple[str, ...]:
+    """Where a model keeps the layers of its head over words: the first components of their names."""
+    words = next(name for name, module in model.named_modules() if module is words_layer(model))
+    names = (*(part.name for part in family.mask_head[:-1]), words)
+    return tuple(dict.fromkeys(name.partition(".")[0] for name in names))
 
 
 def add_class_layer(model: PreTrainedModel, family: Family, num_classes: int) -> None:
@@ -202,7 +214,7 @@ def add_class_layer(model: PreTrainedModel, family: Family, num_classes: int) ->
 
 
 def new_layers(family: Family, head: ClassHead, absent: set[str]) -> tuple[str, ...]:
-    """The layers of a head that train, given those that were drawn: with these, all beside them outside of the trunk."""
+    """The linear layers of a head that train, given those that are new: with these, all beside them outside of the trunk."""
     outside = {name.partition(".")[0] for name in absent} - {family.trunk.partition(".")[0]}
     names = (part.name for part in head.layers(family) if part.is_linear)
     return tuple(name for name in names if name in absent or name.partition(".")[0] in outside)

@@ -34,6 +34,7 @@ from luthier.models.gated_prefixes import gated_prefixes, note_shares
 from luthier.models.heads import classes_of
 from luthier.models.logits import logits
 from luthier.models.outputs import HeadCall, Outputs
+from luthier.models.pooling import row_means
 from luthier.models.positions import context_length, first_position
 from luthier.models.recomputed import recompute_layers
 from luthier.models.sides import Side, combined, skip_layers, tap_layers
@@ -367,8 +368,19 @@ class LanguageModel:
     def _outputs(self, batch: Batch, call: Call, hidden_BTD: Tensor) -> Outputs:
         """The states at the batch's targets, for the head to speak of."""
         source_N = read_tokens(self.virtual_tokens, call.runs, batch.targets.source_N)
-        hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, source_N)
+        if self.anatomy.reads_mean:
+            hidden_ND = row_means(hidden_BTD, self._own_tokens(batch, call), source_N)
+        else:
+            hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, source_N)
         return Outputs(hidden_ND, batch.targets, HeadCall(self.hf, self.anatomy, call.at(source_N), self.fast.head))
+
+    def _own_tokens(self, batch: Batch, call: Call) -> Tensor:
+        """Which tokens of a padded batch are of a text itself, and no virtual ones before it, shape (B, T)."""
+        assert batch.mask_BT is not None, "what is not packed has a mask"
+        position_N, own_N = batch.positions_BT.reshape(-1), batch.mask_BT.reshape(-1).bool().clone()
+        for run in call.runs:
+            own_N[run.start : run.stop] &= position_N[run.start : run.stop] >= self.num_virtual(run.adapter)
+        return own_N.view(batch.mask_BT.shape)
 
     @torch.no_grad()
     def attention(self, batch: Batch, adapters: Adapters = None) -> Tensor:

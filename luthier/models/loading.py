@@ -13,12 +13,13 @@ from transformers import PreTrainedModel
 
 from luthier.errors import RecipeError, ResourceError
 from luthier.models.anatomy import Anatomy, find_targets
-from luthier.models.attention import FAST, REFERENCE, register_attention
+from luthier.models.attention import implementation_of, register_attention
 from luthier.models.experts import experts_of, split_experts
-from luthier.models.families import Family, family_of
+from luthier.models.families import Family, check_fixed, family_of
 from luthier.models.fast_layers import use_fast_layers
+from luthier.models.fitting import fit_family
 from luthier.models.gguf_packed import GGUFBlocks
-from luthier.models.heads import ClassHead, Head, WordsHead, read_class_weights, read_mask_weights, rest_pooler
+from luthier.models.heads import ClassHead, Head, WordsHead, read_class_weights, read_mask_weights
 from luthier.models.language_model import FastModel, Identity, LanguageModel
 from luthier.models.reading import read_anatomy
 from luthier.models.settings import ModelSettings
@@ -102,6 +103,7 @@ def load_model(
     config = read_config(source)
     family = family_of(config.model_type)
     head = check_head(family, config.model_type, head)
+    check_fixed(config.to_dict(), family.fixed)
     if config.to_dict().get("use_bidirectional_attention"):
         raise RecipeError(
             f"{settings.name} reads its text in both directions, so it cannot learn to write.",
@@ -118,7 +120,7 @@ def load_model(
     dtype = choose_dtype(settings.dtype, device)
     fast = fast or FastModel()
     register_attention()
-    implementation = (FAST if fast.attention else REFERENCE) if family.attends_by_interface else "sdpa"
+    implementation = implementation_of(family, fast.attention)
     new_head: tuple[str, ...] = ()
     blocks = _blocks(source, quantization, head)
     streaming = _streaming(source, family, quantization, wishes or Wishes(), blocks)
@@ -133,7 +135,7 @@ def load_model(
         hf, new_head = read_class_weights(source, config, family, head, dtype, implementation, streaming)
     if family.encoder is not None and hf.generation_config is not None:
         hf.generation_config.decoder_start_token_id = read_answer_start(source, config)
-    rest_pooler(hf, family)
+    fit_family(hf, family)
     anatomy = read_anatomy(hf, family)
     use_fast_layers(hf, anatomy, norm=fast.norm, gated_mlp=fast.gated_mlp, linear=fast.linear)
     hf.requires_grad_(False).train(False).to(device)

@@ -32,6 +32,7 @@ def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
             field="model",
         )
     purpose, head_parts, reads_tokens = _head(model, family)
+    reads_mask = purpose == "classes" and words_layer(model) is not None
     head, key = head_parts[-1].name, family.norm_first_key
     return Anatomy(
         family=family,
@@ -49,7 +50,13 @@ def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
         purpose=purpose,
         head_parts=head_parts,
         reads_tokens=reads_tokens,
+        reads_mask=reads_mask,
+        reads_mean=purpose == "classes" and not (reads_mask or reads_tokens) and _pools_mean(model, family),
     )
+
+
+def _pools_mean(model: PreTrainedModel, family: Family) -> bool:
+    return family.pooling_key is not None and model.config.to_dict().get(family.pooling_key) == "mean"
 
 
 def words_layer(model: PreTrainedModel) -> nn.Module | None:
@@ -84,6 +91,7 @@ def _outer_norms(model: PreTrainedModel, family: Family) -> tuple[str, ...]:
     found = []
     for trunk in _trunks(family):
         found.append(_present(model, trunk, family.embedding_norm))
+        found.append(_present(model, trunk, family.distance_norm))
         if trunk != family.trunk:
             found.append(_present(model, trunk, family.final_norm))
     return tuple(name for name in found if name is not None)
@@ -117,10 +125,10 @@ def _read_stack(model: PreTrainedModel, family: Family, trunk: str, first: int) 
                 experts=tuple(part for part in linears if part.startswith(mixtures)),
                 norms=tuple(part for part, module in parts if is_norm(module)),
                 roles=_roles(family, layer, name),
-                attention_norm=_first_of(norms.attention, layer, name),
-                feedforward_norm=_first_of(norms.feedforward, layer, name),
-                attention_post_norm=_first_of(norms.attention_post, layer, name),
-                feedforward_post_norm=_first_of(norms.feedforward_post, layer, name),
+                attention_norm=_first_norm(norms.attention, layer, name),
+                feedforward_norm=_first_norm(norms.feedforward, layer, name),
+                attention_post_norm=_first_norm(norms.attention_post, layer, name),
+                feedforward_post_norm=_first_norm(norms.feedforward_post, layer, name),
                 stack="encoder" if family.kind == "encoder" or trunk != family.trunk else "decoder",
                 cross_attention=None if cross is None else _join(name, cross.attention),
                 cross_norm=None if cross is None else _join(name, cross.norm),
@@ -147,3 +155,9 @@ def _first_of(parts: tuple[str, ...], layer: nn.Module, name: str) -> str | None
     """The whole name of the first of these parts that a layer has; None if it has none."""
     present = dict(layer.named_modules())
     return next((_join(name, part) for part in parts if part in present), None)
+
+
+def _first_norm(parts: tuple[str, ...], layer: nn.Module, name: str) -> str | None:
+    """The same of norms; what stands in the place of one and norms nothing (in ModernBERT's first layer) is none."""
+    norms = tuple(part for part, module in layer.named_modules() if is_norm(module))
+    return _first_of(tuple(part for part in parts if part in norms), layer, name)

@@ -24,7 +24,7 @@ from luthier.planner.trace import Trace, Work, attached, load_of, skeleton_of
 from luthier.quantization.packed import QuantizedLinear
 from luthier.training.loop import autocast
 
-_DEPTHS = ("num_hidden_layers", "n_layer", "num_layers")
+_DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _PASSES = 3
 _SECONDS = 5.0
 

@@ -6,13 +6,15 @@ To be called where torch's fake tensors are made (`FakeTensorMode`): nothing is 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.overrides import TorchFunctionMode
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -27,11 +29,12 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from luthier.models.anatomy import replace_module, shape_of
-from luthier.models.attention import FAST, REFERENCE, register_attention
+from luthier.models.attention import implementation_of, register_attention
 from luthier.models.experts import SplitExperts, split_experts
-from luthier.models.families import Family, family_of
+from luthier.models.families import Family, check_fixed, family_of
 from luthier.models.fast_layers import use_fast_layers
-from luthier.models.heads import ClassHead, Head, WordsHead, add_class_layer, name_classes, new_layers, rest_pooler
+from luthier.models.fitting import fit_family
+from luthier.models.heads import ClassHead, Head, WordsHead, add_class_layer, name_classes, new_layers
 from luthier.models.language_model import FastModel, Identity, LanguageModel
 from luthier.models.loading import Wishes, check_head, layers_to_quantize
 from luthier.models.reading import read_anatomy
@@ -53,10 +56,11 @@ def skeleton(
 ) -> LanguageModel:
     """The model as `load_model` would give it. Raises RecipeError as that does for layers that cannot be quantized."""
     family = family_of(config.model_type)
+    check_fixed(config.to_dict(), family.fixed)
     register_attention()
-    implementation = (FAST if fast.attention else REFERENCE) if family.attends_by_interface else "sdpa"
+    implementation = implementation_of(family, fast.attention)
     hf, new_head = _bare(copy.deepcopy(config), family, head, dtype, implementation)
-    rest_pooler(hf, family)
+    fit_family(hf, family)
     split_experts(hf, EvenExperts)
     anatomy = read_anatomy(hf, family)
     first: dict[str, Mapping[str, Tensor]] = {}
@@ -83,6 +87,17 @@ class EvenExperts(SplitExperts):
             yield index, token_M, torch.zeros_like(token_M)
 
 
+class _WithinBounds(TorchFunctionMode):
+    """Answers no where a tensor that only pretends is asked whether any random number is to be drawn again."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if function is Tensor.__bool__ and isinstance(args[0], FakeTensor):
+            return False
+        return function(*args, **(kwargs or {}))
+
+
 def _blank_tokenizer() -> PreTrainedTokenizerBase:
     """One that knows no words: a step asks it for none."""
     words = Tokenizer(WordLevel({"?": 0}, unk_token="?"))
@@ -105,7 +120,8 @@ def _bare(
             "tokens": AutoModelForTokenClassification,
             "mask": AutoModelForMaskedLM,
         }[head.reads]
-    hf: PreTrainedModel = auto.from_config(config, dtype=dtype, attn_implementation=implementation)
+    with _WithinBounds():
+        hf: PreTrainedModel = auto.from_config(config, dtype=dtype, attn_implementation=implementation)
     if not isinstance(head, ClassHead):
         return hf, ()
     if head.reads_mask:

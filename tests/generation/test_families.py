@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from luthier.generation.engine import Request, generate
 from luthier.generation.settings import Sampling
-from luthier.models.attention import FAST, register_attention
+from luthier.models.attention import implementation_of, register_attention
 from luthier.models.families import family_of
 from luthier.models.language_model import Identity, LanguageModel
 from luthier.models.reading import read_anatomy
@@ -43,6 +43,7 @@ CONFIGS = {
         "parallel_attn": True,
         "new_decoder_architecture": False,
     },
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
 }
 
 
@@ -60,12 +61,12 @@ def tiny_model(model_type):
     register_attention()
     torch.manual_seed(0)
     ends = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": 96}
-    length = {} if model_type == "gpt2" else {"max_position_embeddings": 64}
+    length = {} if model_type in ("gpt2", "bloom") else {"max_position_embeddings": 64}
     config = AutoConfig.for_model(
         model_type, vocab_size=97, initializer_range=0.3, **length, **ends, **CONFIGS[model_type]
     )
     family = family_of(model_type)
-    implementation = FAST if family.layout == "packed" else "sdpa"
+    implementation = implementation_of(family, True)
     hf = AutoModelForCausalLM.from_config(config, attn_implementation=implementation).eval().requires_grad_(False)
     return LanguageModel(hf, NoTokenizer(), read_anatomy(hf, family), Identity("tiny", ""))
 

@@ -55,7 +55,7 @@ def reference_logprobs(name: str, attention: dict[int, Added], feedforward: dict
         module = model.get_submodule(layer.name)
         post = POST_NORMS.get(name)
         if layer.index in attention:
-            end = module.get_submodule(post[0]) if post else model.get_submodule(layer.attention)
+            end = module.get_submodule(post[0]) if post else _attention(module, name, layer.attention, model)
             end.register_forward_hook(_adding(attention[layer.index], factor))
         if layer.index in feedforward:
             inner = module.get_submodule(post[1]) if post else _feedforward(module, name, layer.feedforward, model)
@@ -63,8 +63,15 @@ def reference_logprobs(name: str, attention: dict[int, Added], feedforward: dict
     return plain_logprobs(model, random_rows(LENGTHS)).detach()
 
 
+def _attention(module: nn.Module, name: str, attention: str, model: nn.Module) -> nn.Module:
+    """What gives u: in BLOOM not the attention as a whole, which adds r."""
+    return module.get_submodule("self_attention.dense") if name == "bloom" else model.get_submodule(attention)
+
+
 def _feedforward(module: nn.Module, name: str, feedforward: str, model: nn.Module) -> nn.Module:
-    return module.get_submodule("fc2") if name.startswith("opt") else model.get_submodule(feedforward)
+    """What gives u: in BLOOM not the feed-forward as a whole, which adds r."""
+    inner = "mlp.dense_4h_to_h" if name == "bloom" else "fc2" if name.startswith("opt") else None
+    return model.get_submodule(feedforward) if inner is None else module.get_submodule(inner)
 
 
 def _adding(added: Added, factor: float) -> Callable[..., Any]:

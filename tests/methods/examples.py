@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from models.quantized import quantized_for
-from models.tiny import CLASSES, ENCODER_DECODERS, tiny_model
+from models.tiny import CLASSES, ENCODER_DECODERS, purpose_of, tiny_model
 from models.tuned import quiet, randomize
 
 from luthier.methods import (
@@ -106,6 +106,23 @@ FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")
 ENCODERS = ("bert", "roberta")
 """Families that read whole texts: their head is over classes, and its last layer is new."""
 
+TRIED: dict[str, tuple[str, ...]] = {
+    "bloom": (
+        "lora", "full", "bitfit", "top-layers", "pfeiffer", "ladder", "lets", "ia3", "prompt-tuning", "loreft",
+    ),
+    "distilbert": ("lora", "full", "bitfit", "houlsby", "ladder", "lets", "prefix-tuning", "warp"),
+    "deberta": ("lora", "full", "ln-tuning", "parallel", "attention-fusion", "ladder", "oft", "ia3", "p-tuning", "stack"),
+    "modernbert-mean": (
+        "lora", "full", "ln-tuning", "rows", "parallel", "ladder", "dora", "prompt-tuning", "unipelt", "warp", "loreft",
+    ),
+}  # fmt: skip
+"""Family → the methods that it is tried with: some of each kind, and those that meet what is its own.
+
+Its own are, of BLOOM, fused projections in groups, a residual that the attention adds itself, and a norm behind the embedding;
+of DistilBERT names of its own in the config and in the head; of DeBERTa the table of distances, which projections and a
+norm read; of ModernBERT fused projections in blocks, a window, a first layer without a norm, and a mean in the head's place.
+"""
+
 REFUSED: dict[tuple[str, str], str] = {
     ("bitfit", "gemma2"): "no bias",
     ("bitfit", "phi3"): "no bias",
@@ -114,6 +131,14 @@ REFUSED: dict[tuple[str, str], str] = {
     ("prefix-tuning", "falcon-new"): "takes no learned prefix",
     ("mam", "falcon-new"): "takes no learned prefix",
     ("unipelt", "falcon-new"): "takes no learned prefix",
+    **{
+        (kind, name): "takes no learned prefix"
+        for kind in ("prefix-tuning", "mam", "unipelt")
+        for name in ("bloom", "deberta")
+    },
+    ("bitfit", "modernbert"): "no bias",
+    ("lets", "modernbert"): "positions of its own",
+    ("lets", "deberta"): "positions of its own",
 }
 """(kind, family) → what the refusal says, where a family has no place for a method."""
 
@@ -122,7 +147,7 @@ def ready(method: Method, family: str, new_folder: Callable[[], Path]) -> Method
     """The example as it fits a family: with the adapters that it names made in a new folder, without words it does not need."""
     if isinstance(method, LeTS):
         return fitting(method, family)
-    if isinstance(method, WARP) and family in ENCODERS:
+    if isinstance(method, WARP) and purpose_of(family) == "classes":
         return method.model_copy(update={"classes": None})
     if not isinstance(method, AdapterFusion):
         return method
@@ -144,6 +169,6 @@ def fitting(method: LeTS, family: str) -> LeTS:
 
 def model_for(method: Method, family: str) -> LanguageModel:
     """A tiny model of a family with the head that a recipe with this method has it loaded with."""
-    reads_mask = family in ENCODERS and method.class_head(ClassHead(CLASSES)).reads_mask
+    reads_mask = purpose_of(family) == "classes" and method.class_head(ClassHead(CLASSES)).reads_mask
     model = tiny_model(family, purpose="mask" if reads_mask else None)
     return quantized_for(method, model) if method.needs_quantization else model

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from models.rows import batch_of, plain_logprobs, random_rows
+from models.rows import batch_of, class_rows, plain_class_logprobs, plain_logprobs, random_rows
 from models.tiny import CONFIGS, tiny_model
 from models.tuned import LENGTHS, logprobs, plain_attention, randomize
 from near import assert_apart, assert_near
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import RecipeError
@@ -185,6 +185,18 @@ def test_merged_with_added_biases_it_is_a_plain_model_whose_config_says_so(
     assert_near(plain_logprobs(plain.eval(), random_rows(LENGTHS)), unmerged)
     config = plain.config.to_dict()
     assert {key for key in ("attention_bias", "mlp_bias") if config.get(key)} == switches
+
+
+def test_biases_that_are_added_to_an_encoder_and_to_its_head_are_merged_too(tmp_path: Path) -> None:
+    model, attachment = tuned("modernbert", missing="add-zero")
+    assert {"head.dense.bias", "model.layers.0.attn.Wqkv.bias"} < set(attachment.trainables)
+    unmerged = logprobs(model)
+    attachment.merge()
+    write_model(model, tmp_path, torch.float32)
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert_near(plain_class_logprobs(plain, class_rows(LENGTHS, "first")), unmerged)
+    values = plain.config.to_dict()
+    assert all(values[switch] for switch in ("attention_bias", "mlp_bias", "classifier_bias"))
 
 
 @pytest.mark.parametrize(("name", "ending"), [("mistral", "q_proj"), ("phi3", "qkv_proj"), ("qwen3", "up_proj")])

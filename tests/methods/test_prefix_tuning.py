@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from methods.prefixed import exchange_keys
 from methods.soft_prompt_files import CONFIG, PEFT_WARNINGS, by_peft, made_by_peft, rewrite_config, written
 from models.rows import random_rows
 from models.tiny import PACKED, PLAIN, plain_model, tiny_model
@@ -51,6 +52,27 @@ def test_a_prefix_of_the_true_keys_and_values_of_a_text_is_that_text(name: str, 
     PrefixTuning(num_virtual_tokens=3, init="text", text="w3 w40 w7").attach(model, "default", seed=0)
     assert_near(logprobs(model), expected)
     assert_apart(logprobs(model), logprobs(model, None))
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "modernbert"])
+def test_an_encoder_sees_the_prefix_of_each_layer_in_the_place_of_its_first_keys_as_far_as_a_window_reaches(
+    name: str,
+) -> None:
+    model, plain = tiny_model(name), plain_model(name)
+    attachment = PrefixTuning(num_virtual_tokens=2).attach(model, "default", seed=0)
+    randomize(attachment, 1.0)
+    states_LSVKE = attachment.trainables["prompt_embeddings"].detach().view(2, 2, 2, 4, 8).permute(1, 2, 0, 3, 4)
+    attentions = [plain.get_submodule(layer.attention) for layer in model.anatomy.layers]
+    exchange_keys(plain, dict(zip(attentions, states_LSVKE, strict=True)))
+    batch = usual_batch(model, "default")
+    assert batch.mask_BT is not None
+    own_BT = batch.mask_BT & (batch.positions_BT >= 2)
+    given = {"input_ids": batch.tokens_BT, "attention_mask": batch.mask_BT, "position_ids": batch.positions_BT}
+    if name == "bert":
+        given["token_type_ids"] = batch.types_BT
+    expected = plain.get_submodule(model.anatomy.trunk)(**given).last_hidden_state[own_BT]
+    assert_near(model.hidden(batch, "default")[own_BT], expected)
+    assert_apart(model.hidden(batch)[own_BT], expected)
 
 
 @pytest.mark.parametrize(

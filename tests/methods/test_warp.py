@@ -9,7 +9,7 @@ import pytest
 import torch
 from methods.soft_prompt_files import written
 from models.rows import class_rows
-from models.tiny import CLASSES, ENCODERS, MASK, NAMES, plain_model, tiny_model, tiny_tokenizer
+from models.tiny import CLASSES, ENCODERS, MASK, NAMES, TYPED, plain_model, tiny_model, tiny_tokenizer
 from models.tuned import LENGTHS, logprobs, logprobs_behind, quiet, randomize, usual_batch
 from near import assert_near
 from pydantic import ValidationError
@@ -134,7 +134,7 @@ def at_mask(hf: PreTrainedModel, before_KD: Tensor) -> list[tuple[Tensor, Tensor
     for row in class_rows(LENGTHS, "first"):
         tokens_T = torch.tensor([MASK, *row.parts[0].tokens_T.tolist()])
         inputs = {"inputs_embeds": torch.cat([before_KD, hf.get_input_embeddings()(tokens_T)])[None]}
-        if row.types_P is not None and hf.config.model_type == "bert":
+        if row.types_P is not None and hf.config.model_type in TYPED:
             inputs["token_type_ids"] = torch.tensor([*[0] * (len(before_KD) + 1), *row.types_P.tolist()])[None]
         logits_V = hf(**inputs).logits[0, len(before_KD)]
         found.append((seen[-1][0, len(before_KD)], logits_V))

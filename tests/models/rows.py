@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from models.tiny import CLASSES, VOCABULARY
+from models.tiny import CLASSES, TYPED, VOCABULARY
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -95,7 +95,7 @@ def plain_class_logprobs(hf: PreTrainedModel, examples: Sequence[Example]) -> Te
     pieces = []
     for example in examples:
         inputs = {"input_ids": torch.from_numpy(example.parts[0].tokens_T)[None]}
-        if example.types_P is not None and hf.config.model_type == "bert":
+        if example.types_P is not None and hf.config.model_type in TYPED:
             inputs["token_type_ids"] = torch.from_numpy(example.types_P)[None]
         pieces.append(hf(**inputs).logits[0].float().log_softmax(-1)[torch.from_numpy(example.token_N)])
     return torch.cat(pieces)

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from models.rows import class_rows, plain_class_logprobs
-from models.tiny import CLASSES, ENCODERS, NAMES, PLAIN, plain_model, tiny_model, tiny_tokenizer
+from models.tiny import CLASSES, ENCODERS, NAMES, PLAIN, TYPED, plain_model, tiny_model, tiny_tokenizer
 from models.tuned import LENGTHS, plain_attention, quiet
 from near import assert_apart, assert_near
 from torch import nn
-from transformers import BertForMaskedLM, PreTrainedModel, RobertaForMaskedLM
+from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from luthier.data.packing import collate
 from luthier.data.placeholders import with_placeholders
@@ -47,16 +47,17 @@ def test_padded_rows_have_the_logits_of_transformers_with_the_same_padding(name:
     plain, model = plain_model(name), tiny_model(name)
     batch = collate(class_rows(LENGTHS, "first"), "bucketed", pad_id=model.pad_id)
     inputs = {"input_ids": batch.tokens_BT, "attention_mask": batch.mask_BT.long()}
-    if name == "bert":
+    if plain.config.model_type in TYPED:
         inputs["token_type_ids"] = batch.types_BT
-    else:  # transformers finds paddings by their token, and so counts positions
+    if name == "roberta":  # transformers finds paddings by their token, and so counts positions
         assert not bool((batch.tokens_BT[batch.mask_BT] == 1).any())
         inputs["input_ids"] = batch.tokens_BT.masked_fill(~batch.mask_BT, 1)
     assert_near(class_logits(model), plain(**inputs).logits)
 
 
-def test_a_second_text_is_told_apart_by_its_token_types() -> None:
-    model = tiny_model("bert")
+@pytest.mark.parametrize("name", ["bert", "deberta"])
+def test_a_second_text_is_told_apart_by_its_token_types(name: str) -> None:
+    model = tiny_model(name)
     rows = class_rows(LENGTHS, "first")
     batch = collate(rows, "bucketed", pad_id=0)
     assert batch.types_BT is not None
@@ -78,19 +79,36 @@ def test_the_anatomy_names_every_part_of_an_encoder(name: str) -> None:
     anatomy = model.anatomy
     linears = {key for key, module in modules.items() if isinstance(module, nn.Linear)}
     assert set(anatomy.linears) | set(anatomy.head_linears) == linears
-    assert len(anatomy.linears) == 12
+    assert len(anatomy.linears) == (8 if name.startswith("modernbert") else 12)
     assert len(anatomy.head_linears) == 2
-    assert set(anatomy.norms) == {key for key, module in modules.items() if isinstance(module, nn.LayerNorm)}
+    trunk, stack, (down, out, attention_norm, feedforward_norm) = PARTS[name.partition("-")[0]]
+    norms = {key for key, module in modules.items() if isinstance(module, nn.LayerNorm)}
+    assert set(anatomy.norms) == {key for key in norms if key.startswith(f"{trunk}.")}
     assert set(anatomy.hidden_norms) == set(anatomy.norms)
-    assert anatomy.norms[0] == f"{name}.embeddings.LayerNorm"
-    assert not anatomy.norms_first
-    assert anatomy.final_norm is None
+    assert anatomy.norms[0].startswith(f"{trunk}.embeddings.")
+    assert anatomy.norms_first == (trunk == "model")
+    assert anatomy.final_norm == ("model.final_norm" if trunk == "model" else None)
     assert anatomy.purpose == "classes"
-    layer = anatomy.layers[1]
-    assert layer.roles["down"] == f"{name}.encoder.layer.1.output.dense"
-    assert layer.attention_out == f"{name}.encoder.layer.1.attention.output.dense"
-    assert layer.attention_norm == f"{name}.encoder.layer.1.attention.output.LayerNorm"
-    assert layer.feedforward_norm == f"{name}.encoder.layer.1.output.LayerNorm"
+    layer, prefix = anatomy.layers[1], f"{trunk}.{stack}.1."
+    assert layer.roles["down"] == prefix + down
+    assert layer.attention_out == prefix + out
+    assert layer.attention_norm == prefix + attention_norm
+    assert layer.feedforward_norm == prefix + feedforward_norm
+    if trunk == "model":
+        assert anatomy.layers[0].attention_norm is None, "an identity stands in its place"
+
+
+OF_BERT = ("output.dense", "attention.output.dense", "attention.output.LayerNorm", "output.LayerNorm")
+PARTS = {
+    "bert": ("bert", "encoder.layer", OF_BERT),
+    "roberta": ("roberta", "encoder.layer", OF_BERT),
+    "distilbert": (
+        "distilbert", "transformer.layer", ("ffn.lin2", "attention.out_lin", "sa_layer_norm", "output_layer_norm")
+    ),
+    "deberta": ("deberta", "encoder.layer", OF_BERT),
+    "modernbert": ("model", "layers", ("mlp.Wo", "attn.Wo", "attn_norm", "mlp_norm")),
+}  # fmt: skip
+"""Trunk, stack, and of a layer: where attention and feed-forward end, and their norms."""
 
 
 def test_positions_of_roberta_begin_behind_the_padding_token() -> None:
@@ -101,7 +119,7 @@ def test_positions_of_roberta_begin_behind_the_padding_token() -> None:
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_the_pooled_token_is_the_first_real_one_behind_virtual_ones(name: str) -> None:
+def test_the_pooled_token_is_the_first_real_one_behind_virtual_ones_and_a_mean_is_over_these(name: str) -> None:
     row = with_placeholders(class_rows((5,), "first")[0], 3)
     assert row.source_N.tolist() == [3]
     model = tiny_model(name)
@@ -109,7 +127,15 @@ def test_the_pooled_token_is_the_first_real_one_behind_virtual_ones(name: str) -
     batch = collate([row], "bucketed", pad_id=0)
     hidden_BTD = model.hidden(batch, "default")
     outputs = model.forward(batch, "default")
-    assert torch.equal(outputs.hidden_ND[0], hidden_BTD[0, 3])
+    own = hidden_BTD[0, 3:].mean(0) if name == "modernbert-mean" else hidden_BTD[0, 3]
+    assert_near(outputs.hidden_ND[0], own, 1e-6)
+
+
+@pytest.mark.parametrize(("name", "told"), [("bert", "at the first virtual token"), ("modernbert-mean", "the mean")])
+def test_it_is_said_what_other_tools_read_behind_a_soft_prompt(name: str, told: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    PromptTuning(num_virtual_tokens=3).attach(tiny_model(name), "default", seed=0).write(tmp_path, said.append)
+    assert any(told in sentence for sentence in said)
 
 
 # ── heads that are new ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -124,7 +150,8 @@ def saved(hf: PreTrainedModel, folder: Path) -> ModelSettings:
 def masked_model(name: str) -> PreTrainedModel:
     """The encoder as it is published: with a head over words, for masked tokens."""
     config = plain_model(name).config
-    return {"bert": BertForMaskedLM, "roberta": RobertaForMaskedLM}[name](config)
+    masked: PreTrainedModel = AutoModelForMaskedLM.from_config(config)
+    return masked
 
 
 @pytest.mark.parametrize(
@@ -132,6 +159,9 @@ def masked_model(name: str) -> PreTrainedModel:
     [
         ("bert", ("bert.pooler.dense", "classifier")),
         ("roberta", ("classifier.dense", "classifier.out_proj")),
+        ("distilbert", ("pre_classifier", "classifier")),
+        ("deberta", ("pooler.dense", "classifier")),
+        ("modernbert", ("classifier",)),
         ("llama", ("score",)),
     ],
 )
@@ -158,7 +188,7 @@ def test_a_head_for_the_same_classes_is_kept_and_one_for_others_is_new(name: str
     kept = load_model(settings, quiet, head=ClassHead(CLASSES))
     assert kept.new_head == ()
     assert_near(class_logits(kept), class_logits(tiny_model(name)), 1e-6)
-    last = {"bert": ("classifier",), "roberta": ("classifier.dense", "classifier.out_proj")}[name]
+    last = ("classifier.dense", "classifier.out_proj") if name == "roberta" else ("classifier",)
     assert load_model(settings, quiet, head=ClassHead(("a", "b", "c"))).new_head == last
     assert load_model(settings, quiet, head=ClassHead(("a", "b"))).new_head == last
 

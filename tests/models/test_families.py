@@ -152,7 +152,7 @@ def test_decoding_over_a_cache_gives_what_a_whole_forward_pass_gives(name: str, 
             assert_near(torch.stack(seen)[:, row], expected)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "falcon-alibi"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "falcon-alibi", "bloom"])
 def test_checkpointed_layers_give_the_same_gradients_dropout_included(name: str) -> None:
     results = []
     for checkpointed in (False, True):

@@ -46,7 +46,7 @@ def count_calls(model: LanguageModel) -> list[str]:
     return calls
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "falcon-new", "bert", "roberta", "t5", "bart"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "falcon-new", "bloom", "bert", "roberta", "t5", "bart"])
 def test_several_tasks_over_the_same_rows_are_as_one_by_one_and_the_base_runs_once(name: str) -> None:
     model = with_sides(name)
     batch = usual_batch(model, None)

@@ -10,7 +10,7 @@ from models.rows import batch_of
 from models.tiny import PLAIN, plain_model, tiny_model, tiny_tokenizer
 from models.tuned import LENGTHS, logprobs, quiet
 from near import assert_near
-from transformers import BloomConfig, BloomForCausalLM
+from transformers import MptConfig, MptForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from luthier.errors import RecipeError, ResourceError
@@ -77,9 +77,9 @@ def test_a_gpu_that_is_not_there_is_refused_with_how_many_there_are(monkeypatch:
 
 
 def test_a_family_that_is_not_known_is_refused_with_the_field(tmp_path: Path) -> None:
-    BloomForCausalLM(BloomConfig(vocab_size=61, hidden_size=8, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    MptForCausalLM(MptConfig(vocab_size=61, d_model=8, n_layers=1, n_heads=2)).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(RecipeError) as refused:
         load_model(ModelSettings(name=str(tmp_path), device="cpu"), quiet)
     assert refused.value.field == "model"
-    assert "bloom" in refused.value.found
+    assert "mpt" in refused.value.found

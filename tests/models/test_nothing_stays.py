@@ -11,7 +11,7 @@ from luthier.models.language_model import LanguageModel
 
 
 @pytest.mark.parametrize("is_checkpointed", [False, True])
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "falcon-new", "t5-gated", "bart", "bert"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "falcon-new", "t5-gated", "bart", "bert", "deberta"])
 def test_a_pass_that_is_not_carried_backward_leaves_nothing(name: str, is_checkpointed: bool) -> None:
     model = tiny_model(name)
     random_lora(model)

@@ -35,9 +35,10 @@ def test_the_last_linear_layers_take_what_attention_and_the_feed_forward_block_h
         up, down, out = (model.hf.get_submodule(layer.roles[role]) for role in ("up", "down", "attention_out"))
         inputs = [weight_of(module).shape[1] for module in (up, down, out)]
         outputs = [weight_of(module).shape[0] for module in (up, down, out)]
-        assert inputs == [32, 40, 32]
+        inner = 4 * 32 if name == "bloom" else 40  # for which it has no setting
+        assert inputs == [32, inner, 32]
         assert outputs[1:] == [32, 32]
-        assert outputs[0] in (40, 80)  # a gate may come with it
+        assert outputs[0] in (inner, 2 * inner)  # a gate may come with it
 
 
 def weight_of(module: torch.nn.Module) -> Tensor:

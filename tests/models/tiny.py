@@ -25,10 +25,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from luthier.models.attention import FAST, REFERENCE, register_attention
+from luthier.models.attention import implementation_of, register_attention
 from luthier.models.families import family_of
 from luthier.models.fast_layers import use_fast_layers
-from luthier.models.heads import ClassHead, add_class_layer, name_classes, new_layers, rest_pooler
+from luthier.models.fitting import fit_family
+from luthier.models.heads import ClassHead, add_class_layer, name_classes, new_layers
 from luthier.models.language_model import FastModel, Identity, LanguageModel
 from luthier.models.reading import read_anatomy
 from luthier.objectives.regression import SCORE
@@ -69,6 +70,22 @@ _BART = {
     "forced_eos_token_id": None,
 }  # fmt: skip
 _ENCODER = {**_WIDE, "intermediate_size": 40}
+_BLOOM = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
+_DISTILBERT = {
+    "vocab_size": VOCABULARY, "dim": 32, "hidden_dim": 40, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}  # fmt: skip
+_DEBERTA = {  # as of version 3, but for two kinds of tokens
+    **_ENCODER, "type_vocab_size": 2, "position_biased_input": False, "relative_attention": True, "position_buckets": 4,
+    "max_relative_positions": -1, "norm_rel_ebd": "layer_norm", "share_att_key": True, "pos_att_type": "p2c|c2p",
+}  # fmt: skip
+_MODERNBERT = {
+    **_ENCODER, "cls_token_id": 1, "sep_token_id": 2, "local_attention": 6, "norm_bias": True,
+    "layer_types": ["full_attention", "sliding_attention"],
+}  # fmt: skip
 _FALCON = {**_WIDE, "ffn_hidden_size": 40, "alibi": False, "bias": True}
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -115,15 +132,22 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon": ("falcon", {**_FALCON, "multi_query": True, "parallel_attn": True}),
     "falcon-new": ("falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
     "falcon-alibi": ("falcon", {**_FALCON, "alibi": True, "multi_query": False, "parallel_attn": False}),
+    "bloom": ("bloom", _BLOOM),
     "t5": ("t5", _T5),
     "t5-gated": ("t5", {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
     "bart": ("bart", _BART),
     "bert": ("bert", {**_ENCODER, "type_vocab_size": 2}),
     "roberta": ("roberta", {**_ENCODER, "pad_token_id": 1, "type_vocab_size": 1, "max_position_embeddings": 66}),
+    "distilbert": ("distilbert", _DISTILBERT),
+    "deberta": ("deberta-v2", _DEBERTA),
+    "modernbert": ("modernbert", {**_MODERNBERT, "classifier_pooling": "cls", "norm_bias": False}),
+    "modernbert-mean": ("modernbert", {**_MODERNBERT, "classifier_pooling": "mean", "attention_bias": True}),
 }  # fmt: skip
 """Our name → transformers' `model_type`, and the config."""
 
-ENCODERS = ("bert", "roberta")
+ENCODERS = ("bert", "roberta", "distilbert", "deberta", "modernbert", "modernbert-mean")
+TYPED = ("bert", "deberta-v2")
+"""Model types of which tiny models tell the tokens of a second text apart."""
 ENCODER_DECODERS = ("t5", "t5-gated", "bart")
 STARTS = {"t5": 0, "t5-gated": 0, "bart": 2}
 """The token that the decoder of each begins with."""
@@ -133,7 +157,7 @@ MIXTURES = ("gpt_oss",)
 
 NAMES = tuple(name for name in CONFIGS if name not in (*ENCODERS, *ENCODER_DECODERS, *MIXTURES))
 CLASSES = ("angry", "happy", "neutral")
-PACKED = tuple(name for name in NAMES if not name.startswith("falcon"))
+PACKED = tuple(name for name in NAMES if not name.startswith(("falcon", "bloom")))
 
 
 def tiny_config(name: str) -> PreTrainedConfig:
@@ -217,14 +241,13 @@ def tiny_model(
     purpose = purpose or purpose_of(name)
     family = family_of(CONFIGS[name][0])
     register_attention()
-    ours = FAST if fast.attention else REFERENCE
-    hf = plain_model(name, ours if family.attends_by_interface else "sdpa", dtype, purpose)
+    hf = plain_model(name, implementation_of(family, fast.attention), dtype, purpose)
     if purpose == "mask":
         add_class_layer(hf, family, len(CLASSES))
         last = family.mask_head[-1].name
         _settle((f"{last}.{key}", tensor) for key, tensor in hf.get_submodule(last).named_parameters())
         hf.requires_grad_(False)
-    rest_pooler(hf, family)
+    fit_family(hf, family)
     anatomy = read_anatomy(hf, family)
     use_fast_layers(hf, anatomy, norm=fast.norm, gated_mlp=fast.gated_mlp, linear=fast.linear)
     new_head: tuple[str, ...] = (anatomy.head,) if purpose == "mask" else ()

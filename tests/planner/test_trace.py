@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from models.tiny import CONFIGS
+from models.rows import class_rows
+from models.tiny import CLASSES, CONFIGS
 from tiny_runs import recipe_values
 from transformers import AutoConfig
 
@@ -15,7 +16,7 @@ from luthier.errors import LuthierError, RecipeError, Unplannable
 from luthier.methods import METHODS, kind_of
 from luthier.planner.alone import trace_all
 from luthier.planner.memory import demand
-from luthier.planner.request import imagined_rows, work_of
+from luthier.planner.request import Rows, imagined_rows, work_of
 from luthier.planner.trace import (
     BACKWARD,
     GRADIENTS,
@@ -153,16 +154,29 @@ def test_rows_of_classes_cannot_be_imagined() -> None:
     assert refused.value.field == "data.train"
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma2", "falcon-new", "gpt_oss"])
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "falcon-new", "bloom", "gpt_oss"])
 def test_other_families_too(name: str) -> None:
     kind, values = CONFIGS[name]
-    one = work({"model_type": kind, **values}, data={"max_length": 48})
+    check_planned(work({"model_type": kind, **values}, data={"max_length": 48}))
+
+
+def check_planned(one: Work) -> None:
+    """What is pretended of a work holds what is carried out."""
     (pretended,) = trace_all([one])
-    assert isinstance(pretended, Trace)
+    assert isinstance(pretended, Trace), pretended
     (real,) = trace_all([one], for_real=True)
     assert isinstance(real, Trace)
     wanted, found = (max(peak.num_bytes for peak in each.peaks.values()) for each in (real, pretended))
     assert found == pytest.approx(wanted, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "deberta", "modernbert-mean"])
+def test_encoders_too(name: str) -> None:
+    kind, values = CONFIGS[name]
+    objective = {"kind": "classification", "classes": CLASSES}
+    recipe = make_recipe(recipe_values(Path("model"), ROWS, objective=objective, method={"targets": "all-linear"}))
+    config = AutoConfig.for_model(kind, **values)
+    check_planned(work_of(recipe, config, Rows(tuple(class_rows((40, 17, 33, 48), "first"))), torch.device("cpu")))
 
 
 def test_a_run_after_a_plan_finds_nothing_that_pretends() -> None:
