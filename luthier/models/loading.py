@@ -92,13 +92,15 @@ def load_model(
     head: ClassHead | None = None,
     quantization: QuantizationSettings | None = None,
     wishes: Wishes | None = None,
+    seed: int = 0,
 ) -> LanguageModel:
     """The base model of a recipe, frozen, without dropout, ready on its device.
 
     head: the classes that its head shall tell apart; None keeps the head over words. quantization: in what form its linear
-    layers are held. wishes: what a method asks of that. Raises the errors of `sources`, and RecipeError for an unknown family or one that has no such head.
+    layers are held. wishes: what a method asks of that. seed: decides the weights of a new model.
+    Raises the errors of `sources`, and RecipeError for an unknown family or one that has no such head.
     """
-    source = locate(settings, announce)
+    source = locate(settings, announce, seed=seed)
     config = read_config(source)
     family = family_of(config.model_type)
     check_head(family, config.model_type, head is not None)
@@ -136,7 +138,8 @@ def load_model(
     use_fast_layers(hf, anatomy, norm=fast.norm, gated_mlp=fast.gated_mlp, linear=fast.linear)
     hf.requires_grad_(False).train(False).to(device)
     tokenizer = read_tokenizer(source)
-    announce(f"Model {settings.name}: {_weights(hf, dtype)}, on {device}.")
+    drawn = f", drawn from seed {source.draw.seed}" if source.draw is not None else ""
+    announce(f"Model {settings.name}: {_weights(hf, dtype)}{drawn}, on {device}.")
     if head is not None and new_head:
         announce(f"Its head for {', '.join(head.classes)} is new, drawn from seed {head.seed}.")
     first = {} if streaming is None else {name: each.first for name, each in streaming.prepared.items() if each.first}
