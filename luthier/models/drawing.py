@@ -119,6 +119,7 @@ def fitted(values: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dic
             field="model.config",
         )
     found = {"vocab_size": size, **values}
+    defaults = CONFIG_MAPPING[values["model_type"]]()
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in _ROLES}
     for key, token in ids.items():
         if key in values and values[key] != token and token is not None and values[key] is not None:
@@ -127,8 +128,8 @@ def fitted(values: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dic
                 f"Take {key} out of the config, or set it to {token}.",
                 field="model.config",
             )
-        found[key] = token
-    defaults = CONFIG_MAPPING[values["model_type"]]()
+        if token is not None or key in defaults.to_dict():
+            found[key] = token
     if defaults.is_encoder_decoder:
         _check_padding(ids["pad_token_id"])
         if values.get("decoder_start_token_id") is None:
@@ -167,6 +168,7 @@ def draw_model(
             torch.manual_seed((salt_of(name) ^ seed) & (2**63 - 1))
             owner._init_weights(module)  # type: ignore[no-untyped-call]
     model.tie_weights()
+    model.config.architectures = [type(model).__name__]
     return model
 
 

@@ -293,7 +293,7 @@ def _drawn_config(source: ModelSource, draw: Draw) -> PreTrainedConfig:
             "Correct it.",
             field="model.config",
         ) from error
-    _check_keys(config, values)
+    _check_keys(config, draw.config)
     return config
 
 
