@@ -14,7 +14,7 @@ from luthier.errors import GateRefusal
 from luthier.models.families import family_of
 from luthier.models.loading import check_head
 from luthier.models.positions import longest_row
-from luthier.models.sources import locate, read_answer_start, read_config, read_tokenizer
+from luthier.models.sources import locate, read_answer_start, read_config, read_tokenizer, with_new_tokens
 from luthier.objectives import Objective
 from luthier.recipe import Recipe
 
@@ -34,8 +34,8 @@ class Prepared:
 def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
     """Read the recipe's data and let the gate judge it, without loading the model's weights."""
     source = locate(recipe.model, announce)
-    config = read_config(source)
     tokenizer = read_tokenizer(source)
+    config = with_new_tokens(read_config(source), source, tokenizer)
     dataset, objective = read_dataset(recipe, config, tokenizer, announce, read_answer_start(source, config))
     check_lengths(dataset, config)
     return Prepared(dataset, objective, tokenizer, check_gate(dataset, int(config.vocab_size)))

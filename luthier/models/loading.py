@@ -20,6 +20,7 @@ from luthier.models.fast_layers import use_fast_layers
 from luthier.models.gguf_packed import GGUFBlocks
 from luthier.models.heads import ClassHead, read_class_weights, rest_pooler
 from luthier.models.language_model import FastModel, Identity, LanguageModel
+from luthier.models.new_tokens import grow
 from luthier.models.reading import read_anatomy
 from luthier.models.settings import ModelSettings
 from luthier.models.sources import (
@@ -97,7 +98,7 @@ def load_model(
     """The base model of a recipe, frozen, without dropout, ready on its device.
 
     head: the classes that its head shall tell apart; None keeps the head over words. quantization: in what form its linear
-    layers are held. wishes: what a method asks of that. seed: decides the weights of a new model.
+    layers are held. wishes: what a method asks of that. seed: decides the weights of a new model, and the rows of tokens that are added.
     Raises the errors of `sources`, and RecipeError for an unknown family or one that has no such head.
     """
     source = locate(settings, announce, seed=seed)
@@ -134,16 +135,28 @@ def load_model(
     if family.encoder is not None and hf.generation_config is not None:
         hf.generation_config.decoder_start_token_id = read_answer_start(source, config)
     rest_pooler(hf, family)
+    tokenizer = read_tokenizer(source)
+    new_tokens = () if source.added is None else grow(hf, tokenizer, source.added)
     anatomy = read_anatomy(hf, family)
     use_fast_layers(hf, anatomy, norm=fast.norm, gated_mlp=fast.gated_mlp, linear=fast.linear)
     hf.requires_grad_(False).train(False).to(device)
-    tokenizer = read_tokenizer(source)
     drawn = f", drawn from seed {source.draw.seed}" if source.draw is not None else ""
     announce(f"Model {settings.name}: {_weights(hf, dtype)}{drawn}, on {device}.")
     if head is not None and new_head:
         announce(f"Its head for {', '.join(head.classes)} is new, drawn from seed {head.seed}.")
+    if source.added is not None:
+        announce(f"New tokens: {', '.join(source.added.tokens)}. Their rows begin near the mean of the others.")
     first = {} if streaming is None else {name: each.first for name, each in streaming.prepared.items() if each.first}
-    return LanguageModel(hf, tokenizer, anatomy, identify(settings, source), fast, new_head=new_head, prepared=first)
+    return LanguageModel(
+        hf,
+        tokenizer,
+        anatomy,
+        identify(settings, source),
+        fast,
+        new_head=new_head,
+        new_tokens=new_tokens,
+        prepared=first,
+    )
 
 
 def _blocks(

@@ -27,6 +27,10 @@ class ModelSettings(Settings):
     tokenizer: str | None = Field(
         None, description="With config: the folder of its tokenizer; unset: the config's own folder."
     )
+    add_tokens: tuple[str, ...] = Field(
+        (),
+        description="Special tokens that the model does not have yet, such as markers; they get rows of their own, which train with any of the methods lora and full.",
+    )
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
         description="Number format of the frozen weights; 'auto' is fp32 on a CPU and bf16 on a GPU that has it.",
@@ -51,6 +55,14 @@ class ModelSettings(Settings):
             raise fault_at(
                 "model.tokenizer",
                 "model.tokenizer goes with model.config alone; leave it out, since a model has its own tokenizer.",
+            )
+        for token in self.add_tokens:
+            if not token.strip() or self.add_tokens.count(token) > 1:
+                raise fault_at("model.add_tokens", f"{token!r} is blank or named twice; name each new token once.")
+        if self.add_tokens and self.config is not None:
+            raise fault_at(
+                "model.add_tokens",
+                "A new model has its tokenizer's tokens; train that with 'luthier tokenizer --special TOKEN' instead.",
             )
         return self
 

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ from luthier.models.families import family_of
 from luthier.models.fingerprints import fingerprint_files
 from luthier.models.gguf_files import read_gguf_config, read_gguf_tokenizer, read_gguf_weights
 from luthier.models.hub import download
+from luthier.models.new_tokens import Added, add_tokens, grown_size
 from luthier.models.settings import ModelSettings
 from luthier.models.streaming import Streaming
 from luthier.quantization.stored import StoredForm, stored_form
@@ -65,6 +66,7 @@ class ModelSource:
     """A model found: its local folder, for a GGUF file its name in there, for a hub model its commit.
 
     draw: for one that begins at random weights, what they are drawn by; the folder then is its tokenizer's.
+    added: the tokens that are added to it.
     """
 
     name: str
@@ -73,6 +75,7 @@ class ModelSource:
     kind: Literal["builtin", "folder", "hub", "gguf", "config"]
     revision: str | None
     draw: Draw | None = None
+    added: Added | None = None
 
     @property
     def gguf(self) -> Path | None:
@@ -84,9 +87,23 @@ class ModelSource:
 
 
 def locate(settings: ModelSettings, announce: Announce, root: Path | None = None, *, seed: int = 0) -> ModelSource:
+    """Where the model is on this machine, and what is added to it; root, seed, Raises: as `_located`."""
+    source = _located(settings, announce, root, seed)
+    if not settings.add_tokens:
+        return source
+    if source.gguf is not None:
+        raise RecipeError(
+            f"{source.name} is a .gguf file, to which no tokens can be added.",
+            "Name the model's safetensors folder, or leave add_tokens out.",
+            field="model.add_tokens",
+        )
+    return replace(source, added=Added(settings.add_tokens, seed))
+
+
+def _located(settings: ModelSettings, announce: Announce, root: Path | None, seed: int) -> ModelSource:
     """Where the model is on this machine, after fetching it if it was not; `root` is the cache (None: the user's).
 
-    seed: decides the weights of a model that has none.
+    seed: decides the weights of a model that has none, and the rows of tokens that are added.
     Raises: NotFound, with near names; RecipeError for an adapter, a pickle or an unfinished folder; NotAllowed for a gated
     model; NetworkError; DiskFull.
     """
@@ -250,7 +267,7 @@ def weight_files(folder: Path, shown: str) -> list[Path]:
 
 
 def read_config(source: ModelSource) -> PreTrainedConfig:
-    """The model's config. Raises: NotAllowed if it needs the model's own code; RecipeError, DataError."""
+    """The model's config, as its weights lie there. Raises: NotAllowed if it needs the model's own code; RecipeError, DataError."""
     if source.gguf is not None:
         return read_gguf_config(source.gguf)
     if source.draw is not None:
@@ -318,7 +335,7 @@ def stored_form_of(source: ModelSource) -> StoredForm | None:
 
 
 def read_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """The model's fast tokenizer. Raises: NotAllowed if it needs code of its own; RecipeError, DataError."""
+    """The model's fast tokenizer, with the tokens that are added. Raises: NotAllowed if it needs code of its own; RecipeError, DataError."""
     if source.gguf is not None:
         return read_gguf_tokenizer(source.gguf)
     file = source.folder / "tokenizer_config.json"
@@ -331,7 +348,18 @@ def read_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
             field="model",
         )
     result: PreTrainedTokenizerBase = tokenizer
+    if source.added is not None:
+        add_tokens(result, source.added.tokens)
     return result
+
+
+def with_new_tokens(
+    config: PreTrainedConfig, source: ModelSource, tokenizer: PreTrainedTokenizerBase | None = None
+) -> PreTrainedConfig:
+    """The model's config as it is once the tokens are there that are added to it; tokenizer: the model's, if it was read already."""
+    if source.added is not None:
+        config.vocab_size = grown_size(int(config.vocab_size), len(tokenizer or read_tokenizer(source)))
+    return config
 
 
 def read_weights(
@@ -480,8 +508,12 @@ def _reading(place: Path) -> Iterator[None]:
 def fingerprint(source: ModelSource, root: Path | None = None) -> str:
     """The SHA-256 of the model's weights and config; `root` is the cache that remembers it (None: the user's).
 
-    Of a new one: of its config, its tokenizer and the seed that it is drawn by.
+    Of a new one: of its config, its tokenizer and the seed that it is drawn by. Tokens that are added count, with their seed.
     """
+    if source.added is not None:
+        base = fingerprint(replace(source, added=None), root)
+        new = json.dumps([source.added.tokens, source.added.seed])
+        return hashlib.sha256(f"{base} {new}".encode()).hexdigest()
     if source.draw is not None:
         files = [source.folder / name for name in _TOKENIZER_FILES if (source.folder / name).is_file()]
         of_tokenizer = fingerprint_files(files, root or cache_root())

@@ -17,7 +17,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from luthier.errors import DataError, RecipeError
 from luthier.models.loading import choose_dtype
 from luthier.models.shapes import NAMED
-from luthier.models.sources import locate, read_config, stored_form_of
+from luthier.models.sources import locate, read_config, stored_form_of, with_new_tokens
 from luthier.planner.trace import Work
 from luthier.quantization.settings import QuantizationSettings
 from luthier.recipe import Recipe
@@ -51,7 +51,8 @@ def config_of(recipe: Recipe, announce: Callable[[str], None]) -> PreTrainedConf
         return _config(NAMED[recipe.model.name], recipe.model.name)
     if (file := _config_alone(recipe)) is not None:
         return _config(read_json(file), str(file))
-    return read_config(locate(recipe.model, announce))
+    source = locate(recipe.model, announce)
+    return with_new_tokens(read_config(source), source)
 
 
 def is_shape_alone(recipe: Recipe) -> bool:
@@ -137,6 +138,7 @@ def work_of(recipe: Recipe, config: PreTrainedConfig, rows: Rows, device: torch.
         shares_prefix=training.fast.prefix and not is_gpu,
         autocast=torch.bfloat16 if training.autocast == "bf16" or pays else None,
         tokenizer=rows.tokenizer,
+        num_new_tokens=len(recipe.model.add_tokens),
     )
 
 
