@@ -8,7 +8,7 @@ Shapes: K tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -62,8 +62,9 @@ class TrainedRows:
         """Take the rows of a file; one that holds none leaves them as they begin. Raises RecipeError for other tokens."""
         if not file.rows and not file.tokens:
             return
+        rows = self._once(file.rows)
         shapes = {layer: tuple(tensor.shape) for layer, tensor in self.tensors.items()}
-        if file.tokens != self.tokens or {layer: tuple(t.shape) for layer, t in file.rows.items()} != shapes:
+        if file.tokens != self.tokens or {layer: tuple(tensor.shape) for layer, tensor in rows.items()} != shapes:
             own = f"are {', '.join(map(str, self.tokens))}" if self.tokens else "there are none"
             raise RecipeError(
                 f"The adapter has trained rows of the tokens {', '.join(map(str, file.tokens))} in {', '.join(file.rows)}; "
@@ -74,7 +75,17 @@ class TrainedRows:
                 field=TOKEN_INDICES,
             )
         for layer, tensor in self.tensors.items():
-            tensor.copy_(file.rows[layer])
+            tensor.copy_(rows[layer])
+
+    def _once(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The rows without those of a tied head, which peft saves again where the whole embedding is saved too."""
+        embedding, head = self.model.anatomy.embedding, self.model.anatomy.head
+        is_copy = embedding in rows and head in rows and torch.equal(rows[head], rows[embedding])
+        return {
+            layer: tensor
+            for layer, tensor in rows.items()
+            if not (layer == head and self.model.anatomy.is_head_tied and is_copy)
+        }
 
     def merge(self) -> None:
         """Write the rows into the base."""

@@ -84,7 +84,7 @@ class PeftForm(Form):
         }
         layers = tuple(dict.fromkeys(self._layer_of(name) for name in tensors if name not in self.shared))
         settings = {**self.settings_of(config, tensors), "targets": layers}
-        known = {*self.fields.values(), "target_modules", TOKEN_INDICES}
+        known = {*self.fields.values(), "target_modules", *([TOKEN_INDICES] if rows else [])}
         extra = {key: value for key, value in config.items() if key not in known}
         base = str(config.get("base_model_name_or_path") or "")
         return AdapterFile(

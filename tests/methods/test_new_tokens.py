@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_model import write_tiny_encoder, write_tiny_encoder_decoder
 from tiny_runs import Cut, begin, cut_after, go_on, nothing, outcome, recipe_values, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -155,6 +155,26 @@ def test_peft_reads_the_adapter_over_the_resized_base_and_computes_the_same(base
         logits = theirs(input_ids=ids).logits[0]
     num = len(tokenizer)
     torch.testing.assert_close(logits_of(ours, ADAPTER)[:, :num], logits[:, :num], rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_with_rows_that_peft_saved_computes_the_same_here(base: Path, tmp_path: Path):
+    model = loaded(base)
+    ids, is_tied = list(model.new_tokens), model.anatomy.is_head_tied
+    theirs = AutoModelForCausalLM.from_pretrained(base)
+    theirs.resize_token_embeddings(model.vocab_size, mean_resizing=False)
+    places = ids if is_tied else {"embed_tokens": ids, "lm_head": ids}
+    config = LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=places, init_lora_weights=False)
+    theirs = get_peft_model(theirs, config).eval()
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "trainable_tokens" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(len(name)))
+        logits = theirs(input_ids=torch.tensor([model.tokenizer(PROMPT)["input_ids"]])).logits[0]
+    with pytest.warns(UserWarning, match="save_embedding_layers"):  # it saves the whole frozen table beside its rows
+        theirs.save_pretrained(tmp_path)
+    LoRA(begin_from=str(tmp_path)).attach(model, ADAPTER, 0)
+    num = len(model.tokenizer)  # the rows that round the tables off are no tokens
+    torch.testing.assert_close(logits_of(model, ADAPTER)[:, :num], logits[:, :num], rtol=1e-4, atol=1e-5)
 
 
 def test_the_merged_model_has_the_tokens_and_computes_the_same(run: Path, tmp_path: Path):
