@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.version import __version__
 
 if TYPE_CHECKING:
-    from luthier.api import Chat, Classifier, TextModel, evaluate, load, train
+    from luthier.api import Chat, Classifier, TextModel, evaluate, load, train, train_tokenizer
     from luthier.errors import LuthierError
     from luthier.recipe import Recipe, load_recipe
 
@@ -31,6 +31,7 @@ __all__ = [
     "load",
     "load_recipe",
     "train",
+    "train_tokenizer",
 ]
 
 _HOMES = {
@@ -43,6 +44,7 @@ _HOMES = {
     "load": "luthier.api",
     "load_recipe": "luthier.recipe",
     "train": "luthier.api",
+    "train_tokenizer": "luthier.api",
 }
 
 

@@ -11,10 +11,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from luthier.data import tokenizer_training
 from luthier.data.dataset import load_examples
 from luthier.data.reading import called
 from luthier.data.rendering import Renderer, build_renderer
 from luthier.data.template import read_template
+from luthier.data.tokenizer_training import TokenizerSettings, TrainedTokenizer
 from luthier.errors import DataError, NotFound, UsageError
 from luthier.evaluation.classification import class_logprobs, evaluate_classes
 from luthier.evaluation.compare import Candidate, Progress, check_room, evaluate_records
@@ -33,7 +35,7 @@ from luthier.run import RunResult, train_recipe
 from luthier.store.places import expanded
 from luthier.store.runs import find_run, is_run, list_runs, new_run_folder
 from luthier.tuned import load_base, load_run, recipe_of_run
-from luthier.types import Completion, Example, Labelled, Message, Origin, Record
+from luthier.types import Completion, Example, Labelled, Message, Origin, Record, Settings
 
 Announce = Callable[[str], None]
 Prompt = str | Sequence[Message | Mapping[str, str]]
@@ -70,6 +72,22 @@ def train(
         name = called(first)
     folder = new_run_folder(RUNS, name) if out is None else expanded(out)
     return train_recipe(typed, folder, announce=announce, on_step=on_step)
+
+
+def train_tokenizer(
+    data: str | Sequence[str], out: str | Path, *, announce: Announce = _log.info, **settings: Any
+) -> TrainedTokenizer:
+    """Train a tokenizer on the texts of data files and write it into a new folder; `settings` as `TokenizerSettings` has them.
+
+    Raises: UsageError for a setting that is wrong or a folder that is not empty; DataError for texts that support no such
+    vocabulary.
+    """
+    try:
+        asked = TokenizerSettings(**settings)
+    except ValidationError as error:
+        raise _setting_fault(error, "A tokenizer", TokenizerSettings) from error
+    files = (data,) if isinstance(data, str) else tuple(data)
+    return tokenizer_training.train_tokenizer(files, expanded(out), asked, announce)
 
 
 def load(run: str | Path, announce: Announce = _log.info) -> TextModel | Classifier:
@@ -209,11 +227,15 @@ def make_sampling(values: Mapping[str, Any]) -> Sampling:
     try:
         return Sampling(**values)
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in fault["loc"])
-        known = ", ".join(Sampling.model_fields)
-        found = str(fault.get("ctx", {}).get("error", fault["msg"])).removesuffix(".")
-        raise UsageError(f"{name}: {found}.", f"Sampling takes {known}.", field=name) from error
+        raise _setting_fault(error, "Sampling", Sampling) from error
+
+
+def _setting_fault(error: ValidationError, what: str, settings: type[Settings]) -> UsageError:
+    """What is wrong with the first setting at fault."""
+    fault = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in fault["loc"])
+    found = str(fault.get("ctx", {}).get("error", fault["msg"])).removesuffix(".")
+    return UsageError(f"{name}: {found}.", f"{what} takes {', '.join(settings.model_fields)}.", field=name)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from luthier.errors import GateRefusal, RecipeError
 from luthier.models.families import Family, family_of
 from luthier.models.loading import check_head
 from luthier.models.positions import longest_row
-from luthier.models.sources import locate, read_answer_start, read_config, read_tokenizer
+from luthier.models.sources import locate, read_answer_start, read_config, read_tokenizer, with_new_tokens
 from luthier.objectives import Objective, kind_of
 from luthier.recipe import Recipe
 from luthier.types import Example
@@ -47,8 +47,8 @@ class Prepared:
 def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
     """Read the recipe's data and let the gate judge it, without loading the model's weights."""
     source = locate(recipe.model, announce)
-    config = read_config(source)
     tokenizer = read_tokenizer(source)
+    config = with_new_tokens(read_config(source), source, tokenizer)
     answer_start = read_answer_start(source, config)
     dataset, objective = read_dataset(recipe, config, tokenizer, announce, answer_start)
     drawing = drawing_of(recipe, objective, tokenizer, answer_start)

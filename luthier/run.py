@@ -24,10 +24,12 @@ from luthier.errors import CheckpointNotFound, NotFound, RecipeError, UsageError
 from luthier.evaluation.loss import held_out_loss
 from luthier.evaluation.report import write_loss_plot, write_report
 from luthier.methods import ADAPTER, Attachment
+from luthier.models.drawing import with_values
 from luthier.models.language_model import LanguageModel
 from luthier.ops.workers import Workers
 from luthier.prepared import announce_gate, check_lengths, check_recipe, placed_draws, placed_rows
 from luthier.recipe import Recipe, dump_recipe, load_recipe
+from luthier.recipe.base import default_lr_of
 from luthier.recipe.provenance import check_same, environment, provenance_of
 from luthier.store.files import (
     folder_fault,
@@ -89,7 +91,8 @@ def train_recipe(
     make_folder(folder)
     for name in (RESOLVED, RECIPE):  # of a run that failed before its first step
         remove_file(folder / name)
-    recipe = recipe.model_copy(update={"provenance": None})  # another run's, if the recipe was taken from one
+    # the config as it is now, so that the run holds all of its start; the provenance is another run's, if there is one
+    recipe = recipe.model_copy(update={"provenance": None, "model": with_values(recipe.model)})
     write_text(folder / RECIPE, dump_recipe(recipe))
     with carried_out(folder, announce):
         return _train(recipe, folder, announce, on_step, plans=plans)
@@ -229,7 +232,7 @@ def _resolve(
         update={
             "workers": workers,
             "rows_per_step": rows_per_step,
-            "peak_lr": training.peak_lr or recipe.method.default_lr * training.optimizer.rate,
+            "peak_lr": training.peak_lr or default_lr_of(recipe) * training.optimizer.rate,
             "evaluate_every": training.evaluate_every or max(1, batches.num_steps // 5),
             "checkpoint_every": training.checkpoint_every or max(1, batches.num_steps // 10),
         }

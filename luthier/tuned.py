@@ -48,7 +48,7 @@ def load_tuned(folder: Path, recipe: Recipe, announce: Announce) -> LanguageMode
     """The model whose own weights a run tuned."""
     tuned = folder / recipe.method.output_folder
     _require_output(tuned, folder)
-    settings = recipe.model.model_copy(update={"name": str(tuned), "revision": None})
+    settings = recipe.model.at(tuned)
     return load_model(settings, announce, head=head_of(recipe))
 
 
@@ -82,6 +82,7 @@ def load_base_of(recipe: Recipe, announce: Announce) -> LanguageModel:
         head=head_of(recipe),
         quantization=recipe.quantization,
         wishes=wishes_of(recipe),
+        seed=recipe.seed,
     )
     _check_trainable(recipe, model)
     if recipe.training.gradient_checkpointing:

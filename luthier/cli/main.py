@@ -33,6 +33,7 @@ from luthier.cli.quickstart import quickstart
 from luthier.cli.resume import resume
 from luthier.cli.runs import runs
 from luthier.cli.schema import schema
+from luthier.cli.tokenizer import tokenizer
 from luthier.cli.train import train
 from luthier.errors import DiskFull, Interrupted, LuthierError, NotFound, ResourceError, UsageError
 from luthier.ops.shortage import is_shortage
@@ -55,6 +56,7 @@ app.command(rich_help_panel=_BEGIN)(quickstart)
 app.command(rich_help_panel=_BEGIN)(new)
 app.command(rich_help_panel=_BEGIN)(check)
 app.command(rich_help_panel=_BEGIN)(plan)
+app.command(rich_help_panel=_BEGIN)(tokenizer)
 app.command(rich_help_panel=_TUNE)(train)
 app.command(rich_help_panel=_TUNE)(resume)
 app.command(rich_help_panel=_TUNE)(evaluate)

@@ -23,6 +23,7 @@ from luthier.methods.adapter_files import AdapterFile, Form, task_type
 from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, adapted, put_module
 from luthier.methods.class_head import TrainedHead, check_apart
 from luthier.methods.contract import Attachment, Group, Method
+from luthier.methods.new_tokens import TrainedRows, check_apart_from_rows
 from luthier.models.anatomy import Anatomy, find_targets
 from luthier.models.language_model import LanguageModel
 from luthier.ops.draws import salt_of
@@ -53,6 +54,12 @@ class AdapterMethod(Method):
 
         What of the model's head is new trains with it, whole; so does what the file holds of the head.
         """
+        if model.new_tokens and not self.trains_new_tokens:
+            raise RecipeError(
+                f"{self.kind} has no place for the rows of new tokens.",
+                "Set method.kind to lora or full, or leave model.add_tokens out.",
+                field="method.kind",
+            )
         if self.begin_from is None:
             return self.place(model, name, seed, fast)
         file = self.form.read(self.begin_from)
@@ -282,6 +289,8 @@ class AdapterAttachment(Attachment):
         self.extra: dict[str, Any] = {}
         self.trained_on = ""
         self.head_start: dict[str, Tensor] = {}
+        self.new_rows = TrainedRows(model, name, model.new_tokens)
+        check_apart_from_rows(tuple(self.layers), self.new_rows)
         self.train_head(model.new_head)
 
     @property
@@ -324,12 +333,12 @@ class AdapterAttachment(Attachment):
             for target, branch in self.branches.items()
             for ending, tensor in branch.tensors.items()
         }
-        return (*self.method.grouped({**own, **self.shared}), *self.head.groups)
+        return (*self.method.grouped({**own, **self.shared}), *self.head.groups, *self.new_rows.groups)
 
     @property
     def lowest_layer(self) -> int | None:
-        """The first adapted layer; None if the embedding or its norm is adapted."""
-        return self.model.anatomy.lowest_layer(self.layers)
+        """The first adapted layer; None if the embedding, some of its rows or its norm train."""
+        return self.model.anatomy.lowest_layer((*self.layers, *self.new_rows.layers))
 
     @property
     def occupied(self) -> frozenset[str]:
@@ -385,6 +394,7 @@ class AdapterAttachment(Attachment):
             tensor.copy_(file.tensors[name])
         if file.head:
             self.head.load(file)
+        self.new_rows.load(file)
 
     def write(self, folder: Path, announce: Callable[[str], None]) -> None:
         """Write the adapter in its method's form."""
@@ -396,10 +406,14 @@ class AdapterAttachment(Attachment):
             self.model.identity.name,
             self.extra,
             head={name: tensor.detach() for name, tensor in self.head.tensors.items()},
+            tokens=self.new_rows.tokens,
+            rows={layer: tensor.detach() for layer, tensor in self.new_rows.tensors.items()},
             task=task_type(anatomy),
         )
         is_transposed = any(isinstance(layer, AdaptedLinear) and layer.is_transposed for layer in self.layers.values())
         self.method.form.write(folder, file, anatomy, is_transposed)
+        if file.tokens:
+            self.model.tokenizer.save_pretrained(folder)
 
     def merge(self) -> None:
         """Fold every update into its layer, and take off banks that then are empty.
@@ -417,6 +431,7 @@ class AdapterAttachment(Attachment):
                 put_module(self.model, target, base)
         self.layers = {}
         self.head.merge()
+        self.new_rows.merge()
 
 
 def _untie(model: LanguageModel) -> None:

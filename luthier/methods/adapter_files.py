@@ -25,6 +25,7 @@ from luthier.store.files import write_bytes, write_json
 from luthier.store.places import expanded
 
 MODULES_TO_SAVE = "modules_to_save"
+TOKEN_INDICES = "trainable_token_indices"
 _FORMAT = 1
 _CLASSIFIERS = frozenset({"classifier", "score"})
 
@@ -35,6 +36,7 @@ class AdapterFile:
 
     `extra` keeps the config fields that Luthier has no use for, so that reading and writing loses none of them.
     whole: modules that the file says were trained whole beside the adapter. head: the tensors of those, by the base's names.
+    tokens, rows: new tokens whose rows were trained beside the adapter, and these by the layer that has them.
     task: what the model is for, as peft calls it. config: the file that says all this.
     """
 
@@ -45,6 +47,8 @@ class AdapterFile:
     extra: dict[str, Any] = field(default_factory=dict)
     whole: tuple[str, ...] = ()
     head: dict[str, Tensor] = field(default_factory=dict)
+    tokens: tuple[int, ...] = ()
+    rows: dict[str, Tensor] = field(default_factory=dict)
     task: str = "CAUSAL_LM"
     config: str | None = None
 

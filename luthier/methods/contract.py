@@ -182,7 +182,7 @@ class Method(Settings, ABC):
     family: what it trains. paper: where it comes from. count: the formula of its trainable numbers. default_lr: the peak
     learning rate of a recipe that gives none. output_folder: what a finished run calls its result. tunes_base: whether
     the base's own weights train, so that the result is a whole model and not an adapter beside one. needs_quantization:
-    whether it makes sense over a quantized base alone.
+    whether it makes sense over a quantized base alone. trains_new_tokens: whether rows of tokens that are added train with it.
     """
 
     family: ClassVar[Kin]
@@ -193,6 +193,7 @@ class Method(Settings, ABC):
     output_folder: ClassVar[str]
     tunes_base: ClassVar[bool] = False
     needs_quantization: ClassVar[bool] = False
+    trains_new_tokens: ClassVar[bool] = False
 
     kind: str
 

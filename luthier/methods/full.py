@@ -29,6 +29,7 @@ class Full(Method):
     default_lr: ClassVar[float] = 2e-5
     output_folder: ClassVar[str] = "model"
     tunes_base: ClassVar[bool] = True
+    trains_new_tokens: ClassVar[bool] = True
     count: ClassVar[str] = "the size of the chosen tensors; a head tied to the embedding counts once"
 
     kind: Literal["full"] = "full"
@@ -55,6 +56,12 @@ class Full(Method):
                 "The model's head is its embedding, so one cannot train without the other.",
                 "Set method.train_embedding to true, or method.train_head to false.",
                 field="method.train_head",
+            )
+        if model.new_tokens and not (trains_embedding and (trains_head or anatomy.purpose == "classes")):
+            raise RecipeError(
+                "The rows of the new tokens would not train, which say nothing yet.",
+                "Set method.train_embedding and method.train_head to true.",
+                field="method.train_embedding",
             )
         places = [layer.name + "." for layer in anatomy.layers if whole or layer.index in self.layers]
         self._check_layers(len(anatomy.layers))

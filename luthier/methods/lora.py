@@ -53,7 +53,6 @@ LORA_FORM = PeftForm(
         "lora_bias": (None, False),
         "use_qalora": (None, False),
         "use_bdlora": (None, False),
-        "trainable_token_indices": (None, [], {}),
         "target_parameters": (None, []),
         "layer_replication": (None, []),
         "alora_invocation_tokens": (None, []),
@@ -142,6 +141,7 @@ class LoRA(LowRank):
     traits: ClassVar[Traits] = Traits(merges=True, deep_backward=True, over_4bit=True, identity_at_start=True)
     default_lr: ClassVar[float] = 2e-4
     form: ClassVar[PeftForm] = LORA_FORM
+    trains_new_tokens: ClassVar[bool] = True
 
     kind: Literal["lora"] = "lora"
     targets: Literal["all-linear"] | tuple[str, ...] = Field(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from luthier.errors import RecipeError
 from luthier.methods.adapter_files import (
+    TOKEN_INDICES,
     AdapterFile,
     Form,
     adapter_folder,
@@ -36,6 +37,7 @@ WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _SHARED_PREFIX = "base_model."
 _FROZEN_COPY = ".base_layer.weight"
+_ROWS = ".token_adapter.trainable_tokens_delta"
 
 
 @dataclass(frozen=True)
@@ -72,18 +74,30 @@ class PeftForm(Form):
         whole = whole_modules(config)
         in_head = {key for key in raw if any(holds(module, key.rpartition(".")[0]) for module in whole)}
         head = {key.removeprefix(_PREFIX): raw[key] for key in in_head}
+        rows = {
+            key.removeprefix(_PREFIX).removesuffix(_ROWS): tensor for key, tensor in raw.items() if key.endswith(_ROWS)
+        }
         tensors = {
             self._inner_name(key, folder / WEIGHTS): tensor
             for key, tensor in raw.items()
-            if not key.endswith(_FROZEN_COPY) and key not in in_head
+            if not key.endswith((_FROZEN_COPY, _ROWS)) and key not in in_head
         }
         layers = tuple(dict.fromkeys(self._layer_of(name) for name in tensors if name not in self.shared))
         settings = {**self.settings_of(config, tensors), "targets": layers}
-        known = {*self.fields.values(), "target_modules"}
+        known = {*self.fields.values(), "target_modules", *([TOKEN_INDICES] if rows else [])}
         extra = {key: value for key, value in config.items() if key not in known}
         base = str(config.get("base_model_name_or_path") or "")
         return AdapterFile(
-            str(folder), settings, tensors, base, without_whole(extra), whole, head, config=str(folder / CONFIG)
+            str(folder),
+            settings,
+            tensors,
+            base,
+            without_whole(extra),
+            whole,
+            head,
+            tokens=_token_indices(config, folder / CONFIG),
+            rows=rows,
+            config=str(folder / CONFIG),
         )
 
     def settings_of(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -110,11 +124,13 @@ class PeftForm(Form):
             "base_model_name_or_path": file.base,
             **self.config_of(file.settings),
             "target_modules": list(_target_modules(layers, anatomy)),
+            **_token_config(file),
         }
         if self.transposes:
             config["fan_in_fan_out"] = is_transposed
         named = {self._outer_name(name): tensor for name, tensor in file.tensors.items()}
         named |= {_PREFIX + name: tensor for name, tensor in file.head.items()}
+        named |= {f"{_PREFIX}{layer}{_ROWS}": tensor for layer, tensor in file.rows.items()}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
         write_bytes(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
         write_json(folder / CONFIG, config)
@@ -173,6 +189,28 @@ class PeftForm(Form):
         ending = self._ending_of(name)
         assert ending is not None
         return name.removesuffix("." + ending)
+
+
+def _token_config(file: AdapterFile) -> dict[str, Any]:
+    """What peft's config says of trained rows: the tokens, and the layers where an untied head has rows too."""
+    if not file.tokens:
+        return {}
+    tokens = list(file.tokens)
+    return {TOKEN_INDICES: tokens if len(file.rows) == 1 else dict.fromkeys(file.rows, tokens)}
+
+
+def _token_indices(config: Mapping[str, Any], path: Path) -> tuple[int, ...]:
+    """The tokens whose rows were trained. Raises RecipeError for layers with rows of different tokens."""
+    found = config.get(TOKEN_INDICES) or []
+    every = list(found.values()) if isinstance(found, dict) else [found]
+    if any(tokens != every[0] for tokens in every):
+        raise RecipeError(
+            "The adapter has trained rows of other tokens in the embedding than in the head.",
+            "Merge it into its base with the tool that made it, and begin from the merged model.",
+            file=str(path),
+            field=TOKEN_INDICES,
+        )
+    return tuple(every[0]) if every else ()
 
 
 def _target_modules(layers: tuple[str, ...], anatomy: Anatomy) -> tuple[str, ...]:

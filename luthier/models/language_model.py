@@ -69,7 +69,8 @@ class Identity:
 class LanguageModel:
     """A transformers model and its tokenizer, seen through the model's anatomy.
 
-    new_head: the layers of its head that no file held, so that whatever is tuned must train them too. prepared: by layer, the
+    new_head: the layers of its head that no file held, so that whatever is tuned must train them too. new_tokens: the ids of
+    tokens whose rows no file held, likewise. prepared: by layer, the
     tensors that a method begins with there because of how the base was quantized for it.
     """
 
@@ -83,6 +84,7 @@ class LanguageModel:
     edits: dict[str, StreamEdit] = field(default_factory=dict)
     trunk_cache: TrunkCache | None = None
     new_head: tuple[str, ...] = ()
+    new_tokens: tuple[int, ...] = ()
     prepared: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @property

@@ -21,6 +21,7 @@ from luthier.models.fitting import fit_family
 from luthier.models.gguf_packed import GGUFBlocks
 from luthier.models.heads import ClassHead, Head, WordsHead, read_class_weights, read_mask_weights
 from luthier.models.language_model import FastModel, Identity, LanguageModel
+from luthier.models.new_tokens import grow
 from luthier.models.reading import read_anatomy
 from luthier.models.settings import ModelSettings
 from luthier.models.sources import (
@@ -93,13 +94,15 @@ def load_model(
     head: Head | None = None,
     quantization: QuantizationSettings | None = None,
     wishes: Wishes | None = None,
+    seed: int = 0,
 ) -> LanguageModel:
     """The base model of a recipe, frozen, without dropout, ready on its device.
 
     head: what its head shall be for; None keeps the one that it writes with. quantization: in what form its linear
-    layers are held. wishes: what a method asks of that. Raises the errors of `sources`, and RecipeError for an unknown family or one that has no such head.
+    layers are held. wishes: what a method asks of that. seed: decides the weights of a new model, and the rows of tokens that
+    are added. Raises the errors of `sources`, and RecipeError for an unknown family or one that has no such head.
     """
-    source = locate(settings, announce)
+    source = locate(settings, announce, seed=seed)
     config = read_config(source)
     family = family_of(config.model_type)
     head = check_head(family, config.model_type, head)
@@ -136,15 +139,28 @@ def load_model(
     if family.encoder is not None and hf.generation_config is not None:
         hf.generation_config.decoder_start_token_id = read_answer_start(source, config)
     fit_family(hf, family)
+    tokenizer = read_tokenizer(source)
+    new_tokens = () if source.added is None else grow(hf, tokenizer, source.added)
     anatomy = read_anatomy(hf, family)
     use_fast_layers(hf, anatomy, norm=fast.norm, gated_mlp=fast.gated_mlp, linear=fast.linear)
     hf.requires_grad_(False).train(False).to(device)
-    tokenizer = read_tokenizer(source)
-    announce(f"Model {settings.name}: {_weights(hf, dtype)}, on {device}.")
+    drawn = f", drawn from seed {source.draw.seed}" if source.draw is not None else ""
+    announce(f"Model {settings.name}: {_weights(hf, dtype)}{drawn}, on {device}.")
     if isinstance(head, ClassHead) and new_head:
         announce(f"Its head for {', '.join(head.classes)} is new, drawn from seed {head.seed}.")
+    if source.added is not None:
+        announce(f"New tokens: {', '.join(source.added.tokens)}. Their rows begin near the mean of the others.")
     first = {} if streaming is None else {name: each.first for name, each in streaming.prepared.items() if each.first}
-    return LanguageModel(hf, tokenizer, anatomy, identify(settings, source), fast, new_head=new_head, prepared=first)
+    return LanguageModel(
+        hf,
+        tokenizer,
+        anatomy,
+        identify(settings, source),
+        fast,
+        new_head=new_head,
+        new_tokens=new_tokens,
+        prepared=first,
+    )
 
 
 def _blocks(source: ModelSource, quantization: QuantizationSettings | None, head: Head | None) -> GGUFBlocks | None:

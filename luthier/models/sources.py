@@ -1,16 +1,19 @@
 """Where a base model comes from, and its config, tokenizer and weights read from there.
 
-A model is a built-in name, a local transformers folder, a `.gguf` file, or a hub id. Weights are safetensors or GGUF:
-a pickle can run any code when it is opened, and so can a model's own Python code; neither is ever done.
+A model is a built-in name, a local transformers folder, a `.gguf` file, or a hub id; or a config and a tokenizer, from which it
+is drawn. Weights are safetensors or GGUF: a pickle can run any code when it is opened, and so can a model's own Python code;
+neither is ever done.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +23,7 @@ from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedConfig,
@@ -29,9 +33,12 @@ from transformers import (
 
 from luthier.errors import DataError, LuthierError, NetworkError, NotAllowed, NotFound, RecipeError, ResourceError
 from luthier.models.builtin import BUILTIN_NAMES, builtin_folder
+from luthier.models.drawing import draw_model, fitted, tokenizer_folder, with_values
+from luthier.models.families import family_of
 from luthier.models.fingerprints import fingerprint_files
 from luthier.models.gguf_files import read_gguf_config, read_gguf_tokenizer, read_gguf_weights
 from luthier.models.hub import download
+from luthier.models.new_tokens import Added, add_tokens, grown_size
 from luthier.models.settings import ModelSettings
 from luthier.models.streaming import Streaming
 from luthier.quantization.stored import StoredForm, stored_form
@@ -47,14 +54,28 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
+class Draw:
+    """The config of a model that begins at random weights, and the seed that decides them."""
+
+    config: Mapping[str, Any]
+    seed: int
+
+
+@dataclass(frozen=True)
 class ModelSource:
-    """A model found: its local folder, for a GGUF file its name in there, for a hub model its commit."""
+    """A model found: its local folder, for a GGUF file its name in there, for a hub model its commit.
+
+    draw: for one that begins at random weights, what they are drawn by; the folder then is its tokenizer's.
+    added: the tokens that are added to it.
+    """
 
     name: str
     folder: Path
     gguf_file: str | None
-    kind: Literal["builtin", "folder", "hub", "gguf"]
+    kind: Literal["builtin", "folder", "hub", "gguf", "config"]
     revision: str | None
+    draw: Draw | None = None
+    added: Added | None = None
 
     @property
     def gguf(self) -> Path | None:
@@ -65,9 +86,24 @@ class ModelSource:
 # ── finding ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def locate(settings: ModelSettings, announce: Announce, root: Path | None = None) -> ModelSource:
+def locate(settings: ModelSettings, announce: Announce, root: Path | None = None, *, seed: int = 0) -> ModelSource:
+    """Where the model is on this machine, and what is added to it; root, seed, Raises: as `_located`."""
+    source = _located(settings, announce, root, seed)
+    if not settings.add_tokens:
+        return source
+    if source.gguf is not None:
+        raise RecipeError(
+            f"{source.name} is a .gguf file, to which no tokens can be added.",
+            "Name the model's safetensors folder, or leave add_tokens out.",
+            field="model.add_tokens",
+        )
+    return replace(source, added=Added(settings.add_tokens, seed))
+
+
+def _located(settings: ModelSettings, announce: Announce, root: Path | None, seed: int) -> ModelSource:
     """Where the model is on this machine, after fetching it if it was not; `root` is the cache (None: the user's).
 
+    seed: decides the weights of a model that has none, and the rows of tokens that are added.
     Raises: NotFound, with near names; RecipeError for an adapter, a pickle or an unfinished folder; NotAllowed for a gated
     model; NetworkError; DiskFull.
     """
@@ -82,6 +118,8 @@ def locate(settings: ModelSettings, announce: Announce, root: Path | None = None
             "Leave revision out.",
             field="model.revision",
         )
+    if settings.config is not None:
+        return _locate_config(with_values(settings), seed)
     if name in BUILTIN_NAMES:
         return ModelSource(name, builtin_folder(name, announce, root), None, "builtin", None)
     if path.suffix.lower() == ".gguf":
@@ -98,6 +136,12 @@ def locate(settings: ModelSettings, announce: Announce, root: Path | None = None
     folder = _fetch(name, settings.revision, announce)
     _check_folder(folder, name)
     return ModelSource(name, folder, None, "hub", folder.name)
+
+
+def _locate_config(settings: ModelSettings, seed: int) -> ModelSource:
+    assert isinstance(settings.config, dict)
+    folder = tokenizer_folder(settings, _TOKENIZER_FILES)
+    return ModelSource(settings.name, folder, None, "config", None, Draw(settings.config, seed))
 
 
 def _fetch(name: str, revision: str | None, announce: Announce) -> Path:
@@ -223,9 +267,11 @@ def weight_files(folder: Path, shown: str) -> list[Path]:
 
 
 def read_config(source: ModelSource) -> PreTrainedConfig:
-    """The model's config. Raises: NotAllowed if it needs the model's own code; RecipeError, DataError."""
+    """The model's config, as its weights lie there. Raises: NotAllowed if it needs the model's own code; RecipeError, DataError."""
     if source.gguf is not None:
         return read_gguf_config(source.gguf)
+    if source.draw is not None:
+        return _drawn_config(source, source.draw)
     file = source.folder / "config.json"
     values = read_json(file)
     model_type = values.get("model_type") if isinstance(values, dict) else None
@@ -253,16 +299,43 @@ def read_config(source: ModelSource) -> PreTrainedConfig:
     return config
 
 
+def _drawn_config(source: ModelSource, draw: Draw) -> PreTrainedConfig:
+    values = fitted(draw.config, read_tokenizer(source))
+    try:
+        config: PreTrainedConfig = AutoConfig.for_model(**values)
+    except Exception as error:  # of whatever kind the class checks its values with
+        text = " ".join(str(error).split())
+        raise RecipeError(
+            f"transformers takes this for no config of type {values['model_type']}: {text[:300]}.",
+            "Correct it.",
+            field="model.config",
+        ) from error
+    _check_keys(config, draw.config)
+    return config
+
+
+def _check_keys(config: PreTrainedConfig, values: Mapping[str, Any]) -> None:
+    """Raise RecipeError for a key that is nearly one of such a config: transformers would keep it and use it for nothing."""
+    known = set(type(config)().to_dict()) | set(config.attribute_map)
+    for strange in values.keys() - known:
+        if near := difflib.get_close_matches(strange, known, n=1, cutoff=0.85):
+            raise RecipeError(
+                f"Configs of type {config.model_type} have no {strange!r}.",
+                f"Did you mean {near[0]}?",
+                field="model.config",
+            )
+
+
 def stored_form_of(source: ModelSource) -> StoredForm | None:
     """In what form a model's files have it quantized; None if they do not. Raises RecipeError for one that is not read."""
-    if source.gguf is not None:
+    if source.gguf is not None or source.draw is not None:
         return None
     quantization = read_json(source.folder / "config.json").get("quantization_config")
     return None if quantization is None else stored_form(source.name, quantization)
 
 
 def read_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """The model's fast tokenizer. Raises: NotAllowed if it needs code of its own; RecipeError, DataError."""
+    """The model's fast tokenizer, with the tokens that are added. Raises: NotAllowed if it needs code of its own; RecipeError, DataError."""
     if source.gguf is not None:
         return read_gguf_tokenizer(source.gguf)
     file = source.folder / "tokenizer_config.json"
@@ -275,7 +348,18 @@ def read_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
             field="model",
         )
     result: PreTrainedTokenizerBase = tokenizer
+    if source.added is not None:
+        add_tokens(result, source.added.tokens)
     return result
+
+
+def with_new_tokens(
+    config: PreTrainedConfig, source: ModelSource, tokenizer: PreTrainedTokenizerBase | None = None
+) -> PreTrainedConfig:
+    """The model's config as it is once the tokens are there that are added to it; tokenizer: the model's, if it was read already."""
+    if source.added is not None:
+        config.vocab_size = grown_size(int(config.vocab_size), len(tokenizer or read_tokenizer(source)))
+    return config
 
 
 def read_weights(
@@ -286,6 +370,8 @@ def read_weights(
     streaming: Streaming | None = None,
 ) -> PreTrainedModel:
     """The model with all its weights, in `dtype`, on the CPU; those that `streaming` chooses are packed while they are read.
+
+    A new one is drawn.
 
     Raises: DataError, with the file, if weights are damaged, missing, unknown or of another shape than the config says;
     ResourceError if memory does not suffice.
@@ -310,8 +396,12 @@ def read_folder(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A folder's model by one of transformers' classes, and the report of what was missing and what was too much.
 
+    A new model is drawn instead, and lacks nothing.
     Raises: DataError, with the file, if weights are damaged; ResourceError if memory does not suffice.
     """
+    if source.draw is not None:
+        assert streaming is None, "random weights train, so none is packed"
+        return draw_model(auto, config, dtype, attn_implementation, source.draw.seed), {}
     for file in weight_files(source.folder, source.name):
         with _reading(file), safe_open(file, framework="pt"):
             pass  # opening checks the header against the file's length
@@ -335,7 +425,9 @@ def read_folder(
 
 
 def _class_of(config: PreTrainedConfig) -> Any:
-    """What transformers loads a language model with: of one stack, or an encoder-decoder."""
+    """What transformers loads a language model with: one that writes, one that fills masks, or an encoder-decoder."""
+    if family_of(config.model_type).kind == "encoder":
+        return AutoModelForMaskedLM
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
@@ -347,7 +439,8 @@ def read_answer_start(source: ModelSource, config: PreTrainedConfig) -> int | No
     """
     if not config.is_encoder_decoder:
         return None
-    files = [source.folder / name for name in ("generation_config.json", "config.json")]
+    names = () if source.draw is not None else ("generation_config.json", "config.json")
+    files = [source.folder / name for name in names]
     stated = [read_json(file).get("decoder_start_token_id") for file in files if file.is_file()]
     for token in (*stated, *map(config.to_dict().get, ("decoder_start_token_id", "pad_token_id"))):
         if isinstance(token, int):
@@ -413,7 +506,19 @@ def _reading(place: Path) -> Iterator[None]:
 
 
 def fingerprint(source: ModelSource, root: Path | None = None) -> str:
-    """The SHA-256 of the model's weights and config; `root` is the cache that remembers it (None: the user's)."""
+    """The SHA-256 of the model's weights and config; `root` is the cache that remembers it (None: the user's).
+
+    Of a new one: of its config, its tokenizer and the seed that it is drawn by. Tokens that are added count, with their seed.
+    """
+    if source.added is not None:
+        base = fingerprint(replace(source, added=None), root)
+        new = json.dumps([source.added.tokens, source.added.seed])
+        return hashlib.sha256(f"{base} {new}".encode()).hexdigest()
+    if source.draw is not None:
+        files = [source.folder / name for name in _TOKENIZER_FILES if (source.folder / name).is_file()]
+        of_tokenizer = fingerprint_files(files, root or cache_root())
+        drawn_by = json.dumps([dict(source.draw.config), source.draw.seed], sort_keys=True)
+        return hashlib.sha256(f"{drawn_by} {of_tokenizer}".encode()).hexdigest()
     files = (
         [source.gguf]
         if source.gguf is not None

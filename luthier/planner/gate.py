@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from luthier.errors import LuthierError, ResourceError
 from luthier.models.loading import choose_device
-from luthier.models.sources import locate, read_config
+from luthier.models.sources import locate, read_config, with_new_tokens
 from luthier.planner.plan import Target, make_plan, memory_of
 from luthier.planner.request import Rows, stored_quantization
 from luthier.recipe import Recipe
@@ -31,7 +31,8 @@ def plan_run(
 
     Raises ResourceError, with what would help, for one that does not fit.
     """
-    config = read_config(locate(recipe.model, announce))
+    source = locate(recipe.model, announce)
+    config = with_new_tokens(read_config(source), source, tokenizer)
     rows = Rows(examples, tokenizer, stored=stored_quantization(recipe, announce))
     device = choose_device(recipe.model.device)
     try:

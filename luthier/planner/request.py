@@ -16,8 +16,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from luthier.errors import DataError, RecipeError
 from luthier.models.loading import choose_dtype
-from luthier.models.sources import locate, read_config, stored_form_of
-from luthier.planner.shapes import NAMED
+from luthier.models.shapes import NAMED
+from luthier.models.sources import locate, read_config, stored_form_of, with_new_tokens
 from luthier.planner.trace import Work
 from luthier.quantization.settings import QuantizationSettings
 from luthier.recipe import Recipe
@@ -47,19 +47,26 @@ def config_of(recipe: Recipe, announce: Callable[[str], None]) -> PreTrainedConf
 
     Raises: as `locate` and `read_config` do; DataError for a config that says too little.
     """
-    if recipe.model.name in NAMED:
+    if _is_named(recipe):
         return _config(NAMED[recipe.model.name], recipe.model.name)
     if (file := _config_alone(recipe)) is not None:
         return _config(read_json(file), str(file))
-    return read_config(locate(recipe.model, announce))
+    source = locate(recipe.model, announce)
+    return with_new_tokens(read_config(source), source)
 
 
 def is_shape_alone(recipe: Recipe) -> bool:
     """Whether the model is a config without weights, or a name that stands for one: there is no tokenizer to read rows."""
-    return recipe.model.name in NAMED or _config_alone(recipe) is not None
+    return _is_named(recipe) or _config_alone(recipe) is not None
+
+
+def _is_named(recipe: Recipe) -> bool:
+    return recipe.model.config is None and recipe.model.name in NAMED
 
 
 def _config_alone(recipe: Recipe) -> Path | None:
+    if recipe.model.config is not None:
+        return None
     path = expanded(recipe.model.name)
     if path.is_dir() and not any(path.glob("*.safetensors")):
         path = path / "config.json"
@@ -131,6 +138,7 @@ def work_of(recipe: Recipe, config: PreTrainedConfig, rows: Rows, device: torch.
         shares_prefix=training.fast.prefix and not is_gpu,
         autocast=torch.bfloat16 if training.autocast == "bf16" or pays else None,
         tokenizer=rows.tokenizer,
+        num_new_tokens=len(recipe.model.add_tokens),
     )
 
 

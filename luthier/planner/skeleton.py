@@ -53,6 +53,7 @@ def skeleton(
     quantization: QuantizationSettings | None,
     wishes: Wishes,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    num_new_tokens: int = 0,
 ) -> LanguageModel:
     """The model as `load_model` would give it. Raises RecipeError as that does for layers that cannot be quantized."""
     family = family_of(config.model_type)
@@ -72,7 +73,10 @@ def skeleton(
     use_fast_layers(hf, anatomy, norm=fast.norm, gated_mlp=fast.gated_mlp, linear=fast.linear)
     hf.requires_grad_(False).train(False)
     words = tokenizer or _blank_tokenizer()
-    return LanguageModel(hf, words, anatomy, Identity("?", ""), fast, new_head=new_head, prepared=first)
+    new_tokens = tuple(range(num_new_tokens))  # which rows are new changes no size
+    return LanguageModel(
+        hf, words, anatomy, Identity("?", ""), fast, new_head=new_head, new_tokens=new_tokens, prepared=first
+    )
 
 
 class EvenExperts(SplitExperts):

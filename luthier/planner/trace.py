@@ -66,6 +66,7 @@ class Work:
     shares_prefix: bool = True
     autocast: torch.dtype | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
+    num_new_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ def skeleton_of(work: Work) -> LanguageModel:
         quantization=work.quantization,
         wishes=Wishes(work.method.keeps_full, work.method.prepare_weights),
         tokenizer=work.tokenizer,
+        num_new_tokens=work.num_new_tokens,
     )
     if work.training.gradient_checkpointing:
         model.checkpoint_layers()

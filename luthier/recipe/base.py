@@ -8,6 +8,9 @@ from luthier.models.loading import Wishes
 from luthier.models.settings import ModelSettings
 from luthier.recipe.settings import Recipe
 
+RANDOM_START_LR = 1e-3
+"""The peak learning rate of a model that begins at random weights: what small ones are commonly trained with."""
+
 
 def head_of(recipe: Recipe) -> Head | None:
     """The head that the recipe's model is loaded with; None for the one that it writes with."""
@@ -20,6 +23,11 @@ def settings_of(recipe: Recipe) -> ModelSettings:
     if recipe.method.tunes_base and recipe.model.dtype == "auto":
         return recipe.model.model_copy(update={"dtype": "fp32"})
     return recipe.model
+
+
+def default_lr_of(recipe: Recipe) -> float:
+    """The peak learning rate of a recipe that gives none, before its optimizer's own factor."""
+    return RANDOM_START_LR if recipe.model.config is not None else recipe.method.default_lr
 
 
 def fast_of(recipe: Recipe) -> FastModel:

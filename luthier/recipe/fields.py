@@ -95,6 +95,8 @@ def type_text(annotation: Any) -> str:
     """A type in words: `number`, `text or list of text`, `auto, cpu`."""
     if annotation is None or annotation is type(None):
         return "null"
+    if annotation is Any:
+        return "anything"
     plain = {int: "whole number", float: "number", str: "text", bool: "true or false"}
     if annotation in plain:
         return plain[annotation]

@@ -6,6 +6,7 @@ import difflib
 import glob
 import os
 from pathlib import Path
+from typing import Any
 
 from luthier.data.hub import is_hub_name
 from luthier.data.reading import fits, is_pattern
@@ -44,7 +45,12 @@ def with_absolute_paths(recipe: Recipe, folder: Path, parsed: Parsed) -> Recipe:
     if template is not None and "{" not in template:
         template = _find(template, folder) or template
     model = recipe.model
-    if model.name not in BUILTIN_NAMES:
+    if model.config is not None:
+        places = {
+            key: _found(value, folder) for key, value in (("config", model.config), ("tokenizer", model.tokenizer))
+        }
+        model = model.model_copy(update=places)
+    elif model.name not in BUILTIN_NAMES:
         model = model.model_copy(update={"name": _find(model.name, folder) or model.name})
     method = recipe.method
     if isinstance(method, AdapterMethod):
@@ -69,6 +75,11 @@ def _find_pattern(name: str, folder: Path) -> str | None:
         if is_pattern(pattern) and fits(pattern):
             return pattern
     return None
+
+
+def _found(value: Any, folder: Path) -> Any:
+    """The absolute path of what is one; anything else as it is."""
+    return _find(value, folder) or value if isinstance(value, str) else value
 
 
 def _missing(name: str, folder: Path, source: Source, field: str) -> NotFound:

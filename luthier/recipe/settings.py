@@ -75,6 +75,18 @@ class Recipe(Settings):
                 "training.update_in_backward",
                 f"What {self.method.kind} trains has gradients too small to be worth it; take update_in_backward out.",
             )
+        if self.model.config is not None and self.method.kind != "full":
+            raise fault_at(
+                "method.kind",
+                f"The model begins at random weights, so there is nothing for {self.method.kind} to adapt; "
+                "set method: {kind: full}.",
+            )
+        if self.model.add_tokens and not self.method.trains_new_tokens:
+            raise fault_at(
+                "method.kind",
+                f"The rows of new tokens cannot train beside {self.method.kind}; set method.kind to lora or full, or leave "
+                "model.add_tokens out.",
+            )
         if self.method.needs_quantization and self.quantization is None:
             raise fault_at(
                 "quantization",

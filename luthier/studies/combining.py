@@ -106,6 +106,12 @@ def _check(sources: Sequence[Source], out: Path) -> None:
                 "Combine runs that learned to write.",
                 field="objective.kind",
             )
+        if source.recipe.model.add_tokens:
+            raise RecipeError(
+                f"{source.folder} trained rows of new tokens, and rows do not combine.",
+                "Combine runs without model.add_tokens.",
+                field="model.add_tokens",
+            )
         base, other = source.recipe.provenance, first.provenance
         if base is None or other is None or base.model_sha256 != other.model_sha256:
             raise RecipeError(

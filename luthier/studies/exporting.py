@@ -122,7 +122,7 @@ def _losses(folder: Path, recipe: Recipe, out: Path, announce: Announce) -> dict
     if recipe.data.validation == "none":
         return None
     run = load_run(folder, announce)
-    settings = recipe.model.model_copy(update={"name": str(out), "revision": None})
+    settings = recipe.model.at(out)
     written = load_model(settings, announce, head=head_of(recipe))
     adapter = ADAPTER if isinstance(recipe.method, AdapterMethod) else None
     return held_out_losses(recipe, {"run": (run, adapter), "written": (written, None)}, announce)

@@ -1,4 +1,4 @@
-"""Configs of well-known models, so that a plan needs no file: the shapes alone, as their makers published them."""
+"""Configs by name: well-known models as their makers published them, for plans without a file, and small ones to train from nothing."""
 
 from __future__ import annotations
 
@@ -49,4 +49,35 @@ NAMED: dict[str, dict[str, Any]] = {
         32,
         8,
     ),
+    "llama-2m": {
+        "model_type": "llama",
+        "vocab_size": 1024,
+        "hidden_size": 192,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 6,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": True,
+    },
+    "bert-2m": {
+        "model_type": "bert",
+        "vocab_size": 1024,
+        "hidden_size": 192,
+        "intermediate_size": 768,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 6,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 2,
+    },
+    "t5-2m": {
+        "model_type": "t5",
+        "vocab_size": 1024,
+        "d_model": 160,
+        "d_kv": 40,
+        "d_ff": 448,
+        "num_heads": 4,
+        "num_layers": 3,
+        "num_decoder_layers": 3,
+    },
 }
