@@ -213,7 +213,7 @@ class TargetedMethod(PlacedMethod):
 
     def known(self, anatomy: Anatomy) -> set[str]:
         """The linear layers, the embedding and the head."""
-        return {anatomy.embedding, *anatomy.linears, *anatomy.head_linears}
+        return {anatomy.embedding, *anatomy.linears, *anatomy.routers, *anatomy.head_linears}
 
 
 class LayerMethod(TargetedMethod, BranchMethod):

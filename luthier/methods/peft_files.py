@@ -178,6 +178,6 @@ class PeftForm(Form):
 def _target_modules(layers: tuple[str, ...], anatomy: Anatomy) -> tuple[str, ...]:
     """Short names where those say exactly these layers, whole names where not."""
     endings = tuple(dict.fromkeys(name.rsplit(".", 1)[-1] for name in layers))
-    known = {anatomy.embedding, *anatomy.linears, *anatomy.head_linears}
+    known = {anatomy.embedding, *anatomy.linears, *anatomy.routers, *anatomy.head_linears}
     is_exact = set(layers) <= known and set(find_targets(anatomy, endings, None)) == set(layers)
     return endings if is_exact else layers

@@ -131,6 +131,7 @@ def load_model(
         hf, new_head = read_class_weights(source, config, family, head, dtype, implementation, streaming)
     if family.encoder is not None and hf.generation_config is not None:
         hf.generation_config.decoder_start_token_id = read_answer_start(source, config)
+    split_experts(hf)
     rest_pooler(hf, family)
     anatomy = read_anatomy(hf, family)
     use_fast_layers(hf, anatomy, norm=fast.norm, gated_mlp=fast.gated_mlp, linear=fast.linear)
@@ -237,7 +238,7 @@ def layers_to_quantize(anatomy: Anatomy, quantization: QuantizationSettings) -> 
     Raises RecipeError for names that no layer bears, for the embedding, and for a head that shares its weight with that.
     """
     chosen, skipped = (
-        find_targets(anatomy, named, None, f"quantization.{field}", with_experts=True) if named else ()
+        find_targets(anatomy, named, None, f"quantization.{field}") if named else ()
         for field, named in (("targets", quantization.targets), ("skip", quantization.skip))
     )
     is_shared = anatomy.is_head_tied and anatomy.head in chosen
