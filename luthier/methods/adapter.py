@@ -398,6 +398,9 @@ class AdapterAttachment(Attachment):
             head={name: tensor.detach() for name, tensor in self.head.tensors.items()},
             task=task_type(anatomy),
         )
+        reason = self.method.form.unshared(file, anatomy)
+        if reason is not None:
+            announce(f"The adapter is in Luthier's own form, which other tools do not read: {reason}.")
         is_transposed = any(isinstance(layer, AdaptedLinear) and layer.is_transposed for layer in self.layers.values())
         self.method.form.write(folder, file, anatomy, is_transposed)
 

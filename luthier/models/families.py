@@ -140,7 +140,9 @@ class Family:
     position_table: str | None = None  # from a stack of an encoder-decoder: positions' embeddings, if it counts itself
     bias_by_distance: bool = False  # whether a stack's first layer makes a bias of scores that each hands on
     shared_expert: str | None = None  # from a mixture of experts: the one that every token is sent to
-    routers: tuple[str, ...] = ()  # from a mixture of experts: linear layers that say how much of an expert a token gets
+    routers: tuple[
+        str, ...
+    ] = ()  # from a mixture of experts: linear layers that say how much of an expert a token gets
 
 
 _SCORE = (HeadPart("score"),)
