@@ -20,6 +20,9 @@ from luthier.errors import RecipeError, TargetNotFound
 from luthier.models.families import Family, HeadPart
 from luthier.quantization.packed import QuantizedLinear
 
+MIXTURE_END = "end"
+"""What a mixture of experts has where its output leaves it."""
+
 ROLE = "role:"
 """What begins a target that names what layers do rather than how they are called."""
 
@@ -59,6 +62,11 @@ class LayerAnatomy:
     def attention_out(self) -> str:
         """The linear layer that ends the attention."""
         return self.roles["attention_out"]
+
+    @property
+    def feedforward_end(self) -> str:
+        """Where what the feed-forward gives leaves it: its last linear layer, or the end of a mixture of experts."""
+        return self.roles.get("down") or f"{self.feedforward}.{MIXTURE_END}"
 
     @property
     def down(self) -> str:

@@ -10,12 +10,13 @@ Shapes: N tokens, K experts of each token, S = N K choices, M of them of one exp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from luthier.errors import RecipeError
-from luthier.models.anatomy import replace_module, weight_of
+from luthier.models.anatomy import MIXTURE_END, replace_module, weight_of
 from luthier.models.call import calling, current_call
 
 PROJECTIONS = ("gate_up_proj", "down_proj")
@@ -110,6 +111,17 @@ class GatedActivation(nn.Module):
         return product_MF
 
 
+class MixtureEnd(nn.Module):
+    """The output of a mixture as it leaves it, with what every token gets beside its experts: a place for adapters after it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD
+
+
 def experts_of(model: nn.Module) -> dict[str, nn.Module]:
     """transformers' modules of stacked experts by name; empty where the model has none, or has them apart."""
     return {
@@ -162,9 +174,24 @@ def parameters_of(model: nn.Module, chosen: frozenset[str]) -> frozenset[str]:
 
 
 def split_experts(model: nn.Module, kind: type[SplitExperts] = SplitExperts) -> None:
-    """Put a `SplitExperts` in the place of each module of stacked experts. The weights are views of the stacked ones."""
+    """Put a `SplitExperts` in the place of each module of stacked experts, and an end to each mixture.
+
+    The weights are views of the stacked ones.
+    """
     for name, module in experts_of(model).items():
-        replace_module(model, name, _split(module, kind))
+        experts = _split(module, kind)
+        replace_module(model, name, experts)
+        mixture = model.get_submodule(name.rpartition(".")[0])
+        mixture.register_module(
+            MIXTURE_END, MixtureEnd(len(experts.get_submodule(f"0.{PROJECTIONS[1]}").get_parameter("weight")))
+        )
+        mixture.register_forward_hook(_through_end)
+
+
+def _through_end(mixture: nn.Module, args: Any, output: Tensor | tuple[Tensor, ...]) -> Any:
+    """What a mixture gives, its first part (of some the only one) as its end gives it."""
+    end = mixture.get_submodule(MIXTURE_END)
+    return end(output) if isinstance(output, Tensor) else (end(output[0]), *output[1:])
 
 
 def _split(module: nn.Module, kind: type[SplitExperts]) -> SplitExperts:

@@ -291,7 +291,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     _llama_like("mixtral", "qwen3_moe"),
     _llama_like("qwen2_moe", shared_expert="shared_expert", routers=("shared_expert_gate",)),
-    _llama_like("gpt_oss", rms_norm=None, gated=None),
+    _llama_like("gpt_oss", gated=None),
     Family(
         model_types=("gpt2",),
         kind="decoder", layout="packed", trunk="transformer", embedding="wte", layers="h", final_norm="ln_f",
