@@ -9,7 +9,7 @@ such files are refused rather than half read.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class PeftForm(Form):
     def read(self, source: str) -> AdapterFile:
         """The adapter of a run or a peft folder. Raises NotFound, or RecipeError for what is not this method's."""
         try:
-            return self._own.read(source)
+            return self._with_settings(self._own.read(source))
         except NotFound:
             folder = adapter_folder(source, CONFIG)
         config = self._checked_config(folder / CONFIG)
@@ -89,7 +89,7 @@ class PeftForm(Form):
             tensors, config = apart(tensors, config, str(folder / WEIGHTS))
         layers = tuple(dict.fromkeys(self._layer_of(name) for name in tensors if name not in self.shared))
         settings = {**self.settings_of(config, tensors), "targets": layers}
-        known = {*self.fields.values(), "target_modules", "target_parameters"}
+        known = {*self.fields.values(), "target_modules"}
         extra = {key: value for key, value in config.items() if key not in known}
         base = str(config.get("base_model_name_or_path") or "")
         return AdapterFile(
@@ -111,7 +111,8 @@ class PeftForm(Form):
     def write(self, folder: Path, file: AdapterFile, anatomy: Anatomy, is_transposed: bool) -> None:
         """Write an adapter so that `PeftModel.from_pretrained` gives the same function, or in Luthier's form if none would."""
         if self.unshared(file, anatomy) is not None:
-            self._own.write(folder, file, anatomy, is_transposed)
+            config = {**self.constants, **self.config_of(file.settings), "targets": file.settings["targets"]}
+            self._own.write(folder, replace(file, settings=config), anatomy, is_transposed)
             return
         stacks = adapted_stacks(file.settings["targets"], anatomy)
         settings = with_patterns(stacks, file.settings) if stacks else file.settings
@@ -133,7 +134,9 @@ class PeftForm(Form):
         if self.transposes:
             config["fan_in_fan_out"] = is_transposed
         if parameters:
-            config |= {"target_parameters": parameters, "lora_dropout": 0.0}  # peft has no dropout there
+            config["lora_dropout"] = 0.0  # peft has no dropout there
+        if parameters or config.get("target_parameters"):
+            config["target_parameters"] = parameters or None
         named = {self._outer_name(name): tensor for name, tensor in stacked(stacks, file.tensors).items()}
         named |= {_PREFIX + name: tensor for name, tensor in file.head.items()}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
@@ -149,6 +152,11 @@ class PeftForm(Form):
             )
         reason = unstackable(stacks, file.settings, file.tensors)
         return None if reason is None else f"{reason}, and peft has one for all of them"
+
+    def _with_settings(self, file: AdapterFile) -> AdapterFile:
+        """A file of our own form, which says by peft's names what shapes the adapter."""
+        config, tensors = file.settings, file.tensors
+        return replace(file, settings={**self.settings_of(config, tensors), "targets": config["targets"]})
 
     @property
     def _own(self) -> OwnForm:

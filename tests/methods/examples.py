@@ -103,6 +103,31 @@ EXAMPLES: tuple[Method, ...] = (
 )
 
 FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")
+WITH_EXPERTS = ("qwen2_moe",)
+ON_EXPERTS = (
+    "lora",
+    "full",
+    "ln-tuning",
+    "rows",
+    "adapter-fusion",
+    "houlsby",
+    "parallel",
+    "dora",
+    "loftq",
+    "vera",
+    "boft",
+    "ia3",
+    "krona",
+    "lokr",
+    "oft",
+    "adalora",
+    "prefix-tuning",
+    "loreft",
+    "unipelt",
+    "attention-fusion",
+)
+"""Of each group of methods those that are held to everything on a mixture of experts too."""
+
 ENCODERS = ("bert", "roberta")
 """Families that read whole texts: their head is over classes, and its last layer is new."""
 
@@ -111,6 +136,9 @@ REFUSED: dict[tuple[str, str], str] = {
     ("bitfit", "phi3"): "no bias",
     ("bitfit", "t5"): "no bias",
     ("bitfit", "t5-gated"): "no bias",
+    ("bitfit", "qwen2_moe"): "no bias",
+    ("ladder", "qwen2_moe"): "mixtures of experts",
+    ("krona-b", "qwen2_moe"): "mixtures of experts",
     ("prefix-tuning", "falcon-new"): "takes no learned prefix",
     ("mam", "falcon-new"): "takes no learned prefix",
     ("unipelt", "falcon-new"): "takes no learned prefix",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from methods.answers import answers, uncached_answer
-from methods.examples import ENCODERS, EXAMPLES, FAMILIES, REFUSED, model_for, ready
+from methods.examples import ENCODERS, EXAMPLES, FAMILIES, ON_EXPERTS, REFUSED, WITH_EXPERTS, model_for, ready
 from models.tiny import ENCODER_DECODERS
 from models.tuned import logprobs, quiet, randomize, usual_batch
 from near import assert_apart, assert_near
@@ -22,8 +22,8 @@ from luthier.objectives import SFT
 CASES = [
     pytest.param(method, name, id=f"{method.kind}-{name}")
     for method in EXAMPLES
-    for name in (*FAMILIES, *ENCODERS, *ENCODER_DECODERS)
-    if (method.kind, name) not in REFUSED
+    for name in (*FAMILIES, *WITH_EXPERTS, *ENCODERS, *ENCODER_DECODERS)
+    if (method.kind, name) not in REFUSED and (name not in WITH_EXPERTS or method.kind in ON_EXPERTS)
 ]
 WRITERS = [case for case in CASES if case.values[1] not in ENCODERS]
 ADAPTERS = [case for case in CASES if not case.values[0].tunes_base]
