@@ -153,7 +153,7 @@ def test_rows_of_classes_cannot_be_imagined() -> None:
     assert refused.value.field == "data.train"
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma2", "falcon-new", "gpt_oss"])
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "falcon-new", "gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe"])
 def test_other_families_too(name: str) -> None:
     kind, values = CONFIGS[name]
     one = work({"model_type": kind, **values}, data={"max_length": 48})
