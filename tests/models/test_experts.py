@@ -18,7 +18,7 @@ from tiny_runs import begin, course, one_thread, recipe_values, write_rows
 from transformers import GptOssForCausalLM, Mxfp4Config
 
 from luthier.errors import DataError, RecipeError
-from luthier.methods import Houlsby
+from luthier.methods import KronAB
 from luthier.models.experts import SplitExperts, split_experts
 from luthier.models.language_model import LanguageModel
 from luthier.models.loading import load_model
@@ -152,7 +152,7 @@ def test_a_merged_model_is_written_as_transformers_has_it(released: Path, tmp_pa
 
 def test_methods_that_need_what_experts_have_not_are_refused(released: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="mixtures of experts") as refused:
-        Houlsby().attach(loaded(released), "default", seed=0)
+        KronAB().attach(loaded(released), "default", seed=0)
     assert refused.value.field == "method.kind"
     values = recipe_values(released, write_rows(tmp_path / "rows.jsonl", 4), method={"kind": "full", "rank": None})
     with pytest.raises(RecipeError, match="trains layers that come quantized"):
