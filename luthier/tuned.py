@@ -94,7 +94,7 @@ def _check_trainable(recipe: Recipe, model: LanguageModel) -> None:
     """Raise RecipeError if the method trains layers that come quantized."""
     anatomy = model.anatomy
     whole = recipe.method.traits.over_4bit
-    trained = recipe.method.keeps_full(anatomy) if whole else (*anatomy.linears, *anatomy.experts)
+    trained = recipe.method.keeps_full(anatomy) if whole else anatomy.linears
     if any(isinstance(model.hf.get_submodule(name), QuantizedLinear) for name in trained):
         raise RecipeError(
             f"{recipe.method.kind} trains layers that come quantized in {recipe.model.name}.",

@@ -1,31 +1,38 @@
-"""A mixture of experts of two layers with random weights, as a model folder: its experts whole, or in MXFP4 as released ones come."""
+"""Mixtures of experts of two layers with random weights, as model folders: their experts whole, or in MXFP4 as released ones come."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_model import write_tiny_model
-from transformers import AutoTokenizer, GptOssConfig, GptOssForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 WIDTH, WITHIN, EXPERTS = 32, 64, 4
+_FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt_oss": {"num_local_experts": EXPERTS, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    "mixtral": {"num_local_experts": EXPERTS},
+    "qwen2_moe": {"num_experts": EXPERTS, "moe_intermediate_size": WITHIN, "shared_expert_intermediate_size": 32},
+    "qwen3_moe": {"num_experts": EXPERTS, "moe_intermediate_size": WITHIN, "mlp_only_layers": [0]},
+}
 _WEIGHTS = "model.safetensors"
 
 
-def write_tiny_experts(folder: Path, *, packed: bool) -> Path:
-    """Write the model with a byte-level tokenizer and a ChatML template into `folder`; return it."""
+def write_tiny_experts(folder: Path, *, packed: bool = False, family: str = "gpt_oss") -> Path:
+    """Write a model with a byte-level tokenizer and a ChatML template into `folder`; return it."""
     tokenizer = AutoTokenizer.from_pretrained(write_tiny_model(folder / "words"))
-    config = GptOssConfig(
-        hidden_size=WIDTH, intermediate_size=WITHIN, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-        num_local_experts=EXPERTS, num_experts_per_tok=2, sliding_window=8, vocab_size=len(tokenizer), max_position_embeddings=1024,
+    config = AutoConfig.for_model(
+        family, hidden_size=WIDTH, intermediate_size=WITHIN, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        num_experts_per_tok=2, sliding_window=8, vocab_size=len(tokenizer), max_position_embeddings=1024,
         bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        **_FAMILIES[family],
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = GptOssForCausalLM(config)
+        model = AutoModelForCausalLM.from_config(config)
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(folder)

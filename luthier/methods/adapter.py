@@ -220,7 +220,7 @@ class TargetedMethod(PlacedMethod):
 
     def known(self, anatomy: Anatomy) -> set[str]:
         """The linear layers, the embedding and the head."""
-        return {anatomy.embedding, *anatomy.linears, *anatomy.head_linears}
+        return {anatomy.embedding, *anatomy.linears, *anatomy.routers, *anatomy.head_linears}
 
 
 class LayerMethod(TargetedMethod, BranchMethod):
@@ -410,6 +410,9 @@ class AdapterAttachment(Attachment):
             rows={layer: tensor.detach() for layer, tensor in self.new_rows.tensors.items()},
             task=task_type(anatomy),
         )
+        reason = self.method.form.unshared(file, anatomy)
+        if reason is not None:
+            announce(f"The adapter is in Luthier's own form, which other tools do not read: {reason}.")
         is_transposed = any(isinstance(layer, AdaptedLinear) and layer.is_transposed for layer in self.layers.values())
         self.method.form.write(folder, file, anatomy, is_transposed)
         if file.tokens:

@@ -131,6 +131,10 @@ class Form(ABC):
     def write(self, folder: Path, file: AdapterFile, anatomy: Anatomy, is_transposed: bool) -> None:
         """Write it into a folder that exists; is_transposed: whether the adapted weights are stored as (in, out)."""
 
+    def unshared(self, file: AdapterFile, anatomy: Anatomy) -> str | None:
+        """Why the library whose form this is cannot have the adapter, so that it is written in Luthier's own; None if it can."""
+        return None
+
 
 @dataclass(frozen=True)
 class OwnForm(Form):

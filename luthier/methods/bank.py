@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from luthier.errors import RecipeError
 from luthier.models.anatomy import is_linear, is_norm, is_transposed, replace_module, shape_of, weight_of
 from luthier.models.call import Run, calling, current_call
+from luthier.models.experts import MixtureEnd
 from luthier.models.families import RMSNormForm
 from luthier.models.fast_layers import FastRMSNorm
 from luthier.models.language_model import LanguageModel
@@ -306,6 +307,13 @@ class AdaptedEmbedding(AdaptedLayer):
         return y.view(*x.shape, y.shape[-1])
 
 
+class AdaptedEnd(AdaptedLayer):
+    """The end of a mixture of experts, which gives what it gets."""
+
+    def _flat(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, x.shape[-1])
+
+
 class NormBranch(Branch):
     """One adapter at a norm."""
 
@@ -382,6 +390,8 @@ def adapted(model: LanguageModel, target: str) -> AdaptedLayer:
         layer = AdaptedEmbedding(module, target)
     elif is_linear(module):
         layer = AdaptedLinear(module, target, target in model.anatomy.source_readers)
+    elif isinstance(module, MixtureEnd):
+        layer = AdaptedEnd(module, target)
     else:
         assert is_norm(module)
         family = model.anatomy.family

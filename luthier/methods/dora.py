@@ -53,6 +53,7 @@ class DoRA(LowRank):
         endings=("lora_A.weight", "lora_B.weight", _MAGNITUDE),
         allowed={**LORA_FORM.allowed, "use_dora": (True,)},
         constants={**LORA_FORM.constants, "use_dora": True},
+        stacks=False,
     )
 
     kind: Literal["dora"] = "dora"

@@ -29,7 +29,7 @@ from luthier.methods.contract import Kin, Traits
 from luthier.methods.loha import uniform
 from luthier.methods.lokr import FACTOR_HELP, checked_factor, kron_shapes
 from luthier.methods.sublayers import NoteBranch
-from luthier.models.anatomy import find_targets
+from luthier.models.anatomy import chosen_layers, find_targets
 from luthier.models.call import Run, current_call
 from luthier.models.language_model import LanguageModel
 from luthier.ops.kronecker import kron_linear
@@ -61,6 +61,8 @@ class KronAB(AdapterMethod):
 
     def place(self, model: LanguageModel, name: str, seed: int, fast: bool) -> AdapterAttachment:
         """A noting branch at the beginning and an adding one at the end of every feed-forward block."""
+        for block in chosen_layers(model.anatomy, self.layers):
+            assert block.down  # refused where a feed-forward has no one end
         starts, ends = (find_targets(model.anatomy, (f"role:{role}",), self.layers) for role in ("up", "down"))
         layers = adapted_layers(model, (*starts, *ends))
         for start, end in zip(starts, ends, strict=True):

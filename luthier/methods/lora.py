@@ -4,8 +4,8 @@ Hu et al. 2021, https://arxiv.org/abs/2106.09685:  y = x Wᵀ + c + s · drop(x)
 rsLoRA, Kalajdzievski 2023, https://arxiv.org/abs/2312.03732, takes s = α / √R, so that large ranks keep learning.
 LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354, gives B a learning rate λ times that of A.
 
-`all-linear` is every linear layer inside the transformer layers; the head, and what stands outside them otherwise
-(project_in and project_out of OPT-350m), stay as they are.
+`all-linear` is every linear layer inside the transformer layers, those of every expert of a mixture among them; routers, the
+head, and what stands outside them otherwise (project_in and project_out of OPT-350m), stay as they are.
 
 Merges: yes. Deep backward: yes, to the lowest adapted layer. Over 4 bits: yes. Identity at the start: exact.
 Trainable numbers: Σ R (I + O) over the adapted layers (an embedding counts I = V, O = D).
@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -27,11 +27,10 @@ from luthier.methods.adapter import AdapterAttachment, LayerMethod, trainable
 from luthier.methods.bank import AdaptedEmbedding, AdaptedLayer, AdaptedLinear, Branch
 from luthier.methods.contract import Group, Kin, Traits
 from luthier.methods.lora_layers import LoRABranch, LoRAEmbeddingBranch
+from luthier.methods.patterns import match_pattern
 from luthier.methods.peft_files import PeftForm
 from luthier.models.language_model import LanguageModel
 from luthier.ops.spectrum import Factors
-
-Value = TypeVar("Value")
 
 LORA_FORM = PeftForm(
     title="plain LoRA",
@@ -63,6 +62,7 @@ LORA_FORM = PeftForm(
         "init_lora_weights": (None, True, False, "gaussian", "orthogonal", "eva"),
     },
     constants={"bias": "none", "init_lora_weights": True},
+    stacks=True,
 )
 
 
@@ -166,14 +166,6 @@ def fresh_pair(layer: AdaptedLinear, rank: int, generator: torch.Generator) -> t
     (outputs, inputs), device = layer.shape, layer.device
     a_RI = (torch.rand(rank, inputs, generator=generator) * 2 - 1) / math.sqrt(inputs)
     return trainable(a_RI, device), trainable(torch.zeros(outputs, rank), device)
-
-
-def match_pattern(patterns: Mapping[str, Value], layer: str, default: Value) -> Value:
-    """What the patterns say for a layer: the first that is the end of its name, from a whole component on."""
-    for pattern, value in patterns.items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", layer):
-            return value
-    return default
 
 
 def lora_of_factors(model: LanguageModel, name: str, updates: Mapping[str, Factors]) -> AdapterAttachment:

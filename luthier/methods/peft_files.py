@@ -2,25 +2,26 @@
 
 Keys are `base_model.model.` + the module's own name + an ending of the adapter's type, such as `.lora_A.weight`; beside
 adapted embeddings peft saves the frozen table. A head for classes that was trained beside the adapter lies there whole, as
-`base_model.model.classifier.weight`. What a file holds beyond that and what the method computes changes the function, so
+`base_model.model.classifier.weight`. Experts of a mixture: see `stacked_experts`. What a file holds beyond that and what the method computes changes the function, so
 such files are refused rather than half read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor
 
-from luthier.errors import RecipeError
+from luthier.errors import NotFound, RecipeError
 from luthier.methods.adapter_files import (
     TOKEN_INDICES,
     AdapterFile,
     Form,
+    OwnForm,
     adapter_folder,
     head_config,
     holds,
@@ -29,6 +30,7 @@ from luthier.methods.adapter_files import (
     whole_modules,
     without_whole,
 )
+from luthier.methods.stacked_experts import adapted_stacks, apart, parameter_names, stacked, unstackable, with_patterns
 from luthier.models.anatomy import Anatomy, find_targets
 from luthier.store.files import write_bytes, write_json
 
@@ -51,6 +53,8 @@ class PeftForm(Form):
     endings: what a tensor may be called after its layer. shared: tensors that belong to no layer.
     allowed: config fields that change what the adapter computes, and the values under which this method is meant.
     constants: what is written besides. transposes: whether the config says if weights are stored as (in, out).
+    stacks: whether there are such adapters of experts, whose weights transformers keeps stacked; if not, those of a mixture
+    are written in Luthier's own form.
 
     A type may override `settings_of` and `config_of` where settings differ in more than names.
     """
@@ -65,10 +69,14 @@ class PeftForm(Form):
     allowed: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
     transposes: bool = True
+    stacks: bool = False
 
     def read(self, source: str) -> AdapterFile:
         """The adapter of a run or a peft folder. Raises NotFound, or RecipeError for what is not this method's."""
-        folder = adapter_folder(source, CONFIG)
+        try:
+            return self._with_settings(self._own.read(source))
+        except NotFound:
+            folder = adapter_folder(source, CONFIG)
         config = self._checked_config(folder / CONFIG)
         raw = read_tensors(folder, WEIGHTS)
         whole = whole_modules(config)
@@ -82,6 +90,8 @@ class PeftForm(Form):
             for key, tensor in raw.items()
             if not key.endswith((_FROZEN_COPY, _ROWS)) and key not in in_head
         }
+        if self.stacks:
+            tensors, config = apart(tensors, config, str(folder / WEIGHTS))
         layers = tuple(dict.fromkeys(self._layer_of(name) for name in tensors if name not in self.shared))
         settings = {**self.settings_of(config, tensors), "targets": layers}
         known = {*self.fields.values(), "target_modules", *([TOKEN_INDICES] if rows else [])}
@@ -113,8 +123,18 @@ class PeftForm(Form):
         return {theirs: settings[ours] for ours, theirs in self.fields.items()}
 
     def write(self, folder: Path, file: AdapterFile, anatomy: Anatomy, is_transposed: bool) -> None:
-        """Write an adapter so that `PeftModel.from_pretrained` gives the same function."""
-        layers = tuple(file.settings["targets"])
+        """Write an adapter so that `PeftModel.from_pretrained` gives the same function, or in Luthier's form if none would."""
+        if self.unshared(file, anatomy) is not None:
+            config = {**self.constants, **self.config_of(file.settings), "targets": file.settings["targets"]}
+            self._own.write(folder, replace(file, settings=config), anatomy, is_transposed)
+            return
+        stacks = adapted_stacks(file.settings["targets"], anatomy)
+        settings = with_patterns(stacks, file.settings) if stacks else file.settings
+        parameters = [
+            *parameter_names(stacks, anatomy),
+            *_dense_parameters(file.settings["targets"], anatomy, self.stacks),
+        ]
+        modules = _target_modules(tuple(file.settings["targets"]), anatomy, parameters)
         config = {
             "peft_type": self.peft_type,
             "inference_mode": True,
@@ -122,18 +142,41 @@ class PeftForm(Form):
             **file.extra,
             **head_config(file, anatomy),
             "base_model_name_or_path": file.base,
-            **self.config_of(file.settings),
-            "target_modules": list(_target_modules(layers, anatomy)),
+            **self.config_of(settings),
+            "target_modules": list(modules),
             **_token_config(file),
         }
         if self.transposes:
             config["fan_in_fan_out"] = is_transposed
-        named = {self._outer_name(name): tensor for name, tensor in file.tensors.items()}
+        if parameters:
+            config["lora_dropout"] = 0.0  # peft has no dropout there
+        if parameters or config.get("target_parameters"):
+            config["target_parameters"] = parameters or None
+        named = {self._outer_name(name): tensor for name, tensor in stacked(stacks, file.tensors).items()}
         named |= {_PREFIX + name: tensor for name, tensor in file.head.items()}
         named |= {f"{_PREFIX}{layer}{_ROWS}": tensor for layer, tensor in file.rows.items()}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
         write_bytes(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
         write_json(folder / CONFIG, config)
+
+    def unshared(self, file: AdapterFile, anatomy: Anatomy) -> str | None:
+        """Why peft cannot have the adapter; None if it can."""
+        stacks = adapted_stacks(file.settings["targets"], anatomy)
+        if stacks and not self.stacks:
+            return (
+                f"peft has no {self.title} of the experts of {stacks[0].mixture}, whose weights it keeps in one tensor"
+            )
+        reason = unstackable(stacks, file.settings, file.tensors)
+        return None if reason is None else f"{reason}, and peft has one for all of them"
+
+    def _with_settings(self, file: AdapterFile) -> AdapterFile:
+        """A file of our own form, which says by peft's names what shapes the adapter."""
+        config, tensors = file.settings, file.tensors
+        return replace(file, settings={**self.settings_of(config, tensors), "targets": config["targets"]})
+
+    @property
+    def _own(self) -> OwnForm:
+        return OwnForm(self.title)
 
     def _checked_config(self, path: Path) -> dict[str, Any]:
         config = read_config(path)
@@ -145,7 +188,8 @@ class PeftForm(Form):
                 field="peft_type",
             )
         for key, allowed in self.allowed.items():
-            if config.get(key) not in allowed:
+            is_read = self.stacks and key == "target_parameters"
+            if config.get(key) not in allowed and not is_read:
                 raise RecipeError(
                     f"In the adapter {key} is {config.get(key)!r}, so it is not {self.title}.",
                     "Set method.kind to its own kind, or merge it into its base with the tool that made it and begin from "
@@ -213,9 +257,24 @@ def _token_indices(config: Mapping[str, Any], path: Path) -> tuple[int, ...]:
     return tuple(every[0]) if every else ()
 
 
-def _target_modules(layers: tuple[str, ...], anatomy: Anatomy) -> tuple[str, ...]:
-    """Short names where those say exactly these layers, whole names where not."""
+def _dense_parameters(targets: Iterable[str], anatomy: Anatomy, stacks: bool) -> list[str]:
+    """Weights that peft must be given as parameters: of adapted feed-forwards without experts, where other layers have some.
+
+    Named as modules, peft takes them for experts under the names that those had before transformers 5.
+    """
+    if not stacks or not anatomy.experts:
+        return []
+    dense = tuple(f"{layer.feedforward}." for layer in anatomy.layers if not layer.mixture)
+    return [f"{name}.weight" for name in targets if name.startswith(dense)] if dense else []
+
+
+def _target_modules(targets: tuple[str, ...], anatomy: Anatomy, parameters: list[str]) -> tuple[str, ...]:
+    """Short names of the layers that are adapted as modules, where those say exactly these, whole names where not."""
+    others = {*anatomy.experts, *(name.removesuffix(".weight") for name in parameters)}
+    layers = tuple(name for name in targets if name not in others)
+    if not layers:
+        return ()
     endings = tuple(dict.fromkeys(name.rsplit(".", 1)[-1] for name in layers))
-    known = {anatomy.embedding, *anatomy.linears, *anatomy.head_linears}
+    known = {anatomy.embedding, *anatomy.linears, *anatomy.routers, *anatomy.head_linears}
     is_exact = set(layers) <= known and set(find_targets(anatomy, endings, None)) == set(layers)
     return endings if is_exact else layers

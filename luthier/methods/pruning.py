@@ -67,7 +67,7 @@ def _source(model: LanguageModel, layer: LayerAnatomy, name: str) -> nn.Module:
 
 def _inner_channels(model: LanguageModel, layer: LayerAnatomy, kept: Kept) -> Tensor:
     """The feed-forward's channels with the largest sum of |W| in its last linear layer, in their order."""
-    strength_F = weight_of(model.hf.get_submodule(layer.linears[-1])).float().abs().sum(0)
+    strength_F = weight_of(model.hf.get_submodule(layer.down)).float().abs().sum(0)
     return strength_F.topk(len(strength_F) // kept.reduction).indices.sort().values
 
 

@@ -24,6 +24,7 @@ from luthier.errors import RecipeError
 from luthier.methods.bank import AdaptedLayer, Branch, adapted
 from luthier.models.anatomy import LayerAnatomy, chosen_layers, config_number, is_linear, shape_of
 from luthier.models.call import Run, current_call
+from luthier.models.experts import MixtureEnd
 from luthier.models.language_model import LanguageModel
 
 Sublayer = Literal["attention", "cross-attention", "feedforward"]
@@ -62,7 +63,7 @@ def sublayer_ends(
         places: dict[Sublayer, str] = {"attention": layer.attention_post_norm or layer.attention_out}
         if layer.cross_attention is not None:
             places["cross-attention"] = layer.roles["cross_attention_out"]
-        places["feedforward"] = layer.feedforward_post_norm or layer.down
+        places["feedforward"] = layer.feedforward_post_norm or layer.feedforward_end
         for sublayer, place in places.items():
             if sublayer in sublayers:
                 width = _outputs(frozen_layer(model, place))
@@ -77,7 +78,9 @@ def frozen_layer(model: LanguageModel, name: str) -> nn.Module:
 
 
 def _outputs(module: nn.Module) -> int:
-    """How many numbers a token's output has: those of a linear layer, or of a norm (D,)."""
+    """How many numbers a token's output has: those of a linear layer, of a mixture's end, or of a norm (D,)."""
+    if isinstance(module, MixtureEnd):
+        return module.width
     return shape_of(module)[0] if is_linear(module) else len(module.get_parameter("weight"))
 
 

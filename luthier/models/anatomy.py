@@ -8,7 +8,7 @@ from 0, and those of the decoder go on from there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -20,6 +20,9 @@ from luthier.errors import RecipeError, TargetNotFound
 from luthier.models.families import Family, HeadPart
 from luthier.quantization.packed import QuantizedLinear
 
+MIXTURE_END = "end"
+"""What a mixture of experts has where its output leaves it."""
+
 ROLE = "role:"
 """What begins a target that names what layers do rather than how they are called."""
 
@@ -28,8 +31,9 @@ ROLE = "role:"
 class LayerAnatomy:
     """One transformer layer: dotted names from the root of the model.
 
-    linears: its linear layers but for those of experts. experts: those of a mixture of experts that is apart (`SplitExperts`).
-    roles: its linear layers by what they do. attention_norm, feedforward_norm: the norms that read the residual stream
+    linears: its linear layers but for routers. experts: those of them that belong to the experts of a mixture (`SplitExperts`).
+    routers: linear layers that say how much of an expert a token gets. roles: its linear layers by what they do.
+    mixture: in a mixture of experts, the layers of all of them that go up and down. attention_norm, feedforward_norm: the norms that read the residual stream
     before attention and feed-forward (or, with `Anatomy.norms_first` false, after them); None where there is none.
     attention_post_norm, feedforward_post_norm: norms between what they give and the residual sum.
     stack: which stack of an encoder-decoder it is in. cross_attention, cross_norm: where a decoder's layer reads the
@@ -51,11 +55,18 @@ class LayerAnatomy:
     cross_attention: str | None = None
     cross_norm: str | None = None
     experts: tuple[str, ...] = ()
+    routers: tuple[str, ...] = ()
+    mixture: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def attention_out(self) -> str:
         """The linear layer that ends the attention."""
         return self.roles["attention_out"]
+
+    @property
+    def feedforward_end(self) -> str:
+        """Where what the feed-forward gives leaves it: its last linear layer, or the end of a mixture of experts."""
+        return self.roles.get("down") or f"{self.feedforward}.{MIXTURE_END}"
 
     @property
     def down(self) -> str:
@@ -124,18 +135,32 @@ class Anatomy:
 
     @property
     def linears(self) -> tuple[str, ...]:
-        """Every linear layer of every transformer layer; neither embedding nor head."""
+        """Every linear layer of every transformer layer but for routers; neither embedding nor head."""
         return tuple(name for layer in self.layers for name in layer.linears)
 
     @property
     def experts(self) -> tuple[str, ...]:
-        """The linear layers of every mixture of experts that is apart."""
+        """The linear layers of the experts of every mixture."""
         return tuple(name for layer in self.layers for name in layer.experts)
 
+    @property
+    def routers(self) -> tuple[str, ...]:
+        """The linear layers that say how much of an expert a token gets."""
+        return tuple(name for layer in self.layers for name in layer.routers)
+
     def of_role(self, role: str) -> tuple[str, ...]:
-        """The linear layers of that role, in order; none if there is no such role. `key` is that of every attention."""
+        """The linear layers of that role, in order; none if there is no such role. `key` is that of every attention, `up` of every expert."""
         roles = (role, f"cross_{role}")
-        return tuple(name for layer in self.layers for own, name in layer.roles.items() if own in roles)
+        found: list[str] = []
+        for layer in self.layers:
+            found += (name for own, name in layer.roles.items() if own in roles)
+            found += layer.mixture.get(role, ())
+        return tuple(found)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Every role that some linear layer has."""
+        return tuple(dict.fromkeys(role for layer in self.layers for role in (*layer.roles, *layer.mixture)))
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -244,20 +269,16 @@ def find_targets(
     targets: str | tuple[str, ...],
     layers: tuple[int, ...] | None,
     field: str = "method.targets",
-    *,
-    with_experts: bool = False,
 ) -> tuple[str, ...]:
     """The linear layers that a method adapts: `all-linear`, those whose dotted name ends in one of `targets`, or by role.
 
-    The embedding and the head are found only by name. `role:value` is the linear layer that gives the values, whatever
-    the family calls it and whatever else it gives. field: what the recipe calls the targets. with_experts: whether the
-    layers of experts are among them. Raises as `find_among`.
+    The embedding, routers and the head are found only by name. `role:value` is the linear layer that gives the values,
+    whatever the family calls it and whatever else it gives. field: what the recipe calls the targets. Raises as `find_among`.
     """
-    linears = (*anatomy.linears, *(anatomy.experts if with_experts else ()))
     if targets == "all-linear":
-        return find_among(anatomy, linears, None, layers, "all-linear", field)
+        return find_among(anatomy, anatomy.linears, None, layers, "all-linear", field)
     wanted = (targets,) if isinstance(targets, str) else targets
-    modules = (anatomy.embedding, *linears, *anatomy.head_linears)
+    modules = (anatomy.embedding, *anatomy.linears, *anatomy.routers, *anatomy.head_linears)
     return find_among(anatomy, modules, wanted, layers, "all-linear", field)
 
 
@@ -287,17 +308,19 @@ def find_among(
     )
     if targets is None:
         return candidates
+    found: set[str] = set()
     for target in targets:
-        if not any(_is_meant(anatomy, name, target) for name in candidates):
-            every_role = dict.fromkeys(role for layer in anatomy.layers for role in layer.roles)
-            roles = [ROLE + role for role in every_role if set(anatomy.of_role(role)) <= set(modules)]
+        meant = _meant(anatomy, candidates, target)
+        found |= meant
+        if not meant:
+            roles = [ROLE + role for role in anatomy.roles if set(anatomy.of_role(role)) <= set(modules)]
             known = [*_endings(candidates), *roles]
             raise TargetNotFound(
                 f"No layer of the model that this method can adapt is called {target!r}.",
                 f"Set {field} to {default} or to some of: {', '.join(known)}.",
                 field=field,
             )
-    return tuple(name for name in candidates if any(_is_meant(anatomy, name, target) for target in targets))
+    return tuple(name for name in candidates if name in found)
 
 
 def _check_not_empty(named: tuple[object, ...], field: str) -> None:
@@ -305,10 +328,11 @@ def _check_not_empty(named: tuple[object, ...], field: str) -> None:
         raise RecipeError("The list is empty, so nothing would train.", "Name some, or leave it out.", field=field)
 
 
-def _is_meant(anatomy: Anatomy, name: str, target: str) -> bool:
+def _meant(anatomy: Anatomy, names: tuple[str, ...], target: str) -> set[str]:
+    """Those of some modules that a target names."""
     if target.startswith(ROLE):
-        return name in anatomy.of_role(target.removeprefix(ROLE))
-    return ends_in(name, target)
+        return set(names) & set(anatomy.of_role(target.removeprefix(ROLE)))
+    return {name for name in names if ends_in(name, target)}
 
 
 def check_layer_indices(anatomy: Anatomy, layers: tuple[int, ...]) -> None:

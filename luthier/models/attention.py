@@ -42,6 +42,12 @@ def _terms(
     return AttentionTerms(q.shape[-1] ** -0.5 if scaling is None else scaling, window, softcap, sinks)
 
 
+def _window(module: nn.Module, given: int | None) -> int | None:
+    """The sliding window of an attention, which not every architecture passes on: some leave it to the mask alone."""
+    own: int | None = vars(module).get("sliding_window")
+    return own if given is None else given
+
+
 def _attend(
     module: nn.Module,
     query: Tensor,
@@ -56,7 +62,7 @@ def _attend(
     position_bias: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    terms = _terms(query, scaling, sliding_window, softcap, s_aux)
+    terms = _terms(query, scaling, _window(module, sliding_window), softcap, s_aux)
     return _with(packed_attention, module, query, key, value, _biased(attention_mask, position_bias), terms)
 
 
@@ -74,7 +80,7 @@ def _attend_reference(
     position_bias: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    terms = _terms(query, scaling, sliding_window, softcap, s_aux)
+    terms = _terms(query, scaling, _window(module, sliding_window), softcap, s_aux)
     mask = _biased(attention_mask, position_bias)
     return _with(packed_attention_reference, module, query, key, value, mask, terms)
 

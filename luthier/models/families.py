@@ -27,15 +27,15 @@ class Roles:
 
     One layer may give queries, keys and values at once; `fused` then says how its outputs lie: in blocks (all queries,
     all keys, all values), or in groups (some heads' queries, the key and the value that they share, and so on).
-    Of several names the first that a layer has is meant. A feed-forward that is a mixture of experts has no `up` and `down`.
+    Of several names the first that a layer has is meant. A feed-forward that is a mixture of experts has neither `up` nor `down`.
     """
 
     query: str
     key: str
     value: str
     attention_out: str
-    up: str | tuple[str, ...] | None
-    down: str | None
+    up: str | tuple[str, ...]
+    down: str
     fused: Literal["blocks", "groups"] | None = None
 
 
@@ -147,6 +147,8 @@ class Family:
     positions_end: bool = True  # whether `max_position_embeddings` or `n_positions` of the config is a limit
     position_table: str | None = None  # from a stack of an encoder-decoder: positions' embeddings, if it counts itself
     bias_by_distance: bool = False  # whether a stack's first layer makes a bias of scores that each hands on
+    shared_expert: str | None = None  # from a mixture of experts: the one that every token is sent to
+    routers: tuple[str, ...] = ()  # from such a mixture: linear layers that say how much of an expert a token gets
     fixed: tuple[tuple[str, object], ...] = ()
     mask_fixed: tuple[tuple[str, object], ...] = ()
 
@@ -162,7 +164,7 @@ _LLAMA_GATED = ("gate_proj", "up_proj", "down_proj")
 _LLAMA_NORMS = Norms(("input_layernorm",), ("post_attention_layernorm",))
 
 
-def _roles_apart(attention_out: str, up: str | None, down: str | None) -> Roles:
+def _roles_apart(attention_out: str, up: str, down: str) -> Roles:
     """Queries, keys and values each from a layer of their own, called as in Llama."""
     query, key, value = (f"self_attn.{part}_proj" for part in "qkv")
     return Roles(query, key, value, f"self_attn.{attention_out}", up, down)
@@ -197,6 +199,8 @@ def _llama_like(
     norms_heads_first: bool = False,
     class_head: tuple[HeadPart, ...] = _SCORE,
     tag_head: tuple[HeadPart, ...] = _SCORE,
+    shared_expert: str | None = None,
+    routers: tuple[str, ...] = (),
 ) -> Family:
     return Family(
         model_types=model_types,
@@ -219,6 +223,8 @@ def _llama_like(
         norms_heads_first=norms_heads_first,
         class_head=class_head,
         tag_head=tag_head,
+        shared_expert=shared_expert,
+        routers=routers,
     )
 
 
@@ -317,7 +323,9 @@ FAMILIES: tuple[Family, ...] = (
     _llama_like("gemma", rms_norm=_GEMMA_NORM, activation_key="hidden_act"),
     _GEMMA2,
     replace(_GEMMA2, model_types=("gemma3_text",), tag_head=()),
-    _llama_like("gpt_oss", rms_norm=None, gated=None, roles=_roles_apart("o_proj", up=None, down=None)),
+    _llama_like("mixtral", "qwen3_moe"),
+    _llama_like("qwen2_moe", shared_expert="shared_expert", routers=("shared_expert_gate",)),
+    _llama_like("gpt_oss", gated=None),
     Family(
         model_types=("gpt2",),
         kind="decoder", layout="packed", trunk="transformer", embedding="wte", layers="h", final_norm="ln_f",

@@ -125,13 +125,20 @@ def _fast_norm(norm: nn.Module, form: RMSNormForm) -> FastRMSNorm:
 
 
 def use_fast_gated_mlps(model: PreTrainedModel, anatomy: Anatomy) -> None:
-    """Exchange every gated feed-forward layer, where the family has them and the activation is one of ours."""
+    """Exchange every gated feed-forward layer, where the family has them and the activation is one of ours.
+
+    In a mixture of experts it is that of the expert that every token is sent to.
+    """
     names = anatomy.family.gated
     config = model.config.to_dict()
     activation = ACTIVATIONS.get(str(config.get(anatomy.family.activation_key) or config.get("hidden_act")))
     if names is None or activation is None:
         return
+    shared = anatomy.family.shared_expert
     for layer in anatomy.layers:
-        mlp = model.get_submodule(layer.feedforward)
+        if layer.mixture and shared is None:
+            continue
+        place = f"{layer.feedforward}.{shared}" if layer.mixture else layer.feedforward
+        mlp = model.get_submodule(place)
         gate, up, down = (mlp.get_submodule(name) for name in names)
-        replace_module(model, layer.feedforward, FastGatedMLP(names, (gate, up, down), activation))
+        replace_module(model, place, FastGatedMLP(names, (gate, up, down), activation))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -40,6 +42,7 @@ from luthier.models.streaming import Prepare, Prepared, Streaming, only_packed
 from luthier.quantization.formats import COMPUTE, quantize
 from luthier.quantization.packed import QuantizedLinear
 from luthier.quantization.settings import QuantizationSettings
+from luthier.quantization.stored import StoredForm
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -138,6 +141,7 @@ def load_model(
         hf, new_head = read_class_weights(source, config, family, head, dtype, implementation, streaming)
     if family.encoder is not None and hf.generation_config is not None:
         hf.generation_config.decoder_start_token_id = read_answer_start(source, config)
+    split_experts(hf)
     fit_family(hf, family)
     tokenizer = read_tokenizer(source)
     new_tokens = () if source.added is None else grow(hf, tokenizer, source.added)
@@ -209,12 +213,14 @@ def _streaming(
             field="quantization",
         )
     if stored is not None:
+        files = weight_files(source.folder, source.name)
+        _check_experts(source, stored, files)
         return Streaming(
             nothing_chosen,
             lambda name, tensors: Prepared(stored.read(name, tensors)),
             stored.endings,
             are_stacked=stored.are_stacked,
-            files=weight_files(source.folder, source.name),
+            files=files,
         )
     if quantization is None:
         return None
@@ -233,6 +239,23 @@ def _streaming(
     if blocks is not None:
         return Streaming(choose, blocks.pack, are_blocks=True)
     return Streaming(choose, pack, files=weight_files(source.folder, source.name))
+
+
+def _check_experts(source: ModelSource, stored: StoredForm, files: Sequence[Path]) -> None:
+    """Raise RecipeError for experts of which each came quantized: their tensors do not stack to those that the model has."""
+    if stored.are_stacked:
+        return
+    packed = tuple(f".{ending}" for ending in stored.endings)
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            names = [name for name in opened.keys() if ".experts." in name and name.endswith(packed)]  # noqa: SIM118
+        if names:
+            raise RecipeError(
+                f"{source.name} comes with its experts quantized one by one ({names[0]}), which Luthier does not read.",
+                "Use the unquantized model and let Luthier quantize it (quantization: {kind: nf4}).",
+                file=str(file),
+                field="model",
+            )
 
 
 def anatomy_apart(model: PreTrainedModel, family: Family) -> Anatomy:
@@ -255,7 +278,7 @@ def layers_to_quantize(anatomy: Anatomy, quantization: QuantizationSettings) -> 
     Raises RecipeError for names that no layer bears, for the embedding, and for a head that shares its weight with that.
     """
     chosen, skipped = (
-        find_targets(anatomy, named, None, f"quantization.{field}", with_experts=True) if named else ()
+        find_targets(anatomy, named, None, f"quantization.{field}") if named else ()
         for field, named in (("targets", quantization.targets), ("skip", quantization.skip))
     )
     is_shared = anatomy.is_head_tied and anatomy.head in chosen

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from luthier.errors import RecipeError
 from luthier.models.anatomy import Anatomy, LayerAnatomy, is_linear, is_norm
-from luthier.models.experts import SplitExperts
+from luthier.models.experts import PROJECTIONS, SplitExperts
 from luthier.models.families import Encoder, Family, HeadPart
 
 
@@ -113,6 +113,7 @@ def _read_stack(model: PreTrainedModel, family: Family, trunk: str, first: int) 
     for number, layer in enumerate(stack):
         name = f"{stack_name}.{number}"
         parts = [(_join(name, part), module) for part, module in layer.named_modules() if part]
+        routers = tuple(_join(name, family.feedforward, part) for part in family.routers)
         linears = tuple(part for part, module in parts if is_linear(module))
         mixtures = tuple(f"{part}." for part, module in parts if isinstance(module, SplitExperts))
         layers.append(
@@ -121,8 +122,10 @@ def _read_stack(model: PreTrainedModel, family: Family, trunk: str, first: int) 
                 name=name,
                 attention=_join(name, family.attention),
                 feedforward=_join(name, family.feedforward),
-                linears=tuple(part for part in linears if not part.startswith(mixtures)),
+                linears=tuple(part for part in linears if part not in routers),
                 experts=tuple(part for part in linears if part.startswith(mixtures)),
+                routers=tuple(part for part in linears if part in routers),
+                mixture=_mixture(family, linears, mixtures, name),
                 norms=tuple(part for part, module in parts if is_norm(module)),
                 roles=_roles(family, layer, name),
                 attention_norm=_first_norm(norms.attention, layer, name),
@@ -144,11 +147,23 @@ def _roles(family: Family, layer: nn.Module, name: str) -> dict[str, str]:
         names |= {"cross_query": cross.query, "cross_key": cross.key, "cross_value": cross.value}
         names |= {"cross_attention_out": cross.out}
     found = {role: _join(name, part) for role, part in names.items()}
-    if roles.up is None or roles.down is None:
-        return found
     up = _first_of((roles.up,) if isinstance(roles.up, str) else roles.up, layer, name)
-    assert up is not None, "every layer has a feed-forward"
-    return {**found, "up": up, "down": _join(name, roles.down)}
+    return found if up is None else {**found, "up": up, "down": _join(name, roles.down)}
+
+
+def _mixture(
+    family: Family, linears: tuple[str, ...], mixtures: tuple[str, ...], name: str
+) -> dict[str, tuple[str, ...]]:
+    """The layers of the experts that go up and down, with those of the expert that every token is sent to."""
+    if not mixtures:
+        return {}
+    found = {}
+    for role, projection, place in zip(("up", "down"), PROJECTIONS, (1, 2), strict=True):
+        own = [part for part in linears if part.startswith(mixtures) and part.rpartition(".")[2] == projection]
+        if family.shared_expert is not None and family.gated is not None:
+            own.append(_join(name, family.feedforward, family.shared_expert, family.gated[place]))
+        found[role] = tuple(own)
+    return found
 
 
 def _first_of(parts: tuple[str, ...], layer: nn.Module, name: str) -> str | None:

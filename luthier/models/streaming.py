@@ -20,8 +20,8 @@ from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from luthier.models.anatomy import replace_module, shape_of
-from luthier.models.experts import PROJECTIONS, chosen_stacks, layers_of_experts, split_experts, stacks_transposed
+from luthier.models.anatomy import replace_module
+from luthier.models.experts import PROJECTIONS, is_stack, layers_held, parameters_of, split_experts, stacks_transposed
 from luthier.quantization.packed import PackedWeight, QuantizedLinear
 from luthier.store.mapped import forget_mapped
 
@@ -79,8 +79,9 @@ class Streaming(QuantizationConfigMixin):
         self.choose = choose
         self.pack = pack
         self.endings = endings
-        self.are_stacked = are_stacked
         self.come_packed = are_blocks or bool(endings)
+        self.sources = _sources(endings, are_stacked)
+        self.ending_of_source = {name: ending for names in self.sources.values() for name, ending in names.items()}
         self.files = files
         self._mapped = 0
         self.prepared: dict[str, Prepared] = {}
@@ -94,26 +95,19 @@ class Streaming(QuantizationConfigMixin):
     def __deepcopy__(self, memo: dict[int, Any]) -> Streaming:
         return self  # what is found while reading is for the one who gave it
 
-    def take(self, model: PreTrainedModel, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Pack a layer's weight. The layer's own stays without memory, marked as filled."""
-        layer = model.get_submodule(name)
-        own = layer.get_parameter("weight")
-        if self._fits(f"{name}.weight", own, tensors):
-            is_transposed = isinstance(layer, Conv1D) and not self.come_packed
-            self._pack(name, {"weight": tensors["weight"].t()} if is_transposed else tensors, shape_of(layer))
-
-    def take_experts(self, model: PreTrainedModel, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Pack the weights of a projection of every expert of a layer. The stacked parameter stays without memory, marked as filled."""
-        own = model.get_parameter(name)
-        if not self._fits(name, own, tensors):
+    def take(self, model: PreTrainedModel, parameter: str, tensors: Mapping[str, Tensor]) -> None:
+        """Pack the weights of the layers that a parameter holds. The parameter stays without memory, marked as filled."""
+        own = model.get_parameter(parameter)
+        if not self._fits(parameter, own, tensors):
             return
-        is_transposed = stacks_transposed(model, name)
-        shape = own[0].t().shape if is_transposed else own[0].shape
-        for index, layer in enumerate(layers_of_experts(name, len(own))):
-            of_one = {ending: tensor[index] for ending, tensor in tensors.items()}
+        layers, is_stacked = layers_held(model, parameter), is_stack(parameter)
+        is_transposed = stores_transposed(model, parameter)
+        rows, columns = own.shape[-2:]
+        for index, layer in enumerate(layers):
+            of_one = {ending: tensor[index] for ending, tensor in tensors.items()} if is_stacked else tensors
             if is_transposed and not self.come_packed:
                 of_one = {"weight": of_one["weight"].t()}
-            self._pack(layer, of_one, (shape[0], shape[1]))
+            self._pack(layer, of_one, (columns, rows) if is_transposed else (rows, columns))
 
     def _fits(self, name: str, own: nn.Parameter, tensors: Mapping[str, Tensor]) -> bool:
         """Whether what is to be packed has the parameter's shape; noted if not."""
@@ -135,8 +129,7 @@ class Streaming(QuantizationConfigMixin):
 
     def put(self, model: PreTrainedModel) -> None:
         """Put a quantized layer in the place of each whose weight was packed, experts apart."""
-        if not {name for name, _ in model.named_modules()} >= set(self.prepared):
-            split_experts(model)
+        split_experts(model)
         for name, prepared in self.prepared.items():
             layer = model.get_submodule(name)
             bias, dtype = dict(layer.named_parameters()).get("bias"), layer.get_parameter("weight").dtype
@@ -147,6 +140,22 @@ class Streaming(QuantizationConfigMixin):
         if self.error is not None:
             raise self.error
         report["mismatched_keys"] = [*report.get("mismatched_keys", ()), *self.misshapen]
+
+
+def stores_transposed(model: PreTrainedModel, parameter: str) -> bool:
+    """Whether a parameter holds the weights of its layers as (I, O)."""
+    if is_stack(parameter):
+        return stacks_transposed(model, parameter)
+    return isinstance(model.get_submodule(parameter.rpartition(".")[0]), Conv1D)
+
+
+def _sources(endings: tuple[str, ...], are_stacked: bool) -> dict[str, dict[str, str]]:
+    """How parameters of layers that come quantized end, and what files have in their place: its ending, and what it is of a layer."""
+    if not endings:
+        return {}
+    if are_stacked:
+        return {name: {f"{name}_{ending}": ending for ending in endings} for name in PROJECTIONS}
+    return {"weight": {ending: ending for ending in (*endings, "weight")}}
 
 
 class _Take(ConversionOps):
@@ -164,22 +173,17 @@ class _Take(ConversionOps):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Take the weight; nothing is left for transformers to put anywhere. What is not quantized goes on as it is."""
-        model, full_layer_name = kwargs["model"], kwargs["full_layer_name"]
-        tensors = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
-        stacked = full_layer_name.endswith(PROJECTIONS)
-        if self.streaming.endings and len(tensors) == 1 and not stacked:
-            dtype = model.get_parameter(full_layer_name).dtype
-            return {key: tensor.to(dtype) for key, tensor in tensors.items()}
-        if not self.streaming.endings:  # named in full
-            tensors = {"weight": next(iter(tensors.values()))}
-        elif stacked:
-            tensors = {key.rpartition("_")[2]: tensor for key, tensor in tensors.items()}
-        kwargs["missing_keys"].discard(full_layer_name)
+        model, parameter = kwargs["model"], kwargs["full_layer_name"]
+        named = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
+        endings = self.streaming.ending_of_source
+        if endings and set(named) == {"weight"}:
+            dtype = model.get_parameter(parameter).dtype
+            return {key: tensor.to(dtype) for key, tensor in named.items()}
+        tensors = {endings.get(key, "weight"): tensor for key, tensor in named.items()}
+        kwargs["missing_keys"].discard(parameter)
         try:
-            if self.streaming.error is None and stacked:
-                self.streaming.take_experts(model, full_layer_name, tensors)
-            elif self.streaming.error is None:
-                self.streaming.take(model, full_layer_name.removesuffix(".weight"), tensors)
+            if self.streaming.error is None:
+                self.streaming.take(model, parameter, tensors)
         except Exception as error:  # transformers would make a report of it
             self.streaming.error = error
         return {}
@@ -199,16 +203,13 @@ class _Quantizer(HfQuantizer):
         super().__init__(quantization_config, **others)
         self.pre_quantized = bool(quantization_config.endings)
         self.chosen: frozenset[str] = frozenset()
-        self.chosen_stacks: frozenset[str] = frozenset()
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **others: Any) -> bool:
-        """Whether this is the weight of a chosen layer, or holds those of chosen experts."""
-        name, _, last = param_name.rpartition(".")
-        return param_name in self.chosen_stacks or (last == "weight" and name in self.chosen)
+        """Whether this holds the weights of chosen layers."""
+        return param_name in self.chosen
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **others: Any) -> PreTrainedModel:
-        self.chosen = frozenset(self.quantization_config.choose(model))
-        self.chosen_stacks = chosen_stacks(model, self.chosen)
+        self.chosen = parameters_of(model, frozenset(self.quantization_config.choose(model)))
         return model
 
     def get_quantize_ops(self) -> ConversionOps:
@@ -217,11 +218,10 @@ class _Quantizer(HfQuantizer):
 
     def get_weight_conversions(self) -> list[Any]:
         """The operation on all that files hold of a layer, where layers come quantized."""
-        endings = self.quantization_config.endings
-        if self.quantization_config.are_stacked:
-            sources = {name: [f"{name}_{ending}" for ending in endings] for name in PROJECTIONS}
-            return [WeightConverter(parts, name, [_Take(self)]) for name, parts in sources.items()]
-        return [WeightConverter([*endings, "weight"], "weight", [_Take(self)])] if endings else []
+        return [
+            WeightConverter(list(sources), target, [_Take(self)])
+            for target, sources in self.quantization_config.sources.items()
+        ]
 
     def postprocess_model(self, model: PreTrainedModel, **others: Any) -> None:
         """Exchange the layers, and leave no trace beside: the model is an ordinary one with other layers."""

@@ -34,7 +34,7 @@ def write_model(
         for name, weight in packed.items():
             del weights[f"{name}.weight"]
             weights |= {f"{name}.{ending}": tensor for ending, tensor in file_tensors(weight, dtype).items()}
-        whole = {*anatomy.linears, *anatomy.head_linears} - packed.keys()
+        whole = {*anatomy.linears, *anatomy.routers, *anatomy.head_linears} - packed.keys() - {*anatomy.experts}
         config.quantization_config = model_settings(next(iter(packed.values())), dtype, sorted(whole))
     model.hf.save_pretrained(folder, state_dict=weights)
     config.save_pretrained(folder)

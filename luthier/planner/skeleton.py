@@ -82,13 +82,11 @@ def skeleton(
 class EvenExperts(SplitExperts):
     """Experts of which each is sent as many tokens: what a router chooses is not known before it has numbers."""
 
-    def routes(self, chosen_NK: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def routes(self, chosen_NK: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Every expert with its share of the choices."""
-        count = len(list(self.children()))
-        tokens = min(-(-chosen_NK.numel() // count), len(chosen_NK))
-        for index in range(count):
-            token_M = torch.arange(tokens, device=chosen_NK.device)
-            yield index, token_M, torch.zeros_like(token_M)
+        tokens = min(-(-chosen_NK.numel() // self.count), len(chosen_NK))
+        for index in range(self.count):
+            yield index, torch.arange(tokens, device=chosen_NK.device) * chosen_NK.shape[1]
 
 
 class _WithinBounds(TorchFunctionMode):

@@ -115,12 +115,16 @@ TRIED: dict[str, tuple[str, ...]] = {
     "modernbert-mean": (
         "lora", "full", "ln-tuning", "rows", "parallel", "ladder", "dora", "prompt-tuning", "unipelt", "warp", "loreft",
     ),
+    "qwen2_moe": (
+        "lora", "full", "ln-tuning", "rows", "adapter-fusion", "houlsby", "parallel", "dora", "loftq", "vera", "boft", "ia3", "krona", "lokr", "oft", "adalora", "prefix-tuning", "loreft", "unipelt", "attention-fusion",
+    ),
 }  # fmt: skip
 """Family → the methods that it is tried with: some of each kind, and those that meet what is its own.
 
 Its own are, of BLOOM, fused projections in groups, a residual that the attention adds itself, and a norm behind the embedding;
 of DistilBERT names of its own in the config and in the head; of DeBERTa the table of distances, which projections and a
-norm read; of ModernBERT fused projections in blocks, a window, a first layer without a norm, and a mean in the head's place.
+norm read; of ModernBERT fused projections in blocks, a window, a first layer without a norm, and a mean in the head's place; of
+Qwen2-MoE experts, routers, and a shared expert beside them.
 """
 
 REFUSED: dict[tuple[str, str], str] = {
@@ -128,6 +132,9 @@ REFUSED: dict[tuple[str, str], str] = {
     ("bitfit", "phi3"): "no bias",
     ("bitfit", "t5"): "no bias",
     ("bitfit", "t5-gated"): "no bias",
+    ("bitfit", "qwen2_moe"): "no bias",
+    ("ladder", "qwen2_moe"): "mixtures of experts",
+    ("krona-b", "qwen2_moe"): "mixtures of experts",
     ("prefix-tuning", "falcon-new"): "takes no learned prefix",
     ("mam", "falcon-new"): "takes no learned prefix",
     ("unipelt", "falcon-new"): "takes no learned prefix",

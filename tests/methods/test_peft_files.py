@@ -153,6 +153,7 @@ PEFT_CONFIGS: list[tuple[str, dict[str, Any]]] = [
     ("falcon", {"r": 4, "target_modules": ["query_key_value", "dense"]}),
     ("falcon-new", {"r": 4, "target_modules": ["query_key_value", "word_embeddings"]}),
     ("gemma", {"r": 4, "target_modules": ["embed_tokens", "q_proj"]}),
+    ("llama", {"r": 4, "target_modules": ["q_proj"], "target_parameters": ["mlp.up_proj.weight"]}),
 ]  # fmt: skip
 
 
@@ -213,7 +214,6 @@ def refusal_of(folder: Path, name: str = "llama", **settings: Any) -> LuthierErr
         ("lora_bias", {"lora_bias": True}),
         ("modules_to_save", {"modules_to_save": ["lm_head"]}),
         ("trainable_token_indices", {"trainable_token_indices": [3, 4]}),
-        ("target_parameters", {"target_parameters": ["mlp.up_proj.weight"]}),
         ("init_lora_weights", {"init_lora_weights": "pissa"}),
         ("init_lora_weights", {"init_lora_weights": "olora"}),
         ("layer_replication", {"layer_replication": [[0, 2], [1, 2]]}),

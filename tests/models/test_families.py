@@ -100,7 +100,7 @@ def test_the_anatomy_names_every_part(name: str) -> None:
     anatomy = model.anatomy
     linears = {key for key, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
     around = {anatomy.head} | {key for key in linears if key.endswith(("project_in", "project_out"))}
-    assert set(anatomy.linears) == linears - around
+    assert {*anatomy.linears, *anatomy.routers} == linears - around
     assert len(anatomy.layers) == 2
     assert isinstance(modules[anatomy.embedding], nn.Embedding)
     assert modules[anatomy.head] is model.hf.get_output_embeddings()

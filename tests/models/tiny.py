@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from luthier.models.attention import implementation_of, register_attention
+from luthier.models.experts import split_experts
 from luthier.models.families import family_of
 from luthier.models.fast_layers import use_fast_layers
 from luthier.models.fitting import fit_family
@@ -52,6 +53,7 @@ _WIDE = {
 }
 _LLAMA = {**_WIDE, "intermediate_size": 40, "num_key_value_heads": 2, "tie_word_embeddings": False}
 _SLIDING = {"use_sliding_window": True, "sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"]}
+_QWEN_MOE = {"moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2}
 _GEMMA = {**_LLAMA, "head_dim": 8, "tie_word_embeddings": True}
 _GPT2 = {
     "vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 40, "n_positions": 64,
@@ -123,6 +125,15 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
         },
     ),
+    "mixtral": ("mixtral", {**_LLAMA, "sliding_window": 4, "num_local_experts": 3, "num_experts_per_tok": 2}),
+    "qwen2_moe": (
+        "qwen2_moe",
+        {
+            **_LLAMA, **_SLIDING, **_QWEN_MOE, "shared_expert_intermediate_size": 48,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+    "qwen3_moe": ("qwen3_moe", {**_LLAMA, **_QWEN_MOE, "head_dim": 8, "mlp_only_layers": [0], "norm_topk_prob": True}),
     "gpt2": ("gpt2", _GPT2),
     "gpt2-layer-scaled": ("gpt2", {**_GPT2, "scale_attn_by_inverse_layer_idx": True}),
     "gpt_neox": ("gpt_neox", {**_WIDE, "intermediate_size": 40, "rotary_pct": 0.5, "tie_word_embeddings": False}),
@@ -152,7 +163,7 @@ ENCODER_DECODERS = ("t5", "t5-gated", "bart")
 STARTS = {"t5": 0, "t5-gated": 0, "bart": 2}
 """The token that the decoder of each begins with."""
 
-MIXTURES = ("gpt_oss",)
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss")
 """Decoders whose feed-forward layers are mixtures of experts, to which not every method goes."""
 
 NAMES = tuple(name for name in CONFIGS if name not in (*ENCODERS, *ENCODER_DECODERS, *MIXTURES))
@@ -247,6 +258,7 @@ def tiny_model(
         last = family.mask_head[-1].name
         _settle((f"{last}.{key}", tensor) for key, tensor in hf.get_submodule(last).named_parameters())
         hf.requires_grad_(False)
+    split_experts(hf)
     fit_family(hf, family)
     anatomy = read_anatomy(hf, family)
     use_fast_layers(hf, anatomy, norm=fast.norm, gated_mlp=fast.gated_mlp, linear=fast.linear)

@@ -118,6 +118,19 @@ def test_four_bits_take_what_the_formula_says(pretended: dict[str, Trace]) -> No
     assert pretended["nf4"].num_parameters == pretended["lora"].num_parameters
 
 
+def test_of_a_mixture_every_expert_is_held_and_adapted_and_no_router_is_packed() -> None:
+    kind, values = CONFIGS["mixtral"]
+    values = {**values, "hidden_size": 64, "intermediate_size": 128}
+    one = work({"model_type": kind, **values}, data={"max_length": 48}, quantization={"kind": "nf4"})
+    (found,) = trace_all([one])
+    assert isinstance(found, Trace)
+    attention, experts = 64 * (64 * 2 + 32 * 2), values["num_local_experts"] * (64 * 256 + 128 * 64)
+    assert found.standing[PACKED] == pytest.approx(2 * (attention + experts) * 4.127 / 8, rel=0.01)
+    rank = 2
+    adapted = 2 * (64 + 64) + 2 * (64 + 32) + values["num_local_experts"] * (64 + 256 + 128 + 64)
+    assert found.num_trainable == 2 * rank * adapted
+
+
 def test_recomputed_layers_keep_less(pretended: dict[str, Trace]) -> None:
     kept, recomputed = (pretended[name].peaks["forward pass"].parts[KEPT] for name in ("lora", "lora, recomputed"))
     assert recomputed < kept / 2
@@ -154,7 +167,9 @@ def test_rows_of_classes_cannot_be_imagined() -> None:
     assert refused.value.field == "data.train"
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma2", "falcon-new", "bloom", "gpt_oss"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "gemma2", "falcon-new", "bloom", "gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe"]
+)
 def test_other_families_too(name: str) -> None:
     kind, values = CONFIGS[name]
     check_planned(work({"model_type": kind, **values}, data={"max_length": 48}))
