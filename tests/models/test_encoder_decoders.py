@@ -233,5 +233,5 @@ def test_a_tied_head_of_a_t5_is_scaled_and_an_untied_one_is_not() -> None:
     for name, factor in (("t5", 32**-0.5), ("t5-gated", 1.0)):
         model = tiny_model(name)
         head_OI = model.hf.get_submodule("lm_head").weight
-        call = model.forward(answers_of(LENGTHS)).head.call
-        assert_near(model.head_of(call)(state_ND, 0), state_ND @ head_OI.t() * factor)
+        head = model.forward(answers_of(LENGTHS)).head
+        assert_near(head.logits(state_ND), state_ND @ head_OI.t() * factor)

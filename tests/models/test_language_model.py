@@ -147,7 +147,9 @@ def test_the_head_runs_at_learned_positions_only() -> None:
     rows: list[int] = []
     model.hf.get_submodule("lm_head").register_forward_hook(lambda module, args, out: rows.append(len(args[0])))
     batch = batch_of((30, 20), "packed")
-    model.forward(batch)
+    outputs = model.forward(batch)
+    assert rows == []  # nothing was asked of it yet
+    assert outputs.logprob_N.shape == batch.targets.token_N.shape
     assert rows == [len(batch.targets.token_N)]
     assert rows[0] < 50
 

@@ -70,7 +70,7 @@ def test_a_head_over_words_without_a_layer_for_them_is_refused_where_it_is_asked
     settings = saved(hf, tmp_path)
     load_model(settings, quiet, head=ClassHead(CLASSES))
     with pytest.raises(RecipeError, match="legacy False"):
-        load_model(settings, quiet, head=ClassHead(CLASSES, reads_mask=True))
+        load_model(settings, quiet, head=ClassHead(CLASSES, reads="mask"))
 
 
 @pytest.mark.parametrize("name", ["distilbert", "modernbert"])
@@ -88,7 +88,7 @@ def test_each_module_of_a_head_over_words_is_missed_where_the_files_lack_it(name
     for part in heads:
         hf.save_pretrained(tmp_path, state_dict={k: v for k, v in hf.state_dict().items() if not k.startswith(part)})
         with pytest.raises(RecipeError, match=f"it lacks {part}"):
-            load_model(settings, quiet, head=ClassHead(CLASSES, reads_mask=True))
+            load_model(settings, quiet, head=ClassHead(CLASSES, reads="mask"))
 
 
 def saved(hf, folder: Path) -> ModelSettings:
