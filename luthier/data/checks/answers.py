@@ -38,17 +38,19 @@ _LITTLE_WORDS = frozenset(
 _STRANGE_LAST = frozenset("in on at to for with by from of as about over after before within through so is are was were be have has had can could should may might will would not his her its this these those than then that".split())
 _REFUSALS = (
     re.compile(
-        r"(?i)\bas an? (?:ai|artificial intelligence|large language|language)(?: language| assistant| chatbot)?(?: model)?\b(?: (?:trained|developed|created) by \w+)?,? (?:i|it|my)\b"
-        r"|\bi(?:'|’)?(?:m| am) (?:just |only )?an? (?:ai|artificial intelligence|large language|language)(?: language)? (?:model|assistant)?,? ?(?:and |so )?(?:i )?(?:can(?:'|’)?t|cannot|do not|don(?:'|’)t|am not|am unable)"
+        r"(?i)\bas an? (?:large )?(?:ai )?(?:language|chat) ?(?:model|bot)\b|\bas an ai (?:language )?(?:model|assistant|chatbot)?\b,? (?:trained|developed|created) by"
+        r"|\bi(?:['’]m| am) (?:just |only )?an? (?:large )?(?:ai )?language model\b|\bas an artificial intelligence\b"
         r"|\bmy (?:knowledge|training)(?: data)? (?:cut-?off|only goes)|作为一个?(?:人工智能|AI|语言模型)"
     ),
     re.compile(
-        r"(?i)^\W*(?:i(?:'|’)?(?:m| am) (?:very |so |really )?sorry|sorry|i apologi[sz]e|unfortunately)[,.!]?(?: but)?,? (?:but )?(?:i|as an ai|that).{0,30}"
-        r"\b(?:can(?:'|’)?t|cannot|can not|unable|not able|won(?:'|’)t|not comfortable)\b"
-        r"|^\W*i(?:'|’)?(?:m| am)? ?(?:can(?:'|’)?t|cannot|can not|unable to|not able to|won(?:'|’)t)(?: be able to)? (?:help|assist|fulfil|comply|provide|answer|do that|engage|create|generate|complete|support)"
-        r"|^\W*抱歉，?我(?:不能|无法)"
+        r"(?i)^\W*(?:i(?:['’]m| am) (?:very |so |really )?sorry|sorry|i apologi[sz]e|unfortunately)[,.!]?(?: but)?,? (?:but )?(?:i|as an ai|that).{0,30}"
+        r"\b(?:can['’]?t|cannot|can not|unable|not able|won['’]t|not comfortable)\b"
+        r"|^\W*i(?:['’]?m| am)? ?(?:can['’]?t|cannot|can not|unable to|not able to|won['’]t)(?: be able to)? (?:help|assist|fulfil|comply|provide|answer|do that|engage|create|generate|complete|support)"
+        r"|\bas an ai(?: assistant| model)?,? (?:i|it)\b|^\W*抱歉，?我(?:不能|无法)"
     ),
 )
+_REFUSING = ("ai", "language model", "can't", "can’t", "cannot", "unable", "not able", "won't", "won’t", "cut", "not comfortable", "无法", "不能", "模型")
+_REPEATED_LETTERS = re.compile(r"([^\s\d\W_]{2,12}?)\1{5,}|([^\W\d_])\2{15,}")
 _WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+(?:['’]\w+)?")
 _SENTENCE = re.compile(r"[^.!?。！？\n]+[.!?。！？\n]*")
 
@@ -97,7 +99,7 @@ def look(view: RowView, layout: Layout, ends: Ends, notes: Notes) -> None:
             continue
         for kind in ("cut-text", "unclosed-fence", "unclosed-bracket"):
             notes.looked(kind, cell.peer)
-        if cell.text.strip():
+        if cell.text.strip() and not layout.is_prose:
             _cut(view, cell, ends, notes)
             _unclosed(view, cell, notes)
         if cell.part in ("answer", "text"):
@@ -114,11 +116,14 @@ def _answer(view: RowView, cell: Cell, notes: Notes) -> None:
     if text.strip() and not any(sign.isalnum() or sign > "\u2000" for sign in text):
         found = f"the answer is {text.strip()[:20]!r}, without a letter or a digit."
         _suspect(view, cell, notes, "empty-answer", found, "Fill it in, or leave this row out.", 0.01)
+    folded = text.casefold()
+    if not any(word in folded for word in _REFUSING):
+        return
     for level, pattern in enumerate(_REFUSALS):
-        if match := pattern.search(text[:300] if level else text):
+        if match := pattern.search(text if level == 0 else text[:300]):
             found = f"the answer refuses or speaks of being a model: {excerpt(text, match.start(), match.end())}."
             mend = "Leave this row out, unless the model is to learn to refuse here."
-            _suspect(view, cell, notes, "refusal", found, mend, 0.03, level)
+            _suspect(view, cell, notes, "refusal", found, mend, 0.03 if level == 0 else 0.01, level)
             return
 
 
@@ -128,7 +133,7 @@ def _echo(view: RowView, layout: Layout, notes: Notes) -> None:
         return
     notes.looked("answer-is-prompt", "")
     answer = normal(halves.answer)
-    prompts = [normal(cell.text) for cell in view.texts("prompt", "text")]
+    prompts = [normal(cell.text) for cell in view.texts("prompt", "text") if not cell.peer.endswith("[]")]
     if len(answer) < 4 or answer not in (*prompts, normal(halves.given)):
         return
     found = f"the answer is the prompt again: {excerpt(halves.answer, 0, 40)}."
@@ -147,13 +152,24 @@ def _cut(view: RowView, cell: Cell, ends: Ends, notes: Notes) -> None:
         found = f"the text ends without a line {mark!r}, which nearly all others end with: {_end(text)}."
         _suspect(view, cell, notes, "cut-text", found, mend, 0.03)
         return
+    if " " not in text[-80:] and text.isascii() or _CODE.search(text):
+        return
     level = _how_cut(text, cell.peer in ends.stopped, ends.words)
+    if cell.part == "prompt" and level not in (None, 0) and words_end_known(text, ends.words):
+        return
     if level is not None:
         found = f"the text ends in the middle: {_end(text)}."
         _suspect(view, cell, notes, "cut-text", found, mend, _CUT_LIMITS[level], level)
 
 
-_CUT_LIMITS = (0.03, 0.015, 0.01, 0.008)
+_CUT_LIMITS = (0.03, 0.012, 0.006, 0.006)
+_CODE = re.compile(r"(?m)^\s*(?:def|class|import|from|return|public|private|function|const|let|var|#include|SELECT)\b|;\s*$|[{}]\s*$|\)\s*:$")
+
+
+def words_end_known(text: str, known: frozenset[str]) -> bool:
+    """Whether the last word is one that the set uses elsewhere: not the half of one."""
+    words = _WORDS.findall(text[-80:])
+    return not words or words[-1].casefold() in known or not words[-1].isalpha()
 
 
 def _how_cut(text: str, others_stop: bool, known: frozenset[str]) -> int | None:
@@ -192,10 +208,13 @@ def _unclosed(view: RowView, cell: Cell, notes: Notes) -> None:
     elif (sign := _left_open(text)) is not None:
         found = f"{sign!r} is opened and not closed; the text ends: {_end(text.rstrip())}."
         level = 0 if sign in "{[" else 1
-        _suspect(view, cell, notes, "unclosed-bracket", found, "Close it, or give the whole text.", 0.01, level)
+        limit = 0.01 if level == 0 else 0.004
+        _suspect(view, cell, notes, "unclosed-bracket", found, "Close it, or give the whole text.", limit, level)
 
 
+_SMILEY = re.compile(r"[:;][-']?[()\[\]]")
 _PAIRS = {")": "(", "]": "[", "}": "{"}
+_NEAR_END = 400
 _BRACKETS = re.compile(r"[()\[\]{}]")
 
 
@@ -204,14 +223,15 @@ def _left_open(text: str) -> str | None:
     if not any(sign in text for sign in "([{"):
         return None
     held: list[str] = []
-    for sign in _BRACKETS.findall(re.sub(r"[:;=8][-']?[()\[\]]", "", text)):
+    for sign in _BRACKETS.findall(_SMILEY.sub("", text)):
         if sign in "([{":
             held.append(sign)
         elif held and held[-1] == _PAIRS[sign]:
             held.pop()
         elif sign != ")":
             return None
-    return held[-1] if held else None
+    near_end = text.rfind(held[-1]) if held else 0
+    return held[-1] if held and len(text) - near_end < _NEAR_END else None
 
 
 # ── the same again and again ────────────────────────────────────────────────────────────────────────────────────────
@@ -241,8 +261,10 @@ def repeated_unit(text: str) -> str | None:
         unit = " ".join(sentences[at : at + size]) if at is not None else ""
         if len(unit) >= 20:
             return unit
-    match = re.search(r"([^\s\d\W_]{2,12}?)\1{5,}|([^\W\d_])\2{15,}", text)
-    return match[0][:20] if match else None
+    for word in words:
+        if len(word) > 15 and (match := _REPEATED_LETTERS.search(word)):
+            return match[0][:20]
+    return None
 
 
 def start_of_run(items: Sequence[str], size: int, times: int) -> int | None:

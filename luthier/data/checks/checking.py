@@ -188,6 +188,7 @@ class Worker:
     def examine(self, rows: Sequence[Row], is_held_out: bool) -> Seen:
         """What is to be said of these rows, and what is kept of them."""
         seen, layout = Seen(num_rows=len(rows)), self.learned.layout
+        seen.notes.num_rows = len(rows)
         views = [view_of(row, layout) for row in rows]
         for view in views:
             self._look(view, seen.notes)

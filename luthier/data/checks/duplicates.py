@@ -44,6 +44,9 @@ LEVELS = ((0.95, 0.02), (0.85, 0.01), (0.75, 0.006), (0.65, 0.003))
 
 _SHORT = 200
 _SHORTEST = 12
+_SHORTEST_PARAGRAPH = 200
+"""Headings and short lines come again in any book."""
+
 _HELD_IN_MEMORY = 64 << 20
 
 
@@ -59,6 +62,7 @@ class Digest:
     answer_field: str | None
     is_closed: bool
     is_short: bool
+    is_prose: bool
     text: bytes
 
 
@@ -80,7 +84,7 @@ def digest_rows(views: Sequence[RowView], layout: Layout, is_held_out: bool, min
 def digest_of(view: RowView, layout: Layout, is_held_out: bool) -> Digest:
     """The digests of a row; identity numbers are no part of them, capitals and spacing only of that of the whole."""
     halves = halves_of(view, layout)
-    values = {key: value for key, value in view.values.items() if layout.parts.get(key) != "id"}
+    values = {key: value for key, value in view.values.items() if key not in layout.numbering}
     whole = json.dumps(_without_ids(values), sort_keys=True, ensure_ascii=False, default=str)
     given, answer = normal(halves.given), normal(halves.answer)
     text = given + ("\0" + answer if halves.answer_field is not None and not halves.is_closed else "")
@@ -92,7 +96,8 @@ def digest_of(view: RowView, layout: Layout, is_held_out: bool) -> Digest:
         _hash(answer),
         halves.answer_field,
         halves.is_closed,
-        len(given) < _SHORTEST,
+        len(given) < (_SHORTEST_PARAGRAPH if layout.is_prose else _SHORTEST),
+        layout.is_prose,
         text.encode("utf-8", "surrogatepass"),
     )
 
@@ -142,7 +147,7 @@ class Copies:
             self._row.append(one.row)
             self._given.append(one.given)
             self._answer.append(one.answer)
-            self._flags.append(one.is_held_out | one.is_closed << 1 | one.is_short << 2)
+            self._flags.append(one.is_held_out | one.is_closed << 1 | one.is_short << 2 | one.is_prose << 3)
             self._ends.append(self._ends[-1] + len(one.text))
             self._texts.write(one.text)
         for keys in digests.keys:
@@ -170,7 +175,7 @@ class Copies:
 
     def _exact(self, group: NDArray[np.int64], copies: set[int]) -> Iterator[Finding]:
         for is_held_out in (0, 1):
-            own = [int(row) for row in group if self._flags[row] & 1 == is_held_out]
+            own = [int(row) for row in group if self._flags[row] & 1 == is_held_out and self._flags[row] & 12 != 12]
             copies.update(own[1:])
             for row in own[1:]:
                 found = f"the row is the same as {self._said(own[0], row)}."
@@ -219,7 +224,7 @@ class Copies:
         similar = lru_cache(maxsize=8192)(self._sets)
         for one, other in self._buckets.pairs():
             first, second = int(one), int(other)
-            if first in copies or second in copies or (first, second) in leaked:
+            if first in copies or second in copies or (first, second) in leaked or self._flags[second] & 12 == 12:
                 continue
             is_leak = self._flags[first] & 1 != self._flags[second] & 1
             kind = "near-leak" if is_leak else "near-duplicate"

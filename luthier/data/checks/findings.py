@@ -77,6 +77,7 @@ class Notes:
     peers: Counter[tuple[str, str]] = field(default_factory=Counter)
     suspicions: dict[tuple[str, str], list[Suspicion]] = field(default_factory=dict)
     uncounted: Counter[tuple[str, str]] = field(default_factory=Counter)
+    num_rows: int = 0
 
     def tell(
         self, kind: str, severity: Severity, origin: Origin, place: str | None, found: str, mend: str
@@ -99,6 +100,7 @@ class Notes:
 
     def take(self, other: Notes) -> None:
         """Add what was noted of other rows."""
+        self.num_rows += other.num_rows
         self.findings += other.findings
         self.peers += other.peers
         self.uncounted += other.uncounted
@@ -111,19 +113,19 @@ class Notes:
     def settled(self) -> Iterator[Finding]:
         """The suspicions that are rare enough to be faults; of those that are not, one word on the whole set."""
         for (kind, peer), suspicions in self.suspicions.items():
-            yield from _rare(suspicions, self.peers[kind, peer], self.uncounted[kind, peer])
+            yield from self._rare(suspicions, self.peers[kind, peer], self.uncounted[kind, peer])
 
-
-def _rare(suspicions: list[Suspicion], num_peers: int, num_uncounted: int) -> Iterator[Finding]:
-    """Level by level, as long as all so far are few."""
-    so_far = 0
-    for level in sorted({suspicion.level for suspicion in suspicions}):
-        of_level = [suspicion for suspicion in suspicions if suspicion.level == level]
-        so_far += len(of_level)
-        limit = max(suspicion.limit for suspicion in of_level)
-        if so_far + num_uncounted > max(ALWAYS_FEW, limit * num_peers):
-            return
-        yield from (suspicion.finding for suspicion in of_level)
+    def _rare(self, suspicions: list[Suspicion], num_peers: int, num_uncounted: int) -> Iterator[Finding]:
+        """Level by level, as long as all so far are few: of their peers, and the rows that they are in of all rows."""
+        so_far, rows = num_uncounted, set[tuple[str, int | None]]()
+        for level in sorted({suspicion.level for suspicion in suspicions}):
+            of_level = [suspicion for suspicion in suspicions if suspicion.level == level]
+            so_far += len(of_level)
+            rows |= {(suspicion.finding.file, suspicion.finding.line) for suspicion in of_level}
+            limit = max(suspicion.limit for suspicion in of_level)
+            if so_far > max(ALWAYS_FEW, limit * num_peers) or len(rows) > max(ALWAYS_FEW, limit * self.num_rows):
+                return
+            yield from (suspicion.finding for suspicion in of_level)
 
 
 def by_place(findings: list[Finding], files: Mapping[str, int]) -> list[Finding]:

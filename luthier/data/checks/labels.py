@@ -116,7 +116,8 @@ def meant_by(label: str, counts: Counter[str]) -> str | None:
     for other in others:
         if folded(other) == folded(label):
             return other
-    if count > max(2, counts.total() // 500) or len(label) < 4 or label.isdigit():
+    is_code = label.isupper() or len(label) < 5
+    if count > max(2, counts.total() // 2000) or is_code or label.isdigit():
         return None
     near = difflib.get_close_matches(label, [other for other in others if not other.isdigit()], n=1, cutoff=0.8)
     return near[0] if near and _is_typo(label, near[0]) else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 
 from luthier.data.checks.findings import Finding, Notes, Severity, excerpt
 from luthier.data.checks.view import Layout, RowView
@@ -42,23 +43,25 @@ _LITTLE_WORDS = {
     "Portuguese": "o a os as de que e em um uma para não com por do da se mais como é mas ao dos das foi na no você seu sua ou são pode está isso",
     "Dutch": "de het een en van is niet dat in op te voor met zijn aan er die ook als maar om bij je dit wordt naar kan ik of deze hebben worden uit heeft",
     "Swedish": "och att det som en är på för av med inte den till ett har de jag om du vi kan från så men eller var ska när hur",
-    "Polish": "nie się na jest że do to w z i jak co od za po czy ale dla tak jego może przez oraz są być ten tym które gdzie mam moja mojej",
+    "Polish": "nie się na jest że jak co od za po czy ale dla tak jego może przez oraz są być ten tym które gdzie mam moja mojej",
     "Turkish": "bir ve bu için ile da de çok ne olarak daha gibi var olan kadar ben sen değil ama nasıl mı en her sonra neden benim",
     "Indonesian": "yang dan di untuk dengan ini itu tidak dari adalah pada dalam saya anda akan ke atau bisa juga apa telah oleh karena bagaimana",
-    "Czech": "je se na že to v a s z jak co do pro ale tak by jsem jsou nebo také když které která být může není jako",
+    "Czech": "je se na že jak co pro ale tak by jsem jsou nebo také když které která být může není jako",
     "Romanian": "și este în nu că la cu pe de un o mai să pentru din sunt ce care dar fi au acest sau prin am cum",
 }
-_LANGUAGES = {name: frozenset(words.split()) for name, words in _LITTLE_WORDS.items()}
-_OF_WORD: dict[str, tuple[str, ...]] = {}
-for _name, _words in _LANGUAGES.items():
-    for _word in _words:
-        _OF_WORD[_word] = (*_OF_WORD.get(_word, ()), _name)
+_LANGUAGES = {
+    name: frozenset(word for word in words.split() if len(word) > 1) for name, words in _LITTLE_WORDS.items()
+}
+_OF_WORD: dict[str, tuple[str, ...]] = {
+    word: tuple(name for name, words in _LANGUAGES.items() if word in words)
+    for word in frozenset().union(*_LANGUAGES.values())
+}
 _WORD = re.compile(r"[^\W\d_]+")
 _ABOUT_LANGUAGE = re.compile(
     r"(?i)\b(?:translat\w*|spanish|french|german|italian|portuguese|dutch|russian|chinese|japanese|korean|arabic|hindi|latin|greek|hebrew|turkish|polish|swedish|"
     r"language|english|lyrics|haiku|pronounce\w*|word for|phrase|emoji)\b|翻译|英文|英语|拼音|法语|西班牙|语言|单词"
 )
-_WORDS_READ = 120
+_WORDS_READ = 60
 
 
 def learn(views: Sequence[RowView], layout: Layout) -> Mapping[str, tuple[str, str]]:
@@ -91,7 +94,7 @@ def look(view: RowView, usual: Mapping[str, tuple[str, str]], layout: Layout, no
             notes.looked(kind, cell.peer)
         is_about = is_about or _ABOUT_LANGUAGE.search(cell.text) is not None
         own = script_of(cell.text) if script else ""
-        if own and own != script and not {own, script} <= {"Han", "Kana"}:
+        if own and own != script and not {own, script} <= {"Han", "Kana"} and _is_long(cell.text, own):
             suspects.append((cell, "other-script", f"most letters are {own}, where others are {script}"))
         elif not own or own == "Latin":
             spoken, margin = language_of(cell.text) if language else ("", 0.0)
@@ -103,7 +106,12 @@ def look(view: RowView, usual: Mapping[str, tuple[str, str]], layout: Layout, no
         mend = "Leave this row out, unless the model is to learn that language too."
         said = f"{found}: {excerpt(cell.text, 0, 30)}."
         finding = Finding(kind, KINDS[kind], view.origin.file, view.origin.line, cell.field, said, mend)
-        notes.suspect(cell.peer, finding, 0.02, 1 if is_about else 0)
+        notes.suspect(cell.peer, finding, 0.015, 1 if is_about else 0)
+
+
+def _is_long(text: str, script: str) -> bool:
+    """Whether it is more than a name of another script."""
+    return len(_SIGNS[script].findall(text[:600])) >= (20 if script == "Latin" else 6)
 
 
 def _mixed_in(text: str, script: str) -> str:
@@ -133,13 +141,14 @@ def script_of(text: str) -> str:
 
 def language_of(text: str) -> tuple[str, float]:
     """The language of a text in Latin letters, and by how much of its words it is ahead of the next; nothing if unsure."""
-    words = _WORD.findall(text[:1000].lower())[:_WORDS_READ]
+    words = _WORD.findall(text[:600].lower())[:_WORDS_READ]
     if len(words) < 5:
         return "", 0.0
-    counts: Counter[str] = Counter()
-    for word in words:
-        for name in _OF_WORD.get(word, ()):
-            counts[name] += 1
-    first, *rest = counts.most_common(2) or [("", 0)]
-    ahead = (first[1] - (rest[0][1] if rest else 0)) / len(words)
-    return (first[0], ahead) if first[1] >= 3 and first[1] >= 0.18 * len(words) and ahead > 0.04 else ("", 0.0)
+    held = [word for word in words if word in _OF_WORD]
+    counts = Counter(name for word in held for name in _OF_WORD[word])
+    if not counts:
+        return "", 0.0
+    name, most = max(counts.items(), key=itemgetter(1))
+    ahead = (most - max((count for other, count in counts.items() if other != name), default=0)) / len(words)
+    distinct = len({word for word in held if name in _OF_WORD[word]})
+    return (name, ahead) if distinct >= 3 and most >= 0.18 * len(words) and ahead > 0.04 else ("", 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,11 @@ KINDS: Mapping[str, Severity] = {"length-limit": "error", "far-longer": "warning
 _SHORTEST = 60
 _FEWEST = 50
 _KEPT = 2_000
+_Text = tuple[int, bool, Origin, str, int]
+"""Its length, whether it ends as a text does, where it is, its field, and a digest."""
+
 _FAR = 8
+_MANY = 0.05
 _ENDS = ".!?。！？…\"”’'»›)]}）】*`:"
 
 
@@ -25,7 +30,7 @@ class Lengths:
 
     rows: Counter[int] = field(default_factory=Counter)
     texts: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
-    longest: dict[str, list[tuple[int, bool, Origin, str]]] = field(default_factory=lambda: defaultdict(list))
+    longest: dict[str, list[_Text]] = field(default_factory=lambda: defaultdict(list))
 
     def see(self, view: RowView, layout: Layout) -> None:
         """Measure a row's texts."""
@@ -37,7 +42,7 @@ class Lengths:
             self.texts[cell.peer][length] += 1
             if length >= _SHORTEST:
                 is_whole = cell.text.rstrip()[-1:] in _ENDS
-                self.longest[cell.peer].append((length, is_whole, view.origin, cell.field))
+                self.longest[cell.peer].append((length, is_whole, view.origin, cell.field, zlib.crc32(cell.text.encode("utf-8", "surrogatepass"))))
         for peer, longest in self.longest.items():
             if len(longest) > 2 * _KEPT:
                 self.longest[peer] = _longest(longest)
@@ -62,23 +67,31 @@ class Lengths:
     def _limit(self, peer: str, longest: int, many: int, total: int) -> Iterator[Finding]:
         at_limit = [each for each in self.longest[peer] if each[0] == longest]
         open_ended = [each for each in at_limit if not each[1]]
-        if longest < _SHORTEST or many < 3 or 2 * len(open_ended) < many:
+        before = sum(self.texts[peer][longest - back] for back in range(1, 6))
+        distinct = len({each[4] for each in at_limit})
+        if longest < _SHORTEST or distinct < 3 or 2 * len(open_ended) < many or many < 2 * before:
             return
-        for _, _, origin, place in open_ended:
+        if many > _MANY * total:
+            _, _, origin, _, _ = at_limit[0]
+            found = f"{many:,} of {total:,} texts have exactly {longest:,} characters, and none has more: they were cut."
+            mend = "Export the data without the limit, unless excerpts are meant."
+            yield Finding("length-limit", "warning", origin.file, None, peer, found, mend)
+            return
+        for _, _, origin, place, _ in open_ended:
             found = f"the text has exactly {longest:,} characters, as {many} of {total:,} have and none has more: it was cut."
             mend = "Export the data without the limit, or leave this row out."
             yield Finding("length-limit", "error", origin.file, origin.line, place, found, mend)
 
     def _far(self, peer: str, counts: Counter[int]) -> Iterator[Finding]:
         high = quantile(counts, 0.98)
-        for length, _, origin, place in self.longest[peer]:
+        for length, _, origin, place, _ in self.longest[peer]:
             if length > max(_FAR * high, 2_000):
                 found = f"the text has {length:,} characters; 98 of 100 have {high:,} at most."
                 mend = "See whether several rows ran together; cut it, or leave it out."
                 yield Finding("far-longer", "warning", origin.file, origin.line, place, found, mend)
 
 
-def _longest(texts: list[tuple[int, bool, Origin, str]]) -> list[tuple[int, bool, Origin, str]]:
+def _longest(texts: list[_Text]) -> list[_Text]:
     return sorted(texts, key=lambda each: -each[0])[:_KEPT]
 
 

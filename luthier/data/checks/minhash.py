@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,13 @@ def words_of(text: str) -> list[str]:
 
 def shingles(words: Sequence[str]) -> set[int]:
     """Each word and each two words in a row, as numbers."""
-    hashed = [zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in words]
+    hashed = list(map(_hash_of, words))
     return {*hashed, *((a * 0x9E3779B1 + b) & 0xFFFFFFFFFFFF for a, b in zip(hashed, hashed[1:], strict=False))}
+
+
+@lru_cache(maxsize=1 << 17)
+def _hash_of(word: str) -> int:
+    return zlib.crc32(word.encode("utf-8", "surrogatepass"))
 
 
 def probability_of_meeting(similarity: float) -> float:

@@ -34,6 +34,7 @@ _PHONE = re.compile(
     r"|00\d{2}[ -]?\d{2,4}(?:[ -]?\d{2,5}){2,3}"
     r"|1[3-9]\d{9})(?![\w%]|[.,-]\d)"
 )
+_LONG_NUMBER = re.compile(r"\d(?:[ .()/:+–-]{0,2}[\dA-Fa-f]){6}|[A-Z]{2} ?\d\d|\d{4,}[A-Z]\b|::")
 _SPOKEN = re.compile(r"(?i)(?:phone|tel|telephone|mobile|cell|call(?: me| us)?(?: at| on)?|fax|whatsapp|电话|手机)\W{1,4}(?:\w+\W+){0,3}?(\+?[\d][\d .()/-]{6,17}\d)(?!\w)")
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?\b")
 _CARD = re.compile(r"(?<![\w.,+=/-])[2-6]\d{3}(?:[ -]?\d{4}){2}[ -]?\d{1,7}(?![\w,/-]|\.\d)|(?<![\w.,-])3[47]\d{2}[ -]?\d{6}[ -]?\d{5}(?![\w-])")
@@ -47,7 +48,7 @@ def look(view: RowView, layout: Layout, notes: Notes) -> None:
     """Note personal data in a row's texts, each kind once a field."""
     for cell in view.cells:
         text = cell.text
-        if cell.part == "id" or not any(sign.isdigit() or sign == "@" for sign in text):
+        if cell.part == "id":
             continue
         for kind, found in _all_in(text):
             _note(view, cell.field, notes, kind, found)
@@ -64,8 +65,7 @@ def _all_in(text: str) -> list[tuple[str, str]]:
         address = next((m[0] for m in _EMAIL.finditer(text) if is_real_address(m[0])), None)
         if address is not None:
             found["email-address"] = f"the e-mail address {_masked(address)} stands in it."
-    digits = sum(sign.isdigit() for sign in text)
-    if digits < 6:
+    if not _LONG_NUMBER.search(text):
         return list(found.items())
     for kind, finder, what in _NUMBERS:
         number = finder(text)

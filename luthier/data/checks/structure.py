@@ -165,7 +165,7 @@ def look(view: RowView, shapes: Shapes, notes: Notes) -> None:
         notes.looked("wrong-length", first)
         if _length(view, first) != _length(view, second) and -1 not in (_length(view, first), _length(view, second)):
             found = f"{first} has {_length(view, first)} elements, {second} has {_length(view, second)}."
-            _suspect(view, notes, "wrong-length", first, second, found, f"Give each element of {first} its own.")
+            _suspect(view, notes, "wrong-length", first, second, found, f"Give each element of {first} its own.", 0.01)
 
 
 def _keys(view: RowView, peer: str, value: dict[str, Any], shapes: Shapes, notes: Notes) -> None:
@@ -228,7 +228,7 @@ def _form(view: RowView, cell: Cell, shapes: Shapes, notes: Notes) -> None:
         _suspect(view, notes, "broken-json", peer, cell.field, found, "Write whole JSON, or leave this row out.")
     if peer in shapes.trimmed and text != text.strip():
         found = f"white space stands before or after the text {excerpt(text.strip(), 0, 30)!r}."
-        _suspect(view, notes, "stray-space", peer, cell.field, found, "Take it off.", 0.01)
+        _suspect(view, notes, "stray-space", peer, cell.field, found, "Take it off.", 0.004)
 
 
 def _where_broken(text: str) -> str:
@@ -245,7 +245,7 @@ def _empty(view: RowView, cell: Cell, shapes: Shapes, notes: Notes) -> None:
     what = "is empty" if not cell.text else "holds nothing but white space"
     mend = "Fill it in, or leave this row out."
     if cell.text or cell.peer in shapes.filled:
-        _suspect(view, notes, "empty-text", cell.peer, cell.field, f"the text {what}.", mend)
+        _suspect(view, notes, "empty-text", cell.peer, cell.field, f"the text {what}.", mend, 0.02)
 
 
 def _suspect(

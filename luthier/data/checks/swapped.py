@@ -18,7 +18,7 @@ from luthier.data.checks.view import Layout, RowView
 KINDS: Mapping[str, Severity] = {"swapped-columns": "error"}
 
 _SURE = 0.99
-_MARGIN = 4.0
+_MARGIN = 6.0
 _FEWEST = 40
 _MOST_COLUMNS = 6
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -43,7 +43,7 @@ class Pair:
 
 def traits(text: str) -> Iterator[str]:
     """What a text is known by."""
-    words = _WORD.findall(text[:200])
+    words = _WORD.findall(text[:120])
     yield f"long {len(text).bit_length()}"
     yield f"lines {min(3, text.count(chr(10)))}"
     yield f"end {text.rstrip()[-1:]}"
@@ -58,7 +58,7 @@ def traits(text: str) -> Iterator[str]:
 def learn(views: Sequence[RowView], layout: Layout) -> tuple[Pair, ...]:
     """The pairs of text columns that can be told apart."""
     columns = [column for column, part in layout.parts.items() if part not in ("id", "other")]
-    columns = [column for column in columns if _is_text(views, column)][:_MOST_COLUMNS]
+    columns = [column for column in columns if _is_text(views, column, layout)][:_MOST_COLUMNS]
     pairs = []
     for index, first in enumerate(columns):
         for second in columns[index + 1 :]:
@@ -68,9 +68,10 @@ def learn(views: Sequence[RowView], layout: Layout) -> tuple[Pair, ...]:
     return tuple(pairs)
 
 
-def _is_text(views: Sequence[RowView], column: str) -> bool:
+def _is_text(views: Sequence[RowView], column: str, layout: Layout) -> bool:
     held = [view.values.get(column) for view in views[:200]]
-    return sum(isinstance(value, str) for value in held) > 0.9 * len(held)
+    texts = sorted(len(value) for value in held if isinstance(value, str))
+    return len(texts) > 0.9 * len(held) and (layout.parts[column] in ("label", "answer") or texts[len(texts) // 2] > 12)
 
 
 def _both(view: RowView, first: str, second: str) -> tuple[str, str] | None:
@@ -108,4 +109,4 @@ def look(view: RowView, pairs: tuple[Pair, ...], notes: Notes) -> None:
             mend = f"Swap {pair.first} and {pair.second} of this row."
             origin = view.origin
             finding = Finding("swapped-columns", "error", origin.file, origin.line, place, found, mend)
-            notes.suspect(peer, finding, 0.015)
+            notes.suspect(peer, finding, 0.01)

@@ -51,6 +51,7 @@ _SPEAKERS: dict[str, Part] = {
     "function_call": "tool",
     "tool_call": "tool",
 }
+TEXT_ENDINGS = (".txt", ".text", ".md", ".txt.gz")
 _CONTENT_KEYS = ("content", "value", "text")
 
 
@@ -92,10 +93,13 @@ class Layout:
     """What the first rows of a set are like.
 
     parts: the part that each column plays. closed: peers whose texts are of a small set (labels, options).
+    numbering: columns that give each row a name of its own. is_prose: the rows are the paragraphs of a text.
     """
 
     parts: dict[str, Part] = field(default_factory=dict)
     closed: frozenset[str] = frozenset()
+    numbering: frozenset[str] = frozenset()
+    is_prose: bool = False
     num_sampled: int = 0
 
 
@@ -107,7 +111,9 @@ def learn_layout(rows: Sequence[Row]) -> Layout:
         values = [row.values[column] for row in rows if row.values.get(column) is not None]
         parts[column] = _part_of_column(column, values)
     _settle_text_and_label(parts, rows)
-    layout = Layout(parts, num_sampled=len(rows))
+    numbering = frozenset(column for column, part in parts.items() if part == "id" and _names_rows(column, rows))
+    is_prose = bool(rows) and rows[0].origin.file.lower().endswith(TEXT_ENDINGS) and [*columns] == ["text"]
+    layout = Layout(parts, numbering=numbering, is_prose=is_prose, num_sampled=len(rows))
     seen: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         for cell in view_of(row, layout).cells:
@@ -127,6 +133,12 @@ def _part_of_column(column: str, values: Sequence[Any]) -> Part:
     if _IDS.search(column) or _is_numbering(values):
         return "id"
     return "text" if any(isinstance(value, str) for value in values[:50]) else "other"
+
+
+def _names_rows(column: str, rows: Sequence[Row]) -> bool:
+    """Whether nearly each row has a value of its own in a column."""
+    values = [str(row.values[column]) for row in rows if row.values.get(column) is not None]
+    return len(set(values)) >= 0.9 * len(rows)
 
 
 def _is_numbering(values: Sequence[Any]) -> bool:
