@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from operator import eq
 
 from luthier.data.checks.findings import Finding, Notes, Severity, excerpt
-from luthier.data.checks.view import Cell, Layout, RowView, halves_of, normal
+from luthier.data.checks.view import Cell, Layout, RowView, halves_of, named, normal
 
 KINDS: Mapping[str, Severity] = {
     "empty-answer": "error",
@@ -28,14 +28,16 @@ KINDS: Mapping[str, Severity] = {
 _FEWEST = 20
 _ENDS = ".!?。！？…\"”’'»›)]}）】」』*_`~>||।؟。♪;:"
 _OPEN_ENDS = ",;(-–—/&，、；（[{+=<"
-_LITTLE_WORDS = frozenset(
+_LITTLE_WORDS = named(
     "a an the and or but of to in on at for with by from as that which who whose is are was were be been has have had will "
     "would can could should may might must not their his her its our your my this these those than then if when while "
     "because so into onto over under between such very more most also about after before during without within through "
     "der die das und oder ein eine einer zu mit von für ist le la les de des du et ou un une à est el los las y o en con "
-    "por para que il lo gli e di da per".split()
+    "por para que il lo gli e di da per"
 )
-_STRANGE_LAST = frozenset("in on at to for with by from of as about over after before within through so is are was were be have has had can could should may might will would not his her its this these those than then that".split())
+_STRANGE_LAST = named(
+    "in on at to for with by from of as about over after before within through so is are was were be have has had can could should may might will would not his her its this these those than then that"
+)
 _REFUSALS = (
     re.compile(
         r"(?i)\bas an? (?:large )?(?:ai )?(?:language|chat) ?(?:model|bot)\b|\bas an ai (?:language )?(?:model|assistant|chatbot)?\b,? (?:trained|developed|created) by"
@@ -49,7 +51,22 @@ _REFUSALS = (
         r"|\bas an ai(?: assistant| model)?,? (?:i|it)\b|^\W*抱歉，?我(?:不能|无法)"
     ),
 )
-_REFUSING = ("ai", "language model", "can't", "can’t", "cannot", "unable", "not able", "won't", "won’t", "cut", "not comfortable", "无法", "不能", "模型")
+_REFUSING = (
+    "ai",
+    "language model",
+    "can't",
+    "can’t",
+    "cannot",
+    "unable",
+    "not able",
+    "won't",
+    "won’t",
+    "cut",
+    "not comfortable",
+    "无法",
+    "不能",
+    "模型",
+)
 _REPEATED_LETTERS = re.compile(r"([^\s\d\W_]{2,12}?)\1{5,}|([^\W\d_])\2{15,}")
 _WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+(?:['’]\w+)?")
 _SENTENCE = re.compile(r"[^.!?。！？\n]+[.!?。！？\n]*")
@@ -80,7 +97,9 @@ def learn(views: Sequence[RowView]) -> Ends:
     usual = {peer: found.most_common(1)[0] for peer, found in marks.items() if found.total() >= _FEWEST}
     return Ends(
         {peer: mark for peer, (mark, count) in usual.items() if mark and count >= 0.95 * marks[peer].total()},
-        frozenset(peer for peer, found in stops.items() if found.total() >= _FEWEST and found[True] >= 0.96 * found.total()),
+        frozenset(
+            peer for peer, found in stops.items() if found.total() >= _FEWEST and found[True] >= 0.96 * found.total()
+        ),
         frozenset(words),
     )
 
@@ -148,11 +167,11 @@ def _cut(view: RowView, cell: Cell, ends: Ends, notes: Notes) -> None:
     text = cell.text.rstrip()
     mark = ends.marks.get(cell.peer)
     mend = "Give the whole text, or leave this row out."
-    if mark and not _mark(text) == mark:
+    if mark and _mark(text) != mark:
         found = f"the text ends without a line {mark!r}, which nearly all others end with: {_end(text)}."
         _suspect(view, cell, notes, "cut-text", found, mend, 0.03)
         return
-    if " " not in text[-80:] and text.isascii() or _CODE.search(text):
+    if (" " not in text[-80:] and text.isascii()) or _CODE.search(text):
         return
     level = _how_cut(text, cell.peer in ends.stopped, ends.words)
     if cell.part == "prompt" and level not in (None, 0) and words_end_known(text, ends.words):
@@ -163,7 +182,9 @@ def _cut(view: RowView, cell: Cell, ends: Ends, notes: Notes) -> None:
 
 
 _CUT_LIMITS = (0.03, 0.012, 0.006, 0.006)
-_CODE = re.compile(r"(?m)^\s*(?:def|class|import|from|return|public|private|function|const|let|var|#include|SELECT)\b|;\s*$|[{}]\s*$|\)\s*:$")
+_CODE = re.compile(
+    r"(?m)^\s*(?:def|class|import|from|return|public|private|function|const|let|var|#include|SELECT)\b|;\s*$|[{}]\s*$|\)\s*:$"
+)
 
 
 def words_end_known(text: str, known: frozenset[str]) -> bool:

@@ -56,7 +56,7 @@ ROWS_IN_MEMORY = 500_000
 """So many rows' buckets are held in memory; those of larger sets are on the disk."""
 
 ROWS_BETWEEN_WORDS = 50_000
-MOST_MISREAD = 0.05
+MOST_MISREAD = 0.5
 """If a larger share of the rows does not fit the form, the form was misread, and not the rows."""
 
 
@@ -266,14 +266,19 @@ def _put_together(total: Seen, seen: Seen, copies: Copies) -> None:
 
 def _said_once(findings: list[Finding], num_rows: int) -> list[Finding]:
     """Without what the form says of a row that another check says more exactly."""
-    told = {(finding.file, finding.line) for finding in findings if finding.kind != form.KIND and finding.severity == "error"}
-    return [
-        finding for finding in findings if finding.kind != form.KIND or (finding.file, finding.line) not in told
-    ]
+    told = {
+        (finding.file, finding.line)
+        for finding in findings
+        if finding.kind != form.KIND and finding.severity == "error"
+    }
+    return [finding for finding in findings if finding.kind != form.KIND or (finding.file, finding.line) not in told]
 
 
 def _order_of_files(train: Source, held_out: Source | None) -> dict[str, int]:
-    names = [*((train,) if isinstance(train, str) else train), *((held_out,) if isinstance(held_out, str) else held_out or ())]
+    names = [
+        *((train,) if isinstance(train, str) else train),
+        *((held_out,) if isinstance(held_out, str) else held_out or ()),
+    ]
     return {name: number for number, name in enumerate(names)}
 
 

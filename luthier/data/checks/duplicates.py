@@ -130,7 +130,7 @@ class Copies:
         self._line, self._file, self._field = array("q"), array("i"), array("i")
         self._row, self._given, self._answer = array("q"), array("q"), array("q")
         self._flags, self._ends = array("b"), array("q", [0])
-        self._texts = tempfile.SpooledTemporaryFile(_HELD_IN_MEMORY, dir=folder)  # noqa: SIM115 (closed by close)
+        self._texts = tempfile.SpooledTemporaryFile(_HELD_IN_MEMORY, dir=str(folder))  # noqa: SIM115 (closed by close)
         self._buckets = Buckets(folder, rows_in_memory)
 
     def close(self) -> None:
@@ -254,7 +254,8 @@ class Copies:
 
     def _text(self, row: int) -> str:
         self._texts.seek(self._ends[row])
-        return self._texts.read(self._ends[row + 1] - self._ends[row]).decode("utf-8", "surrogatepass")
+        data: bytes = self._texts.read(self._ends[row + 1] - self._ends[row])
+        return data.decode("utf-8", "surrogatepass")
 
     def _sets(self, row: int) -> tuple[frozenset[int | str], ...]:
         """The shingles of what a row asks and of what it answers."""

@@ -40,9 +40,13 @@ _CODE = re.compile(r"```|html|<!doctype|xml|</?(body|head|script|style)\b|\bcss\
 _ESCAPES = re.compile(r"\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}\\x[0-9a-fA-F]{2}|\\U000[0-9a-fA-F]{5}")
 _LITERAL_BREAK = re.compile(r"(?<![\\A-Za-z:])\\n(?![a-z]{2}\w*[\\/])|(?<=[a-z.!?,:;])\\n(?=[A-Z\\\s\d*-]|$)")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\u2400]|[\x80-\x84\x86-\x9f]")
-_INVISIBLE = re.compile("[\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\u00ad\ufff9-\ufffb\u180e\U000e0000-\U000e007f]|[\u200c\u200d]")
+_INVISIBLE = re.compile(
+    "[\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\u00ad\ufff9-\ufffb\u180e\U000e0000-\U000e007f]|[\u200c\u200d]"
+)
 _SPACE = re.compile("[\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\x0b\x0c\x85]")
-_MIXED = re.compile("[A-Za-z]+[\u0400-\u04ff]+[A-Za-z]*|[\u0400-\u04ff]+[A-Za-z]+[\u0400-\u04ff]*|[A-Za-z]{2,}[\u0391\u0392\u0395-\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7\u03bf\u03bd]+[A-Za-z]+")
+_MIXED = re.compile(
+    "[A-Za-z]+[\u0400-\u04ff]+[A-Za-z]*|[\u0400-\u04ff]+[A-Za-z]+[\u0400-\u04ff]*|[A-Za-z]{2,}[\u0391\u0392\u0395-\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7\u03bf\u03bd]+[A-Za-z]+"
+)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UNUSUAL = re.compile("[^\t\n\r\x20-\x7e]")
 
@@ -53,7 +57,14 @@ def look(view: RowView, layout: Layout, notes: Notes) -> None:
     """Note what is wrong with the letters of a row's texts."""
     is_about_markup = any(_CODE.search(cell.text) for cell in view.cells if "<" in cell.text or "&" in cell.text)
     for cell in view.cells:
-        for kind in ("unusual-space", "html-entity", "html-tag", "escaped-text", "mixed-alphabets", "invisible-character"):
+        for kind in (
+            "unusual-space",
+            "html-entity",
+            "html-tag",
+            "escaped-text",
+            "mixed-alphabets",
+            "invisible-character",
+        ):
             notes.looked(kind, cell.peer)
         text = cell.text
         if "\\" in text:
@@ -108,7 +119,9 @@ def _unseen(view: RowView, cell: Cell, notes: Notes) -> None:
         found = f"{name} (U+{ord(match[0]):04X}) stands in it: {excerpt(text, match.start(), match.end())}."
         _suspect(view, cell, notes, "invisible-character", found, "Take it out.", 0.02)
         break
-    if match := next((m for m in _SPACE.finditer(text) if not _is_usual(text, m)), None):
+    unusual = next((match for match in _SPACE.finditer(text) if not _is_usual(text, match)), None)
+    if unusual is not None:
+        match = unusual
         name = unicodedata.name(match[0], "a page break or line separator").lower()
         found = f"{name} (U+{ord(match[0]):04X}) stands for a space: {excerpt(text, match.start(), match.end())}."
         _suspect(view, cell, notes, "unusual-space", found, "Write a common space.", 0.005)
@@ -153,9 +166,7 @@ def _escapes(view: RowView, cell: Cell, notes: Notes) -> None:
         _suspect(view, cell, notes, "escaped-text", found, mend, 0.01)
 
 
-def _suspect(
-    view: RowView, cell: Cell, notes: Notes, kind: str, found: str, mend: str, limit: float
-) -> None:
+def _suspect(view: RowView, cell: Cell, notes: Notes, kind: str, found: str, mend: str, limit: float) -> None:
     origin = view.origin
     notes.suspect(cell.peer, Finding(kind, KINDS[kind], origin.file, origin.line, cell.field, found, mend), limit)
 

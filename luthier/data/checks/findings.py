@@ -28,7 +28,8 @@ ALWAYS_FEW = 2
 class Finding:
     """One fault: its kind, where it is, what was found there, and what to do about it.
 
-    line is None for what concerns the whole set; field is None for what concerns the whole row.
+    line is None for what concerns the whole set; field is None for what concerns the whole row. instead: what should stand
+    in the field, where that is known for sure.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class Finding:
     field: str | None
     found: str
     mend: str
+    instead: str | None = None
 
     @property
     def where(self) -> str:
@@ -79,9 +81,7 @@ class Notes:
     uncounted: Counter[tuple[str, str]] = field(default_factory=Counter)
     num_rows: int = 0
 
-    def tell(
-        self, kind: str, severity: Severity, origin: Origin, place: str | None, found: str, mend: str
-    ) -> None:
+    def tell(self, kind: str, severity: Severity, origin: Origin, place: str | None, found: str, mend: str) -> None:
         """Note a fault that is one in any set."""
         self.findings.append(Finding(kind, severity, origin.file, origin.line, place, found, mend))
 

@@ -71,7 +71,7 @@ class Labels:
         rare = rare_labels(counts, odd)
         for label, meant in odd.items():
             found, mend = f"the label is {label!r}, where {counts[meant]:,} rows have {meant!r}.", f"Write {meant!r}."
-            yield from self._at(peer, label, "label-variant", found, mend)
+            yield from self._at(peer, label, "label-variant", found, mend, meant)
         for label in rare:
             found = f"the label {label!r} is on {counts[label]} of {counts.total():,} rows alone."
             yield from self._at(peer, label, "unknown-label", found, "Write one of the other labels, or leave it out.")
@@ -93,16 +93,17 @@ class Labels:
         mend = "Give more rows of the rare classes, or measure by F1 and not by accuracy."
         yield Finding("label-imbalance", "warning", origin.file, None, peer, found, mend)
 
-    def _at(self, peer: str, label: str, kind: str, found: str, mend: str) -> Iterator[Finding]:
+    def _at(
+        self, peer: str, label: str, kind: str, found: str, mend: str, instead: str | None = None
+    ) -> Iterator[Finding]:
         for origin, place in self.places[peer, label]:
-            yield Finding(kind, KINDS[kind], origin.file, origin.line, place, found, mend)
+            yield Finding(kind, KINDS[kind], origin.file, origin.line, place, found, mend, instead)
 
 
 def _labels(view: RowView, layout: Layout) -> Iterator[tuple[str, str, str]]:
     for cell in view.cells:
-        if cell.part == "label" or cell.peer in layout.closed and cell.part != "id":
-            if cell.text.strip():
-                yield cell.peer, cell.field, cell.text
+        if (cell.part == "label" or (cell.peer in layout.closed and cell.part != "id")) and cell.text.strip():
+            yield cell.peer, cell.field, cell.text
     for leaf in view.leaves:
         value: Any = leaf.value
         if layout.parts.get(leaf.field) == "label" and isinstance(value, bool | int):

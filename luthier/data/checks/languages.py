@@ -49,9 +49,7 @@ _LITTLE_WORDS = {
     "Czech": "je se na že jak co pro ale tak by jsem jsou nebo také když které která být může není jako",
     "Romanian": "și este în nu că la cu pe de un o mai să pentru din sunt ce care dar fi au acest sau prin am cum",
 }
-_LANGUAGES = {
-    name: frozenset(word for word in words.split() if len(word) > 1) for name, words in _LITTLE_WORDS.items()
-}
+_LANGUAGES = {name: frozenset(word for word in words.split() if len(word) > 1) for name, words in _LITTLE_WORDS.items()}
 _OF_WORD: dict[str, tuple[str, ...]] = {
     word: tuple(name for name, words in _LANGUAGES.items() if word in words)
     for word in frozenset().union(*_LANGUAGES.values())
@@ -123,7 +121,9 @@ def _mixed_in(text: str, script: str) -> str:
 
 
 _OTHER_RUN = re.compile(
-    "(?:[" + "".join(signs for name, signs in _SCRIPTS.items() if name not in ("Latin", "Greek")) + "]+[ ,،、。]?){1,40}"
+    "(?:["
+    + "".join(signs for name, signs in _SCRIPTS.items() if name not in ("Latin", "Greek"))
+    + "]+[ ,،、。]?){1,40}"
 )
 
 

@@ -42,7 +42,9 @@ class Lengths:
             self.texts[cell.peer][length] += 1
             if length >= _SHORTEST:
                 is_whole = cell.text.rstrip()[-1:] in _ENDS
-                self.longest[cell.peer].append((length, is_whole, view.origin, cell.field, zlib.crc32(cell.text.encode("utf-8", "surrogatepass"))))
+                self.longest[cell.peer].append(
+                    (length, is_whole, view.origin, cell.field, zlib.crc32(cell.text.encode("utf-8", "surrogatepass")))
+                )
         for peer, longest in self.longest.items():
             if len(longest) > 2 * _KEPT:
                 self.longest[peer] = _longest(longest)
@@ -73,7 +75,9 @@ class Lengths:
             return
         if many > _MANY * total:
             _, _, origin, _, _ = at_limit[0]
-            found = f"{many:,} of {total:,} texts have exactly {longest:,} characters, and none has more: they were cut."
+            found = (
+                f"{many:,} of {total:,} texts have exactly {longest:,} characters, and none has more: they were cut."
+            )
             mend = "Export the data without the limit, unless excerpts are meant."
             yield Finding("length-limit", "warning", origin.file, None, peer, found, mend)
             return
@@ -97,7 +101,7 @@ def _longest(texts: list[_Text]) -> list[_Text]:
 
 def _rounded(length: int) -> int:
     """Lengths to three digits, so that there are few of them however many rows there are."""
-    step = 10 ** max(0, len(str(length)) - 3)
+    step = int(10 ** max(0, len(str(length)) - 3))
     return length // step * step
 
 

@@ -33,8 +33,31 @@ _PLACEHOLDERS = re.compile(
     r"|(?i:lorem ipsum)|(?<![\w/])(?:TODO|FIXME|TBD|XXX+|PLACEHOLDER)(?::|\b)(?![\w/])"
 )
 _MAY_BE_OPEN = re.compile(r"[{<\[%_]|orem|OREM|TODO|FIXME|TBD|XXX|PLACEHOLDER")
-_NULLS = frozenset({"nan", "none", "null", "n/a", "#n/a", "undefined", "nil", "[object object]", "<na>", "#ref!", "#value!", "na", "-", "--", "?", "missing", "todo", "tbd"})
-_CODE = re.compile(r"```|[;{}]\s*\n|\bdef \w+\(|</\w+>|\bfunction\b|\bimport \w|=>|\bf\"|printf|format\(|\\(?:frac|text|begin|mathbb|left)")
+_NULLS = frozenset(
+    {
+        "nan",
+        "none",
+        "null",
+        "n/a",
+        "#n/a",
+        "undefined",
+        "nil",
+        "[object object]",
+        "<na>",
+        "#ref!",
+        "#value!",
+        "na",
+        "-",
+        "--",
+        "?",
+        "missing",
+        "todo",
+        "tbd",
+    }
+)
+_CODE = re.compile(
+    r"```|[;{}]\s*\n|\bdef \w+\(|</\w+>|\bfunction\b|\bimport \w|=>|\bf\"|printf|format\(|\\(?:frac|text|begin|mathbb|left)"
+)
 
 _MEND_MARKER = "Take it out: the template of the model adds its own marks. If it parts turns, write them as messages."
 
@@ -61,7 +84,9 @@ def look(view: RowView, layout: Layout, notes: Notes) -> None:
         if match := _PLACEHOLDERS.search(text):
             level, limit = (0, 0.02) if match[0][0] in "{$%_" else (1, 0.008)
             found = f"{match[0]!r} was never filled in: {_around(text, match)}."
-            _suspect(view, cell, notes, "unfilled-placeholder", found, "Fill it in, or leave this row out.", limit, level)
+            _suspect(
+                view, cell, notes, "unfilled-placeholder", found, "Fill it in, or leave this row out.", limit, level
+            )
 
 
 def _around(text: str, match: re.Match[str]) -> str:

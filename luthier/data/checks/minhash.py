@@ -10,6 +10,7 @@ Shapes: N shingles, R rows, K hashes, B bands.
 
 from __future__ import annotations
 
+import itertools
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -44,7 +45,7 @@ def words_of(text: str) -> list[str]:
 def shingles(words: Sequence[str]) -> set[int]:
     """Each word and each two words in a row, as numbers."""
     hashed = list(map(_hash_of, words))
-    return {*hashed, *((a * 0x9E3779B1 + b) & 0xFFFFFFFFFFFF for a, b in zip(hashed, hashed[1:], strict=False))}
+    return {*hashed, *((a * 0x9E3779B1 + b) & 0xFFFFFFFFFFFF for a, b in itertools.pairwise(hashed))}
 
 
 @lru_cache(maxsize=1 << 17)

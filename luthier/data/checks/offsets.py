@@ -114,7 +114,11 @@ def _wrong(values: Mapping[str, Any], span: Span) -> tuple[str, str]:
     text, start, end = str(values[span.text]), _whole(values[span.start]) or 0, _whole(values[span.end]) or 0
     there = f"{span.text}[{start}:{end}] is {excerpt(text[max(0, start) : max(0, end)], 0, 30)!r}"
     if span.value is None:
-        place = span.end if 0 <= start < len(text) and _is_whole_word(text, start, max(start + 1, len(text))) else span.start
+        place = (
+            span.end
+            if 0 <= start < len(text) and _is_whole_word(text, start, max(start + 1, len(text)))
+            else span.start
+        )
         return place, f"{there}, not a whole word."
     value = str(values[span.value])
     at = text.find(value)
@@ -130,7 +134,9 @@ def _answers(value: Any, place: str, context: str | None) -> Iterator[tuple[str,
         for index, element in enumerate(value):
             yield from _answers(element, f"{place}[{index}]", context)
     elif isinstance(value, dict):
-        own = next((value[key] for key in ("context", "passage", "paragraph") if isinstance(value.get(key), str)), context)
+        own = next(
+            (value[key] for key in ("context", "passage", "paragraph") if isinstance(value.get(key), str)), context
+        )
         if "answer_start" in value and "text" in value and own is not None:
             yield place, own, value
             return

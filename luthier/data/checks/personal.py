@@ -23,8 +23,12 @@ KINDS: Mapping[str, Severity] = {
 }
 
 _EMAIL = re.compile(r"(?<![\w.+/:-])[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,18}(?![\w-])")
-_EXAMPLE_HOST = re.compile(r"(?i)@(?:.+\.)?(?:example\.\w+|example|test|invalid|localhost|domain\.\w+|yourdomain\.\w+|company\.com|xyz\.com|abc\.com|email\.com|mail\.com)$")
-_EXAMPLE_NAME = re.compile(r"(?i)^(?:your|user(?:name)?|name|email|example|foo|bar|abc|xyz|test)\d*(?:[._-]?(?:name|email|address))?@")
+_EXAMPLE_HOST = re.compile(
+    r"(?i)@(?:.+\.)?(?:example\.\w+|example|test|invalid|localhost|domain\.\w+|yourdomain\.\w+|company\.com|xyz\.com|abc\.com|email\.com|mail\.com)$"
+)
+_EXAMPLE_NAME = re.compile(
+    r"(?i)^(?:your|user(?:name)?|name|email|example|foo|bar|abc|xyz|test)\d*(?:[._-]?(?:name|email|address))?@"
+)
 _PHONE = re.compile(
     r"(?<![\w.,/=#$€£+-])(?:"
     r"\+\d{1,3}[ .\-–]?(?:\(0?\d{1,4}\)[ .\-–]?)?\d{1,5}(?:[ .\-–/]?\d{2,5}){1,5}"
@@ -35,12 +39,20 @@ _PHONE = re.compile(
     r"|1[3-9]\d{9})(?![\w%]|[.,-]\d)"
 )
 _LONG_NUMBER = re.compile(r"\d(?:[ .()/:+–-]{0,2}[\dA-Fa-f]){6}|[A-Z]{2} ?\d\d|\d{4,}[A-Z]\b|::")
-_SPOKEN = re.compile(r"(?i)(?:phone|tel|telephone|mobile|cell|call(?: me| us)?(?: at| on)?|fax|whatsapp|电话|手机)\W{1,4}(?:\w+\W+){0,3}?(\+?[\d][\d .()/-]{6,17}\d)(?!\w)")
+_SPOKEN = re.compile(
+    r"(?i)(?:phone|tel|telephone|mobile|cell|call(?: me| us)?(?: at| on)?|fax|whatsapp|电话|手机)\W{1,4}(?:\w+\W+){0,3}?(\+?[\d][\d .()/-]{6,17}\d)(?!\w)"
+)
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?\b")
-_CARD = re.compile(r"(?<![\w.,+=/-])[2-6]\d{3}(?:[ -]?\d{4}){2}[ -]?\d{1,7}(?![\w,/-]|\.\d)|(?<![\w.,-])3[47]\d{2}[ -]?\d{6}[ -]?\d{5}(?![\w-])")
+_CARD = re.compile(
+    r"(?<![\w.,+=/-])[2-6]\d{3}(?:[ -]?\d{4}){2}[ -]?\d{1,7}(?![\w,/-]|\.\d)|(?<![\w.,-])3[47]\d{2}[ -]?\d{6}[ -]?\d{5}(?![\w-])"
+)
 _IP = re.compile(r"(?<![\w.:/-])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\w-]|\.\d)")
-_IP6 = re.compile(r"(?<![\w:])(?:[0-9a-fA-F]{1,4}:){7}[0-9a-fA-F]{1,4}(?![\w:])|(?<![\w:])(?:[0-9a-fA-F]{1,4}:){2,6}:(?:[0-9a-fA-F]{1,4}:?){1,4}(?![\w:])")
-_NO_ADDRESS = re.compile(r"^(?:0\.|127\.|255\.|224\.|1\.2\.3\.4$|192\.0\.2\.|198\.51\.100\.|203\.0\.113\.|\d\.\d\.\d\.\d$)|^8\.8\.[48]\.[48]$")
+_IP6 = re.compile(
+    r"(?<![\w:])(?:[0-9a-fA-F]{1,4}:){7}[0-9a-fA-F]{1,4}(?![\w:])|(?<![\w:])(?:[0-9a-fA-F]{1,4}:){2,6}:(?:[0-9a-fA-F]{1,4}:?){1,4}(?![\w:])"
+)
+_NO_ADDRESS = re.compile(
+    r"^(?:0\.|127\.|255\.|224\.|1\.2\.3\.4$|192\.0\.2\.|198\.51\.100\.|203\.0\.113\.|\d\.\d\.\d\.\d$)|^8\.8\.[48]\.[48]$"
+)
 _VERSION = re.compile(r"(?i)(?:version|release|v|section|§|build|firmware)\s*$")
 
 
@@ -199,7 +211,13 @@ def _is_french(number: str) -> bool:
 def _is_italian(code: str) -> bool:
     """Italy: the last letter is the sum of the values of odd and even places, mod 26."""
     odd = dict(zip("0123456789", (1, 0, 5, 7, 9, 13, 15, 17, 19, 21), strict=True))
-    odd |= dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", (1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 2, 4, 18, 20, 11, 3, 6, 8, 12, 14, 16, 10, 22, 25, 24, 23), strict=True))
+    odd |= dict(
+        zip(
+            "ABCDEFGHIJKLMNOPQRSTUVWXYZ",
+            (1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 2, 4, 18, 20, 11, 3, 6, 8, 12, 14, 16, 10, 22, 25, 24, 23),
+            strict=True,
+        )
+    )
     total = sum(odd[sign] for sign in code[0:15:2])
     total += sum(int(sign) if sign.isdigit() else ord(sign) - 65 for sign in code[1:15:2])
     return chr(65 + total % 26) == code[15]

@@ -28,7 +28,10 @@ _FORMS: tuple[tuple[str, str], ...] = (
     ("a key of SendGrid", r"\bSG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}"),
     ("a key of Twilio or Mailgun", r"\b(?:AC|SK)[0-9a-f]{32}\b|\bkey-[0-9a-f]{32}\b"),
     ("a token of a bot", r"\b\d{8,10}:AA[A-Za-z0-9_-]{32,}|\b[MN][A-Za-z\d]{23}\.[\w-]{6}\.[\w-]{27,}"),
-    ("a token of a service", r"\b(?:dop_v1_|shpat_|shpss_|dapi|nvapi-|gsk_|r8_|sq0atp-|lin_api_|figd_|dckr_pat_|tskey-)[A-Za-z0-9_-]{20,}"),
+    (
+        "a token of a service",
+        r"\b(?:dop_v1_|shpat_|shpss_|dapi|nvapi-|gsk_|r8_|sq0atp-|lin_api_|figd_|dckr_pat_|tskey-)[A-Za-z0-9_-]{20,}",
+    ),
     ("a JSON web token", r"\beyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"),
     ("a password in an address", r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@'\"<>]{1,60}:[^\s/@'\"<>]{3,80}@[\w.-]+"),
     ("a key of a storage account", r"\bAccountKey=[A-Za-z0-9+/=]{40,}"),

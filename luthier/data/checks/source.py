@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO, Literal
 
 from luthier.data.checks.findings import Notes
 from luthier.data.hub import is_hub_name
@@ -63,7 +63,7 @@ def _rows_of(name: str, announce: Announce, notes: Notes) -> Iterator[Row]:
         yield from read_rows(name, announce)
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> BinaryIO | gzip.GzipFile:
     if path.suffix.lower() == ".gz":
         return gzip.open(path)
     return path.open("rb")
@@ -191,7 +191,9 @@ def _is_header(cells: list[str]) -> bool:
     return (
         bool(cells)
         and len(set(cells)) == len(cells)
-        and all(0 < len(cell) <= 40 and not re.fullmatch(r"[\d.,+-]+", cell) and len(cell.split()) <= 4 for cell in cells)
+        and all(
+            0 < len(cell) <= 40 and not re.fullmatch(r"[\d.,+-]+", cell) and len(cell.split()) <= 4 for cell in cells
+        )
         and not any(cell.endswith((".", "?", "!")) for cell in cells)
     )
 
@@ -199,7 +201,7 @@ def _is_header(cells: list[str]) -> bool:
 def _records(lines: Iterable[bytes], delimiter: str, name: str, notes: Notes) -> Iterator[tuple[int, list[str]]]:
     """Each record with the line on which it begins. In a TSV whose cells are not quoted, a quote is a letter."""
     texts = (_text(data, number) for number, data in enumerate(lines, start=1))
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     csv.field_size_limit(max(_LONGEST_CELL, csv.field_size_limit()))
     reader = csv.reader(_without_nul(texts), delimiter=delimiter, strict=True, quoting=quoting)
     line = 1

@@ -46,7 +46,10 @@ def _calls(place: str, turn: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     called = turn.get("tool_calls")
     for index, call in enumerate(called if isinstance(called, list) else ()):
         function = call.get("function", call) if isinstance(call, dict) else call
-        yield f"{place}.tool_calls[{index}]" + (".function" if isinstance(call, dict) and "function" in call else ""), function
+        yield (
+            f"{place}.tool_calls[{index}]" + (".function" if isinstance(call, dict) and "function" in call else ""),
+            function,
+        )
     if turn.get("function_call") is not None:
         yield f"{place}.function_call", turn["function_call"]
     content = turn.get("content")

@@ -6,6 +6,7 @@ What the order is, is learned from the first conversations: calls of tools and s
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,7 +87,7 @@ def _steps(spoken: list[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], str
         return
     names = ["^", *(role for _, role in spoken), "$"]
     places = [place for place, _ in spoken]
-    for index, step in enumerate(zip(names, names[1:], strict=False)):
+    for index, step in enumerate(itertools.pairwise(names)):
         yield step, places[min(index, len(places) - 1)]
 
 
@@ -107,14 +108,12 @@ def _role(view: RowView, column: str, place: str, role: str, known: frozenset[st
     meant = next((name for name in known if name == role.strip().lower()), None)
     near = [meant] if meant else difflib.get_close_matches(role.lower(), known or ROLES, n=1)
     mend = f"Write {near[0]!r}." if near else f"Write one of {', '.join(sorted(known or ROLES))}."
-    if not meant and role.strip().lower() in ROLES and len(known) > 1 and not near:
-        limit = 0.01
-    else:
-        limit = 0.05
     if role in ROLES and ROLES[role] in ("system", "tool", "call"):
         return  # a rare role, rightly spelled, is the order's concern
     found = f"the role is {role!r}, where others are {', '.join(sorted(known))}." if known else f"the role is {role!r}."
-    notes.suspect(column, _finding(view, "unknown-role", place, found, mend), limit)
+    origin = view.origin
+    finding = Finding("unknown-role", "error", origin.file, origin.line, place, found, mend, near[0] if near else None)
+    notes.suspect(column, finding, 0.05)
 
 
 def _order(view: RowView, column: str, spoken: list[tuple[str, str]], order: Order, notes: Notes) -> None:

@@ -20,20 +20,28 @@ Part = Literal["prompt", "answer", "system", "tool", "text", "label", "id", "oth
 SAMPLE = 2_000
 """Rows at the beginning from which a set's ways are learned."""
 
-_PROMPTS = frozenset(
+
+def named(words: str) -> frozenset[str]:
+    """The words of a text as a set."""
+    return frozenset(words.split())
+
+
+_PROMPTS = named(
     "prompt question input query instruction instructions source mr user context contexts passage passages document "
-    "article premise problem task_input history sql_prompt schema text_a".split()
+    "article premise problem task_input history sql_prompt schema text_a"
 )
-_ANSWERS = frozenset(
+_ANSWERS = named(
     "completion answer output response target ref reference summary tldr chosen rejected response_j response_k rationale "
     "long_answer solution answer_1 answer_2 output_1 output_2 preferred_output non_preferred_output assistant hypothesis "
-    "label_text translation canonical_solution sql best_answer explanation reply".split()
+    "label_text translation canonical_solution sql best_answer explanation reply"
 )
-_LABELS = frozenset(
+_LABELS = named(
     "label labels category class intent sentiment final_decision entailment_judgment gold_label judgment verdict tag "
-    "is_classification kto_tag stance topic".split()
+    "is_classification kto_tag stance topic"
 )
-_IDS = re.compile(r"(?i)(^|_)(id|ids|idx|uuid|guid|index|key|hash|sha\d*|url|link|tstamp|timestamp|date|pmid|version|file)$|Id$|ID$")
+_IDS = re.compile(
+    r"(?i)(^|_)(id|ids|idx|uuid|guid|index|key|hash|sha\d*|url|link|tstamp|timestamp|date|pmid|version|file)$|Id$|ID$"
+)
 _SPEAKERS: dict[str, Part] = {
     "user": "prompt",
     "human": "prompt",
@@ -183,9 +191,7 @@ def view_of(row: Row, layout: Layout) -> RowView:
     return RowView(row.values, row.origin, tuple(cells), tuple(leaves))
 
 
-def _walk(
-    value: Any, place: str, peer: str, part: Part, speaker: str, cells: list[Cell], leaves: list[Leaf]
-) -> None:
+def _walk(value: Any, place: str, peer: str, part: Part, speaker: str, cells: list[Cell], leaves: list[Leaf]) -> None:
     if isinstance(value, str):
         cells.append(Cell(place, f"{peer} ({speaker})" if speaker else peer, part, value))
         return
@@ -259,13 +265,17 @@ _BLANK = re.compile(r"\s+")
 def halves_of(view: RowView, layout: Layout) -> Halves:
     """The row's input and its answer or label: the label where there is one, else the answers, else all is input."""
     labels = [
-        (column, view.values.get(column)) for column, part in layout.parts.items() if part == "label" and column in view.values
+        (column, view.values.get(column))
+        for column, part in layout.parts.items()
+        if part == "label" and column in view.values
     ]
     if labels:
         column, _ = labels[0]
         given = "\n".join(cell.text for cell in view.cells if cell.part not in ("label", "id"))
         numbers = "\n".join(
-            str(leaf.value) for leaf in view.leaves if isinstance(leaf.value, int | float) and layout.parts.get(leaf.field) == "other"
+            str(leaf.value)
+            for leaf in view.leaves
+            if isinstance(leaf.value, int | float) and layout.parts.get(leaf.field) == "other"
         )
         label = json.dumps([value for _, value in labels], default=str)
         return Halves(f"{given}\n{numbers}" if numbers else given, label, column, True)
