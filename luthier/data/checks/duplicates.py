@@ -39,7 +39,7 @@ KINDS: Mapping[str, Severity] = {
     "contradictory-answer": "warning",
 }
 
-LEVELS = ((0.95, 0.02), (0.85, 0.01), (0.75, 0.006), (0.65, 0.003))
+LEVELS = ((0.95, 0.02), (0.85, 0.01), (0.75, 0.005), (0.7, 0.002))
 """Jaccard similarity from which rows are near duplicates, and the share of rows up to which that is rare."""
 
 _SHORT = 200
@@ -224,6 +224,8 @@ class Copies:
         similar = lru_cache(maxsize=8192)(self._sets)
         for one, other in self._buckets.pairs():
             first, second = int(one), int(other)
+            if self._given[first] == self._given[second] and self._answer[first] != self._answer[second]:
+                continue  # the same asked again: a contradiction or a second reference, which is told as that or meant
             if first in copies or second in copies or (first, second) in leaked or self._flags[second] & 12 == 12:
                 continue
             is_leak = self._flags[first] & 1 != self._flags[second] & 1

@@ -16,17 +16,65 @@ Rows = list[dict[str, Any]]
 LINE = 57
 """The row that is planted in, counted from 1."""
 
-THINGS = "lamp table garden engine letter river market window bridge violin harbour kettle museum forest planet".split()
-DEEDS = "repair paint measure clean describe compare carry replace sketch polish examine guard label".split()
-PLACES = "Oslo Lisbon Cairo Quito Dakar Hanoi Perth Turin Izmir Cork Malmo Porto Gdansk Bergen Tampere".split()
-WAYS = "slowly carefully together outside tomorrow quietly twice indoors alone early".split()
+THINGS = [
+    "lamp",
+    "table",
+    "garden",
+    "engine",
+    "letter",
+    "river",
+    "market",
+    "window",
+    "bridge",
+    "violin",
+    "harbour",
+    "kettle",
+    "museum",
+    "forest",
+    "planet",
+]
+DEEDS = [
+    "repair",
+    "paint",
+    "measure",
+    "clean",
+    "describe",
+    "compare",
+    "carry",
+    "replace",
+    "sketch",
+    "polish",
+    "examine",
+    "guard",
+    "label",
+]
+PLACES = [
+    "Oslo",
+    "Lisbon",
+    "Cairo",
+    "Quito",
+    "Dakar",
+    "Hanoi",
+    "Perth",
+    "Turin",
+    "Izmir",
+    "Cork",
+    "Malmo",
+    "Porto",
+    "Gdansk",
+    "Bergen",
+    "Tampere",
+]
+WAYS = ["slowly", "carefully", "together", "outside", "tomorrow", "quietly", "twice", "indoors", "alone", "early"]
 
 
 def sentence(random_: random.Random) -> str:
     """A sentence of a few hundred thousand."""
     thing, other = random_.sample(THINGS, 2)
     deed, place, way = random_.choice(DEEDS), random_.choice(PLACES), random_.choice(WAYS)
-    return f"We {deed} the {thing} and the {other} near {place}, and we do it {way} with {random_.randint(3, 98)} friends."
+    return (
+        f"We {deed} the {thing} and the {other} near {place}, and we do it {way} with {random_.randint(3, 98)} friends."
+    )
 
 
 def question(random_: random.Random) -> str:
@@ -80,7 +128,7 @@ def extracts(random_: random.Random) -> Rows:
 def spans(random_: random.Random) -> Rows:
     rows = []
     for _ in range(120):
-        text, place = sentence(random_), ""
+        text = f"{sentence(random_)} {sentence(random_)}"
         place = next(place for place in PLACES if f"near {place}," in text)
         start = text.index(place)
         rows.append({"utterance": text, "value": place, "start_offset": start, "end_offset": start + len(place)})
@@ -125,8 +173,7 @@ def tagged(random_: random.Random) -> Rows:
 
 
 SETS: dict[str, Callable[[random.Random], Rows]] = {
-    made.__name__: made
-    for made in (answers, labelled, chats, preferences, extracts, spans, calls, scored, tagged)
+    made.__name__: made for made in (answers, labelled, chats, preferences, extracts, spans, calls, scored, tagged)
 }
 
 
@@ -219,7 +266,9 @@ TEXTS: list[Any] = [
     ("other-script", in_text(lambda text: "Мы чиним лампу и стол около Осло и делаем это вместе.")),
     (
         "other-language",
-        in_text(lambda text: "Wir reparieren die Lampe und den Tisch, und das machen wir mit der Familie nach der Arbeit."),
+        in_text(
+            lambda text: "Wir reparieren die Lampe und den Tisch, und das machen wir mit der Familie nach der Arbeit."
+        ),
     ),
     ("far-longer", in_text(lambda text: text * 40)),
     ("stray-space", in_text(lambda text: "  " + text)),
@@ -373,7 +422,10 @@ def test_a_leak_is_told_in_both_files(tmp_path: Path):
 
 def test_a_near_leak_is_told_in_both_files(tmp_path: Path):
     rows = rows_of("answers")
-    near = {"prompt": rows[4]["prompt"].replace("?", " ?!"), "completion": rows[4]["completion"].replace("We ", "They ", 1)}
+    near = {
+        "prompt": rows[4]["prompt"].replace("?", " ?!"),
+        "completion": rows[4]["completion"].replace("We ", "They ", 1),
+    }
     result = checked(tmp_path, rows[:150], [*rows[150:], near])
     assert kinds_at(result, 5) & {"leak", "near-leak"}
     assert kinds_at(result, 51, "held_out.jsonl") & {"leak", "near-leak"}
@@ -382,7 +434,7 @@ def test_a_near_leak_is_told_in_both_files(tmp_path: Path):
 def test_texts_that_all_end_at_one_length_were_cut(tmp_path: Path):
     rows = rows_of("answers")
     for number in (10, 20, 30, 40):
-        rows[number]["completion"] = (rows[number]["completion"] * 3)[:311].rstrip(". ") .ljust(311, "x")
+        rows[number]["completion"] = (rows[number]["completion"] * 3)[:311].rstrip(". ").ljust(311, "x")
     found = [one.line for one in checked(tmp_path, rows).findings if one.kind == "length-limit"]
     assert found == [11, 21, 31, 41]
 
