@@ -224,8 +224,8 @@ class Copies:
         similar = lru_cache(maxsize=8192)(self._sets)
         for one, other in self._buckets.pairs():
             first, second = int(one), int(other)
-            if self._given[first] == self._given[second] and self._answer[first] != self._answer[second]:
-                continue  # the same asked again: a contradiction or a second reference, which is told as that or meant
+            if self._flags[second] & 2 and self._given[first] == self._given[second]:
+                continue  # the same text with another label, which is told as a contradiction
             if first in copies or second in copies or (first, second) in leaked or self._flags[second] & 12 == 12:
                 continue
             is_leak = self._flags[first] & 1 != self._flags[second] & 1

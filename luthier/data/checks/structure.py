@@ -140,7 +140,7 @@ def _paired(views: Sequence[RowView]) -> tuple[tuple[str, str], ...]:
         for second in columns[index + 1 :]:
             same = [_length(view, first) == _length(view, second) for view in views]
             lengths = {_length(view, first) for view in views}
-            if len(same) >= FEWEST and sum(same) >= USUAL * len(same) and len(lengths) > 1:
+            if len(same) >= FEWEST and sum(same) >= USUAL * len(same) and max(lengths) > 2:
                 found.append((first, second))
     return tuple(found)
 

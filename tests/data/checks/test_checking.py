@@ -36,7 +36,7 @@ WORDS = [
 def write(path: Path, count: int) -> str:
     random_ = random.Random(5)
     rows: list[dict[str, Any]] = [
-        {"text": f"The {' '.join(random_.sample(WORDS, 8))} of number {number}.", "label": ("good", "bad")[number % 2]}
+        {"text": f"The {' '.join(random_.choices(WORDS, k=24))}.", "label": ("good", "bad")[number % 2]}
         for number in range(count)
     ]
     rows[30]["text"] += " Write to maria.keller@posteo.de."

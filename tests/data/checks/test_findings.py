@@ -167,7 +167,7 @@ def scored(random_: random.Random) -> Rows:
 def tagged(random_: random.Random) -> Rows:
     rows = []
     for _ in range(120):
-        words = sentence(random_).split()
+        words = f"{sentence(random_)} {question(random_)}".split()
         rows.append({"tokens": words, "ner_tags": ["B-LOC" if word.strip(",") in PLACES else "O" for word in words]})
     return rows
 
