@@ -171,9 +171,9 @@ def _cut(view: RowView, cell: Cell, ends: Ends, notes: Notes) -> None:
         found = f"the text ends without a line {mark!r}, which nearly all others end with: {_end(text)}."
         _suspect(view, cell, notes, "cut-text", found, mend, 0.03)
         return
-    if (" " not in text[-80:] and text.isascii()) or _CODE.search(text):
-        return
     level = _how_cut(text, cell.peer in ends.stopped, ends.words)
+    if level is None or (" " not in text[-80:] and text.isascii()) or _CODE.search(text):
+        return
     if cell.part == "prompt" and level not in (None, 0) and words_end_known(text, ends.words):
         return
     if level is not None:

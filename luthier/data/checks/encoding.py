@@ -71,7 +71,7 @@ def look(view: RowView, layout: Layout, notes: Notes) -> None:
             _escapes(view, cell, notes)
         if not is_about_markup and ("&" in text or "<" in text):
             _markup(view, cell, notes)
-        if not text.isascii() or _UNUSUAL.search(text):
+        if not (text.isascii() and (text.isprintable() or not _UNUSUAL.search(text))):
             _unusual(view, cell, notes)
 
 

@@ -82,7 +82,6 @@ def _usual(found: Counter[str]) -> str:
 
 def look(view: RowView, usual: Mapping[str, tuple[str, str]], layout: Layout, notes: Notes) -> None:
     """Note texts of another script or language than their peers'."""
-    is_about = False
     suspects = []
     for cell in view.cells:
         if cell.part in ("id", "label") or cell.peer not in usual:
@@ -90,7 +89,6 @@ def look(view: RowView, usual: Mapping[str, tuple[str, str]], layout: Layout, no
         script, language = usual[cell.peer]
         for kind in KINDS:
             notes.looked(kind, cell.peer)
-        is_about = is_about or _ABOUT_LANGUAGE.search(cell.text) is not None
         own = script_of(cell.text) if script else ""
         if own and own != script and not {own, script} <= {"Han", "Kana"} and _is_long(cell.text, own):
             suspects.append((cell, "other-script", f"most letters are {own}, where others are {script}"))
@@ -100,6 +98,7 @@ def look(view: RowView, usual: Mapping[str, tuple[str, str]], layout: Layout, no
                 suspects.append((cell, "other-language", f"the text is {spoken}, where others are {language}"))
         if script and own == script and (mixed := _mixed_in(cell.text, script)):
             suspects.append((cell, "other-script", f"{excerpt(mixed, 0, 30)} is of another script than the rest"))
+    is_about = bool(suspects) and any(_ABOUT_LANGUAGE.search(cell.text) for cell in view.cells)
     for cell, kind, found in suspects:
         mend = "Leave this row out, unless the model is to learn that language too."
         said = f"{found}: {excerpt(cell.text, 0, 30)}."
@@ -114,7 +113,7 @@ def _is_long(text: str, script: str) -> bool:
 
 def _mixed_in(text: str, script: str) -> str:
     """A run of at least a few letters of another script in a text of this one; none for Latin words in other texts."""
-    if script != "Latin" or not _OTHER.search(text):
+    if script != "Latin" or text.isascii() or not _OTHER.search(text):
         return ""
     run = _OTHER_RUN.search(text)
     return run[0] if run and len(run[0]) >= 6 else ""
@@ -127,11 +126,14 @@ _OTHER_RUN = re.compile(
 )
 
 
+_EIGHT_LETTERS = re.compile("[A-Za-zÀ-ɏ](?:[^A-Za-zÀ-ɏ]*[A-Za-zÀ-ɏ]){7}")
+
+
 def script_of(text: str) -> str:
     """The script of most letters; nothing for a text of less than 8."""
     head = text[:600]
-    if not _OTHER.search(head):
-        return "Latin" if len(_SIGNS["Latin"].findall(head)) >= 8 else ""
+    if head.isascii() or not _OTHER.search(head):
+        return "Latin" if _EIGHT_LETTERS.search(head) else ""
     counts = {name: len(signs.findall(head)) for name, signs in _SIGNS.items()}
     for name in ("Han", "Kana", "Hangul"):
         counts[name] *= 3  # one sign says as much as several letters

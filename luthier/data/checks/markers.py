@@ -32,7 +32,7 @@ _PLACEHOLDERS = re.compile(
     r"|\$\{[A-Za-z_]\w{0,40}\}|%\([a-z_]+\)s|(?<!\w)%s(?!\w)|<%=? ?\w+ ?%>|__[A-Z]{3,}(?:_[A-Z]+)*__"
     r"|(?i:lorem ipsum)|(?<![\w/])(?:TODO|FIXME|TBD|XXX+|PLACEHOLDER)(?::|\b)(?![\w/])"
 )
-_MAY_BE_OPEN = re.compile(r"[{<\[%_]|orem|OREM|TODO|FIXME|TBD|XXX|PLACEHOLDER")
+_MAY_BE_OPEN = ("{", "<", "[", "%", "__", "orem", "OREM", "TODO", "FIXME", "TBD", "XXX", "PLACEHOLDER")
 _NULLS = frozenset(
     {
         "nan",
@@ -79,7 +79,7 @@ def look(view: RowView, layout: Layout, notes: Notes) -> None:
         if match is not None:
             found = f"{match[0].strip()!r} is a mark of a chat template or of a prompt: {_around(text, match)}."
             _suspect(view, cell, notes, "template-marker", found, _MEND_MARKER, 0.05)
-        if not _MAY_BE_OPEN.search(text) or any(_CODE.search(each.text) for each in view.cells):
+        if not any(sign in text for sign in _MAY_BE_OPEN) or any(_CODE.search(each.text) for each in view.cells):
             continue
         if match := _PLACEHOLDERS.search(text):
             level, limit = (0, 0.02) if match[0][0] in "{$%_" else (1, 0.008)

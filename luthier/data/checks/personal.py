@@ -38,6 +38,7 @@ _PHONE = re.compile(
     r"|00\d{2}[ -]?\d{2,4}(?:[ -]?\d{2,5}){2,3}"
     r"|1[3-9]\d{9})(?![\w%]|[.,-]\d| \d)"
 )
+_DIGIT = re.compile(r"\d")
 _LONG_NUMBER = re.compile(r"\d(?:[ .()/:+–-]{0,2}[\dA-Fa-f]){6}|[A-Z]{2} ?\d\d|\d{4,}[A-Z]\b|::")
 _SPOKEN = re.compile(
     r"(?i)(?:phone|tel|telephone|mobile|cell|call(?: me| us)?(?: at| on)?|fax|whatsapp|电话|手机)\W{1,4}(?:\w+\W+){0,3}?(\+?[\d][\d .()/-]{6,17}\d)(?!\w)"
@@ -77,7 +78,7 @@ def _all_in(text: str) -> list[tuple[str, str]]:
         address = next((m[0] for m in _EMAIL.finditer(text) if is_real_address(m[0])), None)
         if address is not None:
             found["email-address"] = f"the e-mail address {_masked(address)} stands in it."
-    if not _LONG_NUMBER.search(text):
+    if not _DIGIT.search(text) or not _LONG_NUMBER.search(text):
         return list(found.items())
     for kind, finder, what in _NUMBERS:
         number = finder(text)

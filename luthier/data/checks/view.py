@@ -259,8 +259,6 @@ class Halves:
     is_closed: bool
 
 
-_BLANK = re.compile(r"\s+")
-
 
 def halves_of(view: RowView, layout: Layout) -> Halves:
     """The row's input and its answer or label: the label where there is one, else the answers, else all is input."""
@@ -290,7 +288,7 @@ def halves_of(view: RowView, layout: Layout) -> Halves:
 
 def normal(text: str) -> str:
     """The text without what two copies of it may differ in: capitals, and how much white space there is."""
-    return _BLANK.sub(" ", text).strip().casefold()
+    return " ".join(text.split()).casefold()
 
 
 def described(value: object) -> str:
