@@ -27,13 +27,12 @@ KINDS: Mapping[str, Severity] = {
 
 _FEWEST = 20
 _ENDS = ".!?。！？…\"”’'»›)]}）】」』*_`~>||।؟。♪;:"
-_OPEN_ENDS = ",;(-–—/&，、；（[{+=<"
+_OPEN_ENDS = ",;(-–—&，、；（[{+=<"
 _LITTLE_WORDS = named(
     "a an the and or but of to in on at for with by from as that which who whose is are was were be been has have had will "
-    "would can could should may might must not their his her its our your my this these those than then if when while "
-    "because so into onto over under between such very more most also about after before during without within through "
-    "der die das und oder ein eine einer zu mit von für ist le la les de des du et ou un une à est el los las y o en con "
-    "por para que il lo gli e di da per"
+    "would can could should may might must his her its our your my this these those than if when while because into onto "
+    "between such during without within der das und oder ein eine einer mit für ist les de des du et un une est el los las "
+    "con por para il lo gli di per"
 )
 _STRANGE_LAST = named(
     "in on at to for with by from of as about over after before within through so is are was were be have has had can could should may might will would not his her its this these those than then that"
@@ -178,7 +177,8 @@ def _cut(view: RowView, cell: Cell, ends: Ends, notes: Notes) -> None:
         return
     if level is not None:
         found = f"the text ends in the middle: {_end(text)}."
-        _suspect(view, cell, notes, "cut-text", found, mend, _CUT_LIMITS[level], level)
+        limit = _CUT_LIMITS[level] / (2 if level and cell.part != "answer" else 1)
+        _suspect(view, cell, notes, "cut-text", found, mend, limit, level)
 
 
 _CUT_LIMITS = (0.03, 0.012, 0.006, 0.006)
@@ -208,7 +208,9 @@ def _how_cut(text: str, others_stop: bool, known: frozenset[str]) -> int | None:
         return 0 if others_stop else 1
     if not last.isalnum():
         return None
-    if word in _LITTLE_WORDS and last.isalpha() and (word not in _STRANGE_LAST or others_stop):
+    if re.search(r"[;,] (?:and|or)$", text) or "/" in text.split()[-1]:
+        return None  # a clause of a list, and the address of a page
+    if word in _LITTLE_WORDS and words[-1].islower() and (word not in _STRANGE_LAST or others_stop):
         return 0
     if others_stop:
         return 1 if is_prose or last.isalpha() else 2

@@ -117,7 +117,7 @@ def meant_by(label: str, counts: Counter[str]) -> str | None:
     for other in others:
         if folded(other) == folded(label):
             return other
-    is_code = label.isupper() or len(label) < 5
+    is_code = label.isupper() or len(label) < 5 or "," in label
     if count > max(2, counts.total() // 2000) or is_code or label.isdigit():
         return None
     near = difflib.get_close_matches(label, [other for other in others if not other.isdigit()], n=1, cutoff=0.8)
@@ -136,7 +136,7 @@ def _is_typo(label: str, other: str) -> bool:
     blocks = difflib.SequenceMatcher(None, label, other, autojunk=False).get_matching_blocks()
     kept = sum(block.size for block in blocks)
     lost = max(len(label), len(other)) - kept
-    return lost <= (1 if max(len(label), len(other)) < 8 else 2)
+    return label[0] == other[0] and lost <= (1 if max(len(label), len(other)) < 8 else 2)
 
 
 def rare_labels(counts: Counter[str], explained: Mapping[str, str]) -> list[str]:

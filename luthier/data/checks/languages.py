@@ -116,7 +116,7 @@ def _mixed_in(text: str, script: str) -> str:
     if script != "Latin" or text.isascii() or not _OTHER.search(text):
         return ""
     run = _OTHER_RUN.search(text)
-    return run[0] if run and len(run[0]) >= 6 else ""
+    return run[0] if run and len(run[0]) >= 15 else ""
 
 
 _OTHER_RUN = re.compile(

@@ -47,7 +47,7 @@ def _may_be_score(peer: str, layout: Layout) -> bool:
     if layout.parts.get(peer) in ("id", "label"):
         return False
     name = peer.rpartition(".")[2].lower()
-    if "." in peer and not any(word in name for word in ("score", "rating", "rank", "weight", "margin")):
+    if "." in peer and not any(word in name for word in ("score", "rating", "weight", "margin")):
         return False
     return "labels." not in peer and not any(word in name for word in _WHOLE_NUMBER_NAMES)
 

@@ -31,6 +31,7 @@ FEWEST = 20
 """With fewer values there is no saying what is usual."""
 
 USUAL = 0.95
+_NESTED = 0.99
 _RARE = 0.03
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 
@@ -64,7 +65,9 @@ def learn(views: Sequence[RowView]) -> Shapes:
             forms[cell.peer]["all"] += 1
     return Shapes(
         {
-            peer: frozenset(key for key, count in found.items() if count >= USUAL * objects[peer])
+            peer: frozenset(
+                key for key, count in found.items() if count >= (_NESTED if peer else USUAL) * objects[peer]
+            )
             for peer, found in keys.items()
             if objects[peer] >= FEWEST
         },

@@ -259,7 +259,6 @@ class Halves:
     is_closed: bool
 
 
-
 def halves_of(view: RowView, layout: Layout) -> Halves:
     """The row's input and its answer or label: the label where there is one, else the answers, else all is input."""
     labels = [
