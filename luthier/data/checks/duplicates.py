@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from array import array
 from collections import Counter
@@ -42,6 +43,7 @@ KINDS: Mapping[str, Severity] = {
 LEVELS = ((0.95, 0.02), (0.85, 0.01), (0.75, 0.005), (0.7, 0.002))
 """Jaccard similarity from which rows are near duplicates, and the share of rows up to which that is rare."""
 
+_DIGITS = re.compile(r"\d+")
 _SHORT = 200
 _SHORTEST = 12
 _SHORTEST_PARAGRAPH = 200
@@ -232,6 +234,8 @@ class Copies:
             kind = "near-leak" if is_leak else "near-duplicate"
             if (known := nearest.get((kind, second))) is not None and known[0] == 0:
                 continue
+            if _DIGITS.findall(self._text(first)) != _DIGITS.findall(self._text(second)):
+                continue  # rows that differ in a number speak of something else
             likeness = _likeness(similar(first), similar(second))
             level = next((level for level, (least, _) in enumerate(LEVELS) if likeness >= least), None)
             if level is not None and (known is None or level < known[0]):
@@ -243,7 +247,7 @@ class Copies:
 
     def _tell_near(self, kind: str, row: int, other: int, level: int, likeness: float, notes: Notes) -> None:
         where = "" if kind == "near-duplicate" else "training, " if not self._flags[other] & 1 else "validation, "
-        text = excerpt(self._text(other), 0, 50)
+        text = excerpt(self._text(other).replace("\0", " "), 0, 50)
         found = f"the row is nearly the same as {where}{self._said(other, row)} (similarity {likeness:.2f}): {text}."
         mend = "Keep one of them." if kind == "near-duplicate" else "Keep it in one of the two, best out of training."
         notes.suspect("", self._finding(kind, row, None, found, mend), LEVELS[level][1], level)
