@@ -1,10 +1,15 @@
-"""`luthier check`: are the rows right, and which of their tokens would be learned?"""
+"""`luthier check`: are the rows right, and which of their tokens would be learned?
+
+The data check finds faults in the rows, whatever they are for (`luthier.data.checks`); the gate then judges whether the
+recipe's model would learn from them what it should.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +17,11 @@ import typer
 
 from luthier.cli.options import Json, Overrides
 from luthier.cli.output import emit, print_error, say
-from luthier.errors import DataError
+from luthier.errors import DataError, LuthierError, NetworkError, NotFound, ResourceError, UsageError
 
 if TYPE_CHECKING:
+    from luthier.data.checks.checking import Checked
+    from luthier.data.checks.mending import Mended
     from luthier.data.gate import GateReport, MarkedRow
     from luthier.recipe import Recipe
 
@@ -24,6 +31,20 @@ _LEARNED, _END = "\x1b[1;32m", "\x1b[0m"
 
 def check(
     what: Annotated[str, typer.Argument(metavar="FILE_OR_RECIPE", help="A recipe (.yaml), or a file of rows.")],
+    validation: Annotated[
+        str | None, typer.Option("--validation", help="Rows held out, to be compared with; unset: the recipe's.")
+    ] = None,
+    fix: Annotated[
+        Path | None,
+        typer.Option("--fix", metavar="OUT", help="Write the rows here, without what can be mended safely."),
+    ] = None,
+    drop_faulty: Annotated[
+        bool, typer.Option("--drop-faulty", help="With --fix: leave out rows with an error that cannot be mended.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="End with exit code 3 for warnings too.")] = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FOLDER", help="Write a page of statistics with a picture here.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="The model whose tokenizer counts; unset: the recipe's.")
     ] = None,
@@ -31,14 +52,127 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Look rows through and show which tokens would be learned; ends with exit code 3 if something is wrong."""
+    from luthier.data.checks.checking import check_data
+    from luthier.data.checks.mending import write_mended
+    from luthier.data.checks.statistics import write_report
     from luthier.recipe import load_recipe, make_recipe
 
+    if drop_faulty and fix is None:
+        raise UsageError("--drop-faulty goes with --fix.", "Name the file to write with --fix.")
     changes = [*(overrides or ()), *([f"model.name={json.dumps(model)}"] if model is not None else ())]
-    if Path(what).suffix in (".yaml", ".yml"):
+    is_recipe = Path(what).suffix in (".yaml", ".yml")
+    if is_recipe:
         recipe = load_recipe(what, changes)
     else:
         recipe = make_recipe({"model": "smollm2-135m", "data": {"train": what}}, changes)
-    report_recipe(recipe, as_json)
+    settings = recipe.data
+    held_out = validation or (settings.validation if settings.validation not in ("auto", "none") else None)
+    checked = check_data(settings.train, held_out, say, format=settings.format)
+    mended = None if fix is None else write_mended(settings.train, checked, fix, drop_faulty=drop_faulty)
+    if report is not None:
+        write_report(checked, report)
+    gate = _gate(recipe, is_asked=is_recipe or model is not None)
+    emit(_whole_document(checked, mended, gate), _whole_text(checked, mended, gate), as_json)
+    if not as_json:
+        _print_findings(checked, gate)
+    if checked.errors or (strict and checked.findings) or gate.refusal is not None:
+        raise typer.Exit(3)
+
+
+@dataclass(frozen=True)
+class _Gate:
+    """What the gate says of the rows: its report, or why it refuses, or why it was not asked."""
+
+    report: GateReport | None = None
+    refusal: DataError | None = None
+    unasked: LuthierError | None = None
+
+
+def _gate(recipe: Recipe, is_asked: bool) -> _Gate:
+    """The gate's verdict. Of a bare file it is not asked where the model is out of reach or the rows are no text to learn.
+
+    is_asked: a model was named, so that the verdict counts.
+    """
+    from luthier.prepared import check_recipe
+
+    try:
+        return _Gate(report=check_recipe(recipe, say).gate)
+    except DataError as error:
+        return _Gate(refusal=error) if is_asked else _Gate(unasked=error)
+    except (NotFound, NetworkError, ResourceError) as error:
+        if is_asked:
+            raise
+        return _Gate(unasked=error)
+
+
+def _whole_document(checked: Checked, mended: Mended | None, gate: _Gate) -> dict[str, Any]:
+    from luthier.data.checks.statistics import statistics_of
+
+    is_sound = not checked.errors and gate.refusal is None
+    return {
+        "ok": is_sound,
+        "rows": checked.num_rows,
+        "held_out_rows": checked.num_held_out,
+        "form": checked.form,
+        "gives": checked.gives,
+        "reason": checked.reason,
+        "findings": [finding.as_json() for finding in checked.findings],
+        "counts": checked.counts,
+        "statistics": statistics_of(checked),
+        **({"fixed": mended.as_json()} if mended is not None else {}),
+        "gate": _gate_document(gate),
+        **({"error": gate.refusal.as_json()["error"]} if gate.refusal is not None else {}),
+    }
+
+
+def _gate_document(gate: _Gate) -> dict[str, Any]:
+    if gate.report is not None:
+        return _document(gate.report)
+    error = gate.refusal or gate.unasked
+    assert error is not None
+    return {"ok": False, "asked": gate.refusal is not None, **error.as_json()}
+
+
+def _whole_text(checked: Checked, mended: Mended | None, gate: _Gate) -> str:
+    num_errors = len(checked.errors)
+    held_out = f" and {checked.num_held_out:,} for validation" if checked.num_held_out else ""
+    lines = [f"{checked.num_rows:,} rows{held_out}; {_form(checked)}."]
+    lines += [f"  {count:>7,}  {kind}" for kind, count in checked.counts.items()]
+    lines += [f"{num_errors:,} errors, {len(checked.findings) - num_errors:,} warnings."]
+    if mended is not None:
+        lines += [f"Written: {mended.num_written:,} rows. {_became(mended)}"]
+    if gate.report is not None:
+        lines += ["", _text(gate.report)]
+    elif gate.unasked is not None:
+        lines += ["", f"Tokens were not looked at: {gate.unasked.found} {gate.unasked.mend}"]
+    return "\n".join(lines)
+
+
+def _form(checked: Checked) -> str:
+    return f"read as {checked.form} ({checked.reason.rstrip('.')})" if checked.form else checked.reason
+
+
+def _became(mended: Mended) -> str:
+    """What was mended, left out and kept, by kind."""
+    parts = (("Mended", mended.mended), ("Left out", mended.left_out), ("Kept as they are", mended.kept))
+    said = [
+        f"{name}: {', '.join(f'{count} {kind}' for kind, count in counts.most_common())}."
+        for name, counts in parts
+        if counts
+    ]
+    return " ".join(said) or "There was nothing to mend."
+
+
+def _print_findings(checked: Checked, gate: _Gate) -> None:
+    """The findings on standard error, errors first, at most so many; then the gate's refusal."""
+    ordered = sorted(checked.findings, key=lambda finding: finding.severity)
+    for finding in ordered[:_MOST_SHOWN]:
+        say(f"{finding.severity}: {finding.where}: {finding.kind}: {finding.found}")
+        say(f"  {finding.mend}")
+    if len(ordered) > _MOST_SHOWN:
+        say(f"... and {len(ordered) - _MOST_SHOWN:,} more; --json gives them all.")
+    if gate.refusal is not None:
+        print_error(gate.refusal, as_json=False)
 
 
 def report_recipe(recipe: Recipe, as_json: bool) -> None:

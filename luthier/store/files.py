@@ -19,7 +19,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -42,13 +42,22 @@ def write_bytes(path: Path, data: bytes) -> None:
 
     Raises: DiskFull, ResourceError; the old content then stands.
     """
-    with disk.errors(path, len(data)):
+    write_pieces(path, (data,), len(data))
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes], num_bytes: int | None = None) -> None:
+    """As `write_bytes`, for what need not be in memory all at once; what `pieces` raises leaves the old content too.
+
+    num_bytes: how much it is, where that is known.
+    """
+    with disk.errors(path, num_bytes, only_disk=num_bytes is None):
         _make_parents(path)
         _remove_leftovers(path)
         hidden = _hidden_sibling(path, "new")
         try:
             with disk.open_for_write(hidden, "xb") as file:
-                disk.write(file, data)
+                for piece in pieces:
+                    disk.write(file, piece)
                 disk.fsync(file.fileno())
             disk.replace(hidden, path)
         finally:

@@ -37,7 +37,7 @@ def test_check_shows_texts_with_their_labels(desk: Path) -> None:
     assert "[CLS]Parcel" in ended.out
     assert "→ ⟦" in ended.out
     assert "labels: " in ended.out
-    document = luthier("check", "recipe.yaml", "--json", folder=desk).document
+    document = luthier("check", "recipe.yaml", "--json", folder=desk).document["gate"]
     assert sum(document["classes"].values()) == document["rows"]
 
 

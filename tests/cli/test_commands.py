@@ -128,32 +128,36 @@ def test_check_takes_a_file_of_rows_alone(desk: Path, tiny_model: Path):
     ended = luthier("check", "rows.jsonl", "--model", tiny_model, "--json", folder=desk)
     assert ended.code == 0, ended.err
     document = ended.document
-    assert (document["rows"], document["held_out_rows"]) == (32, 8)
-    learned = [piece["text"] for piece in document["shown"][0]["pieces"] if piece["learned"]]
+    assert (document["ok"], document["rows"], document["form"], document["findings"]) == (True, 40, "completion", [])
+    gate = document["gate"]
+    assert (gate["rows"], gate["held_out_rows"]) == (32, 8)
+    learned = [piece["text"] for piece in gate["shown"][0]["pieces"] if piece["learned"]]
     assert learned == ["Parcel 0 is on its way.<|im_end|>"]
 
 
 def test_check_tells_every_fault(desk: Path, run: Run):
-    good = json.dumps({"prompt": "a", "completion": "b"})
-    rows = [good, json.dumps({"prompt": "a"}), good, json.dumps({"prompt": "a", "completion": ""}), good]
+    rows = (desk / "rows.jsonl").read_text().splitlines()
+    rows[1], rows[3] = json.dumps({"prompt": "a"}), json.dumps({"prompt": "a", "completion": ""})
     (desk / "rows.jsonl").write_text("\n".join(rows))
     ended = run("check", "recipe.yaml", "--json", folder=desk)
     assert ended.code == 3
-    assert ended.document["error"] == ended.document["faults"][0]
-    assert [(fault["line"], fault["field"]) for fault in ended.document["faults"]] == [
-        (2, "completion"),
-        (4, "completion"),
-    ]
+    assert ended.document["ok"] is False
+    assert ended.document["error"]["line"] == 2
+    found = [(each["severity"], each["line"], each["field"]) for each in ended.document["findings"]]
+    assert found == [("error", 2, "completion"), ("error", 4, "completion")]
+    assert all(
+        each["found"] and each["mend"] and each["file"].endswith("rows.jsonl") for each in ended.document["findings"]
+    )
     told = run("check", "recipe.yaml", folder=desk)
     assert told.code == 3
-    assert told.err.count("error:") == 2
+    assert "line 4, field 'completion'" in told.err
 
 
 def test_check_tells_twenty_faults_and_how_many_more(desk: Path, run: Run):
-    rows = [json.dumps({"prompt": "a", "completion": "b"})] * 30 + [json.dumps({"prompt": "a"})] * 25
+    rows = [*(desk / "rows.jsonl").read_text().splitlines(), *[json.dumps({"prompt": f"a {i}"}) for i in range(25)]]
     (desk / "rows.jsonl").write_text("\n".join(rows))
     ended = run("check", "recipe.yaml", folder=desk)
-    assert ended.err.count("error:") == 20
+    assert ended.err.count("field 'completion': unreadable-row") == 20
     assert "5 more" in ended.err
 
 

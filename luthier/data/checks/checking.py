@@ -1,0 +1,286 @@
+"""The data check: rows pass by once, in two processes where there are many, and what was noted of them is put together.
+
+A set's ways are learned from its first rows (`learn`). Chunks of rows are then looked at, each for itself (`examine`), and
+what comes of them is added up. What is kept of a row does not grow with it: digests, and its text in a file on the disk.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+
+from luthier.data.checks import (
+    answers,
+    encoding,
+    form,
+    languages,
+    markers,
+    offsets,
+    personal,
+    preferences,
+    scores,
+    secrets,
+    structure,
+    swapped,
+    tools,
+    turns,
+)
+from luthier.data.checks.duplicates import Copies, Digests, digest_rows
+from luthier.data.checks.findings import Finding, Notes, by_place
+from luthier.data.checks.labels import Labels
+from luthier.data.checks.lengths import Lengths
+from luthier.data.checks.minhash import MinHash
+from luthier.data.checks.source import stream_rows
+from luthier.data.checks.view import SAMPLE, Layout, RowView, learn_layout, view_of
+from luthier.data.formats.table import ROWS_TO_RECOGNISE
+from luthier.data.reading import Row
+from luthier.data.settings import FormatName
+from luthier.errors import DataError
+from luthier.types import Gives
+
+Announce = Callable[[str], None]
+Source = str | tuple[str, ...]
+
+ROWS_OF_CHUNK = 500
+ROWS_FOR_PROCESSES = 8_000
+"""With fewer rows the start of a second process takes longer than it saves."""
+
+ROWS_IN_MEMORY = 500_000
+"""So many rows' buckets are held in memory; those of larger sets are on the disk."""
+
+ROWS_BETWEEN_WORDS = 50_000
+MOST_MISREAD = 0.5
+"""If a larger share of the rows does not fit the form, the form was misread, and not the rows."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What is usual in a set, learned from its first rows."""
+
+    layout: Layout
+    shapes: structure.Shapes
+    ends: answers.Ends
+    order: turns.Order
+    spans: tuple[offsets.Span, ...]
+    ranges: scores.Ranges
+    tongues: Mapping[str, tuple[str, str]]
+    pairs: tuple[swapped.Pair, ...]
+
+
+@dataclass
+class Seen:
+    """What came of some rows."""
+
+    num_rows: int = 0
+    notes: Notes = field(default_factory=Notes)
+    labels: Labels = field(default_factory=Labels)
+    lengths: Lengths = field(default_factory=Lengths)
+    digests: Digests = field(default_factory=Digests)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the data check found: findings in the order of the files, and what the statistics page shows."""
+
+    num_rows: int
+    num_held_out: int
+    form: FormatName | None
+    gives: Gives | None
+    reason: str
+    findings: tuple[Finding, ...]
+    rows_by_length: Mapping[int, int]
+    texts_by_length: Mapping[str, Mapping[int, int]]
+    labels: Mapping[str, Mapping[str, int]]
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """The findings that spoil training."""
+        return tuple(finding for finding in self.findings if finding.severity == "error")
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many findings there are of each kind, the most frequent first."""
+        return dict(Counter(finding.kind for finding in self.findings).most_common())
+
+
+def check_data(
+    train: Source,
+    held_out: Source | None,
+    announce: Announce,
+    *,
+    format: FormatName = "auto",
+    num_processes: int = 2,
+    rows_in_memory: int = ROWS_IN_MEMORY,
+) -> Checked:
+    """What is wrong with the rows of a source, and with those held out beside them.
+
+    Raises: NotFound, NetworkError; DataError for a source that is no file of rows at all.
+    """
+    total = Seen()
+    train_rows = stream_rows(train, announce, total.notes)
+    first = list(islice(train_rows, SAMPLE))
+    if not first and not total.notes.findings:
+        raise DataError("there are no rows in it.", "Give a file that holds at least one row.", file=_name(train))
+    learned = learn(first)
+    worker = Worker(learned, first[:ROWS_TO_RECOGNISE], format)
+    held_rows = stream_rows(held_out, announce, total.notes) if held_out is not None else iter(())
+    with tempfile.TemporaryDirectory(prefix="luthier-check-") as folder:
+        copies = Copies(Path(folder), rows_in_memory)
+        with closing(copies):
+            num_held_out = 0
+            chunks = chain(_chunks(chain(first, train_rows), False), _chunks(held_rows, True))
+            for seen, is_held_out in _examined(chunks, worker, num_processes if len(first) >= SAMPLE else 1):
+                before = total.num_rows
+                _put_together(total, seen, copies)
+                num_held_out += seen.num_rows if is_held_out else 0
+                if before // ROWS_BETWEEN_WORDS != total.num_rows // ROWS_BETWEEN_WORDS:
+                    announce(f"{total.num_rows:,} rows are looked through.")
+            findings = list(copies.settled(total.notes))
+    findings += [*total.notes.findings, *total.notes.settled(), *total.labels.settled(), *total.lengths.settled()]
+    return Checked(
+        total.num_rows - num_held_out,
+        num_held_out,
+        worker.form.name if worker.form else None,
+        worker.form.gives if worker.form else None,
+        worker.form.reason if worker.form else "the columns are those of no form",
+        tuple(by_place(_said_once(findings, total.num_rows), _order_of_files(train, held_out))),
+        dict(total.lengths.rows),
+        {peer: dict(counts) for peer, counts in total.lengths.texts.items()},
+        {peer: dict(counts) for peer, counts in total.labels.counts.items()},
+    )
+
+
+def learn(first: Sequence[Row]) -> Learned:
+    """What is usual in a set that begins with these rows."""
+    layout = learn_layout(first)
+    views = [view_of(row, layout) for row in first]
+    return Learned(
+        layout,
+        structure.learn(views),
+        answers.learn(views),
+        turns.learn(views),
+        offsets.learn(views),
+        scores.learn(views, layout),
+        languages.learn(views, layout),
+        swapped.learn(views, layout),
+    )
+
+
+# ── rows by the chunk ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Worker:
+    """What looks at chunks of rows: what was learned of the set, and its form."""
+
+    def __init__(self, learned: Learned, first: Sequence[Row], format: FormatName) -> None:
+        self.given = (learned, first, format)
+        self.learned = learned
+        self.form = form.recognise_form(first, format) if first else None
+        self._minhash = MinHash()
+
+    def examine(self, rows: Sequence[Row], is_held_out: bool) -> Seen:
+        """What is to be said of these rows, and what is kept of them."""
+        seen, layout = Seen(num_rows=len(rows)), self.learned.layout
+        seen.notes.num_rows = len(rows)
+        views = [view_of(row, layout) for row in rows]
+        for view in views:
+            self._look(view, seen.notes)
+            seen.labels.see(view, layout, is_held_out)
+            seen.lengths.see(view, layout)
+        seen.digests = digest_rows(views, layout, is_held_out, self._minhash)
+        return seen
+
+    def _look(self, view: RowView, notes: Notes) -> None:
+        learned = self.learned
+        for check in (encoding, markers, secrets, personal, preferences, tools):
+            check.look(view, learned.layout, notes)
+        structure.look(view, learned.shapes, notes)
+        answers.look(view, learned.layout, learned.ends, notes)
+        turns.look(view, learned.order, notes)
+        offsets.look(view, learned.spans, notes)
+        scores.look(view, learned.ranges, learned.layout, notes)
+        languages.look(view, learned.tongues, learned.layout, notes)
+        swapped.look(view, learned.pairs, notes)
+        if self.form is not None:
+            notes.looked(form.KIND, "")
+            fault = form.fault_of(view, self.form)
+            if fault is not None:
+                notes.suspect("", fault, MOST_MISREAD)
+
+
+_WORKER: list[Worker] = []  # of a process of the pool, set once as it starts
+
+
+def _begin(learned: Learned, first: Sequence[Row], format: FormatName) -> None:
+    _WORKER.append(Worker(learned, first, format))
+
+
+def _examine(rows: Sequence[Row], is_held_out: bool) -> Seen:
+    return _WORKER[0].examine(rows, is_held_out)
+
+
+def _chunks(rows: Iterable[Row], is_held_out: bool) -> Iterator[tuple[list[Row], bool]]:
+    rest = iter(rows)
+    while chunk := list(islice(rest, ROWS_OF_CHUNK)):
+        yield chunk, is_held_out
+
+
+def _examined(
+    chunks: Iterator[tuple[list[Row], bool]], worker: Worker, num_processes: int
+) -> Iterator[tuple[Seen, bool]]:
+    """Each chunk examined, in order; by other processes, where there are enough rows for them."""
+    head = list(islice(chunks, ROWS_FOR_PROCESSES // ROWS_OF_CHUNK)) if num_processes > 1 else []
+    if sum(len(rows) for rows, _ in head) < ROWS_FOR_PROCESSES:
+        for rows, is_held_out in chain(head, chunks):
+            yield worker.examine(rows, is_held_out), is_held_out
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_processes, context, _begin, worker.given) as pool:
+        waiting: deque[tuple[Future[Seen], bool]] = deque()
+        for rows, is_held_out in chain(head, chunks):
+            waiting.append((pool.submit(_examine, rows, is_held_out), is_held_out))
+            if len(waiting) > 3 * num_processes:
+                done, of_held_out = waiting.popleft()
+                yield done.result(), of_held_out
+        for done, of_held_out in waiting:
+            yield done.result(), of_held_out
+
+
+def _put_together(total: Seen, seen: Seen, copies: Copies) -> None:
+    total.num_rows += seen.num_rows
+    total.notes.take(seen.notes)
+    total.labels.take(seen.labels)
+    total.lengths.take(seen.lengths)
+    copies.take(seen.digests)
+
+
+# ── what is said of them ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _said_once(findings: list[Finding], num_rows: int) -> list[Finding]:
+    """Without what the form says of a row that another check says more exactly."""
+    told = {
+        (finding.file, finding.line)
+        for finding in findings
+        if finding.kind != form.KIND and finding.severity == "error"
+    }
+    return [finding for finding in findings if finding.kind != form.KIND or (finding.file, finding.line) not in told]
+
+
+def _order_of_files(train: Source, held_out: Source | None) -> dict[str, int]:
+    names = [
+        *((train,) if isinstance(train, str) else train),
+        *((held_out,) if isinstance(held_out, str) else held_out or ()),
+    ]
+    return {name: number for number, name in enumerate(names)}
+
+
+def _name(source: Source) -> str:
+    return source if isinstance(source, str) else ", ".join(source)
