@@ -39,7 +39,7 @@ def recognise_form(first: Sequence[Row], format: FormatName) -> ReadForm | None:
             recognition = form.recognise(table)
             if recognition is None:
                 continue
-            if format == "auto" and objection(table, form.NAME) is not None:
+            if format == "auto" and objection(table, form.NAME, takes) is not None:
                 break
             return ReadForm(form.NAME, form.GIVES, recognition.reason, recognition.to_records)
     return None

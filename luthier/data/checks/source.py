@@ -17,7 +17,8 @@ from typing import Any, BinaryIO, Literal
 
 from luthier.data.checks.findings import Notes
 from luthier.data.hub import is_hub_name
-from luthier.data.reading import ROW_KEYS, Row, kind_of, read_rows
+from luthier.data.reading import Row, kind_of, read_rows
+from luthier.data.reading.json_document import ROW_KEYS
 from luthier.errors import DataError
 from luthier.store.places import expanded
 from luthier.types import Origin
