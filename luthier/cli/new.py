@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from luthier.cli.options import Json
 from luthier.cli.output import emit, quoted, say
-from luthier.errors import UsageError
+from luthier.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from luthier.data.formats import Natural
 
 _OPENING = """{count} {form} rows from {data} ({reason}).
 
@@ -26,12 +29,16 @@ def new(
         Path | None, typer.Option("--out", help="Where the recipe goes; unset: the data's name with .yaml.")
     ] = None,
     model: Annotated[str, typer.Option("--model", help="The base model.")] = "smollm2-135m",
+    objective: Annotated[
+        str | None, typer.Option("--objective", help="The kind of objective; unset: what the rows are made for.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write a commented recipe for your own rows, after reading them through."""
-    from luthier.data.formats import to_records
+    from luthier.data.formats import recognise_any, to_records
     from luthier.data.reading import called, read_rows
+    from luthier.objectives import objective_of
     from luthier.recipe.reference import commented_recipe
     from luthier.store.files import write_text
     from luthier.store.places import expanded
@@ -39,13 +46,15 @@ def new(
     recipe = Path(called(data) + ".yaml") if out is None else expanded(out)
     if recipe.exists() and not force:
         raise UsageError(f"{recipe} is there already.", "Choose another name with --out, or replace it with --force.")
-    recognised = to_records(read_rows(data, say), "auto")
+    rows = read_rows(data, say)
+    kind = objective or _natural_kind(recognise_any(rows), data)
+    recognised = to_records(rows, "auto", objective_of(kind, "--objective").takes)
     for note in recognised.notes:
         say(note)
     opening = _OPENING.format(
         count=len(recognised.records), form=recognised.name, data=data, reason=recognised.reason, recipe=quoted(recipe)
     )
-    write_text(recipe, commented_recipe(model, _seen_from(recipe, data), opening))
+    write_text(recipe, commented_recipe(model, _seen_from(recipe, data), opening, kind))
     found = f"{len(recognised.records)} rows of the form {recognised.name} ({recognised.reason})."
     say(f"{found}\nNext: luthier check {quoted(recipe)}")
     document = {
@@ -53,8 +62,22 @@ def new(
         "format": recognised.name,
         "reason": recognised.reason,
         "rows": len(recognised.records),
+        "objective": kind,
     }
     emit(document, str(recipe), as_json)
+
+
+def _natural_kind(natural: Natural, data: str) -> str:
+    """The kind of objective that rows are made for. Raises: DataError where there is none."""
+    if natural.name == "text":
+        return "clm"
+    if natural.objective is None:
+        raise DataError(
+            f"The rows are {natural.name} ({natural.reason}), which no objective learns from.",
+            "Name what is to be learned from them with --objective, such as sft for the answers alone.",
+            file=data,
+        )
+    return natural.objective
 
 
 def _seen_from(recipe: Path, data: str) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Discriminator, Tag
 
+from luthier.errors import UsageError
 from luthier.objectives.classification import Classification
 from luthier.objectives.clm import CLM
 from luthier.objectives.contract import JointObjective, Objective
@@ -43,6 +44,15 @@ def kind_of(objective: type[Objective]) -> str:
     return str(objective.model_fields["kind"].default)
 
 
+def objective_of(kind: str, field: str = "objective.kind") -> type[Objective]:
+    """The objective of a kind. Raises: UsageError, naming those that there are."""
+    for objective in OBJECTIVES:
+        if kind_of(objective) == kind:
+            return objective
+    known = ", ".join(kind_of(objective) for objective in OBJECTIVES)
+    raise UsageError(f"There is no objective {kind!r}.", f"Choose one of {known}.", field=field)
+
+
 def _kind(value: Any) -> str:
     """The `kind` of an objective as a recipe writes it; sft where it is left out."""
     if isinstance(value, dict):
@@ -75,4 +85,5 @@ __all__ = [
     "SpanCorruption",
     "TokenClassification",
     "kind_of",
+    "objective_of",
 ]

@@ -11,6 +11,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from luthier.objectives import OBJECTIVES
+from luthier.objectives import kind_of as objective_kind
 from luthier.recipe.fields import all_fields, fields_of, kind_of, places_at, type_text
 from luthier.recipe.settings import Recipe
 from luthier.types import Settings
@@ -56,18 +58,17 @@ def recipe_page() -> str:
     return "\n".join([_OPENING, *_section("", Recipe), ""])
 
 
-def commented_recipe(model: str, data: str, opening: str) -> str:
+def commented_recipe(model: str, data: str, opening: str, objective: str = "sft") -> str:
     """A recipe for these rows, each field under a comment that says what it means; `opening` stands above it."""
-    defaults = Recipe.model_validate({"model": model, "data": {"train": data}}).model_dump(mode="json", by_alias=True)
+    values = {"model": model, "data": {"train": data}, "objective": {"kind": objective}}
+    defaults = Recipe.model_validate(values).model_dump(mode="json", by_alias=True)
     meanings = {place.name: place.meaning for place in all_fields(Recipe)}
     for block in ("method", "objective"):  # kinds that are not the default have fields of the same names
         meanings |= {place.name: place.meaning for place in places_at(Recipe, (block,), defaults)}
     meanings["method.kind"] = (
         "lora trains small added tensors; full trains the model's own weights; 'luthier methods' lists them all."
     )
-    meanings["objective.kind"] = (
-        "sft learns to write the answers in the data; classification tells the classes of labelled texts apart."
-    )
+    meanings["objective.kind"] = f"What is learned: {', '.join(objective_kind(each) for each in OBJECTIVES)}."
     defaults["model"] = model
     lines = [*(f"# {line}".rstrip() for line in opening.splitlines())]
     block = ""

@@ -181,11 +181,38 @@ def test_new_writes_a_recipe_that_train_takes(desk: Path, tiny_model: Path, run:
     assert run("train", "mine.yaml", "--dry-run", "--plain-allocator", folder=desk).code == 0
 
 
+@pytest.mark.parametrize(
+    ("row", "options", "kind"),
+    [
+        ({"text": "Once.", "label": "a"}, (), "classification"),
+        ({"text": "Once upon a time."}, (), "clm"),
+        ({"text": "Once upon a time."}, ("--objective", "mlm"), "mlm"),
+        ({"tokens": ["Anna", "saw"], "tags": ["B-p", "O"]}, (), "token-classification"),
+    ],
+)
+def test_new_writes_the_objective_that_rows_are_made_for_or_the_one_asked_for(
+    tmp_path: Path, row: dict[str, Any], options: tuple[str, ...], kind: str
+) -> None:
+    (tmp_path / "mine.jsonl").write_text((json.dumps(row) + "\n") * 5)
+    document = run("new", "mine.jsonl", *options, "--json", folder=tmp_path).document
+    assert (document["objective"], document["rows"]) == (kind, 5)
+    assert f"kind: {kind}" in (tmp_path / "mine.yaml").read_text()
+
+
+def test_new_tells_rows_that_no_objective_learns_from_and_objectives_that_are_not_there(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 5)
+    ended = luthier("new", "pairs.jsonl", folder=tmp_path)
+    assert (ended.code, "no objective learns from" in ended.err) == (3, True)
+    ended = luthier("new", "pairs.jsonl", "--objective", "magic", folder=tmp_path)
+    assert (ended.code, "no objective 'magic'" in ended.err) == (2, True)
+
+
 def test_new_names_the_recipe_after_the_rows_wherever_they_are(desk: Path, run: Run):
     (desk / "deep").mkdir()
     (desk / "rows.jsonl").rename(desk / "deep" / "rows.jsonl")
     document = run("new", "deep/rows.jsonl", "--json", folder=desk).document
-    assert document == {"recipe": "rows.yaml", "format": "completion", "reason": document["reason"], "rows": 40}
+    said = {"recipe": "rows.yaml", "format": "completion", "rows": 40, "objective": "sft"}
+    assert document == {**said, "reason": document["reason"]}
     assert "train: deep/rows.jsonl" in (desk / "rows.yaml").read_text()
 
 
