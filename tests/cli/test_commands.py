@@ -194,7 +194,7 @@ def test_new_writes_the_objective_that_rows_are_made_for_or_the_one_asked_for(
     tmp_path: Path, row: dict[str, Any], options: tuple[str, ...], kind: str
 ) -> None:
     (tmp_path / "mine.jsonl").write_text((json.dumps(row) + "\n") * 5)
-    document = run("new", "mine.jsonl", *options, "--json", folder=tmp_path).document
+    document = luthier("new", "mine.jsonl", *options, "--json", folder=tmp_path).document
     assert (document["objective"], document["rows"]) == (kind, 5)
     assert f"kind: {kind}" in (tmp_path / "mine.yaml").read_text()
 
