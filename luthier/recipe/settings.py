@@ -6,6 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from luthier.data.formats import gives, objectives_for
 from luthier.data.settings import DataSettings
 from luthier.methods import LoRA
 from luthier.models.settings import ModelSettings
@@ -60,11 +61,14 @@ class Recipe(Settings):
                 "Early stopping watches held-out rows, but data.validation is none; "
                 "set data.validation to auto or to a file, or take early_stopping out.",
             )
-        if (self.data.format == "classification") != (self.objective.takes == "labels") and self.data.format != "auto":
+        if not gives(self.data.format, self.objective.takes, self.data.wishes):
+            form = self.data.format if self.data.template is None else "template"
+            kinds = " or ".join(objectives_for(self.data.format, self.data.wishes))
             raise fault_at(
-                "data.format",
-                f"Rows of the form {self.data.format} are not what objective.kind {self.objective.kind} learns from; "
-                "set data.format to auto, or objective.kind to classification for rows with labels and to sft for others.",
+                "data.format" if self.data.template is None else "data.template",
+                f"Rows of the form {form} are not what objective.kind {self.objective.kind} learns from; "
+                f"change {'data.format' if self.data.template is None else 'data.template'}"
+                f"{f', or set objective.kind to {kinds}' if kinds else ''}.",
             )
         if self.training.update_in_backward and not self.method.tunes_base:
             raise fault_at(

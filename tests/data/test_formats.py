@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data.formats import faults, forms_for, to_records
+from luthier.data.formats import alpaca, completion, faults, sharegpt, text, to_records
+from luthier.data.formats import chat as chat_form
 from luthier.data.reading import Row, read_rows
 from luthier.errors import DataError
 from luthier.types import Completion, Conversation, Message, Origin, PlainText
@@ -438,18 +439,24 @@ UNFIT: list[tuple[dict[str, Any], str, str]] = [
     (chat(USER, chosen=ANSWER, rejected=ANSWER), "preference pairs", "chosen alone"),
     (chat(USER, ANSWER, label=False), "label marks each answer as good or bad", "Keep the rows whose label is true"),
     ({"prompt": "Hi", "completion": "Hello", "label": True}, "preference data", "Keep the rows"),
-    ({"prompt": {"text": "Hi", "replies": []}, "id": "x"}, "conversation trees", "messages with role"),
+    ({"message_id": "x", "parent_id": "y", "text": "Hi", "role": "prompter"}, "single messages", "whole trees"),
     ({"text": "Nice film", "label": 1}, "label stands beside the text", "data.format to text"),
-    ({"text": "Nice film", "answer": "yes"}, "answer stands beside", "data.format to text"),
+    ({"text": "Nice film? yes", "answer": "yes"}, "answer stands beside", "data.format to text"),
     ({"sentence": "Nice film", "label": 1}, "label stands beside", "data.format to text"),
     ({"utterance": "Hi", "intent": "greet"}, "classification", "completion"),
-    ({"question": "Who?", "context": "Ann did.", "answer": "Ann"}, "may rest on context", "Join context"),
+    ({"prompt": "Who?", "context": "Ann did.", "completion": "Ann"}, "may rest on context", "Join context"),
+    ({"instruction": "Who?", "input": "", "context": "Ann did.", "output": "Ann"}, "may rest on context", "to alpaca"),
     ({"question": "Who?", "answer": "Ann", "output": "Ann"}, "question) and answer (answer or output)", "Rename"),
     ({"instruction": "Who?", "input": "x", "response": "Ann"}, "(input or instruction)", "Rename"),
     ({"prompt": "Hi"}, "no answer to learn", "Add the answers"),
     ({"id": 3, "question": "Hi", "parts": []}, "no answer to learn", "Add the answers"),
     ({"promt": "Hi", "completion": "Hello"}, "'promt' is close to 'prompt'", "Rename it"),
-    ({"mr": "name[Eagle]", "ref": "The Eagle"}, "mr (text), ref (text)", "prompt and completion"),
+    ({"facts": "name[Eagle]", "says": "The Eagle"}, "facts (text), says (text)", 'completion: "{says}"'),
+    ({"tokens": ["Ann"], "tags": ["B-person"]}, "rows of tags", "objective.kind to token-classification"),
+    ({"sentence1": "a", "sentence2": "b", "score": 0.5}, "rows of scores", "objective.kind to regression"),
+    ({"anchor": "a", "positive": "b"}, "rows of similar", "objective.kind to embedding"),
+    ({"question": "a", "choices": ["b", "c"], "answer": 1}, "rows of choices", "objective.kind to multiple-choice"),
+    ({"sentence1": "a", "sentence2": "b", "label": "no"}, "rows of classification", "objective.kind to classification"),
     ({"question": "2+2", "answer": 4}, "answer (a number)", "Add the answers"),
     ({"3": "x", "Wall St. falls": "y"}, "first line was taken as the names", "Put a line"),
     (chat(USER, ANSWER, images=["a.png"]), "images stands beside", "Leave out the rows"),
@@ -466,11 +473,13 @@ def test_rows_that_sft_does_not_take_are_refused_with_what_they_seem_to_be(value
     assert [str(error) for error in faults(rows, "auto")] == [str(caught.value)]
 
 
-def test_where_nothing_fits_the_columns_and_the_known_forms_are_listed():
-    rows = rows_of({"mr": "a", "ref": "b"}, {"mr": "a", "ref": "b", "n": 1})
-    with pytest.raises(DataError, match=r"Columns found: mr \(text\), ref \(text\), n \(a number\)\.") as caught:
+def test_where_nothing_fits_the_columns_the_common_forms_and_a_template_are_told():
+    rows = rows_of({"facts": "a", "says": "b"}, {"facts": "a", "says": "b", "n": 1})
+    with pytest.raises(DataError, match=r"Columns found: facts \(text\), says \(text\), n \(a number\)\.") as caught:
         to_records(rows, "auto")
-    assert all(f"{form.NAME}: {form.COLUMNS}" in caught.value.mend for form in forms_for("text"))
+    for form in (alpaca, chat_form, completion, sharegpt, text):
+        assert f"{form.NAME}: {form.COLUMNS}" in caught.value.mend
+    assert 'data.template: {prompt: "{facts}\\n", completion: "{says}"}' in caught.value.mend
 
 
 def test_a_form_that_was_asked_for_and_is_not_there_is_named_alone():
@@ -507,9 +516,9 @@ REAL = [
     ("chat_toolcall/glaive_toolcall_en_demo.json", "sharegpt", 300),
     ("chat_toolcall/reason_tool_use_demo_50.jsonl", "chat", 50),
     ("sharegpt_dummy/dummy_conversation.json", "sharegpt", 500),
-    ("gsm8k/train_1500.jsonl", "completion", 1500),
-    ("flan_cot/cot_mixture.jsonl", "completion", 2000),
-    ("wikisql_text/train.jsonl", "text", 1000),
+    ("gsm8k/train_1500.jsonl", "rationale", 1500),
+    ("flan_cot/cot_mixture.jsonl", "rationale", 2000),
+    ("wikisql_text/train.jsonl", "sql", 1000),
     ("c4_demo/c4_demo.jsonl", "text", 300),
     ("tinystories_sample/tinystories.txt", "text", 1),
 ]
@@ -517,11 +526,9 @@ REAL_UNFIT = [
     ("dpo_kto_demo/dpo_en_demo.json", "preference pairs"),
     ("dpo_kto_demo/kto_en_demo.json", "good or bad"),
     ("stack_exchange_paired_tiny/stack_exchange_paired_tiny.json", "preference pairs"),
-    ("oasst1_trees/en_100_tree.jsonl", "conversation trees"),
     ("banking77/test.csv", "classification"),
     ("bitext_support/test.csv", "classification"),
-    ("ifeval/input_data.jsonl", "no answer"),
-    ("e2e_nlg/devset.csv", "mr (text), ref (text)"),
+    ("ifeval/input_data.jsonl", "questions without answers"),
 ]
 
 

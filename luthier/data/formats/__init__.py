@@ -1,7 +1,8 @@
 """Rows → records. One file per form; the list below is the order in which forms are tried.
 
 A form is recognised by its columns and the first 200 rows. A form with more structure goes before one with less, so that
-Alpaca's instruction and output are not taken for a bare prompt and completion. An objective tries those forms alone that
+Alpaca's instruction and output are not taken for a bare prompt and completion; of several readings of the same rows the
+more natural goes first, so that labels are told apart before they are written. An objective tries those forms alone that
 give what it learns from.
 """
 
@@ -9,13 +10,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from luthier.data.formats import alpaca, chat, classification, completion, sharegpt, text
+from luthier.data.formats import (
+    alpaca,
+    chat,
+    choices,
+    classification,
+    completion,
+    data_to_text,
+    fields,
+    guanaco,
+    hh_rlhf,
+    oasst,
+    preferences,
+    qa,
+    rationale,
+    scores,
+    sharegpt,
+    similar,
+    sql,
+    summary,
+    tags,
+    text,
+    verdicts,
+)
 from luthier.data.formats.table import Recognition, Table, tabulate
-from luthier.data.formats.unsuited import likeness, objection
+from luthier.data.formats.template import by_template
+from luthier.data.formats.unsuited import OBJECTIVES, evaluation, likeness, objection
 from luthier.data.reading import Row
-from luthier.data.settings import FormatName
+from luthier.data.settings import NO_WISHES, FormatName, Wishes
 from luthier.errors import DataError
 from luthier.types import Gives, Origin, Record
 
@@ -23,22 +47,67 @@ MOST_SHOWN = 20
 
 
 class Form(Protocol):
-    """What each file here holds."""
+    """What each file here holds; one that reads rows in another way too holds a `FurtherForm` beside it."""
 
-    NAME: FormatName
-    GIVES: Gives
-    COLUMNS: str
+    @property
+    def NAME(self) -> FormatName: ...
+
+    @property
+    def GIVES(self) -> Gives: ...
+
+    @property
+    def COLUMNS(self) -> str: ...
 
     def recognise(self, table: Table) -> Recognition | None:
         """How these rows are read, if they have this form."""
 
 
-FORMS: tuple[Form, ...] = (chat, sharegpt, alpaca, completion, text, classification)
+FORMS: tuple[Form, ...] = (
+    oasst,
+    oasst.PAIRS,
+    hh_rlhf,
+    preferences,
+    verdicts,
+    chat,
+    sharegpt,
+    guanaco,
+    tags,
+    choices,
+    rationale,
+    sql,
+    summary,
+    qa,
+    alpaca,
+    data_to_text,
+    fields,
+    similar,
+    completion,
+    classification,
+    scores,
+    qa.DECIDED,
+    text,
+)
 
 
 def forms_for(takes: Gives) -> tuple[Form, ...]:
     """The forms that give what an objective learns from, in the order in which they are tried."""
     return tuple(form for form in FORMS if takes == form.GIVES)
+
+
+def gives(format: FormatName, takes: Gives, wishes: Wishes = NO_WISHES) -> bool:
+    """Whether rows of a form, if they are of it, give what an objective learns from; "auto" may."""
+    if wishes.template is not None:
+        return wishes.template.gives == takes
+    return format == "auto" or any(format == form.NAME for form in forms_for(takes))
+
+
+def objectives_for(format: FormatName, wishes: Wishes = NO_WISHES) -> tuple[str, ...]:
+    """The kinds of objective that learn from rows of a form; none for forms that no objective learns from."""
+    given = (
+        [form.GIVES for form in FORMS if format == form.NAME] if wishes.template is None else [wishes.template.gives]
+    )
+    kinds = (OBJECTIVES[gives] for gives in given)
+    return tuple(dict.fromkeys(kind for kind in kinds if kind is not None))
 
 
 @dataclass(frozen=True)
@@ -51,33 +120,77 @@ class Recognised:
     records: list[tuple[Record, Origin]]
 
 
-def to_records(rows: Sequence[Row], format: FormatName, takes: Gives = "text") -> Recognised:
-    """Every row as a record. With "auto" the form is recognised; a name takes the rows as that form.
+def to_records(
+    rows: Sequence[Row], format: FormatName, takes: Gives = "text", wishes: Wishes = NO_WISHES
+) -> Recognised:
+    """Every row as the records that it holds. With "auto" the form is recognised; a name takes the rows as that form.
 
-    takes: what is to be learned from.
+    takes: what is to be learned from. wishes: which reading, where rows have several.
 
     Raises: DataError, if no form fits, or for the first row at fault; it says how many more there are.
     """
-    table = tabulate(rows)
-    form, recognition = _recognise(table, format, takes)
+    table = tabulate(rows, wishes)
+    name, recognition = _recognise(table, format, takes)
     records, found = _convert(rows, recognition)
     if found:
-        raise _summary(found, len(rows), form.NAME)
-    notes = list(recognition.notes)
+        raise _summary(found, len(rows), name)
+    if not records:
+        none = f"the rows have the form {name}, but none of them holds what is to be learned."
+        raise DataError(none, "Give rows that do, such as trees in which replies are ranked.", file=rows[0].origin.file)
+    notes = [*recognition.notes, *_empty(rows, records)]
     ignored = [column for column in table.kinds if column not in recognition.reads]
     if ignored:
         notes.insert(0, f"Ignored columns: {', '.join(ignored)}.")
     reason = recognition.reason if format == "auto" else "data.format says so"
-    return Recognised(form.NAME, reason, tuple(notes), records)
+    return Recognised(name, reason, tuple(notes), records)
 
 
-def faults(rows: Sequence[Row], format: FormatName, takes: Gives = "text") -> list[DataError]:
+def faults(
+    rows: Sequence[Row], format: FormatName, takes: Gives = "text", wishes: Wishes = NO_WISHES
+) -> list[DataError]:
     """What is wrong with the rows: one error for each row at fault, in order, or one alone if no form fits."""
     try:
-        _, recognition = _recognise(tabulate(rows), format, takes)
+        _, recognition = _recognise(tabulate(rows, wishes), format, takes)
     except DataError as error:
         return [error]
     return _convert(rows, recognition)[1]
+
+
+class Natural(NamedTuple):
+    """The form that rows are most naturally read as, what they then give, and why.
+
+    objective: the kind of objective that learns from them; None where there is none.
+    """
+
+    name: FormatName
+    gives: Gives
+    reason: str
+    objective: str | None
+
+
+def recognise_any(rows: Sequence[Row], format: FormatName = "auto", wishes: Wishes = NO_WISHES) -> Natural:
+    """What rows are where no objective asks: labels rather than texts to write, preferences rather than good answers.
+
+    Raises: DataError, if no form fits, or if all that fit would teach something wrong.
+    """
+    table = tabulate(rows, wishes)
+    file = _file_of(table)
+    if wishes.template is not None:
+        made = by_template(table, wishes.template)
+        return Natural("template", wishes.template.gives, made.reason, OBJECTIVES[wishes.template.gives])
+    refusal: DataError | None = None
+    for form in FORMS:
+        if format not in ("auto", form.NAME):
+            continue
+        try:
+            recognition = _unless_unsuited(table, form, format, file)
+        except DataError as error:
+            refusal = refusal or error
+            continue
+        if recognition is not None:
+            reason = recognition.reason if format == "auto" else "data.format says so"
+            return Natural(form.NAME, form.GIVES, reason, OBJECTIVES[form.GIVES])
+    raise refusal or _nothing_fits(table, format, file, None)
 
 
 def _convert(rows: Sequence[Row], recognition: Recognition) -> tuple[list[tuple[Record, Origin]], list[DataError]]:
@@ -89,6 +202,13 @@ def _convert(rows: Sequence[Row], recognition: Recognition) -> tuple[list[tuple[
         except DataError as error:
             found.append(error)
     return records, found
+
+
+def _empty(rows: Sequence[Row], records: Sequence[tuple[Record, Origin]]) -> list[str]:
+    """A note on rows that hold nothing to learn, as trees without ranked siblings hold no pairs."""
+    holding = {(origin.file, origin.line) for _, origin in records}
+    empty = sum((row.origin.file, row.origin.line) not in holding for row in rows)
+    return [f"{empty} rows hold nothing of what is to be learned."] if empty else []
 
 
 def _summary(found: list[DataError], num_rows: int, name: FormatName) -> DataError:
@@ -106,36 +226,78 @@ def _summary(found: list[DataError], num_rows: int, name: FormatName) -> DataErr
 # ── recognition ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _recognise(table: Table, format: FormatName, takes: Gives) -> tuple[Form, Recognition]:
-    if not table.rows:
-        raise DataError("there are no rows.", "Give at least one row.")
-    file = table.rows[0].origin.file
+def _recognise(table: Table, format: FormatName, takes: Gives) -> tuple[FormatName, Recognition]:
+    file = _file_of(table)
+    template = table.wishes.template
+    if template is not None:
+        if template.gives != takes:
+            found = f"data.template makes rows that give {template.gives}, and the objective learns from {takes}."
+            raise DataError(found, "Change data.template, or objective.kind.", field="data.template")
+        return "template", by_template(table, template)
     for form in forms_for(takes):
-        if format not in ("auto", form.NAME):
-            continue
-        recognition = form.recognise(table)
-        if recognition is None:
-            continue
-        against = objection(table, form.NAME) if format == "auto" else None
-        if against is not None:
-            found = f"the rows look like {form.NAME} ({recognition.reason}), but {against.found}"
-            raise DataError(found, against.mend, file=file)
-        return form, recognition
+        if format in ("auto", form.NAME):
+            recognition = _unless_unsuited(table, form, format, file)
+            if recognition is not None:
+                return form.NAME, recognition
     raise _nothing_fits(table, format, file, takes)
 
 
-def _nothing_fits(table: Table, format: FormatName, file: str, takes: Gives) -> DataError:
+def _file_of(table: Table) -> str:
+    if not table.rows:
+        raise DataError("there are no rows.", "Give at least one row.")
+    return table.rows[0].origin.file
+
+
+def _unless_unsuited(table: Table, form: Form, format: FormatName, file: str) -> Recognition | None:
+    """How a form reads the rows, if it does. Raises: DataError, where learning that would teach something wrong."""
+    recognition = form.recognise(table)
+    against = objection(table, form.NAME, form.GIVES) if recognition is not None and format == "auto" else None
+    if recognition is None or against is None:
+        return recognition
+    found = f"the rows look like {form.NAME} ({recognition.reason}), but {against.found}"
+    raise DataError(found, against.mend, file=file)
+
+
+def _nothing_fits(table: Table, format: FormatName, file: str, takes: Gives | None) -> DataError:
+    """That rows have no form; takes: what an objective learns from, None where none asks."""
     columns = ", ".join(f"{column[:60]} ({kind})" for column, kind in table.kinds.items()) or "none"
-    asked = [form for form in forms_for(takes) if format in ("auto", form.NAME)]
-    expected = "; ".join(f"{form.NAME}: {form.COLUMNS}" for form in asked)
-    if takes == "labels":
-        found = f"the rows are no texts with classes. Columns found: {columns}."
-        mend = "Rename the columns to text (text_pair for a second text) and label; or set objective.kind to sft."
-        return DataError(found, f"{mend} Expected columns: {expected}.", file=file)
-    doubt = likeness(table)
-    if format == "auto":
-        found = f"the rows fit no form that sft learns from. Columns found: {columns}."
-    else:
+    measures = evaluation(table)
+    if measures is not None:
+        found = f"the rows cannot be learned from: {measures.found} Columns found: {columns}."
+        return DataError(found, measures.mend, file=file)
+    if format != "auto":
+        expected = "; ".join(dict.fromkeys(form.COLUMNS for form in FORMS if format == form.NAME))
         found = f"data.format is {format}, but the rows do not have that form. Columns found: {columns}."
+        return DataError(found, f"Expected columns: {expected}. Or set data.format to auto.", file=file)
+    if takes is not None and takes != "text":
+        expected = "; ".join(f"{form.NAME}: {form.COLUMNS}" for form in forms_for(takes))
+        found = f"{_LACKING[takes]}. Columns found: {columns}."
+        return DataError(found, f"{_MENDS[takes]} Expected columns: {expected}.", file=file)
+    doubt = likeness(table)
+    asked = " that sft learns from" if takes == "text" else ""
+    found = f"the rows fit no form{asked}. Columns found: {columns}."
     seems = f" {doubt.found[:1].upper()}{doubt.found[1:]}" if doubt.found else ""
-    return DataError(f"{found}{seems}", f"{doubt.mend} Expected columns: {expected}.", file=file)
+    expected = "; ".join(f"{form.NAME}: {form.COLUMNS}" for form in (chat, completion, alpaca, sharegpt, text))
+    return DataError(
+        f"{found}{seems}", f"{doubt.mend} Expected columns: {expected}; or others with data.template.", file=file
+    )
+
+
+_LACKING: dict[Gives, str] = {
+    "labels": "the rows are no texts with classes",
+    "scores": "the rows are no texts with numbers",
+    "tags": "the rows are no words with tags",
+    "choices": "the rows are no questions with options",
+    "similar": "the rows are no texts with others that mean the same",
+    "preferences": "the rows are no pairs of a better and a worse answer",
+    "verdicts": "the rows are no answers that are said to be good or bad",
+}
+_MENDS: dict[Gives, str] = {
+    "labels": 'Rename the columns to text (text_pair for a second text) and label, or map them with data.template: {text: "{…}", label: "{…}"}; or set objective.kind to sft.',
+    "scores": 'Rename the columns to text (text_pair for a second text) and score, or map them with data.template: {text: "{…}", score: "{…}"}.',
+    "tags": "Rename the columns to tokens and tags.",
+    "choices": "Rename the columns to question, choices and answer.",
+    "similar": 'Rename the columns to anchor and positive, or map them with data.template: {anchor: "{…}", positive: "{…}"}.',
+    "preferences": 'Rename the columns to prompt, chosen and rejected, or map them with data.template: {prompt: "{…}", chosen: "{…}", rejected: "{…}"}.',
+    "verdicts": "Rename the columns to prompt, completion and label.",
+}

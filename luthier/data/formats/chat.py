@@ -80,10 +80,10 @@ def to_record(row: Row, column: str = "messages") -> Conversation:
 def messages_of(row: Row, column: str) -> tuple[Message, ...]:
     """The messages listed in a column, in any order of roles."""
     listed = as_list(row, column, required(row, row.values, column, column), "messages")
-    return tuple(_message(row, f"{column}[{index}]", value) for index, value in enumerate(listed))
+    return tuple(message(row, f"{column}[{index}]", value) for index, value in enumerate(listed))
 
 
-def _message(row: Row, field: str, value: Any) -> Message:
+def message(row: Row, field: str, value: Any) -> Message:
     turn = as_object(row, field, value, SUCH_AS)
     role = _role(row, f"{field}.role", required(row, turn, "role", f"{field}.role"))
     content, calls = _content(row, field, turn, role)

@@ -4,26 +4,25 @@
 
 The form of OpenAI's first fine-tuning interface, and of TRL (https://huggingface.co/docs/trl/dataset_formats), which
 also allows lists of chat messages in both columns. Other names are taken where one column alone may be the prompt and
-one alone the answer, such as question/answer in GSM8K (https://github.com/openai/grade-school-math).
+one alone the answer, such as prompt/canonical_solution in HumanEval (https://github.com/openai/human-eval). A text with an
+answer beside it is one too, unless the text itself ends with the answer.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from luthier.data.formats.chat import messages_of
 from luthier.data.formats.table import Recognition, Table, as_filled_text, fault, one, required
-from luthier.data.formats.turns import check_order, tools_of
+from luthier.data.formats.turns import check_order, tools_of, unlearned
 from luthier.data.reading import Row
 from luthier.data.settings import FormatName
-from luthier.types import Completion, Conversation, Gives, Message
+from luthier.types import Completion, Conversation, Gives
 
 NAME: FormatName = "completion"
 GIVES: Gives = "text"
 COLUMNS = "prompt and completion (or other names that pair in one way only, such as question and answer)"
 
 PROMPTS = ("prompt", "question", "input", "query", "instruction")
-ANSWERS = ("completion", "answer", "output", "response", "target")
+ANSWERS = ("completion", "answer", "output", "response", "target", "canonical_solution")
 
 
 def recognise(table: Table) -> Recognition | None:
@@ -42,10 +41,15 @@ def candidates(table: Table) -> tuple[list[str], list[str]]:
     if prompt is not None and completion is not None:
         return [prompt], [completion]
     texts = {column for column, kind in table.kinds.items() if kind == "text"}
-    return (
-        [column for column in table.columns(PROMPTS) if column in texts],
-        [column for column in table.columns(ANSWERS) if column in texts],
-    )
+    prompts = [column for column in table.columns(PROMPTS) if column in texts]
+    answers = [column for column in table.columns(ANSWERS) if column in texts]
+    text = table.named(("text",))
+    if not prompts and text is not None and [column.lower() for column in answers] == ["answer"]:
+        holds_answer = [
+            str(row.values.get(text)).rstrip().endswith(str(row.values.get(answers[0])).rstrip()) for row in table.first
+        ]
+        prompts = [] if 2 * sum(holds_answer) >= len(holds_answer) else [text]
+    return prompts, answers
 
 
 def to_record(row: Row, prompt: str = "prompt", answer: str = "completion") -> Completion | Conversation:
@@ -65,7 +69,7 @@ def to_record(row: Row, prompt: str = "prompt", answer: str = "completion") -> C
 
 def _conversation(row: Row, prompt: str, answer: str) -> Conversation:
     """The messages of both columns in one; answers within the prompt are not learned."""
-    before = tuple(_unlearned(message) for message in messages_of(row, prompt))
+    before = unlearned(messages_of(row, prompt))
     if not before:
         raise fault(row, prompt, "the list of messages is empty.", "Give at least a message of the user.")
     after = messages_of(row, answer)
@@ -77,7 +81,3 @@ def _conversation(row: Row, prompt: str, answer: str) -> Conversation:
             found = "a system message may only stand first."
             raise fault(row, f"{prompt}[{index}].role", found, "Move it to the start.")
     return Conversation(before + after, tools_of(row))
-
-
-def _unlearned(message: Message) -> Message:
-    return replace(message, learn=False) if message.role == "assistant" else message

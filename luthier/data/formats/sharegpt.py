@@ -64,7 +64,7 @@ def recognise(table: Table) -> Recognition | None:
 def to_record(row: Row, column: str = "conversations") -> Conversation:
     """The row's conversation. The first turn after a system text must be the human's."""
     listed = as_list(row, column, required(row, row.values, column, column), "turns")
-    messages = tuple(_message(row, f"{column}[{index}]", value) for index, value in enumerate(listed))
+    messages = tuple(message(row, f"{column}[{index}]", value) for index, value in enumerate(listed))
     opening = 1 if messages and messages[0].role == "system" else 0
     if len(messages) > opening and messages[opening].role == "assistant":
         found = "the conversation begins with an answer that nothing was asked for."
@@ -74,7 +74,7 @@ def to_record(row: Row, column: str = "conversations") -> Conversation:
     return Conversation(with_system(row, column, messages), tools_of(row))
 
 
-def _message(row: Row, field: str, value: Any) -> Message:
+def message(row: Row, field: str, value: Any) -> Message:
     turn = as_object(row, field, value, '{"from": "human", "value": "…"}')
     speaker = as_text(row, f"{field}.from", required(row, turn, "from", f"{field}.from"))
     if speaker not in SPEAKERS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from luthier.data.formats.table import Table, as_list, as_object, as_text, fault, required
@@ -97,6 +98,11 @@ def learn_of(row: Row, field: str, turn: dict[str, Any], role: str) -> bool | No
             "Write 1 to learn this answer, 0 not to.",
         )
     return bool(weight)
+
+
+def unlearned(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The messages with none of their answers learned: what comes before the answers that are."""
+    return tuple(replace(message, learn=False) if message.role == "assistant" else message for message in messages)
 
 
 # ── what stands beside them ─────────────────────────────────────────────────────────────────────────────────────────

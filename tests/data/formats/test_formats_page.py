@@ -1,0 +1,117 @@
+"""Every example of the page of forms becomes what the page says."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import pytest
+from form_rows import rows_of
+
+from luthier.data.formats import recognise_any, to_records
+from luthier.data.settings import NO_WISHES, DataSettings, FormatName, Wishes
+from luthier.recipe.yaml_text import parse_yaml
+from luthier.types import (
+    Choice,
+    Completion,
+    Conversation,
+    Gives,
+    Labelled,
+    PlainText,
+    Preference,
+    Record,
+    Scored,
+    Similar,
+    Tagged,
+    Verdict,
+)
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "formats.md"
+
+
+class Claim(NamedTuple):
+    """What the page says: rows of a form, under a recipe's wishes, become these records for an objective."""
+
+    form: str
+    rows: list[dict[str, Any]]
+    wishes: Wishes
+    takes: Gives
+    shown: str
+    is_first: bool
+
+
+def claims() -> list[Any]:
+    """What the page says, with the form and the line as each test's name."""
+    found: list[Any] = []
+    text = PAGE.read_text(encoding="utf-8")
+    form, rows, wishes, is_first = "", list[dict[str, Any]](), NO_WISHES, True
+    for match in re.finditer(r"^## `([\w-]+)`$|^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        if match[1]:
+            form = match[1]
+        elif match[2] == "jsonl":
+            rows, wishes, is_first = [json.loads(line) for line in match[3].splitlines()], NO_WISHES, True
+        elif match[2] == "yaml":
+            wishes = DataSettings.model_validate(parse_yaml(match[3], "recipe.yaml").values["data"]).wishes
+        elif match[2] == "text":
+            head, _, shown = match[3].partition("\n")
+            takes: Any = head.removeprefix("# ")
+            line = text[: match.start()].count("\n") + 1
+            found.append(
+                pytest.param(Claim(form, rows, wishes, takes, shown.rstrip("\n"), is_first), id=f"{form}:{line}")
+            )
+            is_first = False
+    return found
+
+
+@pytest.mark.parametrize("claim", claims())
+def test_the_examples_of_the_page_become_what_it_says(claim: Claim) -> None:
+    rows = rows_of(*claim.rows)
+    found = to_records(rows, "auto", claim.takes, claim.wishes)
+    assert "\n\n".join(shown(record) for record, _ in found.records) == claim.shown
+    if claim.is_first:  # what rows are taken for without an objective
+        natural = recognise_any(rows, "auto", claim.wishes)
+        assert natural.gives == claim.takes
+        assert found.name == natural.name
+        assert claim.form == natural.name or (claim.form, natural.name) == ("qa", "classification")
+
+
+def test_the_page_has_every_form() -> None:
+    forms = re.findall(r"^## `([\w-]+)`$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(forms) == set(get_args(FormatName)) - {"auto"}
+    assert len(forms) == len(set(forms))
+    assert {param.values[0].form for param in claims()} == set(forms)
+
+
+# ── records as the page shows them ──────────────────────────────────────────────────────────────────────────────────
+
+
+def shown(record: Record) -> str:
+    """A record with what is learned in ⟦ and ⟧."""
+    match record:
+        case Conversation(messages):
+            return "\n".join(
+                f"{turn.role}: ⟦{turn.content}⟧"
+                if turn.role == "assistant" and turn.learn is not False
+                else f"{turn.role}: {turn.content}"
+                for turn in messages
+            )
+        case Completion(prompt, completion):
+            return f"{prompt}⟦{completion}⟧"
+        case PlainText(text):
+            return f"⟦{text}⟧"
+        case Labelled(text, pair, told) | Scored(text, pair, told):
+            return f"{text} → ⟦{told}⟧" if pair is None else f"{text} | {pair} → ⟦{told}⟧"
+        case Tagged(words, tags):
+            return " ".join(f"{word} ⟦{tag}⟧" for word, tag in zip(words, tags, strict=True))
+        case Choice(question, options, answer):
+            return "\n".join(
+                [question, *(f"- ⟦{option}⟧" if i == answer else f"- {option}" for i, option in enumerate(options))]
+            )
+        case Similar(anchor, positive, negatives):
+            return "\n".join([f"{anchor} = ⟦{positive}⟧", *(f"{anchor} ≠ {negative}" for negative in negatives)])
+        case Preference(chosen, rejected):
+            return f"better:\n{shown(chosen)}\nworse:\n{shown(rejected)}"
+        case Verdict(answered, is_good):
+            return f"{'good' if is_good else 'bad'}:\n{shown(answered)}"
