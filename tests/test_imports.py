@@ -25,6 +25,7 @@ ROWS = (
     ("recipe",),
     ("rlhf",),
     ("evaluation", "export"),
+    ("prediction",),
     ("training", "generation"),
     ("methods", "objectives", "data"),
     ("models",),

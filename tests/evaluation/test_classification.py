@@ -11,7 +11,7 @@ from models.tiny import CLASSES, tiny_model
 from near import assert_near
 
 from luthier.errors import DataError
-from luthier.evaluation.classification import Guesses, class_logprobs, class_measures, evaluate_classes, majority
+from luthier.evaluation.classification import Guesses, class_measures, evaluate_classes, majority
 from luthier.evaluation.compare import Candidate
 from luthier.evaluation.metrics import macro_f1
 from luthier.methods import PromptTuning
