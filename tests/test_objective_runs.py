@@ -43,7 +43,10 @@ def row_of(kind: str, number: int) -> dict[str, Any]:
         case "token-classification":
             return {"tokens": ["The", thing, "is", "in", "New", place], "tags": ["O"] * 4 + ["B-place", "I-place"]}
         case "regression":
-            return {"text": f"The {thing} {number} is {'broken' if number % 2 else 'lovely'}.", "score": number % 2 * 2.0}
+            return {
+                "text": f"The {thing} {number} is {'broken' if number % 2 else 'lovely'}.",
+                "score": number % 2 * 2.0,
+            }
         case "multiple-choice":
             options = ["It is lovely.", f"The {thing} is broken."]
             return {"question": f"What of the {thing} {number}?", "choices": options, "answer": int(number % 4 > 0)}
