@@ -31,13 +31,14 @@ from luthier.models.settings import ModelSettings
 from luthier.objectives import Embedding, Objective
 from luthier.ops.workers import Workers
 from luthier.prediction.chooser import Chooser
+from luthier.prediction.classifier import Classifier
 from luthier.prediction.contract import Reader
 from luthier.prediction.embedder import Embedder
 from luthier.prediction.passes import Passes, Progress, silent
 from luthier.prediction.readers import reader_for
 from luthier.prediction.scorer import Scorer
 from luthier.prediction.tagger import Tagger
-from luthier.prediction.text_model import TextModel
+from luthier.prediction.text_model import Chat, Prompt, TextModel, make_sampling
 from luthier.prepared import asked_of, drawing_of, read_dataset
 from luthier.recipe import Recipe, load_recipe, make_recipe
 from luthier.run import RunResult, train_recipe
@@ -45,6 +46,29 @@ from luthier.store.places import expanded
 from luthier.store.runs import find_run, is_run, list_runs, new_run_folder
 from luthier.tuned import load_base, load_run, recipe_of_run
 from luthier.types import Example, Record
+
+__all__ = [
+    "RUNS",
+    "Chat",
+    "Chooser",
+    "Classifier",
+    "Embedder",
+    "Model",
+    "Prompt",
+    "Reader",
+    "Scorer",
+    "Tagger",
+    "TextModel",
+    "base_of",
+    "evaluate",
+    "load",
+    "load_any",
+    "load_any_text",
+    "load_plain",
+    "load_text",
+    "make_sampling",
+    "train",
+]
 
 Announce = Callable[[str], None]
 
