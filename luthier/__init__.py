@@ -16,15 +16,27 @@ from typing import TYPE_CHECKING, Any
 from luthier.version import __version__
 
 if TYPE_CHECKING:
-    from luthier.api import Chat, Classifier, TextModel, evaluate, load, train, train_tokenizer
+    from luthier.api import evaluate, load, train, train_tokenizer
     from luthier.errors import LuthierError
+    from luthier.prediction.chooser import Chooser
+    from luthier.prediction.classifier import Classifier
+    from luthier.prediction.embedder import Embedder
+    from luthier.prediction.filler import Filler
+    from luthier.prediction.scorer import Scorer
+    from luthier.prediction.tagger import Tagger
+    from luthier.prediction.text_model import Chat, TextModel
     from luthier.recipe import Recipe, load_recipe
 
 __all__ = [
     "Chat",
+    "Chooser",
     "Classifier",
+    "Embedder",
+    "Filler",
     "LuthierError",
     "Recipe",
+    "Scorer",
+    "Tagger",
     "TextModel",
     "__version__",
     "evaluate",
@@ -35,11 +47,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Chat": "luthier.api",
-    "Classifier": "luthier.api",
+    "Chat": "luthier.prediction.text_model",
+    "Chooser": "luthier.prediction.chooser",
+    "Classifier": "luthier.prediction.classifier",
+    "Embedder": "luthier.prediction.embedder",
+    "Filler": "luthier.prediction.filler",
     "LuthierError": "luthier.errors",
     "Recipe": "luthier.recipe",
-    "TextModel": "luthier.api",
+    "Scorer": "luthier.prediction.scorer",
+    "Tagger": "luthier.prediction.tagger",
+    "TextModel": "luthier.prediction.text_model",
     "evaluate": "luthier.api",
     "load": "luthier.api",
     "load_recipe": "luthier.recipe",

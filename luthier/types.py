@@ -303,8 +303,11 @@ class Example:
 
     @property
     def longest_stream(self) -> int:
-        """The most positions that the model needs at once for it."""
-        return max(self.num_part_tokens, self.num_source_tokens)
+        """The most positions that the model needs at once for it: those of a part go on from its parent's."""
+        ends = [0] * len(self.parts)
+        for index, part in enumerate(self.parts):
+            ends[index] = len(part.tokens_T) + (0 if part.parent is None else ends[part.parent])
+        return max([*ends, self.num_source_tokens])
 
     @property
     def num_real_tokens(self) -> int:

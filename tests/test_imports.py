@@ -25,12 +25,13 @@ ROWS = (
     ("recipe",),
     ("rlhf",),
     ("evaluation", "export"),
+    ("prediction",),
     ("training", "generation"),
     ("methods", "objectives", "data"),
     ("models",),
     ("quantization",),
     ("ops", "store", "corruption"),
-    ("sizes",),
+    ("sizes", "faults"),
     ("types", "errors", "version"),
 )
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}

@@ -14,7 +14,7 @@ from luthier.cli.process import Terminated
 from luthier.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from luthier.api import Chat
+    from luthier.prediction.text_model import Chat
 
 _HELP = "/reset forgets what was said, /quit leaves; Ctrl-C breaks off an answer."
 

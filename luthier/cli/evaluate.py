@@ -26,10 +26,11 @@ def evaluate(
     max_new_tokens: MaxNewTokens = None,
     as_json: Json = False,
 ) -> None:
-    """Compare base and tuned model: loss, perplexity, exact match, token F1 and ROUGE-L, with 95 % intervals."""
+    """Compare base and tuned model on the same rows, by the measures of what the run learned, with 95 % intervals."""
     from luthier import api
+    from luthier.prediction.text_model import make_sampling
 
-    sampling = api.make_sampling({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens})
+    sampling = make_sampling({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens})
     progress = ProgressLines()
     evaluation = api.evaluate(run, data, limit=limit, sampling=sampling, announce=say, progress=progress)
     emit({"run": run, **evaluation.as_json()}, _text(evaluation), as_json)

@@ -12,14 +12,19 @@ from luthier.cli.output import emit, reading_standard_in, say
 from luthier.errors import UsageError
 
 if TYPE_CHECKING:
-    from luthier.api import Classifier, Prompt, TextModel
     from luthier.generation.settings import Sampling
+    from luthier.prediction.contract import Reader
+    from luthier.prediction.text_model import Prompt, TextModel
 
 
 def generate(
     model: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="A run, or a model by name, folder or file.")],
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", help="What to answer; repeatable. Unset: standard in.")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", help="What a model that chooses may answer; given once for each option."),
     ] = None,
     system: System = None,
     base: Annotated[bool, typer.Option("--base", help="Ask the model that the run began from.")] = False,
@@ -32,9 +37,11 @@ def generate(
     max_new_tokens: MaxNewTokens = None,
     as_json: Json = False,
 ) -> None:
-    """Print the answers to prompts; one prompt's answer appears as it is written. A classifier gives classes."""
+    """Print the answers to prompts; one prompt's answer appears as it is written. Models that read say what they learned to."""
     texts = list(prompt or [_standard_in()])
-    from luthier.api import Classifier, base_of, load_any, make_sampling
+    from luthier.api import base_of, load_any
+    from luthier.prediction.contract import Reader
+    from luthier.prediction.text_model import make_sampling
 
     settings = given(
         temperature=temperature,
@@ -47,14 +54,17 @@ def generate(
     )
     sampling = make_sampling(settings)
     loaded = load_any(model, say)
-    if isinstance(loaded, Classifier):
-        if base or system is not None or settings:
+    if isinstance(loaded, Reader):
+        if (base and not loaded.base_answers) or system is not None or settings:
+            also = ", --option" if loaded.chooses else ", --base" if loaded.base_answers else ""
             raise UsageError(
-                f"{model} tells classes apart: its base knows none of them, and it draws nothing.",
-                "Leave out all options but --prompt and --json.",
+                f"{model} {loaded.does}: it draws nothing{'' if loaded.base_answers else ', and its base cannot do it'}.",
+                f"Leave out all options but --prompt{also} and --json.",
             )
-        _print_classes(model, loaded, texts, as_json)
+        _print_told(model, base_of(model, loaded, say) if base else loaded, texts, option or [], as_json)
         return
+    if option:
+        raise UsageError(f"{model} writes: it does not choose among options.", "Leave out --option.")
     if base:
         loaded = base_of(model, loaded, say)
     prompts: list[Prompt] = [text if system is None else _chat(system, text) for text in texts]
@@ -74,22 +84,16 @@ def generate(
     emit(document, "\n".join(answer.text for answer in answers), as_json)
 
 
-def _print_classes(model: str, classifier: Classifier, texts: list[str], as_json: bool) -> None:
-    """Each text's class, and how probable each class is."""
-    found = classifier.classify(texts)
+def _print_told(model: str, reader: Reader, texts: list[str], options: list[str], as_json: bool) -> None:
+    """What a model that reads has to say of the texts."""
+    told = reader.tell(texts, options)
     document = {
         "model": model,
-        "adapter": classifier.adapter,
-        "answers": [
-            {"prompt": text, "label": each.label, "probabilities": each.probabilities}
-            for text, each in zip(texts, found, strict=True)
-        ],
+        "adapter": reader.adapter,
+        "answers": [{"prompt": text, **answer} for text, answer in zip(texts, told.answers, strict=True)],
+        **told.together,
     }
-    lines = []
-    for each in found:
-        by_share = sorted(each.probabilities.items(), key=lambda item: -item[1])
-        lines.append(f"{each.label} ({', '.join(f'{label} {share:.3f}' for label, share in by_share)})")
-    emit(document, "\n".join(lines), as_json)
+    emit(document, "\n".join(told.lines), as_json)
 
 
 def _chat(system: str, text: str) -> Prompt:

@@ -13,6 +13,7 @@ from luthier.cli.output import emit, quoted
 from luthier.cli.process import keep_freed_memory
 
 if TYPE_CHECKING:
+    from luthier.objectives import Objective
     from luthier.run import RunResult
 
 
@@ -63,8 +64,25 @@ def report_result(result: RunResult, announce: Callable[[str], None], as_json: b
         best = f", best held-out loss {result.best_validation_loss:.3f} at step {result.best_step}"
     early = ", stopped early" if result.stopped_early else ""
     announce(f"Finished after {result.steps} steps{early}{loss}{best}.")
-    tells_classes = recipe_of_run(result.folder).objective.takes == "labels"
-    ask = f"generate {folder} --prompt TEXT" if tells_classes else f"chat {folder} --compare"
+    ask = _asking(recipe_of_run(result.folder).objective, folder)
     announce(f"Next:  luthier {ask}\n       luthier evaluate {folder} --data FILE")
     document = {**vars(result), "folder": str(result.folder)}
     emit(document, str(result.folder), as_json)
+
+
+def _asking(objective: Objective, folder: str) -> str:
+    """The command that asks a run's model for what it learned."""
+    from luthier.prediction.readers import reader_for
+
+    reader = reader_for(objective)
+    if reader is not None:
+        return f"generate {folder} {reader.asking}"
+    match objective.kind:
+        case "sft":
+            return f"chat {folder} --compare"
+        case "span-corruption" | "ul2":
+            return f"generate {folder} --prompt 'A text with <extra_id_0> in it.'"
+        case "denoising":
+            return f"generate {folder} --prompt 'A text with a <mask> in it.'"
+        case _:
+            return f"generate {folder} --prompt TEXT"

@@ -22,10 +22,8 @@ from luthier.generation.engine import Request, generate
 from luthier.generation.settings import Sampling
 from luthier.models.language_model import LanguageModel
 from luthier.ops.workers import Workers
+from luthier.prediction.passes import Progress, check_fits, held, silent
 from luthier.types import Batch, Completion, Example, Origin, Record
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much of it there is."""
 
 SCORES: tuple[tuple[str, Callable[[str, str], float]], ...] = (
     ("exact match", exact_match),
@@ -64,7 +62,7 @@ def evaluate_records(
     tokens_per_micro_batch: int = 1024,
     limit: int | None = None,
     max_rows: int = 64,
-    progress: Progress = lambda task, done, total: None,
+    progress: Progress = silent,
 ) -> Evaluation:
     """All candidates on the same rows: loss and perplexity, and by generation exact match, token F1 and ROUGE-L.
 
@@ -153,15 +151,7 @@ def check_room(candidate: Candidate, questions: Sequence[Question], examples: Se
     """
     context = candidate.model.context_length
     num_virtual = candidate.model.num_virtual(candidate.adapter)
-    holds = f"{context}" if not num_virtual else f"{context}, {num_virtual} of them virtual"
-    for example in examples:
-        if context is not None and example.longest_stream + num_virtual > context:
-            raise DataError(
-                f"The row has {example.longest_stream} tokens, but the model holds {holds}.",
-                "Shorten the row, or leave it out.",
-                file=example.origin.file,
-                line=example.origin.line,
-            )
+    check_fits(candidate.model, candidate.adapter, examples)
     for question in questions:
         file, line = question.origin.file, question.origin.line
         if not question.prompt:
@@ -170,7 +160,7 @@ def check_room(candidate: Candidate, questions: Sequence[Question], examples: Se
             )
         if context is not None and len(question.prompt) + num_virtual >= context:
             raise DataError(
-                f"The prompt has {len(question.prompt)} tokens, but the model holds {holds}, the answer included.",
+                f"The prompt has {len(question.prompt)} tokens, but the model holds {held(candidate.model, candidate.adapter)}, the answer included.",
                 "Shorten the row, or leave it out.",
                 file=file,
                 line=line,

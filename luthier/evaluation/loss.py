@@ -1,18 +1,26 @@
-"""The mean loss over held-out rows."""
+"""The loss on held-out rows: the mean over all, and each row's own.
+
+Shapes: N targets of a row, R rows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
+from luthier.evaluation.embedding import vectors_of
 from luthier.models.call import Adapters
 from luthier.models.language_model import LanguageModel
 from luthier.models.outputs import Outputs
+from luthier.objectives import Embedding, MultipleChoice, Regression
 from luthier.objectives.contract import JointObjective, Objective, Whole, joined
+from luthier.objectives.embedding import info_nce_of_each
 from luthier.ops.workers import Workers
+from luthier.prediction.passes import Passes, class_logits, logprobs, said_of_each
 from luthier.training.loop import autocast
-from luthier.types import Batch
+from luthier.types import Batch, Example
 
 
 def held_out_loss(
@@ -44,6 +52,32 @@ def held_out_loss(
 
     _over_all(model, batches, adapters, workers, compute_in, add)
     return sum(losses[index] for index in sorted(losses)) / weight
+
+
+def losses_of_rows(
+    model: LanguageModel, objective: Objective, examples: Sequence[Example], adapter: str | None, passes: Passes
+) -> list[float]:
+    """Each row's loss by its learned weight; where it depends on the other rows, on all of these. Every row teaches something."""
+    task = "loss"
+    if isinstance(objective, Embedding):
+        whole = vectors_of(model, adapter, examples, objective, passes, task)
+        return [float(loss) for loss in info_nce_of_each(whole, objective.temperature)]
+    is_number = isinstance(objective, Regression | MultipleChoice)
+    said = said_of_each(model, adapter, examples, class_logits if is_number else logprobs, passes, task)
+    return [_loss_of(objective, said_N, example) for said_N, example in zip(said, examples, strict=True)]
+
+
+def _loss_of(objective: Objective, said_N: Tensor, example: Example) -> float:
+    """A row's loss, from the logits or the log-probabilities at its targets."""
+    weight_N = torch.from_numpy(example.weight_N).double()
+    if isinstance(objective, Regression):
+        assert example.value_N is not None
+        loss_N = (said_N[:, 0].double() - torch.from_numpy(example.value_N)).square()
+    elif isinstance(objective, MultipleChoice):
+        loss_N = -said_N[:, 0].double().log_softmax(0)
+    else:
+        loss_N = -said_N
+    return float((loss_N * weight_N).sum() / weight_N.sum())
 
 
 def _over_all(

@@ -94,6 +94,26 @@ def macro_f1(answer_N: NDArray[np.int64], true_N: NDArray[np.int64], num_classes
     return float((2 * right_C[present_C] / found_C[present_C]).mean())
 
 
+def pearson(left_N: NDArray[np.float64], right_N: NDArray[np.float64]) -> float:
+    """The correlation of two columns, −1 to 1; 0 where one of them is constant and so has none."""
+    left_N, right_N = left_N - left_N.mean(), right_N - right_N.mean()
+    spread = math.sqrt(float(left_N @ left_N) * float(right_N @ right_N))
+    is_constant = len(left_N) < 2 or np.ptp(left_N) == 0 or np.ptp(right_N) == 0 or spread == 0
+    return 0.0 if is_constant else max(-1.0, min(1.0, float(left_N @ right_N) / spread))
+
+
+def spearman(left_N: NDArray[np.float64], right_N: NDArray[np.float64]) -> float:
+    """The correlation of two columns' ranks, equal values sharing the mean of theirs; 0 where one is constant."""
+    return pearson(ranks(left_N), ranks(right_N))
+
+
+def ranks(values_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The rank of each value, the smallest's 1; equal values share the mean of theirs."""
+    _, place_N, count_U = np.unique(values_N, return_inverse=True, return_counts=True)
+    of_each: NDArray[np.float64] = (np.cumsum(count_U) - (count_U - 1) / 2)[place_N]
+    return of_each
+
+
 def perplexity(nats: float) -> float:
     """exp of the mean loss (nats per token); infinite where that is beyond a float."""
     try:

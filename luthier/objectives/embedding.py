@@ -81,8 +81,13 @@ class Embedding(JointObjective):
 
 def info_nce(whole: Whole, temperature: float) -> Tensor:
     """The summed loss of every anchor among all positives and negatives, shape ()."""
+    return info_nce_of_each(whole, temperature).sum()
+
+
+def info_nce_of_each(whole: Whole, temperature: float) -> Tensor:
+    """The loss of each anchor among all positives and negatives, in the order of the rows, shape (N,)."""
     is_anchor_M = whole.sample_M == ANCHOR
     candidate_M, sample_M = whole.row_M[~is_anchor_M], whole.sample_M[~is_anchor_M]
     score_NC = whole.vector_MD[is_anchor_M] @ whole.vector_MD[~is_anchor_M].t() / temperature
     is_right_NC = (whole.row_M[is_anchor_M][:, None] == candidate_M) & (sample_M == POSITIVE)
-    return F.cross_entropy(score_NC, is_right_NC.int().argmax(1), reduction="sum")
+    return F.cross_entropy(score_NC, is_right_NC.int().argmax(1), reduction="none")

@@ -15,10 +15,12 @@ from luthier.methods import AdapterMethod
 from luthier.methods.adapter import AdapterAttachment, generator_of
 from luthier.methods.bank import AdaptedLinear, LinearBranch
 from luthier.methods.lora import lora_of_factors
+from luthier.models.heads import ClassHead
 from luthier.models.language_model import LanguageModel
 from luthier.ops.combining import dare, linear, ties
 from luthier.ops.spectrum import Factors, svd_of
 from luthier.recipe import Recipe
+from luthier.recipe.base import head_of
 from luthier.store.files import write_folder
 from luthier.tuned import load_base
 
@@ -100,10 +102,10 @@ def _check(sources: Sequence[Source], out: Path) -> None:
         raise UsageError(f"{out} is there already.", "Choose another folder with --out.")
     first = sources[0].recipe
     for source in sources:
-        if not source.recipe.objective.writes:
+        if isinstance(head_of(source.recipe), ClassHead):
             raise RecipeError(
                 f"{source.folder} trained a head for classes, and heads do not combine.",
-                "Combine runs that learned to write.",
+                "Combine runs whose models have the head that they began with.",
                 field="objective.kind",
             )
         if source.recipe.model.add_tokens:

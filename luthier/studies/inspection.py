@@ -19,9 +19,11 @@ from luthier.methods import ADAPTER, AdapterMethod
 from luthier.methods.bank import AdaptedLayer, AdaptedLinear, LinearBranch
 from luthier.methods.lora import lora_of_factors
 from luthier.models.anatomy import weight_of
+from luthier.models.heads import ClassHead
 from luthier.models.language_model import LanguageModel
 from luthier.ops.spectrum import SVD, Factors, effective_rank, energy_by_rank, rank_for, svd_of
 from luthier.recipe import Recipe
+from luthier.recipe.base import head_of
 from luthier.store.files import write_folder
 from luthier.studies.held_out import held_out_losses
 from luthier.tuned import load_base, load_run
@@ -157,7 +159,7 @@ def shrink_run(
         raise UsageError("Give either a rank or a share of the energy.", "Use --rank 4, or --energy 0.99.")
     if out.exists():
         raise UsageError(f"{out} is there already.", "Choose another folder with --out.")
-    if not recipe.objective.writes:
+    if isinstance(head_of(recipe), ClassHead):
         raise RecipeError(
             "The run trained a head for classes, which a smaller LoRA has no place for.",
             "Train anew with a smaller method.rank.",

@@ -16,9 +16,11 @@ from typing import Any
 
 from luthier.data.dataset import Dataset
 from luthier.errors import LuthierError, UsageError
-from luthier.evaluation.compare import Candidate, losses_by_row
+from luthier.evaluation.loss import losses_of_rows
 from luthier.methods import ADAPTER
+from luthier.models.language_model import LanguageModel
 from luthier.ops.workers import Workers
+from luthier.prediction.passes import Passes
 from luthier.prepared import check_recipe
 from luthier.recipe import Recipe, dump_recipe
 from luthier.store.files import read_json, write_json, write_text
@@ -211,8 +213,8 @@ def _measure(trial: Trial, dataset: Dataset, announce: Announce) -> Outcome:
     model = load_run(run, announce)
     tunes_base = recipe.method.tunes_base
     base = load_base(run, announce) if tunes_base else model
-    before = _row_losses(Candidate("base", base, None), dataset, recipe)
-    after = _row_losses(Candidate(trial.name, model, None if tunes_base else ADAPTER), dataset, recipe)
+    before = _row_losses(base, None, dataset, recipe)
+    after = _row_losses(model, None if tunes_base else ADAPTER, dataset, recipe)
     falls = [one - other for one, other in zip(before, after, strict=True)]
     fall = sum(falls) / len(falls)
     variance = sum((each - fall) ** 2 for each in falls) / max(1, len(falls) - 1)
@@ -233,12 +235,9 @@ def _measure(trial: Trial, dataset: Dataset, announce: Announce) -> Outcome:
     )
 
 
-def _row_losses(candidate: Candidate, dataset: Dataset, recipe: Recipe) -> list[float]:
-    """Each held-out row's loss per learned token."""
-    examples = dataset.validation
-    budget = recipe.training.tokens_per_micro_batch
-    asked = recipe.training.workers
+def _row_losses(model: LanguageModel, adapter: str | None, dataset: Dataset, recipe: Recipe) -> list[float]:
+    """Each held-out row's loss by its learned weight."""
+    asked, budget = recipe.training.workers, recipe.training.tokens_per_micro_batch
+    teaching = [example for example in dataset.validation if example.num_learned]
     with Workers(asked if isinstance(asked, int) else 1) as workers:
-        losses = losses_by_row(candidate, examples, len(examples), budget, workers, lambda task, done, total: None)
-    row_R: list[float] = (losses.nats_R / losses.weight_R).tolist()
-    return row_R
+        return losses_of_rows(model, recipe.objective, teaching, adapter, Passes(workers, budget))

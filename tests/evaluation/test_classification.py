@@ -6,17 +6,20 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from models.rows import class_rows
 from models.tiny import CLASSES, tiny_model
 from near import assert_near
 
 from luthier.errors import DataError
-from luthier.evaluation.classification import Guesses, class_logprobs, class_measures, evaluate_classes, majority
+from luthier.evaluation.classification import Guesses, class_measures, evaluate_classes, majority
 from luthier.evaluation.compare import Candidate
 from luthier.evaluation.metrics import macro_f1
+from luthier.evaluation.rows import Rows
 from luthier.methods import PromptTuning
 from luthier.models.language_model import LanguageModel
 from luthier.ops.workers import Workers
+from luthier.prediction.passes import Passes, class_logits, said_of_each
 from luthier.types import Labelled, Origin
 
 TRUE = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 0])
@@ -72,14 +75,16 @@ def rows_for(model: LanguageModel) -> list:
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_log_probabilities_of_rows_come_in_their_order_whatever_the_batches(name: str, workers: int) -> None:
+def test_the_logits_of_rows_come_in_their_order_whatever_the_batches(name: str, workers: int) -> None:
     tuned = candidate(name)
     rows = rows_for(tuned.model)
     with Workers(workers) as threads:
-        logprob_RC = class_logprobs(tuned, rows, 20, threads)
-        whole = class_logprobs(tuned, rows, 4096, threads)
-    assert_near(logprob_RC, whole)
-    assert_near(logprob_RC.exp().sum(1), whole.new_ones(len(rows)))
+        in_parts, whole = (
+            torch.cat(said_of_each(tuned.model, "default", rows, class_logits, Passes(threads, budget), "classes"))
+            for budget in (20, 4096)
+        )
+    assert_near(in_parts, whole)
+    assert whole.shape == (len(rows), len(CLASSES))
 
 
 def test_an_evaluation_names_the_majority_and_shows_answers_by_the_classes_names() -> None:
@@ -90,9 +95,9 @@ def test_an_evaluation_names_the_majority_and_shows_answers_by_the_classes_names
         for i, row in enumerate(rows)
     ]
     with Workers(1) as threads:
-        found = evaluate_classes(tuned, records, rows, threads, limit=7)
+        found = evaluate_classes(tuned, Rows(records, rows), Passes(threads), limit=7)
         with pytest.raises(DataError, match="no rows"):
-            evaluate_classes(tuned, [], [], threads)
+            evaluate_classes(tuned, Rows([], []), Passes(threads))
     assert found.candidates == ("majority", "tuned")
     assert [measure.name for measure in found.measures] == ["loss", "accuracy", "macro-F1"]
     assert found.num_rows == 7
@@ -106,5 +111,5 @@ def test_a_row_beyond_the_context_is_refused_at_its_line() -> None:
     tuned = candidate("bert")
     rows = class_rows((63,), "first")
     with Workers(1) as threads, pytest.raises(DataError, match="holds 64") as caught:
-        evaluate_classes(tuned, [(Labelled("a", None, "angry"), Origin("r", 1))], rows, threads)
+        evaluate_classes(tuned, Rows([(Labelled("a", None, "angry"), Origin("r", 1))], rows), Passes(threads))
     assert caught.value.line == 1

@@ -200,3 +200,7 @@ def test_any_cut_of_a_step_has_the_loss_and_gradient_of_the_whole_step() -> None
         for batch, gradient_MD in zip(batches, gradients, strict=True)
     ]
     assert_all_near([torch.stack(pieces).sum(0)], [expected])
+
+
+def test_options_side_by_side_take_the_positions_of_the_longest_alone() -> None:
+    assert MultipleChoice().example(side_by_side((3, 8, 5), 1), 0, ORIGIN).longest_stream == 8

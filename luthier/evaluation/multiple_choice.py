@@ -1,0 +1,76 @@
+"""How well a model chooses among options: against choosing by their places alone.
+
+The best that needs no text: the place where the right option is most often as the answer, and how often it is there as the
+probability (of as many places as a question has).
+Shapes: K options of a question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from luthier.evaluation.compare import Candidate, comparisons
+from luthier.evaluation.intervals import bootstrap_mean, wilson
+from luthier.evaluation.rows import Rows
+from luthier.evaluation.verdict import Answered, Evaluation, Measure
+from luthier.prediction.passes import Passes, check_fits, class_logits, said_of_each
+from luthier.types import Choice, FloatArray
+
+POSITION = "position"
+
+
+def evaluate_choices(candidate: Candidate, rows: Rows, passes: Passes, limit: int | None = None) -> Evaluation:
+    """The candidate against the options' places: loss and accuracy.
+
+    limit: use only the first so many rows. Raises: DataError, if there are no rows, or one is beyond the model's context.
+    """
+    rows = rows.first(limit)
+    check_fits(candidate.model, candidate.adapter, rows.examples)
+    said = said_of_each(
+        candidate.model, candidate.adapter, rows.examples, class_logits, passes, f"{candidate.name}: options"
+    )
+    right = [int(example.weight_N.argmax()) for example in rows.examples]
+    counts = [example.num_learned for example in rows.examples]
+    logprobs = [by_position(right, counts), [logits_K1[:, 0].log_softmax(0).numpy() for logits_K1 in said]]
+    chance = sum(1 / count for count in counts) / len(counts)
+    most = int(np.bincount(right).argmax())
+    note = (
+        f"{POSITION} goes by the places of the options: the right one is most often number {most + 1}. By chance "
+        f"{chance:.3f} of the answers would be right; a base with a new head does no better."
+    )
+    names = (POSITION, candidate.name)
+    return Evaluation(
+        candidates=names,
+        num_rows=len(right),
+        measures=choice_measures(logprobs, right),
+        notes=(*rows.notes, note),
+        answers=tuple(
+            Answered(
+                origin,
+                record.question,
+                record.options[record.answer],
+                tuple(record.options[int(of[row].argmax())] for of in logprobs),
+            )
+            for row, (record, origin) in enumerate(rows.records)
+            if isinstance(record, Choice)
+        ),
+    )
+
+
+def by_position(right: Sequence[int], counts: Sequence[int]) -> list[FloatArray]:
+    """Log-probabilities (K,) of each question's options by how often the right one is at their places. counts: of options."""
+    often = np.bincount(right, minlength=max(counts)).astype(np.float32)
+    with np.errstate(divide="ignore"):  # a place that is never right has probability 0
+        return [np.log(often[:count] / often[:count].sum()) for count in counts]
+
+
+def choice_measures(logprobs: Sequence[Sequence[FloatArray]], right: Sequence[int]) -> tuple[Measure, ...]:
+    """Loss (nats a question) and accuracy of each candidate, each later one against the first."""
+    losses = [[float(-logprob_K[k]) for logprob_K, k in zip(each, right, strict=True)] for each in logprobs]
+    hits = [[float(logprob_K.argmax() == k) for logprob_K, k in zip(each, right, strict=True)] for each in logprobs]
+    return (
+        Measure("loss", False, len(right), tuple(bootstrap_mean(loss) for loss in losses), comparisons(losses)),
+        Measure("accuracy", True, len(right), tuple(wilson(round(sum(h)), len(h)) for h in hits), comparisons(hits)),
+    )

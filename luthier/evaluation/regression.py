@@ -1,0 +1,75 @@
+"""How well a model gives texts numbers: against always giving their mean.
+
+Shapes: R rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from luthier.evaluation.compare import Candidate, comparisons
+from luthier.evaluation.intervals import bootstrap_mean
+from luthier.evaluation.metrics import pearson, spearman
+from luthier.evaluation.rows import Rows, statistic_measure
+from luthier.evaluation.verdict import Answered, Evaluation, Measure
+from luthier.prediction.passes import Passes, check_fits, class_logits, said_of_each
+from luthier.types import Scored
+
+MEAN = "mean"
+Column = NDArray[np.float64]
+
+
+def evaluate_scores(candidate: Candidate, rows: Rows, passes: Passes, limit: int | None = None) -> Evaluation:
+    """The candidate against the mean of the rows' numbers: mean squared error, and Pearson's and Spearman's correlation.
+
+    limit: use only the first so many rows. Raises: DataError, if there are no rows, or one is beyond the model's context.
+    """
+    rows = rows.first(limit)
+    check_fits(candidate.model, candidate.adapter, rows.examples)
+    said = said_of_each(
+        candidate.model, candidate.adapter, rows.examples, class_logits, passes, f"{candidate.name}: numbers"
+    )
+    true_R = np.array([example.value_N for example in rows.examples], dtype=np.float64)[:, 0]
+    score_R = np.array([float(logits_1C[0, 0]) for logits_1C in said], dtype=np.float64)
+    given = [np.full_like(true_R, true_R.mean()), score_R]
+    note = (
+        f"{MEAN} always answers {true_R.mean():.6g}, the mean of these rows, whose correlation counts as 0; "
+        "a base with a new head knows nothing."
+    )
+    return Evaluation(
+        candidates=(MEAN, candidate.name),
+        num_rows=len(true_R),
+        measures=score_measures(given, true_R),
+        notes=(*rows.notes, note),
+        answers=tuple(
+            Answered(
+                origin,
+                record.text if record.pair is None else f"{record.text} | {record.pair}",
+                f"{record.score:.6g}",
+                tuple(f"{column_R[row]:.6g}" for column_R in given),
+            )
+            for row, (record, origin) in enumerate(rows.records)
+            if isinstance(record, Scored)
+        ),
+    )
+
+
+def score_measures(given: Sequence[Column], true_R: Column) -> tuple[Measure, ...]:
+    """Mean squared error, Pearson's and Spearman's correlation of each candidate's numbers, each later one against the first."""
+
+    def correlation(of: Column, measure: Callable[[Column, Column], float], index_R: NDArray[np.int64]) -> float:
+        return measure(of[index_R], true_R[index_R])
+
+    errors = [np.square(column_R - true_R).tolist() for column_R in given]
+    squared = tuple(bootstrap_mean(error) for error in errors)
+    return (
+        Measure("mean squared error", False, len(true_R), squared, comparisons(errors)),
+        *(
+            statistic_measure(name, [partial(correlation, column_R, measure) for column_R in given], len(true_R))
+            for name, measure in (("Pearson", pearson), ("Spearman", spearman))
+        ),
+    )

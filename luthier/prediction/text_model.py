@@ -1,0 +1,111 @@
+"""A model that answers in text."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from luthier.data.rendering import Renderer
+from luthier.errors import UsageError
+from luthier.faults import setting_fault
+from luthier.generation.engine import Completed, Request, generate, stream
+from luthier.generation.settings import Sampling
+from luthier.models.language_model import LanguageModel
+from luthier.prediction.contract import check_whole
+from luthier.types import Completion, Message
+
+Prompt = str | Sequence[Message | Mapping[str, str]]
+
+
+def make_sampling(values: Mapping[str, Any]) -> Sampling:
+    """Sampling settings from plain values. Raises UsageError, naming the setting, for one that is wrong."""
+    try:
+        return Sampling(**values)
+    except ValidationError as error:
+        raise setting_fault(error, "Sampling", Sampling) from error
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A model that answers: its weights, how prompts become tokens, and the adapter to use (None: the bare weights)."""
+
+    language_model: LanguageModel
+    renderer: Renderer
+    adapter: str | None
+
+    def generate(self, prompt: Prompt, **sampling: Any) -> str:
+        """The answer to a prompt, or to the messages of a chat. Greedy unless `sampling` says otherwise."""
+        return self.complete([prompt], make_sampling(sampling))[0].text
+
+    def stream(self, prompt: Prompt, **sampling: Any) -> Generator[str, None, Completed]:
+        """The same piece by piece."""
+        return stream(self.language_model, self._request(prompt, make_sampling(sampling)))
+
+    def complete(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completed]:
+        """The answers to several prompts, computed together."""
+        return generate(self.language_model, [self._request(prompt, sampling) for prompt in prompts])
+
+    def chat(self, system: str | None = None, **sampling: Any) -> Chat:
+        """A conversation that remembers what was said; `system` is an instruction that stands before it."""
+        opening = () if system is None else (Message("system", system),)
+        return Chat(self, make_sampling(sampling), opening, list(opening))
+
+    def _request(self, prompt: Prompt, sampling: Sampling) -> Request:
+        end_of_turn = self.renderer.end_of_turn_id
+        stop_ids = frozenset() if end_of_turn is None else frozenset([end_of_turn])
+        return Request(tuple(self._tokens(prompt)), sampling, self.adapter, stop_ids)
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        """A prompt as training wrote it: text as a question in a chat, or plainly where the rows were plain."""
+        if isinstance(prompt, str):
+            check_whole(prompt)
+            tokens = self.renderer.record_prompt(Completion(prompt, ""))
+            assert tokens is not None  # a completion has a prompt
+            return tokens
+        messages = [_message(each) for each in prompt]
+        for message in messages:
+            check_whole(message.content)
+        return self.renderer.prompt_tokens(messages)
+
+
+def _message(value: Message | Mapping[str, str]) -> Message:
+    if isinstance(value, Message):
+        return value
+    try:
+        return Message(value["role"], value["content"])
+    except KeyError as error:
+        raise UsageError(f"A message has no {error}.", "Give each message a role and a content.") from error
+
+
+@dataclass
+class Chat:
+    """A conversation with a model: `messages` holds what was said so far, the opening included.
+
+    A model without a chat template goes on from what is said now alone, as plain text.
+    """
+
+    model: TextModel
+    sampling: Sampling
+    opening: tuple[Message, ...] = ()
+    messages: list[Message] = field(default_factory=list)
+
+    def say(self, text: str) -> str:
+        """The model's answer to what the user says now."""
+        return "".join(self.stream(text))
+
+    def stream(self, text: str) -> Iterator[str]:
+        """The same piece by piece; an answer that is broken off is forgotten together with its question."""
+        messages = [*self.messages, Message("user", text)]
+        is_plain = self.model.renderer.chat is None and not self.opening
+        answer = ""
+        for piece in self.model.stream(text if is_plain else messages, **self.sampling.model_dump()):
+            answer += piece
+            yield piece
+        self.messages = [*messages, Message("assistant", answer)]
+
+    def reset(self) -> None:
+        """Forget everything but the opening."""
+        self.messages = list(self.opening)
