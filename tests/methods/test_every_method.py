@@ -56,7 +56,7 @@ def train(model: LanguageModel, attachment: Attachment) -> list[float]:
             return model.forward(batch, attachment.adapter, Draws(0, number, repeat))
 
         optimizer.zero_grad()
-        total = attachment.loss_sum(forward, lambda outputs: objective.loss_sum(outputs.logprob_N, batch.targets))
+        total = attachment.loss_sum(forward, objective.loss_sum)
         loss = total / batch.learned_weight
         extra = attachment.extra_loss()
         loss = loss if extra is None else loss + extra

@@ -28,15 +28,16 @@ from transformers import (
 from luthier.models.attention import FAST, REFERENCE, register_attention
 from luthier.models.families import family_of
 from luthier.models.fast_layers import use_fast_layers
-from luthier.models.heads import ClassHead, add_class_layer, name_classes, new_layers, rest_pooler
+from luthier.models.heads import ClassHead, Head, add_class_layer, name_classes, new_layers, rest_pooler
 from luthier.models.language_model import FastModel, Identity, LanguageModel
 from luthier.models.reading import read_anatomy
 from luthier.objectives.regression import SCORE
 
 VOCABULARY = 61
 MASK = VOCABULARY - 1
-Purpose = Literal["words", "classes", "mask", "tags", "number"]
-"""What a head is over: words, classes, or classes read off a mask by the layers of an encoder's head over words."""
+Purpose = Literal["words", "classes", "mask", "tags", "number", "number at mask"]
+"""What a head is over: words, classes, or classes read off a mask by the layers of an encoder's head over words; or numbers."""
+_AT_MASK = ("mask", "number at mask")
 PLAIN = FastModel(attention=False, head=False, gated_mlp=False, norm=False, linear=False)
 
 _WIDE = {
@@ -149,9 +150,20 @@ def purpose_of(name: str) -> Purpose:
 
 def head_for(purpose: Purpose) -> ClassHead:
     """The head for classes of a tiny model with that purpose."""
-    if purpose == "number":
-        return ClassHead((SCORE,), is_number=True)
-    return ClassHead(CLASSES, reads="tokens" if purpose == "tags" else "mask" if purpose == "mask" else "text")
+    reads: Literal["text", "tokens", "mask"] = "mask" if purpose in _AT_MASK else "text"
+    if purpose in ("number", "number at mask"):
+        return ClassHead((SCORE,), reads=reads, is_number=True)
+    return ClassHead(CLASSES, reads="tokens" if purpose == "tags" else reads)
+
+
+def purpose_for(head: Head | None) -> Purpose:
+    """The purpose of the tiny model that has such a head."""
+    if not isinstance(head, ClassHead):
+        return "words"
+    if head.is_number:
+        return "number at mask" if head.reads_mask else "number"
+    by_read: dict[str, Purpose] = {"text": "classes", "tokens": "tags", "mask": "mask"}
+    return by_read[head.reads]
 
 
 def plain_model(
@@ -169,6 +181,7 @@ def plain_model(
         "number": AutoModelForSequenceClassification,
         "tags": AutoModelForTokenClassification,
         "mask": AutoModelForMaskedLM,
+        "number at mask": AutoModelForMaskedLM,
     }
     if purpose != "words":
         name_classes(config, head_for(purpose))
@@ -219,17 +232,17 @@ def tiny_model(
     register_attention()
     ours = FAST if fast.attention else REFERENCE
     hf = plain_model(name, ours if family.attends_by_interface else "sdpa", dtype, purpose)
-    if purpose == "mask":
-        add_class_layer(hf, family, len(CLASSES))
+    if purpose in _AT_MASK:
+        add_class_layer(hf, family, len(head_for(purpose).classes))
         last = family.mask_head[-1].name
         _settle((f"{last}.{key}", tensor) for key, tensor in hf.get_submodule(last).named_parameters())
         hf.requires_grad_(False)
     rest_pooler(hf, family)
     anatomy = read_anatomy(hf, family)
     use_fast_layers(hf, anatomy, norm=fast.norm, gated_mlp=fast.gated_mlp, linear=fast.linear)
-    new_head: tuple[str, ...] = (anatomy.head,) if purpose == "mask" else ()
+    new_head: tuple[str, ...] = (anatomy.head,) if purpose in _AT_MASK else ()
     if purpose in ("classes", "number", "tags"):
         new_head = new_layers(family, head_for(purpose), {anatomy.head})
     identity = Identity(f"tiny-{name}", "0" * 64)
-    tokenizer = tiny_tokenizer(has_mask=purpose == "mask")
+    tokenizer = tiny_tokenizer(has_mask=purpose in _AT_MASK)
     return LanguageModel(hf, tokenizer, anatomy, identity, fast, new_head=new_head)
