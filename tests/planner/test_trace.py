@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from models.tiny import CONFIGS
+from objectives.examples import TASKS, Task
 from tiny_runs import recipe_values
 from transformers import AutoConfig
 
@@ -15,7 +16,7 @@ from luthier.errors import LuthierError, RecipeError, Unplannable
 from luthier.methods import METHODS, kind_of
 from luthier.planner.alone import trace_all
 from luthier.planner.memory import demand
-from luthier.planner.request import imagined_rows, work_of
+from luthier.planner.request import Rows, imagined_rows, work_of
 from luthier.planner.trace import (
     BACKWARD,
     GRADIENTS,
@@ -174,3 +175,18 @@ def test_a_run_after_a_plan_finds_nothing_that_pretends() -> None:
     (pretended,) = trace_all([one])
     assert isinstance(pretended, Trace)
     take_steps(one)
+
+
+OBJECTIVES = ("mlm-bert", "span-corruption-t5", "prefix-lm-llama", "multiple-choice-llama", "embedding-bert")
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if str(task) in OBJECTIVES], ids=str)
+def test_objectives_are_planned_from_their_rows(task: Task) -> None:
+    recipe = make_recipe(recipe_values(Path("model"), ROWS)).model_copy(update={"objective": task.objective})
+    kind, values = CONFIGS[task.family]
+    one = work_of(recipe, AutoConfig.for_model(kind, **values), Rows(task.rows()), torch.device("cpu"))
+    (pretended,), (real,) = trace_all([one]), trace_all([one], for_real=True)
+    assert isinstance(pretended, Trace), pretended
+    assert isinstance(real, Trace)
+    wanted, found = (max(peak.num_bytes for peak in each.peaks.values()) for each in (real, pretended))
+    assert found == pytest.approx(wanted, rel=0.02)
