@@ -42,7 +42,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "rows": {"linear_rows": 0.1},
     "stack": {"parts": [{"kind": "lora"}, {"kind": "prompt-tuning", "num_virtual_tokens": 4}]},
 }
-UNPLANNED = ("lets", "loreft")
+UNPLANNED = ("lets",)
 NEED_RUNS = ("adapter-fusion", "warp")
 """One begins from runs, the other needs the words of a tokenizer."""
 
@@ -141,7 +141,7 @@ def test_what_cannot_be_attached_is_refused_as_in_a_run() -> None:
 
 
 def test_a_step_that_depends_on_the_numbers_is_told_as_such() -> None:
-    method = {"kind": "loreft", "rank": None}
+    method = {"kind": "lets", "rank": None}
     (found,) = trace_all([work(method=method, data={"max_length": 96})])
     assert isinstance(found, Unplannable)
     assert "--no-plan" in found.mend
