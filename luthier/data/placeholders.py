@@ -48,6 +48,5 @@ def _before_parts(example: Example, count: int) -> Example:
     moved_N = example.source_N + count * np.cumsum(is_root)[part_N]
     types_P = example.types_P
     if types_P is not None:
-        assert len(parts) == 1, "a pair of texts is one part"
-        types_P = np.concatenate([np.zeros(count, dtype=np.int64), types_P])
+        types_P = np.insert(types_P, np.repeat(starts[is_root], count), 0)
     return replace(example, parts=parts, source_N=moved_N, num_virtual=count * int(is_root.sum()), types_P=types_P)

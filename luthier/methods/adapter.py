@@ -64,11 +64,23 @@ class AdapterMethod(Method):
             return self.place(model, name, seed, fast)
         file = self.form.read(self.begin_from)
         in_file = file.head_layers(model.anatomy)
+        head = tuple(n for n in model.anatomy.head_linears if n in in_file or n in model.new_head)
+        return self._from_file(file, head, model, name, seed, fast)
+
+    def attach_without_head(self, model: LanguageModel, name: str, *, fast: bool = True) -> AdapterAttachment:
+        """The adapter of the folder that it goes on from, without the head that was trained with it: that of another task."""
+        assert self.begin_from is not None
+        file = replace(self.form.read(self.begin_from), whole=(), head={})
+        return self._from_file(file, (), model, name, 0, fast)
+
+    def _from_file(
+        self, file: AdapterFile, head: tuple[str, ...], model: LanguageModel, name: str, seed: int, fast: bool
+    ) -> AdapterAttachment:
         self.check_fits(file, model)
         file = self.understood(file, model)
         self._check_agrees(file, model)
         attachment = self._shaped_by(file).place(model, name, seed, fast)
-        attachment.train_head(tuple(n for n in model.anatomy.head_linears if n in in_file or n in model.new_head))
+        attachment.train_head(head)
         attachment.load(file)
         return attachment
 

@@ -123,9 +123,12 @@ class AdapterFusion(AdapterMethod):
 
 
 def _frozen(path: str, model: LanguageModel, name: str, fast: bool) -> AdapterAttachment:
-    """A trained adapter in the model under a name of its own. Raises LuthierError, naming the recipe's field."""
+    """A trained adapter in the model under a name of its own. Raises LuthierError, naming the recipe's field.
+
+    The head of the task that it was trained for stays out: the fusion learns a task of its own.
+    """
     try:
-        attachment = _host_of(path).model_validate({"from": path}).attach(model, name, 0, fast=fast)
+        attachment = _host_of(path).model_validate({"from": path}).attach_without_head(model, name, fast=fast)
     except LuthierError as error:
         if error.field == "method.from":
             error.field = "method.adapters"

@@ -36,7 +36,7 @@ class AttentionsAlone:
         copied = _not_to_copy(model)
         copied |= {id(model.hf.get_submodule(name)): linear for name, linear in linears.items()}
         layers = enumerate(anatomy.answering)
-        alone = {layer.name: _AttentionAlone(model, layer, index, copied) for index, layer in layers}
+        alone = {layer.name: _AttentionAlone(model, layer, index, copied, linears) for index, layer in layers}
         copied |= {id(model.hf.get_submodule(name)): module for name, module in alone.items()}
         self._trunk: nn.Module = copy.deepcopy(model.hf.get_submodule(anatomy.trunk), copied)
 
@@ -63,10 +63,20 @@ class AttentionsAlone:
 class _AttentionAlone(nn.Module):
     """In a layer's place: notes what its attention gives for what enters the layer, and gives nothing on."""
 
-    def __init__(self, model: LanguageModel, layer: LayerAnatomy, index: int, copied: dict[int, Any]) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        layer: LayerAnatomy,
+        index: int,
+        copied: dict[int, Any],
+        linears: Mapping[str, nn.Module],
+    ) -> None:
         super().__init__()
         family = model.anatomy.family
         self.attention: nn.Module = copy.deepcopy(model.hf.get_submodule(layer.attention), copied)
+        out = layer.attention_out
+        is_inside = out.startswith(f"{layer.attention}.")
+        self.out = nn.Identity() if is_inside else linears.get(out, frozen_module(model, out))  # beside it in BERT
         reads_norm = model.anatomy.norms_first and layer.attention_norm is not None
         self.norm = frozen_module(model, layer.attention_norm or "") if reads_norm else nn.Identity()
         self._signature = inspect.signature(type(model.hf.get_submodule(layer.name)).forward)
@@ -84,7 +94,7 @@ class _AttentionAlone(nn.Module):
             bias = position_bias(self.attention, hidden_states, given.get("past_key_values")) if bias is None else bias
         else:
             attended_BTD, *rest = self.attention(self.norm(entering_BTD), **self._handed_on(given, entering_BTD))
-            call.notes[self._name, 0] = attended_BTD
+            call.notes[self._name, 0] = self.out(attended_BTD)
             bias = rest[0] if rest else None
         return (hidden_states, bias, None) if self._gives_tuple else hidden_states
 

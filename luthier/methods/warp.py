@@ -69,7 +69,13 @@ class WARP(WordPromptMethod):
         return () if is_told else ("classes",)
 
     def class_head(self, head: ClassHead) -> ClassHead:
-        """One that reads a mask."""
+        """One that reads a mask. Raises RecipeError for a head that reads every token."""
+        if head.reads == "tokens":
+            raise RecipeError(
+                "WARP reads classes at one mask before a text, and here every token has a class of its own.",
+                "Set method.kind to prompt-tuning.",
+                field="method.kind",
+            )
         return replace(head, reads="mask")
 
     def source(self, model: LanguageModel, generator: torch.Generator) -> RowSource:

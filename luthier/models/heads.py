@@ -138,16 +138,7 @@ def _read_with_words(
     attn_implementation: str | None,
     streaming: Streaming | None,
 ) -> PreTrainedModel:
-    """The model with its head over words, for classes read off masks.
-
-    Raises RecipeError if its family, its config or its files have none that fills masks.
-    """
-    if not family.mask_head:
-        raise RecipeError(
-            f"Models of type {config.model_type!r} fill no masks, which the method reads classes at.",
-            "Choose an encoder, such as bert or roberta; or set method.kind to prompt-tuning.",
-            field="method.kind",
-        )
+    """The model with its head over words, for classes read off masks. Raises RecipeError if its files lack that head."""
     model, lacking = _read_masked(source, config, family, dtype, attn_implementation, streaming)
     if lacking:
         raise RecipeError(

@@ -319,7 +319,13 @@ def check_head(family: Family, model_type: str, head: Head | None) -> Head | Non
         )
     if isinstance(head, WordsHead):
         return head if family.kind == "encoder" else None
-    if head is not None and not head.reads_mask and not head.layers(family):
+    if head is not None and head.reads_mask and not family.mask_head:
+        raise RecipeError(
+            f"Models of type {model_type!r} fill no masks, which the method reads classes at.",
+            "Choose an encoder, such as bert or roberta; or set method.kind to prompt-tuning.",
+            field="method.kind",
+        )
+    if head is not None and not head.layers(family):
         what = "tags tokens" if head.reads == "tokens" else "tells classes apart"
         raise RecipeError(
             f"Models of type {model_type!r} have no head that {what}.",

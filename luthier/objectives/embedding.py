@@ -86,8 +86,10 @@ def info_nce(whole: Whole, temperature: float) -> Tensor:
 
 def info_nce_of_each(whole: Whole, temperature: float) -> Tensor:
     """The loss of each anchor among all positives and negatives, in the order of the rows, shape (N,)."""
-    is_anchor_M = whole.sample_M == ANCHOR
-    candidate_M, sample_M = whole.row_M[~is_anchor_M], whole.sample_M[~is_anchor_M]
-    score_NC = whole.vector_MD[is_anchor_M] @ whole.vector_MD[~is_anchor_M].t() / temperature
-    is_right_NC = (whole.row_M[is_anchor_M][:, None] == candidate_M) & (sample_M == POSITIVE)
+    (anchor_N,), (candidate_C,) = (
+        torch.where(is_one) for is_one in (whole.sample_M == ANCHOR, whole.sample_M != ANCHOR)
+    )
+    score_NC = whole.vector_MD[anchor_N] @ whole.vector_MD[candidate_C].t() / temperature
+    is_right_NC = whole.row_M[anchor_N][:, None] == whole.row_M[candidate_C]
+    is_right_NC = is_right_NC & (whole.sample_M[candidate_C] == POSITIVE)
     return F.cross_entropy(score_NC, is_right_NC.int().argmax(1), reduction="none")

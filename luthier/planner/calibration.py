@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig
 from luthier.models.call import Draws
 from luthier.models.language_model import LanguageModel
 from luthier.models.outputs import Outputs
+from luthier.objectives import JointObjective
 from luthier.ops.workers import Workers
 from luthier.planner.trace import Trace, Work, attached, load_of, skeleton_of
 from luthier.quantization.packed import QuantizedLinear
@@ -62,6 +63,9 @@ def _seconds_a_token(work: Work) -> float:
             return model.forward(batch, attachment.adapter, Draws(work.seed, 1, repeat))
 
         with autocast(model.device, work.autocast):
+            if isinstance(work.objective, JointObjective):  # a step cut into micro-batches is computed twice
+                with torch.no_grad():
+                    work.objective.whole(forward(0))
             loss = attachment.loss_sum(forward, work.objective.loss_sum)
         torch.autograd.grad(loss, trained, allow_unused=True)
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 
@@ -75,7 +76,7 @@ class Tracker(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Carry out an operation and note what it gives."""
-        result = func(*args, **(kwargs or {}))
+        result = _computed(func, args, kwargs or {})
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._count(leaf, self.part)
@@ -112,3 +113,12 @@ def storages(tensors: Iterable[Tensor]) -> int:
 def all_tensors(module: torch.nn.Module) -> list[Tensor]:
     """A module's parameters and buffers."""
     return [*module.parameters(), *module.buffers()]
+
+
+def _computed(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What an operation gives; of real tensors alone it is real, so that what a batch's masks and indices say can be asked."""
+    given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+    if not given or any(isinstance(each, FakeTensor) for each in given):
+        return func(*args, **kwargs)
+    with _disable_current_modes():
+        return func(*args, **kwargs)

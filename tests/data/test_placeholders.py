@@ -67,3 +67,9 @@ def test_placeholders_change_neither_the_rows_of_a_step_nor_its_count_of_tokens_
     assert [step.rows for step in steps[0]] == [step.rows for step in steps[1]]
     assert [step.real_tokens for step in steps[0]] == [step.real_tokens for step in steps[1]]
     assert all(batch.tokens_BT.numel() <= 8 for step in steps[1] for batch in step.micro_batches)
+
+
+def test_of_several_texts_each_keeps_its_second_ones_marks_behind_its_own_placeholders() -> None:
+    parts = (Part(np.array([5, 6, 7])), Part(np.array([8, 9])))
+    example = replace(random_row(5, 0), parts=parts, types_P=np.array([0, 1, 1, 0, 1]))
+    assert with_placeholders(example, 2).types_P.tolist() == [0, 0, 0, 1, 1, 0, 0, 0, 1]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from models.quantized import quantized_for
-from models.tiny import CLASSES, ENCODER_DECODERS, purpose_of, tiny_model
+from models.tiny import CLASSES, ENCODER_DECODERS, Purpose, purpose_of, tiny_model
 from models.tuned import quiet, randomize
 
 from luthier.methods import (
@@ -150,11 +150,11 @@ REFUSED: dict[tuple[str, str], str] = {
 """(kind, family) → what the refusal says, where a family has no place for a method."""
 
 
-def ready(method: Method, family: str, new_folder: Callable[[], Path]) -> Method:
-    """The example as it fits a family: with the adapters that it names made in a new folder, without words it does not need."""
+def ready(method: Method, family: str, new_folder: Callable[[], Path], purpose: Purpose | None = None) -> Method:
+    """The example as it fits a family and what its head is over: with the adapters that it names made in a new folder, without words it does not need."""
     if isinstance(method, LeTS):
         return fitting(method, family)
-    if isinstance(method, WARP) and purpose_of(family) == "classes":
+    if isinstance(method, WARP) and (purpose or purpose_of(family)) != "words":
         return method.model_copy(update={"classes": None})
     if not isinstance(method, AdapterFusion):
         return method

@@ -30,15 +30,16 @@ from luthier.models.experts import split_experts
 from luthier.models.families import family_of
 from luthier.models.fast_layers import use_fast_layers
 from luthier.models.fitting import fit_family
-from luthier.models.heads import ClassHead, add_class_layer, name_classes, new_layers
+from luthier.models.heads import ClassHead, Head, add_class_layer, name_classes, new_layers
 from luthier.models.language_model import FastModel, Identity, LanguageModel
 from luthier.models.reading import read_anatomy
 from luthier.objectives.regression import SCORE
 
 VOCABULARY = 61
 MASK = VOCABULARY - 1
-Purpose = Literal["words", "classes", "mask", "tags", "number"]
-"""What a head is over: words, classes, or classes read off a mask by the layers of an encoder's head over words."""
+Purpose = Literal["words", "classes", "mask", "tags", "number", "number at mask"]
+"""What a head is over: words, classes, or classes read off a mask by the layers of an encoder's head over words; or numbers."""
+_AT_MASK = ("mask", "number at mask")
 PLAIN = FastModel(attention=False, head=False, gated_mlp=False, norm=False, linear=False)
 
 _WIDE = {
@@ -184,9 +185,20 @@ def purpose_of(name: str) -> Purpose:
 
 def head_for(purpose: Purpose) -> ClassHead:
     """The head for classes of a tiny model with that purpose."""
-    if purpose == "number":
-        return ClassHead((SCORE,), is_number=True)
-    return ClassHead(CLASSES, reads="tokens" if purpose == "tags" else "mask" if purpose == "mask" else "text")
+    reads: Literal["text", "tokens", "mask"] = "mask" if purpose in _AT_MASK else "text"
+    if purpose in ("number", "number at mask"):
+        return ClassHead((SCORE,), reads=reads, is_number=True)
+    return ClassHead(CLASSES, reads="tokens" if purpose == "tags" else reads)
+
+
+def purpose_for(head: Head | None) -> Purpose:
+    """The purpose of the tiny model that has such a head."""
+    if not isinstance(head, ClassHead):
+        return "words"
+    if head.is_number:
+        return "number at mask" if head.reads_mask else "number"
+    by_read: dict[str, Purpose] = {"text": "classes", "tokens": "tags", "mask": "mask"}
+    return by_read[head.reads]
 
 
 def plain_model(
@@ -204,6 +216,7 @@ def plain_model(
         "number": AutoModelForSequenceClassification,
         "tags": AutoModelForTokenClassification,
         "mask": AutoModelForMaskedLM,
+        "number at mask": AutoModelForMaskedLM,
     }
     if purpose != "words":
         name_classes(config, head_for(purpose))
@@ -253,8 +266,8 @@ def tiny_model(
     family = family_of(CONFIGS[name][0])
     register_attention()
     hf = plain_model(name, implementation_of(family, fast.attention), dtype, purpose)
-    if purpose == "mask":
-        add_class_layer(hf, family, len(CLASSES))
+    if purpose in _AT_MASK:
+        add_class_layer(hf, family, len(head_for(purpose).classes))
         last = family.mask_head[-1].name
         _settle((f"{last}.{key}", tensor) for key, tensor in hf.get_submodule(last).named_parameters())
         hf.requires_grad_(False)
@@ -262,9 +275,9 @@ def tiny_model(
     fit_family(hf, family)
     anatomy = read_anatomy(hf, family)
     use_fast_layers(hf, anatomy, norm=fast.norm, gated_mlp=fast.gated_mlp, linear=fast.linear)
-    new_head: tuple[str, ...] = (anatomy.head,) if purpose == "mask" else ()
+    new_head: tuple[str, ...] = (anatomy.head,) if purpose in _AT_MASK else ()
     if purpose in ("classes", "number", "tags"):
         new_head = new_layers(family, head_for(purpose), {anatomy.head})
     identity = Identity(f"tiny-{name}", "0" * 64)
-    tokenizer = tiny_tokenizer(has_mask=purpose == "mask")
+    tokenizer = tiny_tokenizer(has_mask=purpose in _AT_MASK)
     return LanguageModel(hf, tokenizer, anatomy, identity, fast, new_head=new_head)

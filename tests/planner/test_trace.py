@@ -9,6 +9,7 @@ import pytest
 import torch
 from models.rows import class_rows
 from models.tiny import CLASSES, CONFIGS
+from objectives.examples import TASKS, Task
 from tiny_runs import recipe_values
 from transformers import AutoConfig
 
@@ -42,7 +43,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "rows": {"linear_rows": 0.1},
     "stack": {"parts": [{"kind": "lora"}, {"kind": "prompt-tuning", "num_virtual_tokens": 4}]},
 }
-UNPLANNED = ("lets", "loreft")
+UNPLANNED = ("lets",)
 NEED_RUNS = ("adapter-fusion", "warp")
 """One begins from runs, the other needs the words of a tokenizer."""
 
@@ -154,7 +155,7 @@ def test_what_cannot_be_attached_is_refused_as_in_a_run() -> None:
 
 
 def test_a_step_that_depends_on_the_numbers_is_told_as_such() -> None:
-    method = {"kind": "loreft", "rank": None}
+    method = {"kind": "lets", "rank": None}
     (found,) = trace_all([work(method=method, data={"max_length": 96})])
     assert isinstance(found, Unplannable)
     assert "--no-plan" in found.mend
@@ -203,3 +204,18 @@ def test_a_run_after_a_plan_finds_nothing_that_pretends() -> None:
     (pretended,) = trace_all([one])
     assert isinstance(pretended, Trace)
     take_steps(one)
+
+
+OBJECTIVES = ("mlm-bert", "span-corruption-t5", "prefix-lm-llama", "multiple-choice-llama", "embedding-bert")
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if str(task) in OBJECTIVES], ids=str)
+def test_objectives_are_planned_from_their_rows(task: Task) -> None:
+    recipe = make_recipe(recipe_values(Path("model"), ROWS)).model_copy(update={"objective": task.objective})
+    kind, values = CONFIGS[task.family]
+    one = work_of(recipe, AutoConfig.for_model(kind, **values), Rows(task.rows()), torch.device("cpu"))
+    (pretended,), (real,) = trace_all([one]), trace_all([one], for_real=True)
+    assert isinstance(pretended, Trace), pretended
+    assert isinstance(real, Trace)
+    wanted, found = (max(peak.num_bytes for peak in each.peaks.values()) for each in (real, pretended))
+    assert found == pytest.approx(wanted, rel=0.02)

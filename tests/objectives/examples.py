@@ -1,0 +1,112 @@
+"""A small task for every objective: its settings, the families of tiny models that learn it, and a few rows.
+
+A new objective adds its entry here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+from models.tiny import CLASSES, CONFIGS, STARTS
+from objectives.rendered import side_by_side, text
+from objectives.words import MARKS, vocabulary
+
+from luthier.data.drawn import Drawing
+from luthier.models.families import Family, family_of
+from luthier.objectives import (
+    CLM,
+    FIM,
+    MLM,
+    SFT,
+    UL2,
+    Classification,
+    Denoising,
+    Embedding,
+    MultipleChoice,
+    Objective,
+    PrefixLM,
+    Regression,
+    SpanCorruption,
+    TokenClassification,
+)
+from luthier.types import Example, Origin, Rendered
+
+LENGTHS = (9, 6, 12)
+
+
+@dataclass(frozen=True)
+class Task:
+    """An objective, a tiny model's family, and how the rows of that objective come about, each from its number and length."""
+
+    objective: Objective
+    family: str
+    rendered: Callable[[int, int, Family], Rendered]
+
+    def __str__(self) -> str:
+        return f"{self.objective.kind}-{self.family}"
+
+    @cache  # noqa: B019 - a task lives as long as the tests
+    def rows(self) -> tuple[Example, ...]:
+        """A few rows; texts that are drawn are those of the first epoch."""
+        family = family_of(CONFIGS[self.family][0])
+        made = [
+            self.objective.example(self.rendered(number, length, family), number, Origin("rows", number + 1))
+            for number, length in enumerate(LENGTHS)
+        ]
+        corrupt = self.objective.corruption(vocabulary(STARTS.get(self.family)))
+        return tuple(made) if corrupt is None else Drawing(corrupt, seed=5).of_all(made, 0)
+
+
+def written(number: int, length: int, family: Family) -> Rendered:
+    """A text of which the second half is learned; of an encoder-decoder, an answer to a source."""
+    source_S = text(4 + number, number).tokens_T if family.encoder is not None else None
+    weight_T = (np.arange(length) >= length // 2).astype(np.float32)
+    return replace(text(length, number), weight_T=weight_T, source_S=source_S)
+
+
+def plain(number: int, length: int, family: Family) -> Rendered:
+    """A text that is learned whole; the tiny models' last words are left for marks."""
+    tokens_T = np.random.default_rng(length).integers(3, MARKS[0], length, dtype=np.int64)
+    return Rendered(tokens_T, np.ones(length, dtype=np.float32))
+
+
+def whole(number: int, length: int, family: Family) -> Rendered:
+    """A text with whatever can be said of it as a whole and of its tokens; every other one is a pair."""
+    row = text(length, number, family.pooled, second=2 * (number % 2))
+    at_K = np.arange(1, length - 1, 2, dtype=np.int64)
+    classes = [CLASSES[index % len(CLASSES)] for index in range(number, number + length)]
+    return replace(row, label=classes[0], score=number - 1.5, tags=tuple(classes[: len(at_K)]), tag_K=at_K)
+
+
+def several(number: int, length: int, family: Family) -> Rendered:
+    """Texts side by side, of which the last is a pair."""
+    rows = side_by_side((length, length - 2, 5), number, family.pooled, chosen=number % 2)
+    pair = text(5, 40 + number, family.pooled, second=2)
+    return replace(rows, beside=(rows.beside[0], pair))
+
+
+TASKS: tuple[Task, ...] = (
+    Task(SFT(label_smoothing=0.1, z_loss=1e-2, noise=3.0), "llama", written),
+    Task(SFT(), "bart", written),
+    Task(CLM(), "gpt2", plain),
+    Task(MLM(rate=0.3), "bert", plain),
+    Task(SpanCorruption(density=0.4, mean_length=2.0), "t5", plain),
+    Task(Denoising(), "bart", plain),
+    Task(UL2(), "llama", plain),
+    Task(UL2(), "t5", plain),
+    Task(PrefixLM(), "llama", plain),
+    Task(FIM(marks=("[NLU]", "[NLG]", "[S2S]")), "llama", plain),
+    Task(Classification(classes=CLASSES), "llama", whole),
+    Task(Classification(classes=CLASSES), "bert", whole),
+    Task(Regression(), "llama", whole),
+    Task(Regression(), "roberta", whole),
+    Task(TokenClassification(classes=CLASSES), "llama", whole),
+    Task(TokenClassification(classes=CLASSES), "bert", whole),
+    Task(MultipleChoice(), "llama", several),
+    Task(MultipleChoice(), "bert", several),
+    Task(Embedding(), "llama", several),
+    Task(Embedding(), "bert", several),
+)
