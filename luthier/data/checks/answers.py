@@ -228,7 +228,7 @@ def _unclosed(view: RowView, cell: Cell, notes: Notes) -> None:
     if text.count("```") % 2:
         found = f"a code fence (```) is opened and not closed: {_end(text.rstrip())}."
         _suspect(view, cell, notes, "unclosed-fence", found, "Close it, or give the whole text.", 0.03)
-    elif "```" not in text and (sign := _left_open(text)) is not None:
+    elif "```" not in text and len(text.split()) > 1 and (sign := _left_open(text)) is not None:
         found = f"{sign!r} is opened and not closed; the text ends: {_end(text.rstrip())}."
         level = 0 if sign in "{[" else 1
         limit = 0.01 if level == 0 else 0.004

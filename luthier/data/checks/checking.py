@@ -37,7 +37,7 @@ from luthier.data.checks.findings import Finding, Notes, by_place
 from luthier.data.checks.labels import Labels
 from luthier.data.checks.lengths import Lengths
 from luthier.data.checks.minhash import MinHash
-from luthier.data.checks.source import stream_rows
+from luthier.data.checks.source import Questions, stream_rows
 from luthier.data.checks.view import SAMPLE, Layout, RowView, learn_layout, view_of
 from luthier.data.formats.table import ROWS_TO_RECOGNISE
 from luthier.data.reading import Row
@@ -123,14 +123,14 @@ def check_data(
 
     Raises: NotFound, NetworkError; DataError for a source that is no file of rows at all.
     """
-    total = Seen()
-    train_rows = stream_rows(train, announce, total.notes)
+    total, questions = Seen(), Questions()
+    train_rows = _questions(stream_rows(train, announce, total.notes), questions)
     first = list(islice(train_rows, SAMPLE))
     if not first and not total.notes.findings:
         raise DataError("there are no rows in it.", "Give a file that holds at least one row.", file=_name(train))
     learned = learn(first)
     worker = Worker(learned, first[:ROWS_TO_RECOGNISE], format)
-    held_rows = stream_rows(held_out, announce, total.notes) if held_out is not None else iter(())
+    held_rows = _questions(stream_rows(held_out, announce, total.notes), questions) if held_out else iter(())
     with tempfile.TemporaryDirectory(prefix="luthier-check-") as folder:
         copies = Copies(Path(folder), rows_in_memory)
         with closing(copies):
@@ -150,7 +150,9 @@ def check_data(
         worker.form.name if worker.form else None,
         worker.form.gives if worker.form else None,
         worker.form.reason if worker.form else "the columns are those of no form",
-        tuple(by_place(_said_once(findings, total.num_rows), _order_of_files(train, held_out))),
+        tuple(
+            by_place([questions.in_article(each) for each in _said_once(findings)], _order_of_files(train, held_out))
+        ),
         dict(total.lengths.rows),
         {peer: dict(counts) for peer, counts in total.lengths.texts.items()},
         {peer: dict(counts) for peer, counts in total.labels.counts.items()},
@@ -264,7 +266,11 @@ def _put_together(total: Seen, seen: Seen, copies: Copies) -> None:
 # ── what is said of them ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _said_once(findings: list[Finding], num_rows: int) -> list[Finding]:
+def _questions(rows: Iterator[Row], questions: Questions) -> Iterator[Row]:
+    return chain.from_iterable(map(questions.of_row, rows))
+
+
+def _said_once(findings: list[Finding]) -> list[Finding]:
     """Without what the form says of a row that another check says more exactly."""
     told = {
         (finding.file, finding.line)

@@ -40,8 +40,11 @@ KINDS: Mapping[str, Severity] = {
     "contradictory-answer": "warning",
 }
 
-LEVELS = ((0.95, 0.02), (0.85, 0.01), (0.75, 0.005), (0.7, 0.002))
+LEVELS = ((0.95, 0.02), (0.85, 0.004), (0.75, 0.002), (0.7, 0.001))
 """Jaccard similarity from which rows are near duplicates, and the share of rows up to which that is rare."""
+
+_MOST_NEARLY_ALIKE = 0.004
+"""Share of rows up to which a label other than that of a row with nearly the same text is a fault."""
 
 _DIGITS = re.compile(r"\d+")
 _SHORT = 200
@@ -248,6 +251,13 @@ class Copies:
     def _tell_near(self, kind: str, row: int, other: int, level: int, likeness: float, notes: Notes) -> None:
         where = "" if kind == "near-duplicate" else "training, " if not self._flags[other] & 1 else "validation, "
         text = excerpt(self._text(other).replace("\0", " "), 0, 50)
+        is_labelled = self._flags[row] & 2 and self._answer[row] != self._answer[other]
+        if is_labelled and kind == "near-duplicate" and level == 0:
+            found = f"nearly the same is asked as in {self._said(other, row)}, and the label is another: {text}."
+            mend = "Keep the right one, or say in the input what they differ in."
+            finding = self._finding("contradictory-label", row, self._field_of(row), found, mend)
+            notes.suspect("near", finding, _MOST_NEARLY_ALIKE)
+            notes.peers["contradictory-label", "near"] = len(self._line)
         found = f"the row is nearly the same as {where}{self._said(other, row)} (similarity {likeness:.2f}): {text}."
         mend = "Keep one of them." if kind == "near-duplicate" else "Keep it in one of the two, best out of training."
         notes.suspect("", self._finding(kind, row, None, found, mend), LEVELS[level][1], level)

@@ -31,15 +31,22 @@ KINDS: Mapping[str, Severity] = {
 
 _CP1252 = "€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"
 _HIGH_RUN = re.compile(f"[\u0080-\u00ff{_CP1252}]{{2,}}")
+_QUOTES_OF_MAC = re.compile("‚Ä[ìîôòúùêë¶]")
 _SHREDS = re.compile(r"â€(?=[^\w\s]|$|\s)|[a-zß-ÿ]Ã(?=\s|$|[,.;:!?])|[ÃÂ](?=[\u00a0-\u00bf])|ï»¿|ï¿½")
 _GBK_RUN = re.compile("[\u4e00-\u9fff\u3400-\u4dbf€]{4,}")
 _CYRILLIC_RUN = re.compile("[\u0400-\u045f\u0490\u0491\u0080-\u00bf‚„…†‡€‰‹‘’“”•–—™›№]{4,}")
 _ENTITY = re.compile(r"&(#\d{2,6}|#[xX][0-9a-fA-F]{2,5}|[A-Za-z][A-Za-z0-9]{1,30});")
-_TAG = re.compile(r"</?(p|br|div|span|b|i|em|strong|li|ul|ol|a|td|tr|table|h[1-6]|font|img)(\s[^<>]{0,200})?/?>", re.I)
+_TAG = re.compile(
+    r"</?(p|br|div|span|b|i|em|strong|li|ul|ol|a|td|tr|table|h[1-6]|font|img|script|style|iframe)(\s[^<>]{0,200})?/?>|"
+    r"\[(b|i|u|url|quote|img|code|color|size)(=[^\[\]]{1,80})?\][^\[\]]*\[/\1?",
+    re.I,
+)
 _CODE = re.compile(r"```|html|<!doctype|xml|</?(body|head|script|style)\b|\bcss\b|\btags?\b|web ?page", re.I)
+_IN_ADDRESS = re.compile(r"https?://\S+")
+_PERCENT = re.compile(r"(?:[A-Za-z]+%20){2}|(?:%[0-9A-F]{2}){2}")
 _ESCAPES = re.compile(r"\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}\\x[0-9a-fA-F]{2}|\\U000[0-9a-fA-F]{5}")
 _LITERAL_BREAK = re.compile(r"(?<![\\A-Za-z:])\\n(?![a-z]{2}\w*[\\/])|(?<=[a-z.!?,:;])\\n(?=[A-Z\\\s\d*-]|$)")
-_CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\u2400]|[\x80-\x84\x86-\x9f]")
+_CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\u2400]|[\x80-\x84\x86-\x9f]|[\ue000-\uf8ff]")
 _INVISIBLE = re.compile(
     "[\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\u00ad\ufff9-\ufffb\u180e\U000e0000-\U000e007f]|[\u200c\u200d]"
 )
@@ -67,7 +74,7 @@ def look(view: RowView, layout: Layout, notes: Notes) -> None:
         ):
             notes.looked(kind, cell.peer)
         text = cell.text
-        if "\\" in text:
+        if "\\" in text or "%" in text:
             _escapes(view, cell, notes)
         if not is_about_markup and ("&" in text or "<" in text):
             _markup(view, cell, notes)
@@ -105,7 +112,7 @@ def _unusual(view: RowView, cell: Cell, notes: Notes) -> None:
 
 _SIGNS = (
     (re.compile("\ufffd"), "replacement-character", "a sign that replaced an unreadable one"),
-    (_CONTROL, "control-character", "a control character"),
+    (_CONTROL, "control-character", "a control character, or one that no standard names,"),
     (re.compile("\ufeff"), "byte-order-mark", "a byte order mark (U+FEFF)"),
 )
 
@@ -157,7 +164,7 @@ def _escapes(view: RowView, cell: Cell, notes: Notes) -> None:
     text = cell.text
     if text[:1] in "{[" and text[-1:] in "}]":
         return  # JSON in a string has escapes of its own
-    match = _ESCAPES.search(text)
+    match = _ESCAPES.search(text) or _PERCENT.search(_IN_ADDRESS.sub("", text))
     if match is None and "\n" not in text and "`" not in text and ";" not in text:
         match = _LITERAL_BREAK.search(text)
     if match is not None:
@@ -177,13 +184,18 @@ def _suspect(view: RowView, cell: Cell, notes: Notes, kind: str, found: str, men
 def repaired_mojibake(text: str) -> str:
     """The text with every run that reads as UTF-8 when written back as bytes read so; the text itself if none does."""
     for _ in range(3):  # text may have gone through the wrong encoding more than once
-        better = _HIGH_RUN.sub(lambda match: _reread(match[0], "windows-1252"), text)
+        better = _HIGH_RUN.sub(lambda match: _reread(match[0], "windows-1252"), _QUOTES_OF_MAC.sub(_from_mac, text))
         better = _GBK_RUN.sub(lambda match: _reread(match[0], "gbk"), better)
         better = _CYRILLIC_RUN.sub(lambda match: _reread(match[0], "windows-1251"), better)
         if better == text:
             return text
         text = better
     return text
+
+
+def _from_mac(match: re.Match[str]) -> str:
+    """A quote or dash whose three bytes were read with the table of old Macintoshes."""
+    return match[0].encode("mac-roman").decode("utf-8", "replace")
 
 
 def _reread(run: str, encoding: str) -> str:

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 
 from luthier.data.checks.findings import Finding
 from luthier.data.checks.view import RowView
-from luthier.data.formats import forms_for
+from luthier.data.formats import FORMS, recognise_any
 from luthier.data.formats.table import tabulate
-from luthier.data.formats.unsuited import objection
 from luthier.data.reading import Row
 from luthier.data.settings import FormatName
 from luthier.errors import DataError
 from luthier.types import Gives, Record
 
 KIND = "unreadable-row"
-_TAKES: tuple[Gives, ...] = ("text", "labels")
 
 
 @dataclass(frozen=True)
@@ -30,19 +28,18 @@ class ReadForm:
 
 
 def recognise_form(first: Sequence[Row], format: FormatName) -> ReadForm | None:
-    """The form of the first rows; None if they have no form that something could be learned from."""
+    """The form that the first rows are most naturally read as; None if they have no form that something learns from."""
+    try:
+        natural = recognise_any(first, format)
+    except DataError:
+        return None
     table = tabulate(first)
-    for takes in _TAKES:
-        for form in forms_for(takes):
-            if format not in ("auto", form.NAME):
-                continue
-            recognition = form.recognise(table)
-            if recognition is None:
-                continue
-            if format == "auto" and objection(table, form.NAME, takes) is not None:
-                break
-            return ReadForm(form.NAME, form.GIVES, recognition.reason, recognition.to_records)
-    return None
+    recognition = next(
+        found
+        for form in FORMS
+        if (natural.name, natural.gives) == (form.NAME, form.GIVES) and (found := form.recognise(table)) is not None
+    )
+    return ReadForm(natural.name, natural.gives, natural.reason, recognition.to_records)
 
 
 def fault_of(view: RowView, form: ReadForm) -> Finding | None:

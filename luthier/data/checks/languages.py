@@ -94,6 +94,8 @@ def look(view: RowView, usual: Mapping[str, tuple[str, str]], layout: Layout, no
             suspects.append((cell, "other-script", f"most letters are {own}, where others are {script}"))
         elif not own or own == "Latin":
             spoken, margin = language_of(cell.text) if language else ("", 0.0)
+            if not spoken and language:
+                spoken, margin = _without_usual_words(cell.text, language)
             if spoken and spoken != language and margin >= 0.12:
                 suspects.append((cell, "other-language", f"the text is {spoken}, where others are {language}"))
         if script and own == script and (mixed := _mixed_in(cell.text, script)):
@@ -104,6 +106,16 @@ def look(view: RowView, usual: Mapping[str, tuple[str, str]], layout: Layout, no
         said = f"{found}: {excerpt(cell.text, 0, 30)}."
         finding = Finding(kind, KINDS[kind], view.origin.file, view.origin.line, cell.field, said, mend)
         notes.suspect(cell.peer, finding, 0.015, 1 if is_about else 0)
+
+
+def _without_usual_words(text: str, language: str) -> tuple[str, float]:
+    """The likeliest language of a sentence with accents and without a little word of the usual language; then it is sure."""
+    words = _WORD.findall(text[:600].lower())[:_WORDS_READ]
+    if len(words) < 6 or text.isascii() or any(word in _LANGUAGES[language] for word in words):
+        return "", 0.0
+    counts = Counter(name for word in words for name in _OF_WORD.get(word, ()))
+    most = counts.most_common(1)
+    return (most[0][0], 1.0) if most and most[0][1] >= 2 else ("", 0.0)
 
 
 def _is_long(text: str, script: str) -> bool:

@@ -85,7 +85,7 @@ def mended_row(row: Row, findings: list[Finding], result: Mended, drop_faulty: b
     """The row without what can be mended of these findings; None if it is to be left out."""
     if not findings:
         return row
-    dropped = [finding.kind for finding in findings if finding.kind in _LEFT_OUT]
+    dropped = [finding.kind for finding in findings if finding.kind in _LEFT_OUT and finding.field is None]
     values, rest = row.values, list[str]()
     mended = Counter[str]()
     for finding in findings if not dropped else ():

@@ -66,9 +66,17 @@ def _range(numbers: list[float]) -> tuple[float, float] | None:
     room = 0.5 * width if width else 0.0
     if distinct <= 12 and all(number.is_integer() for number in ordered[cut : len(ordered) - cut]):
         room = 0.0
+    if room and _is_bound(low, ordered):
+        return low, high if _is_bound(high, ordered) else high + room
     least = max(low - room, 0.0) if low >= 0 else low - room
     greatest = min(high + room, 1.0) if least >= 0 and 0.5 < high <= 1 and low < 0.5 and distinct > 2 else high + room
     return least, greatest
+
+
+def _is_bound(number: float, ordered: Sequence[float]) -> bool:
+    """Whether a scale ends here: at a whole number that several rows have, and none of the others lies beyond it."""
+    beyond = sum(each < number for each in ordered), sum(each > number for each in ordered)
+    return number.is_integer() and 0 in beyond and ordered.count(number) >= max(3, len(ordered) // 400)
 
 
 def look(view: RowView, ranges: Ranges, layout: Layout, notes: Notes) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from luthier.data.reading import Row, kind_of
+from luthier.data.reading.content import PACKINGS
 from luthier.types import Origin
 
 Part = Literal["prompt", "answer", "system", "tool", "text", "label", "id", "other"]
@@ -59,7 +60,7 @@ _SPEAKERS: dict[str, Part] = {
     "function_call": "tool",
     "tool_call": "tool",
 }
-TEXT_ENDINGS = (".txt", ".text", ".md", ".txt.gz")
+TEXT_ENDINGS = tuple(f"{ending}{packed}" for ending in (".txt", ".text", ".md") for packed in ("", *PACKINGS))
 _CONTENT_KEYS = ("content", "value", "text")
 
 

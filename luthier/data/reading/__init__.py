@@ -34,11 +34,22 @@ from itertools import islice
 from luthier.data.hub import fetch_values, is_hub_name
 from luthier.data.reading.kinds import READABLE, rows_in
 from luthier.data.reading.places import Place, called, fits, is_pattern, places_of
-from luthier.data.reading.rows import Announce, Row, kind_of
+from luthier.data.reading.rows import Announce, OnFault, Row, kind_of
 from luthier.errors import DataError
 from luthier.types import Origin
 
-__all__ = ["READABLE", "Announce", "Row", "called", "fits", "is_pattern", "iter_rows", "kind_of", "read_rows"]
+__all__ = [
+    "READABLE",
+    "Announce",
+    "OnFault",
+    "Row",
+    "called",
+    "fits",
+    "is_pattern",
+    "iter_rows",
+    "kind_of",
+    "read_rows",
+]
 
 
 def read_rows(source: str | tuple[str, ...], announce: Announce, max_rows: int | None = None) -> list[Row]:
@@ -46,12 +57,16 @@ def read_rows(source: str | tuple[str, ...], announce: Announce, max_rows: int |
     return list(iter_rows(source, announce, max_rows))
 
 
-def iter_rows(source: str | tuple[str, ...], announce: Announce, max_rows: int | None = None) -> Iterator[Row]:
+def iter_rows(
+    source: str | tuple[str, ...], announce: Announce, max_rows: int | None = None, on_fault: OnFault | None = None
+) -> Iterator[Row]:
     """The rows of a file, folder, pattern or hub data set, or of several one after another; at least one of each.
 
     Args:
         announce: is told what a user would not expect, such as which part of a JSON file is taken.
         max_rows: stop after so many rows; what comes later is not looked at, and of a hub set not fetched.
+        on_fault: is told of rows that cannot be read, and reading goes on; then bytes that are not UTF-8 stay in the text
+            as U+DC80 to U+DCFF, and halves of characters as they are. None: the first fault is raised.
 
     Raises: DataError for content that cannot be used, NotFound for a file or hub name that does not exist, NetworkError
     where the hub cannot be reached.
@@ -66,22 +81,44 @@ def iter_rows(source: str | tuple[str, ...], announce: Announce, max_rows: int |
         if limit == 0:
             return
         before = num_rows
-        for row in _rows_at(place, announce, limit):
+        faults: list[DataError] = []
+        for row in _rows_at(place, announce, limit, _counted(on_fault, faults)):
             num_rows += 1
             yield row
-        if num_rows == before:
+        if num_rows == before and not faults:
             name = place if isinstance(place, str) else place.name
             raise DataError("there are no rows in it.", "Give a file that holds at least one row.", file=name)
 
 
-def _rows_at(place: str | Place, announce: Announce, limit: int | None) -> Iterator[Row]:
+def _counted(on_fault: OnFault | None, faults: list[DataError]) -> OnFault | None:
+    """The same, and the last fault is kept in a list, so that a file with nothing else is not one without rows."""
+    if on_fault is None:
+        return None
+
+    def told(fault: DataError) -> None:
+        faults[:] = [fault]
+        on_fault(fault)
+
+    return told
+
+
+def _rows_at(
+    place: str | Place, announce: Announce, limit: int | None, on_fault: OnFault | None = None
+) -> Iterator[Row]:
     """The rows of a hub set or of one file, at most `limit`."""
     if isinstance(place, str):
         for number, values in enumerate(fetch_values(place, announce, limit), start=1):
             yield Row(values, Origin(place, number))
         return
     try:
-        yield from islice(rows_in(place.path, place.name, announce), limit)
+        num_rows = 0
+        for row in islice(rows_in(place.path, place.name, announce, on_fault), limit):
+            num_rows += 1
+            yield row
+    except DataError as error:
+        if on_fault is None or num_rows == 0:
+            raise
+        on_fault(error)  # the rest of a file that is damaged
     except OSError as error:
         found = f"it cannot be read: {error.strerror or error}."
         raise DataError(found, "Check the file's permissions.", file=place.name) from error

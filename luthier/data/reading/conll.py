@@ -62,7 +62,11 @@ def read_conll(content: Content, announce: Announce) -> Iterator[Row]:
                 yield Row({"tokens": words, "tags": tags}, Origin(content.name, begin))
             words, tags = [], []
             continue
-        pair = _word_and_tag(line, number, columns, content.name)
+        try:
+            pair = _word_and_tag(line, number, columns, content.name)
+        except DataError as error:
+            content.tell(error)
+            continue
         if pair is not None:
             begin = begin if words else number
             words.append(pair[0])

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from luthier.data.reading.rows import OnFault
 from luthier.errors import DataError
 
 PACKINGS: dict[str, str] = {
@@ -40,17 +41,34 @@ _BEGINNING = 1 << 16
 
 @dataclass(frozen=True)
 class Content:
-    """What a file holds. `name` is what a user calls it; `packing` and `is_utf16` say what is undone on the way."""
+    """What a file holds. `name` is what a user calls it; `packing` and `is_utf16` say what is undone on the way.
+
+    on_fault: is told of rows that cannot be read; None: the first of them ends the reading.
+    """
 
     path: Path
     name: str
     packing: str | None
     is_utf16: bool
     beginning: bytes
+    on_fault: OnFault | None = None
 
     def open(self) -> BinaryIO:
         """Its bytes from the start, unpacked and in UTF-8 (if text). Raises: DataError, on the way, for damage."""
         return _opened(self.path, self.name, self.packing, self.is_utf16)
+
+    def tell(self, fault: DataError) -> None:
+        """Tell of a row that cannot be read, or raise it where nothing is to be told."""
+        if self.on_fault is None:
+            raise fault
+        self.on_fault(fault)
+
+    def decoded(self, data: bytes, line: int = 1) -> str:
+        """UTF-8 as `decoded`; where reading goes on after faults, bytes that are none stay as U+DC80 to U+DCFF."""
+        if self.on_fault is None:
+            return decoded(data, self.name, line)
+        text = data.decode("utf-8", "surrogateescape")
+        return text.removeprefix("\ufeff") if line == 1 else text
 
     def lines(self, splits_at_cr: bool = False) -> Iterator[tuple[int, str]]:
         """Each line with its number, its ending kept, without a byte order mark. A line ends at a line feed.
@@ -60,7 +78,7 @@ class Content:
         number = 0
         with self.open() as stream:
             for data in stream:
-                text = decoded(data, self.name, number + 1)
+                text = self.decoded(data, number + 1)
                 if splits_at_cr and "\r" in text.rstrip("\r\n"):
                     for piece in io.StringIO(text, newline=""):
                         number += 1
@@ -70,7 +88,7 @@ class Content:
                     yield number, text
 
 
-def content_of(path: Path, name: str) -> Content:
+def content_of(path: Path, name: str, on_fault: OnFault | None = None) -> Content:
     """The content of a file, after a look at its first bytes."""
     with path.open("rb") as file:
         first = file.read(16)
@@ -79,7 +97,7 @@ def content_of(path: Path, name: str) -> Content:
     is_utf16 = beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     if is_utf16:
         beginning = _beginning(path, name, packing, True)
-    return Content(path, name, packing, is_utf16, beginning)
+    return Content(path, name, packing, is_utf16, beginning, on_fault)
 
 
 def decoded(data: bytes, name: str, line: int = 1) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +30,8 @@ LONGEST_CELL = 1 << 28
 _LINES_TO_LOOK_AT = 500
 _RECORDS_TO_LOOK_AT = 1000
 _RECORDS_AT_ONCE = 256
+_MOST_LINES = 2000
+"""Lines of one record, where reading goes on after a quote that is never closed."""
 
 
 def read_csv(content: Content, announce: Announce) -> Iterator[Row]:
@@ -38,7 +40,7 @@ def read_csv(content: Content, announce: Announce) -> Iterator[Row]:
     delimiter = _delimiter([text for _, text in head])
     if delimiter != ",":
         announce(f"{content.name}: columns are taken to be separated by {delimiter!r}, not by commas.")
-    return _rows(_quoted_records(lines, delimiter, content.name), delimiter, content, announce)
+    return _rows(_quoted_records(lines, delimiter, content), delimiter, content, announce)
 
 
 def read_tabbed(content: Content, announce: Announce) -> Iterator[Row]:
@@ -47,12 +49,12 @@ def read_tabbed(content: Content, announce: Announce) -> Iterator[Row]:
     texts = [text.rstrip("\r\n") for _, text in head if text.rstrip("\r\n")]
     num_tabs, num_even = Counter(text.count("\t") for text in texts).most_common(1)[0] if texts else (0, 0)
     if num_tabs == 0 or (num_even < len(texts) and _are_quoted([text for _, text in head])):
-        return _rows(_quoted_records(lines, "\t", content.name), "\t", content, announce)
+        return _rows(_quoted_records(lines, "\t", content), "\t", content, announce)
     has_escapes = _has_escapes(texts)
     if has_escapes:
         announce(rf"{content.name}: \n, \t and \\ stand for a new line, a tab and a backslash, and are read so.")
     form = _Tabbed(num_tabs + 1, _wrapping([text for text in texts if text.count("\t") == num_tabs]), has_escapes)
-    return _rows(form.records(lines, content.name), "\t", content, announce)
+    return _rows(form.records(lines, content), "\t", content, announce)
 
 
 # ── from records to rows ────────────────────────────────────────────────────────────────────────────────────────────
@@ -68,14 +70,16 @@ def _rows(records: Iterator[Record], delimiter: str, content: Content, announce:
     classes = class_names(content.path, columns, [cells for _, cells in body], announce)
     for line, cells in islice(records, 1 if has_header else 0, None):
         if len(cells) != len(columns):
-            raise _uneven(line, cells, columns, has_header, delimiter, content.name)
+            content.tell(_uneven(line, cells, columns, has_header, delimiter, content.name))
+            continue
         values = dict(zip(columns, cells, strict=True))
         if classes is not None:
             number = values[classes.column].strip()
             if number not in classes.names:
                 found = f"{number!r} is none of the numbers {', '.join(classes.names)} that have a name."
                 mend = "Correct the number, or complete the file with the names of the classes."
-                raise DataError(found, mend, file=content.name, line=line, field=classes.column)
+                content.tell(DataError(found, mend, file=content.name, line=line, field=classes.column))
+                continue
             values[classes.column] = classes.names[number]
         yield Row(values, Origin(content.name, line))
 
@@ -134,8 +138,12 @@ def _delimiter(lines: Sequence[str]) -> str:
     return "," if "," in texts[0] else max(",;\t", key=texts[0].count)
 
 
-def _quoted_records(lines: Iterator[Line], delimiter: str, name: str) -> Iterator[Record]:
+def _quoted_records(lines: Iterator[Line], delimiter: str, content: Content) -> Iterator[Record]:
     """Each record that is not a blank line; a quoted cell may span several lines."""
+    if content.on_fault is not None:
+        yield from _records_despite_faults(lines, delimiter, content)
+        return
+    name = content.name
     # strict: a quote that is never closed is an error; without it the rest of the file would silently become one cell
     reader = csv.reader((text for _, text in lines), delimiter=delimiter, strict=True)
     line = 1
@@ -157,6 +165,66 @@ def _quoted_records(lines: Iterator[Line], delimiter: str, name: str) -> Iterato
         yield from (record for record in batch if record[1])
     if failed is not None:
         raise failed
+
+
+def _records_despite_faults(lines: Iterator[Line], delimiter: str, content: Content) -> Iterator[Record]:
+    """The same, going on after a record that is not sound with the line after its first.
+
+    A record over several lines that has not as many cells as the first is not sound: a quote was not closed.
+    """
+    replayed = _Replayed(lines)
+    reader = csv.reader(replayed, delimiter=delimiter, strict=True)
+    width: int | None = None
+    while True:
+        replayed.keep_from_here()
+        fault: DataError | None = None
+        with _long_cells():
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                fault = _unsound(error, *replayed.span, content.name)
+        begin, end = replayed.span
+        if fault is None and begin < end and width is not None and len(cells) != width:
+            fault = _unsound(csv.Error(f"it has {len(cells)} cells, not {width}"), begin, end, content.name)
+        if fault is not None:
+            content.tell(fault)
+            replayed.go_back()
+        elif cells:
+            width = width or len(cells)
+            yield begin, cells
+
+
+class _Replayed:
+    """The text of lines; those since a mark can be gone back to, but for the first."""
+
+    def __init__(self, lines: Iterator[Line]) -> None:
+        self._lines = lines
+        self._again: deque[Line] = deque()
+        self._kept: list[Line] = []
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if len(self._kept) > _MOST_LINES:
+            raise csv.Error(f"a quote is not closed for {_MOST_LINES:,} lines")
+        self._kept.append(self._again.popleft() if self._again else next(self._lines))
+        return self._kept[-1][1]
+
+    def keep_from_here(self) -> None:
+        """Set the mark."""
+        self._kept = []
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The numbers of the first and the last line since the mark."""
+        return self._kept[0][0], self._kept[-1][0]
+
+    def go_back(self) -> None:
+        """Give all lines after the first since the mark once more."""
+        self._again.extendleft(reversed(self._kept[1:]))
 
 
 def _unsound(error: csv.Error, line: int, reached: int, name: str) -> DataError:
@@ -230,7 +298,7 @@ class _Tabbed:
     wrapping: Wrapping
     has_escapes: bool
 
-    def records(self, lines: Iterator[Line], name: str) -> Iterator[Record]:
+    def records(self, lines: Iterator[Line], content: Content) -> Iterator[Record]:
         """Each record that is not an empty line."""
         for number, text in lines:
             line = text.rstrip("\r\n")
@@ -239,7 +307,11 @@ class _Tabbed:
             cells = line.split("\t")
             if '"' in line and self.wrapping != "no":
                 if self._goes_on(cells):
-                    cells = _quoted_record(chain([text], (more for _, more in lines)), number, name)
+                    try:
+                        cells = _quoted_record(chain([text], (more for _, more in lines)), number, content.name)
+                    except DataError as error:
+                        content.tell(error)
+                        continue
                 else:
                     cells = [_unwrapped(cell) for cell in cells]
             if self.has_escapes and "\\" in line:

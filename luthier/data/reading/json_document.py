@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from luthier.data.reading.content import Content, decoded
+from luthier.data.reading.content import Content
 from luthier.data.reading.jsonl import is_jsonl, may_hold_surrogates, read_jsonl, whole
 from luthier.data.reading.rows import Announce, Row, kind_of
 from luthier.errors import DataError
@@ -25,7 +25,7 @@ def read_json(content: Content, announce: Announce) -> Iterator[Row]:
         yield from _as_jsonl(content, announce)
         return
     with content.open() as stream:
-        text = decoded(stream.read(), content.name)
+        text = content.decoded(stream.read())
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -37,10 +37,14 @@ def read_json(content: Content, announce: Announce) -> Iterator[Row]:
         raise DataError(found, mend, file=content.name, line=error.lineno) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"this cannot be read as JSON: {error}.", _SAVE_ROWS, file=content.name) from error
-    is_suspect = may_hold_surrogates(text)
+    is_suspect = content.on_fault is None and may_hold_surrogates(text)
     for number, element in enumerate(_elements(value, content.name, announce), start=1):
-        row = _row(element, content.name, number)
-        yield whole(row) if is_suspect else row
+        try:
+            row = _row(element, content.name, number)
+        except DataError as error:
+            content.tell(error)
+        else:
+            yield whole(row) if is_suspect else row
 
 
 def _as_jsonl(content: Content, announce: Announce) -> Iterator[Row]:

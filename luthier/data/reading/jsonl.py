@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 
-from luthier.data.reading.content import Content, decoded
+from luthier.data.reading.content import Content
 from luthier.data.reading.rows import Announce, Row, kind_of
 from luthier.errors import DataError
 from luthier.types import Origin
@@ -18,9 +18,17 @@ def read_jsonl(content: Content, announce: Announce) -> Iterator[Row]:
     """A row for each line that is not blank."""
     with content.open() as lines:  # only \n ends a line here; text may hold other line separators
         for number, data in enumerate(lines, start=1):
-            text = decoded(data, content.name, number)
-            if not text.isspace():
-                yield _row(text.removeprefix("\ufeff"), content.name, number)
+            text = content.decoded(data, number)
+            if text.isspace():
+                continue
+            try:
+                row = _row(text.removeprefix("\ufeff"), content.name, number)
+                if content.on_fault is None and may_hold_surrogates(text):
+                    row = whole(row)
+            except DataError as error:
+                content.tell(error)
+            else:
+                yield row
 
 
 def is_jsonl(beginning: bytes) -> bool:
@@ -48,8 +56,7 @@ def _row(text: str, name: str, number: int) -> Row:
     if not isinstance(value, dict):
         found = f"this line is JSON but not an object: it is {kind_of(value)}."
         raise DataError(found, mend, file=name, line=number)
-    row = Row(value, Origin(name, number))
-    return whole(row) if may_hold_surrogates(text) else row
+    return Row(value, Origin(name, number))
 
 
 def may_hold_surrogates(text: str) -> bool:

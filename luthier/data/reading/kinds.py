@@ -13,7 +13,7 @@ from luthier.data.reading.json_document import read_json
 from luthier.data.reading.jsonl import read_jsonl
 from luthier.data.reading.parquet import read_parquet
 from luthier.data.reading.plain import read_text
-from luthier.data.reading.rows import Announce, Row
+from luthier.data.reading.rows import Announce, OnFault, Row
 from luthier.errors import DataError
 
 Reader = Callable[[Content, Announce], Iterator[Row]]
@@ -95,19 +95,23 @@ _REFUSED_BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
     (b"\xff\xd8\xff", "this is an image (JPEG); Luthier learns from text.", _SAVE_ROWS),
 )
 
+_TEXT_OF_A_ZERO = 1000
+"""Bytes of text to which one that is zero may be a fault of a row, where reading goes on after such."""
+
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
-def rows_in(path: Path, name: str, announce: Announce) -> Iterator[Row]:
+def rows_in(path: Path, name: str, announce: Announce, on_fault: OnFault | None = None) -> Iterator[Row]:
     """The rows of one file.
 
     announce: is told what its name does not: that it is packed, how its text is encoded, a kind told by content.
+    on_fault: is told of rows that cannot be read, and those after them are read all the same.
     Raises: DataError, for a kind that is not read before it is opened, and for content that cannot be used.
     """
     ending = _ending(path)
     if ending in _REFUSED_ENDINGS:
         raise DataError(*_REFUSED_ENDINGS[ending], file=name)
-    content = content_of(path, name)
+    content = content_of(path, name, on_fault)
     if not content.beginning:
         raise DataError("the file is empty.", "Give a file that holds at least one row.", file=name)
     _refuse_what_it_is(content)
@@ -150,7 +154,8 @@ def _reader_of(content: Content, ending: str, announce: Announce) -> Reader:
     reader = _READERS.get(ending)
     if reader is read_parquet or (reader is None and content.beginning.startswith(b"PAR1")):
         return read_parquet
-    if b"\0" in content.beginning:
+    num_allowed = 0 if content.on_fault is None else len(content.beginning) // _TEXT_OF_A_ZERO
+    if content.beginning.count(0) > num_allowed:
         found = "it is not text: it holds bytes that are zero, as UTF-16 without a byte order mark and binary files do."
         mend = f"Luthier reads {READABLE}; save text as UTF-8."
         raise DataError(found, mend, file=content.name)

@@ -12,6 +12,9 @@ from luthier.types import Origin
 
 Announce = Callable[[str], None]
 
+OnFault = Callable[[DataError], None]
+"""Is told of a row that cannot be read, so that reading goes on with the next one."""
+
 MOST_SAMPLED = 1 << 22
 """Characters that a sample of a file's beginning may hold, so that long rows do not fill the memory."""
 
