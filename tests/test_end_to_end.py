@@ -150,8 +150,8 @@ def test_check_takes_a_file_of_rows_or_a_recipe(desk: Path) -> None:
     of_rows = ended_well("check", "rows.jsonl", "--model", "model", "--json", folder=desk).document
     of_recipe = ended_well("check", "recipe.yaml", "--json", folder=desk).document
     assert of_rows["ok"] is True
-    assert of_rows["rows"] + of_rows["held_out_rows"] == 60
-    learned = {piece["text"] for row in of_rows["shown"] for piece in row["pieces"] if piece["learned"]}
+    assert of_rows["gate"]["rows"] + of_rows["gate"]["held_out_rows"] == of_rows["rows"] == 60
+    learned = {piece["text"] for row in of_rows["gate"]["shown"] for piece in row["pieces"] if piece["learned"]}
     assert any(text.startswith("Order ") for text in learned)
     assert not any("Where is" in text for text in learned)
     assert of_recipe == of_rows

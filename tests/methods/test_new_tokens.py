@@ -80,11 +80,11 @@ def logits_of(model: LanguageModel, adapter: str | None, text: str = PROMPT) -> 
     tokens = torch.tensor([model.tokenizer(text)["input_ids"]])
     length = tokens.shape[1]
     empty = torch.zeros(length, dtype=torch.int64)
-    targets = Targets(torch.arange(length), tokens[0], torch.ones(length), empty)
+    targets = Targets(torch.arange(length), tokens[0], torch.ones(length), empty, torch.zeros_like(tokens[0]))
     batch = Batch("packed", tokens, torch.arange(length)[None], None, (Segment(0, length),), (0,), targets)
     with torch.no_grad():
         outputs = model.forward(batch, adapter)
-        return model.head_of(outputs.head_call)(outputs.hidden_ND, 0)
+        return outputs.head.logits(outputs.hidden_ND)
 
 
 def test_new_rows_begin_near_the_mean_of_the_known_ones_and_the_others_stay(base: Path):
