@@ -303,6 +303,7 @@ class AdapterAttachment(Attachment):
         self.head_start: dict[str, Tensor] = {}
         self.new_rows = TrainedRows(model, name, model.new_tokens)
         check_apart_from_rows(tuple(self.layers), self.new_rows)
+        self.head = TrainedHead(model, name)
         self.train_head(model.new_head)
 
     @property
@@ -318,6 +319,7 @@ class AdapterAttachment(Attachment):
     def train_head(self, layers: tuple[str, ...]) -> None:
         """Train these layers of the model's head too, whole. Raises RecipeError if the adapter itself is at one."""
         check_apart(tuple(self.layers), layers)
+        self.head.leave()
         self.head = TrainedHead(self.model, self.name, layers)
 
     @torch.no_grad()

@@ -53,12 +53,21 @@ class TrainedHead:
         self.model = model
         self.name = name
         self.layers: dict[str, AdaptedLinear] = {}
+        self._own: dict[str, WholeBranch] = {}
         for target in layers:
             layer = adapted(model, target)
             assert isinstance(layer, AdaptedLinear)
             bias_O = None if layer.bias is None else _copy(layer.bias)
-            layer.add(name, WholeBranch(_copy(layer.weight), bias_O))
+            self._own[target] = WholeBranch(_copy(layer.weight), bias_O)
+            layer.add(name, self._own[target])
             self.layers[target] = layer
+
+    def leave(self) -> None:
+        """Take the branches out again, but for places where another head of this name stands by now."""
+        for target, layer in self.layers.items():
+            if layer.branches[self.name] is self._own[target]:
+                del layer.branches[self.name]
+        self.layers = {}
 
     @property
     def tensors(self) -> dict[str, nn.Parameter]:
