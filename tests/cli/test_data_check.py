@@ -8,27 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nouns import NOUNS
 
 import luthier.prepared
 from luthier.cli.main import main
 from luthier.errors import NetworkError
-
-WORDS = [
-    "lamp",
-    "table",
-    "garden",
-    "engine",
-    "letter",
-    "river",
-    "market",
-    "window",
-    "bridge",
-    "violin",
-    "harbour",
-    "kettle",
-    "museum",
-    "forest",
-]
 
 
 def write(path: Path, *changes: tuple[int, str]) -> None:
@@ -36,8 +20,8 @@ def write(path: Path, *changes: tuple[int, str]) -> None:
     random_ = random.Random(5)
     rows: list[dict[str, Any]] = [
         {
-            "prompt": f"Where is the {' '.join(random_.choices(WORDS, k=9))}?",
-            "completion": f"It is {random_.choices(WORDS, k=9)}.",
+            "prompt": f"Where is the {' '.join(random_.choices(NOUNS, k=9))}?",
+            "completion": f"It is {random_.choices(NOUNS, k=9)}.",
         }
         for _ in range(60)
     ]

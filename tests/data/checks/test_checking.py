@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nouns import NOUNS
 
 import luthier.data.checks.checking as checking
 from luthier.data.checks.checking import check_data
@@ -15,28 +16,11 @@ from luthier.data.checks.personal import is_iban, is_luhn
 from luthier.data.checks.statistics import page, picture, statistics_of
 from luthier.errors import DataError
 
-WORDS = [
-    "lamp",
-    "table",
-    "garden",
-    "engine",
-    "letter",
-    "river",
-    "market",
-    "window",
-    "bridge",
-    "violin",
-    "harbour",
-    "kettle",
-    "museum",
-    "forest",
-]
-
 
 def write(path: Path, count: int) -> str:
     random_ = random.Random(5)
     rows: list[dict[str, Any]] = [
-        {"text": f"The {' '.join(random_.choices(WORDS, k=24))}.", "label": ("good", "bad")[number % 2]}
+        {"text": f"The {' '.join(random_.choices(NOUNS, k=24))}.", "label": ("good", "bad")[number % 2]}
         for number in range(count)
     ]
     rows[30]["text"] += " Write to maria.keller@posteo.de."

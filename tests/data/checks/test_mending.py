@@ -10,34 +10,18 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nouns import NOUNS
 
 from luthier.data.checks.checking import check_data
 from luthier.data.checks.encoding import repaired_mojibake
 from luthier.data.checks.mending import MENDS, Mended, write_mended
 from luthier.errors import DataError, UsageError
 
-WORDS = [
-    "lamp",
-    "table",
-    "garden",
-    "engine",
-    "letter",
-    "river",
-    "market",
-    "window",
-    "bridge",
-    "violin",
-    "harbour",
-    "kettle",
-    "museum",
-    "forest",
-]
-
 
 def clean_rows(count: int = 120) -> list[dict[str, Any]]:
     random_ = random.Random(5)
     return [
-        {"text": f"The {' '.join(random_.sample(WORDS, 8))} of number {number}.", "label": ("good", "bad")[number % 2]}
+        {"text": f"The {' '.join(random_.sample(NOUNS, 8))} of number {number}.", "label": ("good", "bad")[number % 2]}
         for number in range(count)
     ]
 
