@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from luthier.errors import RecipeError, ResourceError
 from luthier.models.anatomy import Anatomy, find_targets
@@ -109,19 +109,7 @@ def load_model(
     config = read_config(source)
     family = family_of(config.model_type)
     head = check_head(family, config.model_type, head)
-    check_fixed(config.to_dict(), family.fixed)
-    if config.to_dict().get("use_bidirectional_attention"):
-        raise RecipeError(
-            f"{settings.name} reads its text in both directions, so it cannot learn to write.",
-            "Choose a model that was made for writing.",
-            field="model",
-        )
-    if family.encoder is not None and source.gguf is not None:
-        raise RecipeError(
-            f"{settings.name} is an encoder-decoder in a GGUF file, which Luthier does not read.",
-            "Use the model's safetensors folder.",
-            field="model",
-        )
+    _check_readable(source, config, family)
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     fast = fast or FastModel()
@@ -165,6 +153,23 @@ def load_model(
         new_tokens=new_tokens,
         prepared=first,
     )
+
+
+def _check_readable(source: ModelSource, config: PreTrainedConfig, family: Family) -> None:
+    """Raise RecipeError for a config that the family's entry does not describe, and for a model that is not read."""
+    check_fixed(config.to_dict(), family.fixed)
+    if config.to_dict().get("use_bidirectional_attention"):
+        raise RecipeError(
+            f"{source.name} reads its text in both directions, so it cannot learn to write.",
+            "Choose a model that was made for writing.",
+            field="model",
+        )
+    if family.encoder is not None and source.gguf is not None:
+        raise RecipeError(
+            f"{source.name} is an encoder-decoder in a GGUF file, which Luthier does not read.",
+            "Use the model's safetensors folder.",
+            field="model",
+        )
 
 
 def _blocks(source: ModelSource, quantization: QuantizationSettings | None, head: Head | None) -> GGUFBlocks | None:

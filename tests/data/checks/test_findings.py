@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nouns import NOUNS
 
 from luthier.data.checks.checking import Checked, check_data
 
@@ -16,23 +17,7 @@ Rows = list[dict[str, Any]]
 LINE = 57
 """The row that is planted in, counted from 1."""
 
-THINGS = [
-    "lamp",
-    "table",
-    "garden",
-    "engine",
-    "letter",
-    "river",
-    "market",
-    "window",
-    "bridge",
-    "violin",
-    "harbour",
-    "kettle",
-    "museum",
-    "forest",
-    "planet",
-]
+THINGS = [*NOUNS, "planet"]
 DEEDS = [
     "repair",
     "paint",
