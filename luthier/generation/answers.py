@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
+from luthier.generation.constraints import Matcher
+from luthier.generation.penalties import Seen
 from luthier.generation.requests import Completed, FinishReason, Request, TokenLogprob
 from luthier.generation.text import TextStream, decode_text
 
@@ -47,6 +49,8 @@ class Answer:
         self.number = number
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []
+        self.seen: Seen | None = None  # where penalties ask for it
+        self.matcher: Matcher | None = None  # where a constraint does
         self.finish_reason: FinishReason | None = None
         self._stop_ids = model_stops | asked.request.stop_ids
         self._tokenizer = tokenizer

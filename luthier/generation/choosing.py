@@ -10,7 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from luthier.errors import UsageError
 from luthier.generation.answers import Answer
+from luthier.generation.constraints import Grammars
+from luthier.generation.penalties import Seen, add_biases, penalised
 from luthier.generation.requests import Request, TokenLogprob, draw_index, likeliest_of
 from luthier.generation.rows import Decoder
 from luthier.generation.sampling import sample, uniforms
@@ -20,10 +23,24 @@ class Chooser:
     """Chooses tokens for the answers of one model."""
 
     def __init__(self, model: Decoder) -> None:
-        self._model = model
+        self._tokenizer = model.tokenizer
+        self._grammars = Grammars(model.tokenizer)
 
     def check(self, request: Request) -> None:
-        """Raise what is wrong with a request's settings for this model."""
+        """Raise UsageError for settings that this model cannot keep to."""
+        sampling = request.sampling
+        self._grammars.check(sampling)
+        beyond = [token for token, _ in sampling.logit_bias if not 0 <= token < self._num_tokens]
+        if beyond:
+            raise UsageError(
+                f"logit_bias names the token {beyond[0]}, but the tokenizer has those from 0 to {self._num_tokens - 1}.",
+                "Name tokens by their ids.",
+                field="logit_bias",
+            )
+
+    @property
+    def _num_tokens(self) -> int:
+        return len(self._tokenizer)
 
     @torch.no_grad()
     def choose(self, logits_BV: Tensor, answers: Sequence[Answer]) -> list[int]:
@@ -31,9 +48,54 @@ class Chooser:
         samplings = [answer.asked.request.sampling for answer in answers]
         indices = [draw_index(answer.number, len(answer.tokens)) for answer in answers]
         uniform_B = uniforms([sampling.seed for sampling in samplings], indices)
-        token_B = sample(logits_BV, samplings, uniform_B)
+        token_B = sample(self._adjusted(logits_BV, answers), samplings, uniform_B)
         _tell_logprobs(logits_BV, token_B, answers)
-        return token_B.tolist()
+        tokens: list[int] = token_B.tolist()
+        for answer, token in zip(answers, tokens, strict=True):
+            if answer.seen is not None:
+                answer.seen.add(token)
+            if answer.matcher is not None:
+                answer.matcher.add(token)
+        return tokens
+
+    def _adjusted(self, logits_BV: Tensor, answers: Sequence[Answer]) -> Tensor:
+        """The scores with the penalties, biases and constraints of the rows that have some; a copy, if any has."""
+        rows = [row for row, answer in enumerate(answers) if not answer.asked.request.sampling.keeps_probabilities]
+        if not rows:
+            return logits_BV
+        at = torch.tensor(rows, device=logits_BV.device)
+        changed_KV = logits_BV[at]
+        self._begin([answers[row] for row in rows], changed_KV)
+        samplings = [answers[row].asked.request.sampling for row in rows]
+        seen = [(place, answers[row].seen) for place, row in enumerate(rows)]
+        places = [place for place, one in seen if one is not None]
+        if places:
+            of_places = torch.tensor(places, device=logits_BV.device)
+            changed_KV[of_places] = penalised(
+                changed_KV[of_places],
+                [samplings[place] for place in places],
+                [one for _, one in seen if one is not None],
+            )
+        add_biases(changed_KV, samplings)
+        for place, row in enumerate(rows):
+            matcher = answers[row].matcher
+            if matcher is not None:
+                matcher.allow(changed_KV[place])
+        adjusted_BV = logits_BV.clone()
+        adjusted_BV[at] = changed_KV
+        return adjusted_BV
+
+    def _begin(self, answers: Sequence[Answer], logits_KV: Tensor) -> None:
+        """Give answers that get their first token what their settings need."""
+        vocabulary = logits_KV.shape[-1]
+        for answer in answers:
+            if answer.tokens:
+                continue
+            request = answer.asked.request
+            if request.sampling.is_penalised:
+                answer.seen = Seen(request.prompt, vocabulary, logits_KV.device)
+            if request.sampling.is_constrained:
+                answer.matcher = self._grammars.matcher(request.sampling, vocabulary, answer.stop_ids)
 
 
 def _tell_logprobs(logits_BV: Tensor, token_B: Tensor, answers: Sequence[Answer]) -> None:

@@ -66,6 +66,8 @@ class PagedStep:
         for x_PSKE, x_1KTE in ((k_PSKE, k_1KTE), (v_PSKE, v_1KTE)):
             x_PSKE.flatten(0, 1).index_copy_(0, self.place_T, x_1KTE[0].transpose(0, 1))
         q_THE = q_1HTE[0].transpose(0, 1)
+        if self.plan is not None and not self.parts:
+            return paged_attention(q_THE, k_PSKE, v_PSKE, self.plan, terms).transpose(0, 1)[None]
         out_THE = q_THE.new_empty(*q_THE.shape[:2], v_1KTE.shape[3])
         if self.plan is not None:
             q_NHE = q_THE[self.single_N]

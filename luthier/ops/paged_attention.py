@@ -186,7 +186,7 @@ def _joined(out_XGKE: Tensor, lse_XGK: Tensor, place_NC: Tensor) -> Tensor:
     lse_XGK = F.pad(lse_XGK, (0, 0, 0, 0, 0, 1), value=-torch.inf)
     share_NCGK = torch.softmax(lse_XGK[place_NC], dim=1).to(out_XGKE.dtype)
     part_NCGKE = out_XGKE[place_NC.clamp(max=len(out_XGKE) - 1)]
-    return torch.einsum("ncgke,ncgk->ngke", part_NCGKE, share_NCGK)
+    return part_NCGKE.mul_(share_NCGK.unsqueeze(-1)).sum(1)
 
 
 def paged_attention_reference(
