@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from luthier.errors import DataError, RecipeError
 from luthier.models.loading import choose_dtype
 from luthier.models.shapes import NAMED
 from luthier.models.sources import locate, read_config, stored_form_of, with_new_tokens
+from luthier.ops.workers import worker_count
 from luthier.planner.trace import Work
 from luthier.quantization.settings import QuantizationSettings
 from luthier.recipe import Recipe
@@ -25,8 +25,6 @@ from luthier.recipe.base import fast_of, head_of, settings_of
 from luthier.store.files import read_json
 from luthier.store.places import expanded
 from luthier.types import Example, Origin, Part
-
-_MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,4 @@ def work_of(recipe: Recipe, config: PreTrainedConfig, rows: Rows, device: torch.
 
 def workers_of(recipe: Recipe, device: torch.device) -> int:
     """How many workers compute at once there."""
-    training = recipe.training
-    if training.update_in_backward or device.type == "cuda":
-        return 1
-    return training.workers if isinstance(training.workers, int) else min(os.cpu_count() or 1, _MOST_WORKERS)
+    return 1 if recipe.training.update_in_backward else worker_count(recipe.training.workers, device)
