@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tiny_model import write_tiny_encoder_decoder, write_tiny_model
 from tiny_runs import Cut, begin, course, cut_after, go_on, nothing, outcome, recipe_values, write_rows
 from transformers import AutoTokenizer
@@ -27,7 +28,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small model and a larger one of the same words, rows, and a run that tuned the larger one."""
     desk = tmp_path_factory.mktemp("desk")
     write_tiny_model(desk / "small")
-    write_tiny_model(desk / "large", hidden_size=48, num_hidden_layers=3)
+    write_tiny_model(desk / "large", hidden_size=48, num_hidden_layers=3, initializer_range=0.3)
     write_rows(desk / "rows.jsonl", 18)
     write_rows(desk / "held-out.jsonl", 5, start=100)
     begin(recipe_values(desk / "large", desk / "rows.jsonl", training={"steps": 12}), desk / "taught")
@@ -177,7 +178,8 @@ def other_words(folder: Path) -> None:
 
 def writes_nothing(folder: Path) -> None:
     recipe = folder / RESOLVED
-    recipe.write_text(recipe.read_text().replace("kind: sft", "kind: embedding"))
+    values = yaml.safe_load(recipe.read_text())
+    recipe.write_text(yaml.safe_dump({**values, "objective": {"kind": "embedding"}, "data": {"train": "x/y"}}))
 
 
 def short_sighted(folder: Path) -> None:
