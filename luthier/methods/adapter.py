@@ -49,6 +49,11 @@ class AdapterMethod(Method):
         description="Go on from this adapter: a run folder or a folder in peft's format. Its rank, strength and targets hold.",
     )
 
+    @property
+    def begins_at_base(self) -> bool:
+        """Not where it goes on from an adapter."""
+        return self.begin_from is None and super().begins_at_base
+
     def attach(self, model: LanguageModel, name: str, seed: int, *, fast: bool = True) -> AdapterAttachment:
         """Put the adapter into the model. With `from`, the file's settings and tensors take the place of these.
 
