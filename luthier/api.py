@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from luthier.corruption.vocabulary import Vocabulary
 from luthier.data import tokenizer_training
 from luthier.data.dataset import load_examples
 from luthier.data.reading import called
@@ -150,7 +151,8 @@ def _asked_as(
     if reader is not None:
         return reader(model, renderer, adapter)
     is_plain = objective.splits and renderer.completions_as == "auto"  # plain texts were learned, not chats
-    return TextModel(model, replace(renderer, completions_as="plain") if is_plain else renderer, adapter)
+    asking = objective.asking(Vocabulary(model.tokenizer, model.answer_start))
+    return TextModel(model, replace(renderer, completions_as="plain") if is_plain else renderer, adapter, asking)
 
 
 def load_text(run: str | Path, announce: Announce = _log.info) -> TextModel:
