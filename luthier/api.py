@@ -35,6 +35,7 @@ from luthier.models.language_model import LanguageModel
 from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
 from luthier.objectives import Embedding, Objective
+from luthier.objectives.asking import AS_WRITTEN
 from luthier.ops.workers import Workers
 from luthier.prediction.chooser import Chooser
 from luthier.prediction.classifier import Classifier
@@ -251,7 +252,8 @@ def evaluate(
         if isinstance(tuned, Embedder):
             return evaluate_embedding(candidates, rows, tuned.objective, passes, limit)
         if recipe.objective.splits:
-            return evaluate_targets(candidates, rows, passes, limit)
+            asking = tuned.asking if isinstance(tuned, TextModel) else AS_WRITTEN
+            return evaluate_targets(candidates, rows, passes, limit, asking=asking, sampling=sampling)
         return evaluate_records(
             candidates,
             rows.records,

@@ -18,3 +18,7 @@ class Asking:
     causal: bool = True
     tokens: Callable[[str], list[int]] | None = None
     shown_ids: frozenset[int] = frozenset()
+
+
+AS_WRITTEN = Asking()
+"""As rows are written, left to right."""

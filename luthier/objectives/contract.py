@@ -18,7 +18,7 @@ from torch import Tensor
 from luthier.corruption.vocabulary import Vocabulary
 from luthier.models.heads import Head
 from luthier.models.outputs import Outputs
-from luthier.objectives.asking import Asking
+from luthier.objectives.asking import AS_WRITTEN, Asking
 from luthier.types import Example, Gives, ModelKind, Origin, Rendered, Settings, TextsAs
 
 Corrupt = Callable[[Example, np.random.Generator], Example]
@@ -95,7 +95,7 @@ class Objective(Settings, ABC):
 
     def asking(self, vocabulary: Vocabulary) -> Asking:
         """How a model that learned by it is asked. Raises RecipeError as `corruption` does."""
-        return Asking()
+        return AS_WRITTEN
 
     def settled(self, labels: tuple[str, ...]) -> Self:
         """The same with what it takes from the labels of the training rows, each once, in order."""

@@ -74,7 +74,7 @@ class UL2(Pretraining):
             mode: Mode = said or ("R" if sentinels & set(ids) else "S")
             return [*([marks[mode]] if marks else []), *ids, vocabulary.end_id]
 
-        return Asking(causal=False, tokens=tokens, shown_ids=frozenset(sentinels))
+        return Asking(causal=False, tokens=tokens, shown_ids=frozenset([*sentinels, *(marks or {}).values()]))
 
     def _marks(self, vocabulary: Vocabulary) -> Mapping[Mode, int] | None:
         """What inputs begin with; None where they begin with nothing."""

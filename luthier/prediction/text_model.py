@@ -14,7 +14,7 @@ from luthier.faults import setting_fault
 from luthier.generation.engine import Completed, Request, generate, stream
 from luthier.generation.settings import Sampling
 from luthier.models.language_model import LanguageModel
-from luthier.objectives.asking import Asking
+from luthier.objectives.asking import AS_WRITTEN, Asking
 from luthier.prediction.contract import check_whole
 from luthier.types import Completion, Message
 
@@ -39,7 +39,7 @@ class TextModel:
     language_model: LanguageModel
     renderer: Renderer
     adapter: str | None
-    asking: Asking = field(default_factory=Asking)
+    asking: Asking = AS_WRITTEN
 
     def generate(self, prompt: Prompt, **sampling: Any) -> str:
         """The answer to a prompt, or to the messages of a chat. Greedy unless `sampling` says otherwise."""
