@@ -182,7 +182,7 @@ class Method(Settings, ABC):
     family: what it trains. paper: where it comes from. count: the formula of its trainable numbers. default_lr: the peak
     learning rate of a recipe that gives none. output_folder: what a finished run calls its result. tunes_base: whether
     the base's own weights train, so that the result is a whole model and not an adapter beside one. needs_quantization:
-    whether it makes sense over a quantized base alone. trains_new_tokens: whether rows of tokens that are added train with it.
+    whether it makes sense over a quantized base alone.
     """
 
     family: ClassVar[Kin]
@@ -193,7 +193,6 @@ class Method(Settings, ABC):
     output_folder: ClassVar[str]
     tunes_base: ClassVar[bool] = False
     needs_quantization: ClassVar[bool] = False
-    trains_new_tokens: ClassVar[bool] = False
 
     kind: str
 
@@ -204,6 +203,11 @@ class Method(Settings, ABC):
         name: how `LanguageModel.forward(adapters=…)` calls it. seed: decides the random start, each tensor by its name.
         fast: use the operations of `ops`. Raises RecipeError, naming the field, if the model has no place for it.
         """
+
+    @property
+    def without_new_tokens(self) -> str | None:
+        """Why the rows of tokens that are added to the model cannot train with it; None if they do."""
+        return "it trains no rows of the embedding"
 
     def class_head(self, head: ClassHead) -> ClassHead:
         """The head for the objective's classes that the method needs, where the model is loaded with one."""

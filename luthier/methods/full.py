@@ -29,7 +29,6 @@ class Full(Method):
     default_lr: ClassVar[float] = 2e-5
     output_folder: ClassVar[str] = "model"
     tunes_base: ClassVar[bool] = True
-    trains_new_tokens: ClassVar[bool] = True
     count: ClassVar[str] = "the size of the chosen tensors; a head tied to the embedding counts once"
 
     kind: Literal["full"] = "full"
@@ -44,6 +43,11 @@ class Full(Method):
         None,
         description="Whether final norm and head train; unset: only if all layers do. A new head for classes always trains.",
     )
+
+    @property
+    def without_new_tokens(self) -> str | None:
+        """None: embedding and head train, or `attach` says what to set."""
+        return None
 
     def attach(self, model: LanguageModel, name: str, seed: int, *, fast: bool = True) -> FullAttachment:
         """Unfreeze the chosen tensors, in fp32."""

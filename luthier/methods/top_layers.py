@@ -45,6 +45,11 @@ class TopLayers(Method):
         description="Whether the head trains too; unset: only if it is not tied to the embedding. A new head for classes always trains.",
     )
 
+    @property
+    def without_new_tokens(self) -> str | None:
+        """The embedding does not train."""
+        return "it trains the last layers, and the embedding is below them"
+
     def keeps_full(self, anatomy: Anatomy) -> tuple[str, ...]:
         """The linear layers of the layers that train."""
         return tuple(name for layer in self._trained(anatomy) for name in layer.linears)
