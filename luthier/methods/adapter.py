@@ -307,6 +307,7 @@ class AdapterAttachment(Attachment):
         self.extra: dict[str, Any] = {}
         self.trained_on = ""
         self.head_start: dict[str, Tensor] = {}
+        _check_read(model, name, tuple(self.layers))
         check_apart_from_rows(model, name, tuple(self.layers))
         self.new_rows = TrainedRows(model, name, model.new_tokens)
         self.head = TrainedHead(model, name)
@@ -471,6 +472,20 @@ class AdapterAttachment(Attachment):
         self.layers = {}
         self.head.merge()
         self.new_rows.merge()
+
+
+def _check_read(model: LanguageModel, name: str, places: tuple[str, ...]) -> None:
+    """Raise RecipeError if an adapter would train at the head, of which the objective asks nothing."""
+    idle = set() if model.is_head_read else set(places) & {part.name for part in model.anatomy.head_parts}
+    for place in sorted(idle):
+        layer = model.hf.get_submodule(place)
+        assert isinstance(layer, AdaptedLayer)
+        if layer.branch(name).tensors:
+            raise RecipeError(
+                f"The objective asks nothing of the model's head, so that nothing at {place} would learn.",
+                "Leave it out of method.targets.",
+                field="method.targets",
+            )
 
 
 def _untie(model: LanguageModel) -> None:

@@ -74,10 +74,12 @@ class Full(Method):
         places += [name + "." for name in model.new_head]
         if trains_embedding:
             places += [anatomy.embedding + "."]
+        unread = unread_head(model)
         names = [
             n
-            for n, _ in model.hf.named_parameters()
-            if (whole and trains_embedding and trains_head) or n.startswith(tuple(places))
+            for n, parameter in model.hf.named_parameters()
+            if ((whole and trains_embedding and trains_head) or n.startswith(tuple(places)))
+            and id(parameter) not in unread
         ]
         if not names:
             raise RecipeError("Nothing is left to train.", "Name some layers in method.layers.", field="method.layers")
@@ -91,6 +93,16 @@ class Full(Method):
                     f"Use indices from 0 to {count - 1}.",
                     field="method.layers",
                 )
+
+
+def unread_head(model: LanguageModel) -> set[int]:
+    """The ids of what of the head alone nothing asks: left to train, it would only decay."""
+    if model.is_head_read:
+        return set()
+    anatomy = model.anatomy
+    held = (parameter for part in anatomy.head_parts for parameter in model.hf.get_submodule(part.name).parameters())
+    embedding = {id(parameter) for parameter in model.hf.get_submodule(anatomy.embedding).parameters()}
+    return {id(parameter) for parameter in held} - embedding
 
 
 class FullAttachment(Attachment):

@@ -49,7 +49,7 @@ class TrainedRows:
             self._prompt = standing
         else:
             self._add(anatomy.embedding, embedding, own)
-        if anatomy.purpose == "classes":
+        if anatomy.purpose == "classes" or not self.model.is_head_read:
             return
         head = adapted(self.model, anatomy.head)
         assert isinstance(head, AdaptedLinear)

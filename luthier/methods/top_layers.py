@@ -58,7 +58,15 @@ class TopLayers(Method):
         """Unfreeze the last layers, in fp32."""
         anatomy = model.anatomy
         layers = self._trained(anatomy)
-        trains_head = not anatomy.is_head_tied if self.include_head is None else self.include_head
+        trains_head = (
+            not anatomy.is_head_tied and model.is_head_read if self.include_head is None else self.include_head
+        )
+        if trains_head and not model.is_head_read:
+            raise RecipeError(
+                "The objective asks nothing of the model's head, so that nothing of it would learn.",
+                "Leave method.include_head out.",
+                field="method.include_head",
+            )
         if trains_head and anatomy.is_head_tied:
             raise RecipeError(
                 "The model's head is its embedding, so training it would train the embedding below every layer.",
