@@ -19,6 +19,7 @@ from luthier.corruption.vocabulary import Vocabulary
 from luthier.models.heads import Head
 from luthier.models.outputs import Outputs
 from luthier.models.settings import ModelSettings
+from luthier.objectives.asking import AS_WRITTEN, Asking
 from luthier.types import Example, Gives, ModelKind, Origin, Rendered, Settings, TextsAs
 
 Corrupt = Callable[[Example, np.random.Generator], Example]
@@ -117,6 +118,10 @@ class Objective(Settings, ABC):
     def corruption(self, vocabulary: Vocabulary) -> Corrupt | None:
         """What is done to an example anew in each epoch; None for nothing. Raises RecipeError for tokens that are missing."""
         return None
+
+    def asking(self, vocabulary: Vocabulary) -> Asking:
+        """How a model that learned by it is asked. Raises RecipeError as `corruption` does."""
+        return AS_WRITTEN
 
     def settled(self, labels: tuple[str, ...]) -> Self:
         """The same with what it takes from the labels of the training rows, each once, in order."""
