@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -304,3 +307,14 @@ def test_settings_that_cannot_work_are_refused_at_their_field(values: dict[str, 
 
 def test_a_score_that_is_not_finite_is_a_fault() -> None:
     assert Grade.of(math.inf) == Grade(None, "the score is inf")
+
+
+def test_every_grader_of_the_page_is_read_and_the_page_shows_every_kind() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "grading.md").read_text("utf-8")
+    shown = [
+        grader_of(json.loads(block)) for block in re.findall(r"^```json\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    ]
+    assert {grader.kind for grader in shown} == {
+        "string_check", "number", "pattern", "json_schema", "json_fields", "length", "text_similarity", "code", "python",
+        "score_model", "label_model", "multi",
+    }  # fmt: skip
