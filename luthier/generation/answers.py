@@ -54,8 +54,8 @@ class Answer:
         self.finish_reason: FinishReason | None = None
         self._stop_ids = model_stops | asked.request.stop_ids
         self._tokenizer = tokenizer
-        stops = asked.request.sampling.stop
-        self._text = TextStream(tokenizer, stops) if asked.watched or stops else None
+        stops, shown_ids = asked.request.sampling.stop, asked.request.shown_ids
+        self._text = TextStream(tokenizer, stops, shown_ids) if asked.watched or stops else None
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -92,6 +92,7 @@ class Answer:
         """The answer, once it has ended."""
         assert self.finish_reason is not None
         spoken = self.tokens[:-1] if self.finish_reason == "stop" else self.tokens
-        text = decode_text(self._tokenizer, spoken) if self._text is None else self._text.text
+        shown_ids = self.asked.request.shown_ids
+        text = decode_text(self._tokenizer, spoken, shown_ids) if self._text is None else self._text.text
         told = self.asked.request.top_logprobs is not None
         return Completed(tuple(self.tokens), text, self.finish_reason, tuple(self.logprobs) if told else None)

@@ -21,7 +21,7 @@ from luthier.generation.answers import Answer, Asked
 from luthier.generation.choosing import Chooser
 from luthier.generation.lanes import BatchLane, Lane
 from luthier.generation.paged_lane import PagedLane
-from luthier.generation.requests import Completed, FinishReason, Request
+from luthier.generation.requests import Completed, FinishReason, Request, reading_of
 from luthier.generation.rows import Decoder
 from luthier.ops.workers import Workers
 
@@ -275,17 +275,17 @@ def _num_threads(model: Decoder, num_requests: int) -> int:
 def _plan(
     requests: Sequence[Request], rows: Sequence[int], lengths: Sequence[int], max_rows: int, max_cache_tokens: int
 ) -> list[list[int]]:
-    """Batches of requests that share an adapter and are of like length, each within the limits (or of one request).
+    """Batches of requests that are read alike and of like length, each within the limits (or of one request).
 
     The longest prompts come first: if memory does not suffice, that shows at once.
     """
     batches: list[list[int]] = []
     longest = 0
-    for row in sorted(rows, key=lambda row: (requests[row].adapter or "", -len(requests[row].prompt))):
+    for row in sorted(rows, key=lambda row: (*reading_of(requests[row]), -len(requests[row].prompt))):
         batch = batches[-1] if batches else []
         together = max(longest, lengths[row])
         fits = len(batch) < max_rows and (len(batch) + 1) * together <= max_cache_tokens
-        if batch and fits and requests[batch[0]].adapter == requests[row].adapter:
+        if batch and fits and reading_of(requests[batch[0]]) == reading_of(requests[row]):
             batch.append(row)
             longest = together
         else:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from luthier.generation.answers import Answer
+from luthier.generation.requests import reading_of
 from luthier.generation.rows import Decoder, PromptRows, Rows, SourceRows
 
 
@@ -47,7 +48,7 @@ class Lane(ABC):
 
 
 class BatchLane(Lane):
-    """Batches over a left-padded cache: each is of one adapter, and none joins it later.
+    """Batches over a left-padded cache: each is of requests that are read alike, and none joins it later.
 
     It computes what pages do not: architectures whose batches are padded, encoder-decoders, networks beside the model, and
     prefixes with gates.
@@ -73,22 +74,25 @@ class BatchLane(Lane):
         return self._rows.next_scores(token_B)
 
     def _begin(self) -> None:
-        """Take as many of the answers that wait as are of the first one's adapter and have room together."""
-        adapter = self.waiting[0].asked.request.adapter
+        """Take as many of the answers that wait as are read as the first one is and have room together."""
+        first = self.waiting[0].asked.request
         longest = 0
         chosen: list[Answer] = []
         for answer in self.waiting:
             together = max(longest, len(answer.asked.prompt) + answer.asked.budget)
             if len(chosen) == self.max_rows or (chosen and (len(chosen) + 1) * together > self._max_cache_tokens):
                 break
-            if answer.asked.request.adapter == adapter:
+            if reading_of(answer.asked.request) == reading_of(first):
                 chosen.append(answer)
                 longest = together
         taken = set(map(id, chosen))
         self.waiting = deque(answer for answer in self.waiting if id(answer) not in taken)
         self.live = chosen
-        make = PromptRows if self._model.answer_start is None else SourceRows
-        self._rows = make(self._model, [answer.asked.prompt for answer in chosen], adapter)
+        prompts = [answer.asked.prompt for answer in chosen]
+        if self._model.answer_start is None:
+            self._rows = PromptRows(self._model, prompts, first.adapter, causal=first.causal)
+        else:
+            self._rows = SourceRows(self._model, prompts, first.adapter)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Let go of the others."""

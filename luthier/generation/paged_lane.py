@@ -65,6 +65,7 @@ class _Opening:
     adapter: str | None
     tokens: tuple[int, ...]
     num_found: int
+    causal: bool
 
 
 @dataclass
@@ -146,7 +147,9 @@ class PagedLane(Lane):
     def _open(self, asked: Asked, most_tokens: int | None) -> _Opening | None:
         """Give a prompt its pages; None if there is no room now, or if it has more than so many tokens to compute."""
         adapter, tokens, pages = asked.request.adapter, asked.prompt, self._pages
-        found = pages.find(adapter, tokens) if self._model.shares_tokens(adapter) else []
+        # of a prompt that sees itself whole, no beginning is like that of another
+        shares = asked.request.causal and self._model.shares_tokens(adapter)
+        found = pages.find(adapter, tokens) if shares else []
         num_found = len(found) * pages.size
         of_prompt, of_answer = self._need(asked, len(found))
         if most_tokens is not None and len(tokens) - num_found > most_tokens:
@@ -157,12 +160,12 @@ class PagedLane(Lane):
         pages.promise(of_prompt)
         own = [pages.take() for _ in range(pages.pages_for(len(tokens)) - len(found))]
         held = [*found, *own]
-        if self._model.shares_tokens(adapter):
+        if shares:
             pages.keep(adapter, tokens, held)
         fills = [pages.size] * (len(held) - 1) + [len(tokens) - (len(held) - 1) * pages.size]
         prompt = _Prompt(_Past(held, fills, of_prompt - len(own)), asked.request.num_answers)
         self._prompts[id(asked)] = prompt
-        return _Opening(prompt, adapter, tokens, num_found)
+        return _Opening(prompt, adapter, tokens, num_found, asked.request.causal)
 
     def _begin(self, asked: Asked) -> None:
         """Give an answer its past: the prompt's own if it is the only one, else one that shares the prompt's pages."""
@@ -236,7 +239,7 @@ class PagedLane(Lane):
         row.places += places[found:].tolist()
         row.prompts += [len(opening.tokens)] * (len(opening.tokens) - found)
         past_C = torch.from_numpy(places[:found]).to(self._model.device) if found else None
-        row.parts.append(PromptPart(start, len(row.tokens), past_C))
+        row.parts.append(PromptPart(start, len(row.tokens), past_C, opening.causal))
 
     def _computed(self, row: _Row) -> Tensor:
         """The scores of the packed row's items, in the order of `row.items`."""

@@ -147,11 +147,15 @@ class PagePlan:
 
 @dataclass(frozen=True)
 class PromptPart:
-    """New tokens start..stop of a row, and the places of what stands before them, shape (C,); None for nothing."""
+    """New tokens start..stop of a row, and the places of what stands before them, shape (C,); None for nothing.
+
+    causal: whether each sees of the new tokens those before it; else it sees all of them.
+    """
 
     start: int
     stop: int
     past_C: Tensor | None
+    causal: bool = True
 
 
 def paged_attention(q_NHE: Tensor, k_PSKE: Tensor, v_PSKE: Tensor, plan: PagePlan, terms: AttentionTerms) -> Tensor:
@@ -207,7 +211,7 @@ def prompt_attention(
     parts: Sequence[PromptPart],
     terms: AttentionTerms,
 ) -> list[Tensor]:
-    """The attention outputs of the new tokens of each part, each (1, H, T, E): they see their past and are causal."""
+    """The attention outputs of the new tokens of each part, each (1, H, T, E): they see all of their past."""
     is_fast = _has_kernel(q_1HTE, k_1KTE, v_1KTE, terms)
     outs = []
     for part in parts:
@@ -215,24 +219,24 @@ def prompt_attention(
         num_past = 0 if part.past_C is None else len(part.past_C)
         is_whole = terms.window is None or num_past + part.stop - part.start <= terms.window
         if part.past_C is None and is_fast and is_whole:
-            outs.append(_kernel(q, k, v, terms.scale, None, is_causal=True)[0])
+            outs.append(_kernel(q, k, v, terms.scale, None, part.causal)[0])
             continue
         if part.past_C is None:
             k_past, v_past = k[:, :, :0], v[:, :, :0]
         else:
             k_past, v_past = (x.flatten(0, 1)[part.past_C].transpose(0, 1)[None] for x in (k_PSKE, v_PSKE))
         if is_fast and is_whole:
-            outs.append(_gone_on(q, k, v, k_past, v_past, terms.scale))
+            outs.append(_gone_on(q, k, v, k_past, v_past, terms.scale, part.causal))
             continue
         k, v = (torch.cat([past, own], dim=2) for past, own in ((k_past, k), (v_past, v)))
-        mask = block_mask(q.shape[2], k.shape[2], True, terms.window, q.device)
+        mask = block_mask(q.shape[2], k.shape[2], part.causal, terms.window, q.device)
         outs.append(masked_attention(q, k, v, mask, terms))
     return outs
 
 
-def _gone_on(q: Tensor, k: Tensor, v: Tensor, k_past: Tensor, v_past: Tensor, scale: float) -> Tensor:
-    """Causal attention that sees all of a past besides."""
-    own, own_lse = _kernel(q, k, v, scale, None, is_causal=True)
+def _gone_on(q: Tensor, k: Tensor, v: Tensor, k_past: Tensor, v_past: Tensor, scale: float, is_causal: bool) -> Tensor:
+    """Attention that sees all of a past besides."""
+    own, own_lse = _kernel(q, k, v, scale, None, is_causal)
     past, past_lse = _kernel(q, k_past, v_past, scale, None)
     share = torch.sigmoid(own_lse - past_lse).unsqueeze(-1).to(own.dtype)
     return torch.lerp(past, own, share)
