@@ -65,7 +65,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="torch's threads for everyone (default: torch's own)")
     parser.add_argument("--prompts", type=int, help="fewer prompts than the task has")
     parser.add_argument("--new-tokens", type=int, help="fewer new tokens than the task has")
-    parser.add_argument("--cache-tokens", type=int, default=32_768, help="of our cache (default: 32768)")
+    parser.add_argument("--cache-tokens", type=int, default=16_384, help="of our cache (default: 16384)")
     parser.add_argument("--only", nargs="+", metavar="KEY", help="some contestants, such as luthier-64 generate-32")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for all figures (default: bench/results)")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")

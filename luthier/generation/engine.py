@@ -55,6 +55,7 @@ class Engine:
         max_waiting: int = 4096,
     ) -> None:
         self.model = model
+        self.cache_tokens = cache_tokens
         self._paged = PagedLane(model, max_rows, cache_tokens)
         self._batches = BatchLane(model, max_rows, cache_tokens)
         self._max_waiting = max_waiting
@@ -128,6 +129,13 @@ class Engine:
                     yield asked.pieces.popleft()
         finally:
             self.cancel(asked)
+
+    def stream(self, request: Request) -> Generator[str, None, Completed]:
+        """The text of a request's only answer piece by piece; the generator's value is the answer."""
+        asked = self.submit(request, watched=True)
+        for _, piece in self.pieces(asked):
+            yield piece
+        return asked.completed[0]
 
     def _take_in(self) -> None:
         with self._lock:
@@ -300,13 +308,14 @@ def stream(model: Decoder, request: Request) -> Generator[str, None, Completed]:
     Pieces are never empty, never split a character, and never hold the beginning of a stop text.
     Raises: as `generate`, at the first piece.
     """
+    answer: Completed = yield from Engine(model, max_rows=1, cache_tokens=num_tokens(model, request)).stream(request)
+    return answer
+
+
+def num_tokens(model: Decoder, request: Request) -> int:
+    """The most tokens that a request of one answer comes to. Raises: DataError, as `generate`."""
     placed = _placed(model, request)
-    length = len(placed) + _token_budget(model, request, placed)
-    engine = Engine(model, max_rows=1, cache_tokens=length)
-    asked = engine.submit(request, watched=True)
-    for _, piece in engine.pieces(asked):
-        yield piece
-    return asked.completed[0]
+    return len(placed) + _token_budget(model, request, placed)
 
 
 def _goes_through_pages(model: Decoder, adapter: str | None) -> bool:
