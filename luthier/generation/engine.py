@@ -56,13 +56,19 @@ class Engine:
     ) -> None:
         self.model = model
         self.cache_tokens = cache_tokens
-        self._paged = PagedLane(model, max_rows, cache_tokens)
-        self._batches = BatchLane(model, max_rows, cache_tokens)
+        self.max_rows = max_rows
         self._max_waiting = max_waiting
+        self._begin()
         self._chooser = Chooser(model)
+        self._lock = threading.Lock()
+
+    def _begin(self) -> None:
+        """Begin with nothing."""
+        self._paged = PagedLane(self.model, self.max_rows, self.cache_tokens)
+        self._batches = BatchLane(self.model, self.max_rows, self.cache_tokens)
         self._inbox: deque[tuple[Lane, list[Answer]]] = deque()
         self._num_waiting = 0
-        self._lock = threading.Lock()
+        self._open: dict[int, Asked] = {}
 
     @property
     def is_idle(self) -> bool:
@@ -96,6 +102,7 @@ class Engine:
                     "Ask again when some have ended, or give the engine a larger max_waiting.",
                 )
             self._num_waiting += len(answers)
+            self._open[id(asked)] = asked
             self._inbox.append((lane, answers))
         return asked
 
@@ -108,10 +115,25 @@ class Engine:
         self._paged.forget()
 
     def step(self) -> list[Asked]:
-        """Give every live answer one token; the requests of which an answer ended with it.
+        """Give every live answer one token; the requests of which an answer ended with it, once for each.
 
-        Raises: NotFinite, if the model gives NaN.
+        Raises: NotFinite, if the model gives NaN. After any error, and an interruption, all that was asked is cancelled, and
+        the engine takes new requests.
         """
+        try:
+            return self._stepped()
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        """Cancel everything and begin anew: a step that broke off may have left anything half done."""
+        for asked in self._open.values():
+            asked.answers = [answer or Completed((), "", "cancelled") for answer in asked.answers]
+        with self._lock:
+            self._begin()
+
+    def _stepped(self) -> list[Asked]:
         self._take_in()
         done: list[Asked] = []
         for lane in (self._paged, self._batches):
@@ -177,6 +199,8 @@ class Engine:
 
     def _end(self, answer: Answer) -> Asked:
         answer.asked.answers[answer.number] = answer.completed()
+        if answer.asked.is_done:
+            del self._open[id(answer.asked)]
         return answer.asked
 
 

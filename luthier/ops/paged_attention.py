@@ -62,6 +62,7 @@ class PagePlan:
         self.page_size = page_size
         self.device = device
         self._masks: dict[int | None, list[Tensor | None]] = {}
+        self._seen: dict[int | None, Tensor] = {}
 
     @cached_property
     def readings(self) -> list[Reading]:
@@ -116,6 +117,11 @@ class PagePlan:
 
     def seen_NL(self, window: int | None) -> Tensor:
         """Which tokens of `token_NL` the newest token of each row sees."""
+        if window not in self._seen:
+            self._seen[window] = self._newly_seen(window)
+        return self._seen[window]
+
+    def _newly_seen(self, window: int | None) -> Tensor:
         length_N1 = self._tensor(self.pasts.length_N)[:, None]
         at_L = torch.arange(int(self.pasts.length_N.max()), device=self.device)
         seen_NL = at_L < length_N1

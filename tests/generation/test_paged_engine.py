@@ -244,3 +244,25 @@ def test_several_answers_are_streamed_side_by_side(model: LanguageModel) -> None
         break  # whoever stops reading cancels
     while not engine.is_idle:
         engine.step()
+
+
+def test_after_an_interruption_everything_is_cancelled_and_the_engine_goes_on(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(model, max_rows=2, cache_tokens=4 * PAGE_SIZE)
+    lost = engine.submit(Request((5, 6), DRAWN, num_answers=3))
+    engine.step()
+
+    def interrupted(*args: object) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LanguageModel, "read", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    assert engine.is_idle
+    assert [answer.finish_reason for answer in lost.completed] == ["cancelled"] * 3
+    asked = engine.submit(Request((7,), GREEDY))
+    while not engine.is_idle:
+        engine.step()
+    assert asked.completed == generate(model, [Request((7,), GREEDY)])
