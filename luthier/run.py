@@ -20,6 +20,7 @@ from luthier.data.batches import StepBatches, evaluation_batches
 from luthier.data.dataset import Dataset
 from luthier.data.drawn import Drawing
 from luthier.data.rendering import Renderer
+from luthier.data.settings import files_of
 from luthier.errors import CheckpointNotFound, NotFound, RecipeError, UsageError
 from luthier.evaluation.loss import held_out_loss
 from luthier.evaluation.report import write_loss_plot, write_report
@@ -149,7 +150,7 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *,
     if plans:
         from luthier.planner.gate import plan_run  # what pretends to be tensors takes a while to import
 
-        plan_run(recipe, prepared.first_rows, prepared.tokenizer, folder, announce)
+        plan_run(recipe, prepared.first_rows, prepared.tokenizer, folder, announce, prepared.dataset.mixture)
     model = load_base_of(recipe, announce)
     give_back(model.device)  # what reading took: holes that would stay beside what training takes
     dataset = prepared.dataset
@@ -220,6 +221,7 @@ def _resolve(
         longest=None
         if drawing is None
         else recipe.data.max_length + attachment.num_virtual + attachment.num_virtual_answer,
+        mixture=dataset.mixture,
     )
     if training.update_in_backward and (most := batches.most_micro_batches) > 1:
         raise RecipeError(
@@ -378,7 +380,7 @@ def _finish(recipe: Recipe, folder: Path, attachment: Attachment, progress: Prog
         {
             "Model": recipe.model.name,
             "Method": f"{recipe.method.kind}, {attachment.num_trainable:,} numbers trained",
-            "Data": ", ".join([recipe.data.train] if isinstance(recipe.data.train, str) else recipe.data.train),
+            "Data": ", ".join(files_of(recipe.data.train)),
             "Steps": str(progress.step),
             "Result": str(output),
         },

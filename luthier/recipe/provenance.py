@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def provenance_of(model_sha256: str, dataset: Dataset) -> Provenance:
 def dataset_sha256(dataset: Dataset) -> str:
     """The hash of the rows and of all that training and evaluation take from them: tokens, targets, weights."""
     digest = hashlib.sha256(f"{dataset.sha256} {len(dataset.train)} {len(dataset.validation)}".encode())
-    for example in (*dataset.train, *dataset.validation):
+    for example in chain(dataset.train, dataset.validation):
         arrays: list[NDArray[Any]] = [part.tokens_T for part in example.parts]
         arrays += [example.source_N, example.token_N, example.weight_N, example.sample_N]
         for array in arrays:
