@@ -107,7 +107,7 @@ def fact_of(example: Example) -> tuple[int | bool, ...]:
     begins: IntArray = (
         example.source_S if example.source_S is not None else arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     )[:2]
-    first, second, *_ = (*begins.tolist(), -1, -1)
+    first, second = [*map(int, begins), -1, -1][:2]
     return (
         example.num_tokens,
         example.num_real_tokens,

@@ -8,7 +8,7 @@ that call tools where the template leaves calls out.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from types import MappingProxyType
@@ -151,12 +151,16 @@ class _Counted:
         renderer = self.dataset.renderer
         if renderer.answer_start is not None:
             return np.zeros(len(self.kind_A), dtype=np.bool_)
-        return np.array([renderer.writes_as_chat(kind) for kind in KINDS])[self.kind_A]
+        return self._are([renderer.writes_as_chat(kind) for kind in KINDS])
 
     @property
     def is_whole_A(self) -> NDArray[np.bool_]:
         """Whether a row's texts are read as a whole."""
-        return np.array([issubclass(kind, get_args(Whole)) for kind in KINDS])[self.kind_A]
+        return self._are([issubclass(kind, get_args(Whole)) for kind in KINDS])
+
+    def _are(self, of_kinds: Sequence[bool]) -> NDArray[np.bool_]:
+        of_rows: NDArray[np.bool_] = np.array(of_kinds)[self.kind_A]
+        return of_rows
 
     def labels(self, is_held_out: bool) -> Iterator[str]:
         """The labels of the rows to train on, or of those held out; nothing is read where no record has any."""

@@ -23,6 +23,7 @@ import transformers
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from luthier.data.settings import FormatName
 from luthier.data.tokens.columns import DTYPES, Kept
 from luthier.errors import NotFound
 from luthier.store import disk
@@ -47,7 +48,7 @@ class Meta:
 
     said: tuple[str, ...]
     notes: tuple[str, ...]
-    format: str
+    format: FormatName
     reason: str
     sha256: str
     labels: tuple[str, ...]
@@ -78,7 +79,10 @@ class TokenCache:
             columns = {each: _mapped(path / each, dtype) for each, dtype in DTYPES.items()}
         except (FileNotFoundError, NotFound):
             return "it was deleted just now"
-        meta = Meta(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        given: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        meta = Meta(**given)
         mark_used(path)
         return Kept(columns, meta.files), meta
 

@@ -70,7 +70,8 @@ def _record(values: list[Any]) -> Record:
         return Preference(_answered(chosen), _answered(rejected), margin)
     if made is Verdict:
         return Verdict(_answered(fields[0]), fields[1])
-    return made(*(tuple(field) if isinstance(field, list) else field for field in fields))
+    record: Record = made(*(tuple(field) if isinstance(field, list) else field for field in fields))
+    return record
 
 
 def _message(role: str, content: str, learn: bool | None, extra: list[list[Any]]) -> Message:

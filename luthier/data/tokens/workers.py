@@ -13,6 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import IO, Any
 
@@ -106,10 +107,8 @@ class _Worker:
         """End the process."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        try:
+        with suppress(OSError):  # it has ended already
             self._process.stdin.close()
-        except OSError:  # it has ended already
-            pass
         self._process.stdout.close()
         self._process.wait()
 
