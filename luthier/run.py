@@ -19,10 +19,11 @@ import torch
 from luthier.data.batches import StepBatches, evaluation_batches
 from luthier.data.dataset import Dataset
 from luthier.data.drawn import Drawing
+from luthier.data.mixture import by_task
 from luthier.data.rendering import Renderer
 from luthier.data.settings import files_of
 from luthier.errors import CheckpointNotFound, NotFound, RecipeError, UsageError
-from luthier.evaluation.loss import held_out_loss
+from luthier.evaluation.loss import held_out_by_task
 from luthier.evaluation.report import write_loss_plot, write_report
 from luthier.methods import ADAPTER, Attachment
 from luthier.models.drawing import with_values
@@ -51,7 +52,7 @@ from luthier.store.runs import (
     write_status,
 )
 from luthier.training.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
-from luthier.training.loop import Outside, Plan, Progress, progress_of, train
+from luthier.training.loop import HeldOut, Outside, Plan, Progress, progress_of, train
 from luthier.training.memory import give_back
 from luthier.training.run_folder import carried_out, is_free, to_go_on
 from luthier.training.trackers import Tracker, numbers_of, tracking
@@ -332,17 +333,20 @@ def _outside(
     on_step: OnStep,
 ) -> Outside:
     """The loop's view of the run folder, the held-out rows and the trackers."""
-    held_out = evaluation_batches(
-        dataset.validation,
-        recipe.training.tokens_per_micro_batch,
-        workers.count,
-        model.layout,
-        model.pad_id,
-        shares_prefix=_shares_prefix(recipe, model, attachment),
-    )
+    held_out = {
+        task: evaluation_batches(
+            rows,
+            recipe.training.tokens_per_micro_batch,
+            workers.count,
+            model.layout,
+            model.pad_id,
+            shares_prefix=_shares_prefix(recipe, model, attachment),
+        )
+        for task, rows in by_task(dataset.validation).items()
+    }
 
-    def evaluate() -> float:
-        return held_out_loss(model, recipe.objective, held_out, attachment.adapter, workers, plan.autocast)
+    def evaluate() -> HeldOut:
+        return held_out_by_task(model, recipe.objective, held_out, attachment.adapter, workers, plan.autocast)
 
     def save(checkpoint: Checkpoint) -> None:
         save_checkpoint(folder, checkpoint)

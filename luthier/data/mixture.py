@@ -20,9 +20,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from luthier.data.sequences import taken
 from luthier.data.settings import DataSource
 from luthier.ops.draws import salt_of
-from luthier.types import IntArray
+from luthier.types import Example, IntArray
 
 _SALT = salt_of("rows of a source")
 
@@ -84,6 +85,14 @@ def epoch_order(num_rows: int, seed: int, epoch: int) -> list[int]:
     draws = np.random.Philox(key=np.array([seed % 2**64, epoch], dtype=np.uint64)).random_raw(num_rows)
     order: list[int] = np.argsort(draws, kind="stable").tolist()
     return order
+
+
+def by_task(rows: Sequence[Example]) -> dict[str, Sequence[Example]]:
+    """The rows of each task, the tasks in the order of their first rows; "" is that of rows without one."""
+    at: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        at.setdefault(row.origin.task or "", []).append(index)
+    return {task: rows if len(at) == 1 else taken(rows, places) for task, places in at.items()}
 
 
 def mixture_of(
