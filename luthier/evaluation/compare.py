@@ -97,7 +97,7 @@ def evaluate_records(
     if learned:
         losses = [losses_by_row(c, learned, len(chosen), tokens_per_micro_batch, workers, progress) for c in candidates]
         measures += loss_measures(losses)
-        measures += task_measures(losses, learned)
+        measures += task_measures(losses, [example for example in learned if example.weight_N.any()])
     answers = [_answers(candidate, questions, renderer, sampling, max_rows, progress) for candidate in candidates]
     if questions:
         measures += score_measures(answers, [question.reference for question in questions])
