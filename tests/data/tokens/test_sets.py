@@ -37,8 +37,9 @@ def test_a_set_is_the_same_from_memory_from_columns_from_the_cache_and_from_two_
         "columns": loaded(file, cache_gb=0, **values),
         "written": loaded(file, **values),
         "cache": loaded(file, **values),
-        "processes": loaded(file, cache_gb=0, processes=2, **values),
     }
+    if values.get("too_long") != "truncate":  # processes take a while to begin
+        found["processes"] = loaded(file, cache_gb=0, processes=2, **values)
     assert len(names_in(cache)) == 1
     assert all(not isinstance(each.train, tuple) for each in found.values())
     with monkeypatch.context() as patch:
@@ -105,13 +106,13 @@ NO_ROLE = {"messages": [{"role": "poet", "content": "?"}, {"role": "assistant", 
 LONG = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "one two " * 300}]}
 
 
-@pytest.mark.parametrize("rows", [{29: NO_ROLE}, {5: NO_ROLE, 29: NO_ROLE}, {28: LONG}, {3: LONG, 27: NO_ROLE}])
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    ("rows", "processes"),
+    [({29: NO_ROLE}, 1), ({5: NO_ROLE, 29: NO_ROLE}, 1), ({28: LONG}, 2), ({3: LONG, 27: NO_ROLE}, 1)],
+)
 def test_a_fault_is_raised_each_time_as_it_is_without_the_cache(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, rows: dict[int, Any], processes: int
 ) -> None:
-    if processes == 2 and len(rows) == 1:
-        pytest.skip("one fault is as good from one process")
     file = write_chats(tmp_path / "chats.jsonl", 30, rows=rows)
     told = []
     for _ in range(2):
@@ -264,7 +265,7 @@ def test_a_set_stays_readable_while_it_is_deleted(tmp_path: Path, cache: Path) -
     dataset = loaded(file, validation="none")
     assert isinstance(dataset.train, KeptExamples)
     before = content(dataset)
-    loaded(write_chats(tmp_path / "other.jsonl", 30), cache_gb=1e-4)
+    loaded(write_chats(tmp_path / "other.jsonl", 30), cache_gb=1e-5 * 3)
     assert [name.partition("-")[0] for name in names_in(cache)] == ["other"]
     assert content(dataset) == before
 
