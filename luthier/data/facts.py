@@ -6,8 +6,9 @@ the disk is judged without being read.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ from luthier.types import (
 
 T = TypeVar("T")
 Table = NDArray[np.void]
+Digests = NDArray[np.uint8]
 
 FACTS = np.dtype(
     [
@@ -66,9 +68,38 @@ class Counted(Protocol):
     def facts_R(self) -> Table: ...
 
 
+@runtime_checkable
+class Hashed(Protocol):
+    """Rows whose digests were taken when they were made."""
+
+    @property
+    def digests_R(self) -> Digests: ...
+
+
 def facts_of(rows: Sequence[Example]) -> Table:
     """The facts of examples, shape (R,), of dtype `FACTS`."""
     return _counted(rows, lambda each: np.array([fact_of(row) for row in each], dtype=FACTS))
+
+
+def digests_of(rows: Sequence[Example]) -> Digests:
+    """The digest of each example, shape (R, 32)."""
+    if isinstance(rows, Hashed):
+        return rows.digests_R
+    if isinstance(rows, Chosen):
+        return digests_of(rows.rows)[rows.at_R]
+    if isinstance(rows, Joined):
+        return np.concatenate([digests_of(part) for part in rows.parts])
+    return np.frombuffer(b"".join(map(digest_of, rows)), dtype=np.uint8).reshape(-1, 32)
+
+
+def digest_of(example: Example) -> bytes:
+    """The SHA-256 of all that training and evaluation take from an example: tokens, targets, weights."""
+    arrays: list[NDArray[Any]] = [part.tokens_T for part in example.parts]
+    arrays += [example.source_N, example.token_N, example.weight_N, example.sample_N]
+    arrays += [array for array in (example.source_S, example.types_P, example.value_N) if array is not None]
+    parents = ",".join(f"{part.parent} {part.causal}" for part in example.parts)
+    lengths = np.array([len(array) for array in arrays], dtype="<i8")
+    return hashlib.sha256(b"".join([parents.encode(), lengths.tobytes(), *(a.tobytes() for a in arrays)])).digest()
 
 
 def keys_of(records: Sequence[Record]) -> Keys:

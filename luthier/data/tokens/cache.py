@@ -125,7 +125,9 @@ class TokenCache:
 
 def _mapped(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
     """A file as an array, read as far as it is asked for."""
-    return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
+    if path.stat().st_size == 0:
+        return np.zeros(0, dtype)
+    return np.memmap(path, dtype, mode="r").view(np.ndarray)  # whose pieces are cheaper
 
 
 # ── keys ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.data.facts import FACTS, RECORD_FACTS, Table, fact_of, record_fact_of
+from luthier.data.facts import FACTS, RECORD_FACTS, Digests, Table, digest_of, fact_of, record_fact_of
 from luthier.data.sequences import Lazy
 from luthier.data.tokens.making import Made
 from luthier.data.tokens.record_json import record_line, record_of
@@ -38,6 +38,7 @@ ROW = np.dtype(
         ("ends", [(name, "<i8") for name in ENDS]),
         ("facts", FACTS),
         ("record", RECORD_FACTS),
+        ("digest", "u1", 32),
     ]
 )
 PART = np.dtype([("length", "<i4"), ("parent", "<i4"), ("causal", "?")])
@@ -84,6 +85,7 @@ def pack(made: Made) -> Packed:
             tuple(ends.tolist()),
             fact_of(example),
             record_fact_of(record),
+            np.frombuffer(digest_of(example), dtype=np.uint8),
         )
     columns = {name: np.concatenate(arrays) if arrays else np.zeros(0, DTYPES[name]) for name, arrays in flat.items()}
     return Packed({"rows": rows, **columns}, tuple(files))
@@ -158,10 +160,12 @@ class Kept:
         """The line of each row."""
         return self.columns["rows"]
 
-    def values(self, name: str, index: int) -> NDArray[Any]:
-        """What a column holds of a row."""
-        ends = self.rows["ends"][name]
-        return self.columns[name][int(ends[index - 1]) if index else 0 : int(ends[index])]
+    def values(self, index: int) -> dict[str, NDArray[Any]]:
+        """What each column holds of a row."""
+        ends = self.rows["ends"]
+        first = ends[index - 1].item() if index else (0,) * len(ENDS)
+        spans = zip(ENDS, first, ends[index].item(), strict=True)
+        return {name: self.columns[name][start:end] for name, start, end in spans}
 
 
 class KeptExamples(Lazy[Example]):
@@ -178,13 +182,18 @@ class KeptExamples(Lazy[Example]):
         """The facts of the examples."""
         return np.asarray(self.kept.rows["facts"])
 
+    @property
+    def digests_R(self) -> Digests:
+        """The digests of the examples."""
+        return np.asarray(self.kept.rows["digest"])
+
     def item(self, index: int) -> Example:
         """The example of a row."""
         kept = self.kept
         row = kept.rows[index]
-        tokens_P = kept.values("tokens", index).astype(np.int64)
-        targets = kept.values("targets", index)
-        parts = kept.values("parts", index)
+        values = kept.values(index)
+        targets, parts = values["targets"], values["parts"]
+        tokens_P = values["tokens"].astype(np.int64)
         cuts = np.cumsum(parts["length"])
         own = np.split(tokens_P[: cuts[-1]], cuts[:-1]) if len(parts) > 1 else [tokens_P[: cuts[-1]]]
         return Example(
@@ -199,8 +208,8 @@ class KeptExamples(Lazy[Example]):
             document=kept.first_document + int(row["document"]),
             origin=Origin(kept.files[row["file"]], int(row["line"]), kept.task),
             source_S=None if row["source"] < 0 else tokens_P[cuts[-1] :],
-            types_P=kept.values("types", index).astype(np.int64) if row["has_types"] else None,
-            value_N=np.array(kept.values("values", index)) if row["has_values"] else None,
+            types_P=values["types"].astype(np.int64) if row["has_types"] else None,
+            value_N=np.array(values["values"]) if row["has_values"] else None,
         )
 
 
@@ -220,4 +229,4 @@ class KeptRecords(Lazy[Record]):
 
     def item(self, index: int) -> Record:
         """The record of a row."""
-        return record_of(self.kept.values("records", index).tobytes())
+        return record_of(self.kept.values(index)["records"].tobytes())
