@@ -50,7 +50,8 @@ class Asked:
 
 @dataclass(frozen=True)
 class Examples:
-    """The rows of one source, or of several, as records, and what each teaches, aligned; `document` is the row's index.
+    """The rows of one source, or of several, as records, and what each teaches, aligned; `document` is the row's index, counted
+    on from what the rows begin with.
 
     Those of a large set are made when they are asked for.
     reason: why the rows were taken for this form. notes: what a user should know of them. sha256: of the rows' content.
@@ -71,6 +72,8 @@ class Examples:
 @dataclass(frozen=True)
 class Dataset:
     """The rows to train on and those held out; records and examples are aligned, and those of a large set made when asked for.
+
+    Every row has a document number of its own.
 
     format, reason: the form of the training rows, and why they were taken for it; of a mixture, of its first source.
     sha256: of the training rows' content, before any are held out. labels: those of the training rows likewise, each once,
@@ -148,7 +151,7 @@ def _split(
     elif settings.validation == "none":
         note = "No rows are held out (data.validation: none)."
     else:
-        held_out = loader.load(settings.validation, None)
+        held_out = loader.load(settings.validation, None, _after_last(source.examples, 0))
         names = ", ".join(files_of(settings.validation))
         note = f"The {len(held_out.examples)} rows of {names} are held out."
     notes = [note]
@@ -180,12 +183,13 @@ def load_examples(
     make_example: MakeExample,
     announce: Announce,
     asked: Asked = Asked(),
+    first_document: int = 0,
 ) -> Examples:
     """The rows of a source, rendered and kept within `settings.max_length`. Announces and raises as load_dataset.
 
-    asked: what the objective asks of the rows.
+    asked: what the objective asks of the rows. first_document: the number of the first of them.
     """
-    return _Loader(settings, renderer, make_example, asked, announce).load(source, None)
+    return _Loader(settings, renderer, make_example, asked, announce).load(source, None, first_document)
 
 
 @dataclass(frozen=True)
@@ -199,12 +203,11 @@ class _Loader:
     announce: Announce
     labels: tuple[str, ...] = ()
 
-    def load(self, named: Sources, max_rows: int | None) -> Examples:
-        """The rows of all sources that are named, one after another."""
+    def load(self, named: Sources, max_rows: int | None, first_document: int = 0) -> Examples:
+        """The rows of all sources that are named, one after another, their documents counted from a number on."""
         sources = sources_of(named)
         tasks = tuple(_task(source) if is_mixture(named) else "" for source in sources)
         sets: list[TokenSet] = []
-        first_document = 0
         for source, task in zip(sources, tasks, strict=True):
             found = token_set(self.wanted(source, max_rows), self._keeping, self.announce)
             sets.append(found.placed(first_document, task or None))
