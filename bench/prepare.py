@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.side import say
 from bench.work import NOT_LEARNED, Linear, Shape, Work, WorkRow, write_work
-from luthier.data.batches import epoch_order
+from luthier.data.mixture import epoch_order
 from luthier.data.rendering import Renderer, build_renderer
 from luthier.data.settings import DataSettings
 from luthier.errors import DataError, LuthierError, NotFound, UsageError

@@ -52,9 +52,10 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Look rows through and show which tokens would be learned; ends with exit code 3 if something is wrong."""
-    from luthier.data.checks.checking import check_data
+    from luthier.data.checks.checking import check_sources
     from luthier.data.checks.mending import write_mended
     from luthier.data.checks.statistics import write_report
+    from luthier.data.settings import files_of, is_mixture
     from luthier.recipe import load_recipe, make_recipe
 
     if drop_faulty and fix is None:
@@ -66,9 +67,11 @@ def check(
     else:
         recipe = make_recipe({"model": "smollm2-135m", "data": {"train": what}}, changes)
     settings = recipe.data
+    if fix is not None and is_mixture(settings.train):
+        raise UsageError("--fix writes the rows of one source.", "Check and mend the files of the mixture one by one.")
     held_out = validation or (settings.validation if settings.validation not in ("auto", "none") else None)
-    checked = check_data(settings.train, held_out, say, format=settings.format)
-    mended = None if fix is None else write_mended(settings.train, checked, fix, drop_faulty=drop_faulty)
+    checked = check_sources(settings, held_out, say)
+    mended = None if fix is None else write_mended(files_of(settings.train), checked, fix, drop_faulty=drop_faulty)
     if report is not None:
         write_report(checked, report)
     gate = _gate(recipe, is_asked=is_recipe or model is not None)
@@ -199,12 +202,17 @@ def _all_faults(recipe: Recipe, first: DataError) -> list[DataError]:
     """Every row at fault, where it is the rows themselves that cannot be read; else the error alone."""
     from luthier.data.formats import faults
     from luthier.data.reading import read_rows
+    from luthier.data.settings import sources_of
 
-    try:
-        rows = read_rows(recipe.data.train, lambda text: None, recipe.data.max_rows)
-    except DataError:
-        return [first]
-    return faults(rows, recipe.data.format, recipe.objective.takes, recipe.data.wishes) or [first]
+    found: list[DataError] = []
+    for source in sources_of(recipe.data.train):
+        try:
+            rows = read_rows(source.path, lambda text: None, recipe.data.max_rows)
+        except DataError:
+            return [first]
+        format, wishes = recipe.data.form_of(source)
+        found += faults(rows, format, recipe.objective.takes, wishes)
+    return found or [first]
 
 
 def _document(report: GateReport) -> dict[str, Any]:

@@ -6,7 +6,7 @@ workers, or whether the run was stopped in between.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,10 +36,6 @@ class Drawing:
     def held_out(self, text: Example) -> Example:
         """The example of a text that is held out, always the same. Raises as `__call__`."""
         return self._drawn(text, 0, _HELD_OUT)
-
-    def of_all(self, texts: Sequence[Example], epoch: int) -> tuple[Example, ...]:
-        """The examples of training texts in an epoch."""
-        return tuple(self(text, epoch) for text in texts)
 
     def _drawn(self, text: Example, epoch: int, salt: int) -> Example:
         try:

@@ -114,12 +114,16 @@ class Renderer:
             weight_T = np.full(len(ids), float(texts == "written"), dtype=np.float32)
             yield PlainText(record.text[encoded.starts[start] : encoded.ends[stop - 1]]), _rendered(ids, weight_T)
 
+    def writes_as_chat(self, kind: type[Record]) -> bool:
+        """Whether records of a class go through the chat template."""
+        is_chat = self.completions_as == "chat" or (self.completions_as == "auto" and self.chat is not None)
+        return kind is Conversation or (kind is Completion and is_chat)
+
     def as_conversation(self, record: Record) -> Conversation | None:
         """The record as it goes through the chat template; None if it is written plainly."""
         if isinstance(record, Conversation):
             return record
-        is_chat = self.completions_as == "chat" or (self.completions_as == "auto" and self.chat is not None)
-        if isinstance(record, Completion) and is_chat:
+        if isinstance(record, Completion) and self.writes_as_chat(Completion):
             return Conversation((Message("user", record.prompt), Message("assistant", record.completion)))
         return None
 

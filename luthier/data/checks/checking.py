@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import tempfile
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import closing
@@ -41,7 +41,7 @@ from luthier.data.checks.source import Questions, stream_rows
 from luthier.data.checks.view import SAMPLE, Layout, RowView, learn_layout, view_of
 from luthier.data.formats.table import ROWS_TO_RECOGNISE
 from luthier.data.reading import Row
-from luthier.data.settings import FormatName
+from luthier.data.settings import DataSettings, FormatName, Sources, files_of, sources_of
 from luthier.errors import DataError
 from luthier.types import Gives
 
@@ -156,6 +156,47 @@ def check_data(
         dict(total.lengths.rows),
         {peer: dict(counts) for peer, counts in total.lengths.texts.items()},
         {peer: dict(counts) for peer, counts in total.labels.counts.items()},
+    )
+
+
+def check_sources(settings: DataSettings, held_out: Sources | None, announce: Announce) -> Checked:
+    """`check_data` of each source of the training rows, put together; the rows held out are compared with each.
+
+    Raises: as check_data.
+    """
+    held = None if held_out is None else files_of(held_out)
+    found = [
+        check_data(source.path, held, announce, format=settings.form_of(source)[0])
+        for source in sources_of(settings.train)
+    ]
+    return found[0] if len(found) == 1 else _of_sources(found)
+
+
+def _of_sources(found: Sequence[Checked]) -> Checked:
+    """What was found of several sources."""
+    first = found[0]
+    is_alike = len({(each.form, each.gives) for each in found}) == 1
+    texts: dict[str, Counter[int]] = defaultdict(Counter)
+    labels: dict[str, Counter[str]] = defaultdict(Counter)
+    rows: Counter[int] = Counter()
+    for each in found:
+        rows.update(each.rows_by_length)
+        for name, lengths in each.texts_by_length.items():
+            texts[name].update(lengths)
+        for name, counts in each.labels.items():
+            labels[name].update(counts)
+    return Checked(
+        sum(each.num_rows for each in found),
+        first.num_held_out,
+        first.form if is_alike else None,
+        first.gives if is_alike else None,
+        first.reason
+        if is_alike
+        else f"the {len(found)} sources are read as {', '.join(str(each.form) for each in found)}",
+        tuple(dict.fromkeys(finding for each in found for finding in each.findings)),
+        rows,
+        texts,
+        labels,
     )
 
 
