@@ -67,7 +67,7 @@ def check(
         recipe = make_recipe({"model": "smollm2-135m", "data": {"train": what}}, changes)
     settings = recipe.data
     held_out = validation or (settings.validation if settings.validation not in ("auto", "none") else None)
-    checked = check_data(settings.train, held_out, say, format=settings.format)
+    checked = check_data(settings.train, held_out, say, format=settings.format, wishes=settings.wishes)
     mended = None if fix is None else write_mended(settings.train, checked, fix, drop_faulty=drop_faulty)
     if report is not None:
         write_report(checked, report)

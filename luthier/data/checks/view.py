@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from luthier.data.reading import Row, kind_of
 from luthier.data.reading.content import PACKINGS
+from luthier.data.settings import RowTemplate
 from luthier.types import Origin
 
 Part = Literal["prompt", "answer", "system", "tool", "text", "label", "id", "other"]
@@ -112,13 +113,14 @@ class Layout:
     num_sampled: int = 0
 
 
-def learn_layout(rows: Sequence[Row]) -> Layout:
-    """The layout of a set, from its first rows."""
+def learn_layout(rows: Sequence[Row], template: RowTemplate | None = None) -> Layout:
+    """The layout of a set, from its first rows, and from what a template makes of its columns."""
     columns = dict.fromkeys(column for row in rows for column in row.values)
+    named = {} if template is None else dict(_parts_in(template))
     parts: dict[str, Part] = {}
     for column in columns:
         values = [row.values[column] for row in rows if row.values.get(column) is not None]
-        parts[column] = _part_of_column(column, values)
+        parts[column] = named[column] if column in named else _part_of_column(column, values)
     _settle_text_and_label(parts, rows)
     numbering = frozenset(column for column, part in parts.items() if part == "id" and _names_rows(column, rows))
     is_prose = bool(rows) and rows[0].origin.file.lower().endswith(TEXT_ENDINGS) and [*columns] == ["text"]
@@ -129,6 +131,18 @@ def learn_layout(rows: Sequence[Row]) -> Layout:
             seen[cell.peer][cell.text.strip().casefold()] += 1
     layout.closed = frozenset(peer for peer, counts in seen.items() if _is_closed(counts))
     return layout
+
+
+def _parts_in(template: RowTemplate) -> Iterator[tuple[str, Part]]:
+    """The part of each column that a template names; of one that it names twice, the last."""
+    for name, column in template.columns:
+        yield column.partition(".")[0], _TEMPLATE_PARTS.get(name, "text")
+
+
+_TEMPLATE_PARTS: dict[str, Part] = {
+    "prompt": "prompt", "user": "prompt", "system": "system", "completion": "answer", "assistant": "answer",
+    "chosen": "answer", "rejected": "answer", "label": "label", "score": "other",
+}  # fmt: skip
 
 
 def _part_of_column(column: str, values: Sequence[Any]) -> Part:
