@@ -7,6 +7,7 @@ nearly all end with a full stop, or with a line such as `#### 42`, the few that 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ KINDS: Mapping[str, Severity] = {
 }
 
 _FEWEST = 20
+_LONGEST_EXTRACT = 400
 _ENDS = ".!?。！？…\"”’'»›)]}）】」』*_`~>||।؟。♪;:"
 _OPEN_ENDS = ",;(-–—&，、；（[{+=<"
 _LITTLE_WORDS = named(
@@ -66,8 +68,9 @@ _REFUSING = (
     "不能",
     "模型",
 )
-_REPEATED_LETTERS = re.compile(r"([^\s\d\W_]{2,12}?)\1{5,}|([^\W\d_])\2{15,}")
+_REPEATED_LETTERS = re.compile(r"([^\s\d\W_]{2,12}?)\1{5,}|([^\W\d_])\2{15,}|([!?,;'\"。！？、，])\3{19,}")
 _WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+(?:['’]\w+)?")
+_MOST_SENTENCES = 60
 _SENTENCE = re.compile(r"[^.!?。！？\n]+[.!?。！？\n]*")
 
 
@@ -117,7 +120,7 @@ def look(view: RowView, layout: Layout, ends: Ends, notes: Notes) -> None:
             continue
         for kind in ("cut-text", "unclosed-fence", "unclosed-bracket"):
             notes.looked(kind, cell.peer)
-        if cell.text.strip() and not layout.is_prose:
+        if cell.text.strip() and not layout.is_prose and not _is_extract(view, cell):
             _cut(view, cell, ends, notes)
             _unclosed(view, cell, notes)
         if cell.part in ("answer", "text"):
@@ -127,12 +130,20 @@ def look(view: RowView, layout: Layout, ends: Ends, notes: Notes) -> None:
     _echo(view, layout, notes)
 
 
+def _is_extract(view: RowView, cell: Cell) -> bool:
+    """Whether a short text stands in a longer one of its row: an answer quoted from its context ends where the quote does."""
+    text = cell.text
+    return len(text) <= _LONGEST_EXTRACT and any(
+        len(each.text) > 2 * len(text) and each.part != cell.part and text in each.text for each in view.cells
+    )
+
+
 def _answer(view: RowView, cell: Cell, notes: Notes) -> None:
     for kind in ("empty-answer", "refusal"):
         notes.looked(kind, cell.peer)
     text = cell.text
-    if text.strip() and not any(sign.isalnum() or sign > "\u2000" for sign in text):
-        found = f"the answer is {text.strip()[:20]!r}, without a letter or a digit."
+    if text.strip() and not any(unicodedata.category(sign)[0] in "LNS" for sign in text):
+        found = f"the answer is {text.strip()[:20]!r}, without a letter, a digit or a symbol."
         _suspect(view, cell, notes, "empty-answer", found, "Fill it in, or leave this row out.", 0.01)
     folded = text.casefold()
     if not any(word in folded for word in _REFUSING):
@@ -279,7 +290,8 @@ def repeated_unit(text: str) -> str | None:
         if sum(sign.isalpha() for sign in unit) >= 2:
             return unit
     sentences = [part.strip() for part in _SENTENCE.findall(text) if part.strip()]
-    for size in (1, 2, 3):
+    again = len(sentences) - len(set(sentences))  # a run of three has at least so many that were there before
+    for size in range(1, min(again // 2, _MOST_SENTENCES) + 1):
         at = start_of_run(sentences, size, 3)
         unit = " ".join(sentences[at : at + size]) if at is not None else ""
         if len(unit) >= 20:

@@ -23,6 +23,7 @@ from luthier.data.checks import (
     languages,
     markers,
     offsets,
+    options,
     personal,
     preferences,
     scores,
@@ -204,7 +205,7 @@ class Worker:
 
     def _look(self, view: RowView, notes: Notes) -> None:
         learned = self.learned
-        for check in (encoding, markers, secrets, personal, preferences, tools):
+        for check in (encoding, markers, secrets, personal, preferences, tools, options):
             check.look(view, learned.layout, notes)
         structure.look(view, learned.shapes, notes)
         answers.look(view, learned.layout, learned.ends, notes)

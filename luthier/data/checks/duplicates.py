@@ -229,7 +229,7 @@ class Copies:
         similar = lru_cache(maxsize=8192)(self._sets)
         for one, other in self._buckets.pairs():
             first, second = int(one), int(other)
-            if self._flags[second] & 2 and self._given[first] == self._given[second]:
+            if self._flags[second] & 2 and self._given[first] == self._given[second] and self._differ(first, second):
                 continue  # the same text with another label, which is told as a contradiction
             if first in copies or second in copies or (first, second) in leaked or self._flags[second] & 12 == 12:
                 continue
@@ -265,6 +265,9 @@ class Copies:
             found = f"the row is nearly the same as validation, {self._said(row, other)} (similarity {likeness:.2f}): {text}."
             notes.suspect("other", self._finding(kind, other, None, found, mend), LEVELS[level][1], level)
             notes.peers[kind, "other"] = len(self._line)
+
+    def _differ(self, one: int, other: int) -> bool:
+        return self._answer[one] != self._answer[other]
 
     # ── of one row ──────────────────────────────────────────────────────────────────────────────────────────────────
 

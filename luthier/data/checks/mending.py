@@ -82,9 +82,7 @@ def _mended_rows(source: Source, checked: Checked, result: Mended, drop_faulty: 
         result.left_out.update(finding.kind for finding in findings if finding.kind == "broken-line")
 
 
-def _findings_at(
-    row: Row, by_row: dict[tuple[str, int], list[Finding]], questions: Questions
-) -> Iterator[Finding]:
+def _findings_at(row: Row, by_row: dict[tuple[str, int], list[Finding]], questions: Questions) -> Iterator[Finding]:
     """The findings at a row, each with the way from there; those at the questions of an article are at the article."""
     origins = [each.origin for each in questions.among([row])] if row.path else [row.origin]
     for origin in origins:

@@ -178,7 +178,9 @@ def recognise_any(rows: Sequence[Row], format: FormatName = "auto", wishes: Wish
     file = _file_of(table)
     if wishes.template is not None:
         made = by_template(table, wishes.template)
-        return Natural("template", wishes.template.gives, made.reason, OBJECTIVES[wishes.template.gives], made.to_records)
+        return Natural(
+            "template", wishes.template.gives, made.reason, OBJECTIVES[wishes.template.gives], made.to_records
+        )
     refusal: DataError | None = None
     for form in FORMS:
         if format not in ("auto", form.NAME):
