@@ -6,6 +6,7 @@ nearly all end with a full stop, or with a line such as `#### 42`, the few that 
 
 from __future__ import annotations
 
+import bisect
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -75,12 +76,20 @@ _SENTENCE = re.compile(r"[^.!?。！？\n]+[.!?。！？\n]*")
 
 
 @dataclass(frozen=True)
+class Words:
+    """The words of the first rows, and the same in order."""
+
+    all: frozenset[str]
+    sorted: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Ends:
     """How texts end, by peer: the mark that their last line begins with; who ends with a full stop; the words known."""
 
     marks: Mapping[str, str]
     stopped: frozenset[str]
-    words: frozenset[str]
+    words: Words
 
 
 def learn(views: Sequence[RowView]) -> Ends:
@@ -102,7 +111,7 @@ def learn(views: Sequence[RowView]) -> Ends:
         frozenset(
             peer for peer, found in stops.items() if found.total() >= _FEWEST and found[True] >= 0.96 * found.total()
         ),
-        frozenset(words),
+        Words(frozenset(words), tuple(sorted(words))),
     )
 
 
@@ -141,6 +150,8 @@ def _is_extract(view: RowView, cell: Cell) -> bool:
 def _answer(view: RowView, cell: Cell, notes: Notes) -> None:
     for kind in ("empty-answer", "refusal"):
         notes.looked(kind, cell.peer)
+    if is_meant_bad(view, cell):
+        return
     text = cell.text
     if text.strip() and not any(unicodedata.category(sign)[0] in "LNS" for sign in text):
         found = f"the answer is {text.strip()[:20]!r}, without a letter, a digit or a symbol."
@@ -156,13 +167,29 @@ def _answer(view: RowView, cell: Cell, notes: Notes) -> None:
             return
 
 
+def is_meant_bad(view: RowView, cell: Cell) -> bool:
+    """Whether an answer is there to be avoided: the rejected one of two, or one that is marked as not wanted."""
+    if cell.field.startswith(_WORSE):
+        return True
+    return any(view.values.get(mark) is False for mark in _WANTED) and (
+        "messages" in view.values or "completion" in view.values
+    )
+
+
+_GIVEN = ("input", "context", "passage", "document")
+_WORSE = ("rejected", "non_preferred")
+_WANTED = ("label", "kto_tag")
+
+
 def _echo(view: RowView, layout: Layout, notes: Notes) -> None:
     halves = halves_of(view, layout)
     if halves.answer_field is None or halves.is_closed:
         return
     notes.looked("answer-is-prompt", "")
     answer = normal(halves.answer)
-    prompts = [normal(cell.text) for cell in view.texts("prompt", "text") if not cell.peer.endswith("[]")]
+    asked = [cell for cell in view.texts("prompt", "text") if not cell.peer.endswith("[]") and cell.text.strip()]
+    # with an instruction beside it, an input comes back unchanged where nothing in it was to be changed
+    prompts = [normal(cell.text) for cell in asked if len(asked) == 1 or cell.field not in _GIVEN]
     if len(answer) < 4 or answer not in (*prompts, normal(halves.given)):
         return
     found = f"the answer is the prompt again: {excerpt(halves.answer, 0, 40)}."
@@ -192,22 +219,33 @@ def _cut(view: RowView, cell: Cell, ends: Ends, notes: Notes) -> None:
         _suspect(view, cell, notes, "cut-text", found, mend, limit, level)
 
 
+_SIGNED = re.compile(r"[-–—~] ?[A-Z][\w.]*(?: [A-Z][\w.]*){0,4}$|#\w+$")
+"""Texts end with the name of who said it, and with a hashtag."""
+
 _CUT_LIMITS = (0.03, 0.012, 0.006, 0.006)
 _CODE = re.compile(
     r"(?m)^\s*(?:def|class|import|from|return|public|private|function|const|let|var|#include|SELECT)\b|;\s*$|[{}]\s*$|\)\s*:$"
 )
 
 
-def words_end_known(text: str, known: frozenset[str]) -> bool:
+def words_end_known(text: str, known: Words) -> bool:
     """Whether the last word is one that the set uses elsewhere: not the half of one."""
     words = _WORDS.findall(text[-80:])
-    return not words or words[-1].casefold() in known or not words[-1].isalpha()
+    return not words or words[-1].casefold() in known.all or not words[-1].isalpha()
 
 
-def _how_cut(text: str, others_stop: bool, known: frozenset[str]) -> int | None:
+def begins_a_word(piece: str, known: Words) -> bool:
+    """Whether the set does not know a word, but one that begins with it: then it is the half of one."""
+    if len(piece) < 2 or piece in known.all:
+        return False
+    at = bisect.bisect_left(known.sorted, piece)
+    return at < len(known.sorted) and known.sorted[at].startswith(piece)
+
+
+def _how_cut(text: str, others_stop: bool, known: Words) -> int | None:
     """How sure it is that a text was cut: 0 the surest; None if it seems whole."""
     last = text[-1]
-    if last in _ENDS or "```" in text.rpartition("\n")[2]:
+    if last in _ENDS or "```" in text.rpartition("\n")[2] or _SIGNED.search(text[-80:]):
         return None
     words = _WORDS.findall(text[-400:])
     paragraph = text.rpartition("\n")[2]
@@ -223,9 +261,13 @@ def _how_cut(text: str, others_stop: bool, known: frozenset[str]) -> int | None:
         return None  # a clause of a list, and the address of a page
     if word in _LITTLE_WORDS and words[-1].islower() and (word not in _STRANGE_LAST or others_stop):
         return 0
+    if is_prose and words[-1].islower() and begins_a_word(word, known):
+        return 0
     if others_stop:
         return 1 if is_prose or last.isalpha() else 2
-    if word in _STRANGE_LAST or (is_prose and word not in known and last.isalpha()):
+    if word in _STRANGE_LAST and is_prose and ". " in text:
+        return 1
+    if word in _STRANGE_LAST or (is_prose and word not in known.all and last.isalpha()):
         return 2
     return 3 if is_prose and any(stop in text[:-1] for stop in (". ", ".\n", "。")) else None
 
@@ -247,6 +289,7 @@ def _unclosed(view: RowView, cell: Cell, notes: Notes) -> None:
 
 
 _SMILEY = re.compile(r"[:;][-']?[()\[\]]")
+_MENTIONED = re.compile(r"(['\"`‘“])[()\[\]{}]+['\"`’”]")
 _PAIRS = {")": "(", "]": "[", "}": "{"}
 _NEAR_END = 400
 _BRACKETS = re.compile(r"[()\[\]{}]")
@@ -257,7 +300,7 @@ def _left_open(text: str) -> str | None:
     if not any(sign in text for sign in "([{"):
         return None
     held: list[str] = []
-    for sign in _BRACKETS.findall(_SMILEY.sub("", text)):
+    for sign in _BRACKETS.findall(_MENTIONED.sub("", _SMILEY.sub("", text))):
         if sign in "([{":
             held.append(sign)
         elif held and held[-1] == _PAIRS[sign]:

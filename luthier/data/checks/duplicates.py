@@ -40,7 +40,7 @@ KINDS: Mapping[str, Severity] = {
     "contradictory-answer": "warning",
 }
 
-LEVELS = ((0.95, 0.02), (0.85, 0.004), (0.75, 0.002), (0.7, 0.001))
+LEVELS = ((0.98, 0.03), (0.95, 0.02), (0.85, 0.004), (0.75, 0.002), (0.7, 0.001))
 """Jaccard similarity from which rows are near duplicates, and the share of rows up to which that is rare."""
 
 _MOST_NEARLY_ALIKE = 0.004
@@ -252,7 +252,7 @@ class Copies:
         where = "" if kind == "near-duplicate" else "training, " if not self._flags[other] & 1 else "validation, "
         text = excerpt(self._text(other).replace("\0", " "), 0, 50)
         is_labelled = self._flags[row] & 2 and self._answer[row] != self._answer[other]
-        if is_labelled and kind == "near-duplicate" and level == 0:
+        if is_labelled and kind == "near-duplicate" and level <= 1:
             found = f"nearly the same is asked as in {self._said(other, row)}, and the label is another: {text}."
             mend = "Keep the right one, or say in the input what they differ in."
             finding = self._finding("contradictory-label", row, self._field_of(row), found, mend)

@@ -155,6 +155,8 @@ def _is_usual(text: str, match: re.Match[str]) -> bool:
     around = text[max(0, at - 1) : at] + text[at + 1 : at + 2]
     if match[0] == "\u3000":
         return any(sign > "\u2e7f" for sign in around) or at in (0, len(text) - 1)
+    if any(sign in "–—" for sign in around):
+        return match[0] in "\u2009\u200a\u202f"  # how dashes are set
     return match[0] in "\u00a0\u202f\u2009" and any(sign in "«»;:!?%€$£°" or sign.isdigit() for sign in around)
 
 

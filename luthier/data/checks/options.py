@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from luthier.data.checks.answers import is_meant_bad
 from luthier.data.checks.findings import Finding, Notes, Severity
 from luthier.data.checks.view import Cell, Layout, RowView
 
@@ -34,6 +35,8 @@ def look(view: RowView, layout: Layout, notes: Notes) -> None:
         return
     for cell in _short_answers(view, listed):
         notes.looked("not-an-option", cell.peer)
+        if is_meant_bad(view, cell):
+            continue
         if plain(cell.text) and plain(cell.text) not in listed:
             found = f"the answer {cell.text.strip()[:40]!r} is none of the options: {', '.join(listed[:8])[:120]}."
             origin = view.origin
@@ -51,11 +54,10 @@ def _short_answers(view: RowView, listed: Sequence[str]) -> list[Cell]:
 
 def options_in(text: str) -> tuple[str, ...]:
     """What may be answered: of each option its letter, its text, and its text up to a colon; nothing without a heading."""
-    heading = None
-    for heading in _HEADING.finditer(text):  # the last heading counts: earlier ones are of examples
-        pass
+    headings = list(_HEADING.finditer(text))
     found: list[str] = []
-    for line in text[heading.end() :].split("\n") if heading else ():
+    # the last heading counts: earlier ones are of examples
+    for line in text[headings[-1].end() :].split("\n") if headings else ():
         if not line.strip():
             continue
         match = _OPTION.match(line) if _MARKED.match(line) else None

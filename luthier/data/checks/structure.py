@@ -168,7 +168,7 @@ def look(view: RowView, shapes: Shapes, notes: Notes) -> None:
         notes.looked("wrong-length", first)
         if _length(view, first) != _length(view, second) and -1 not in (_length(view, first), _length(view, second)):
             found = f"{first} has {_length(view, first)} elements, {second} has {_length(view, second)}."
-            _suspect(view, notes, "wrong-length", first, second, found, f"Give each element of {first} its own.", 0.01)
+            _suspect(view, notes, "wrong-length", first, second, found, f"Give each element of {first} its own.", 0.05)
 
 
 def _keys(view: RowView, peer: str, value: dict[str, Any], shapes: Shapes, notes: Notes) -> None:

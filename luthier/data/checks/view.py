@@ -181,7 +181,7 @@ def _settle_text_and_label(parts: dict[str, Part], rows: Sequence[Row]) -> None:
     texts = [column for column, part in parts.items() if part in ("text", "other")]
     for column in texts:
         values = [row.values.get(column) for row in rows]
-        words = Counter(str(value) for value in values if isinstance(value, str | int | bool))
+        words = _repeated(Counter(str(value) for value in values if isinstance(value, str | int | bool)))
         is_small = 2 <= len(words) <= max(2, len(rows) // 20) and max(map(len, words)) <= 40
         if is_small and len(texts) > 1 and sum(words.values()) > 0.9 * len(rows):
             parts[column] = "label"
@@ -189,8 +189,15 @@ def _settle_text_and_label(parts: dict[str, Part], rows: Sequence[Row]) -> None:
 
 def _is_closed(counts: Counter[str]) -> bool:
     """Whether texts are drawn from a small set."""
-    total = counts.total()
-    return total >= 20 and len(counts) <= max(2, total // 10) and max(map(len, counts)) <= 120
+    total, often = counts.total(), _repeated(counts)
+    if total < 20 or not often or often.total() < 0.95 * total:
+        return False
+    return len(counts) <= max(2, total // 10) and max(map(len, often)) <= 120
+
+
+def _repeated(counts: Counter[str]) -> Counter[str]:
+    """Those that come more than once: what is there once in a set of labels may be a slip."""
+    return Counter({value: count for value, count in counts.items() if count > 1})
 
 
 # ── one row ─────────────────────────────────────────────────────────────────────────────────────────────────────────
