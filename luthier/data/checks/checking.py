@@ -71,7 +71,7 @@ class Learned:
     order: turns.Order
     spans: tuple[offsets.Span, ...]
     ranges: scores.Ranges
-    tongues: Mapping[str, tuple[str, str]]
+    tongues: languages.Tongues
     pairs: tuple[swapped.Pair, ...]
 
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from luthier.data.checks.findings import Finding, Notes, Severity, excerpt
 from luthier.data.checks.minhash import Buckets, MinHash, band_keys, shingles, words_of
+from luthier.data.checks.preferences import sides_of
 from luthier.data.checks.view import Layout, RowView, halves_of, normal
 from luthier.types import Origin
 
@@ -56,6 +57,15 @@ _HELD_IN_MEMORY = 64 << 20
 
 
 @dataclass(frozen=True)
+class Pair:
+    """A better and a worse answer to what is asked: a digest of it, that of the two the other way round, and the better's field."""
+
+    own: int
+    turned: int
+    field: str
+
+
+@dataclass(frozen=True)
 class Digest:
     """What is kept of a row."""
 
@@ -69,6 +79,7 @@ class Digest:
     is_short: bool
     is_prose: bool
     text: bytes
+    pair: Pair | None = None
 
 
 @dataclass
@@ -104,7 +115,17 @@ def digest_of(view: RowView, layout: Layout, is_held_out: bool) -> Digest:
         len(given) < (_SHORTEST_PARAGRAPH if layout.is_prose else _SHORTEST),
         layout.is_prose,
         text.encode("utf-8", "surrogatepass"),
+        _pair_of(view),
     )
+
+
+def _pair_of(view: RowView) -> Pair | None:
+    sides = sides_of(view.values)
+    if sides is None:
+        return None
+    asked = normal("\n".join(cell.text for cell in view.cells if cell.part not in ("answer", "id")))
+    name, better, worse = sides
+    return Pair(_hash(f"{asked}\0{better}\0{worse}"), _hash(f"{asked}\0{worse}\0{better}"), name)
 
 
 def _without_ids(value: Any) -> Any:
@@ -134,6 +155,8 @@ class Copies:
         self._fields: dict[str | None, int] = {}
         self._line, self._file, self._field = array("q"), array("i"), array("i")
         self._row, self._given, self._answer = array("q"), array("q"), array("q")
+        self._pairs: dict[int, int] = {}  # a pair of answers → the first row that has it
+        self._turned: list[tuple[int, Pair]] = []
         self._flags, self._ends = array("b"), array("q", [0])
         self._texts = tempfile.SpooledTemporaryFile(_HELD_IN_MEMORY, dir=str(folder))  # noqa: SIM115 (closed by close)
         self._buckets = Buckets(folder, rows_in_memory)
@@ -155,6 +178,9 @@ class Copies:
             self._flags.append(one.is_held_out | one.is_closed << 1 | one.is_short << 2 | one.is_prose << 3)
             self._ends.append(self._ends[-1] + len(one.text))
             self._texts.write(one.text)
+            if one.pair is not None:
+                self._pairs.setdefault(one.pair.own, len(self._line) - 1)
+                self._turned.append((len(self._line) - 1, one.pair))
         for keys in digests.keys:
             self._buckets.add(np.arange(first, first + len(keys), dtype=np.int64), keys)
 
@@ -168,6 +194,7 @@ class Copies:
         leaked = set[tuple[int, int]]()
         for group in _groups(np.frombuffer(self._given, np.int64)):
             yield from self._leaks(group, leaked)
+        yield from self._turned_round()
         self._contradictions(notes)
         self._near(copies, leaked, notes)
 
@@ -197,6 +224,15 @@ class Copies:
             found = f"the same is asked in {what}, {self._said(other, row)}: validation would measure what was learned by heart."
             leaked.add((min(row, other), max(row, other)))
             yield self._finding("leak", row, None, found, "Keep it in one of the two, best out of training.")
+
+    def _turned_round(self) -> Iterator[Finding]:
+        """The same two answers, of which another is the better one in an earlier row."""
+        for row, pair in self._turned:
+            other = self._pairs.get(pair.turned)
+            if other is not None and other < row:
+                found = f"the better and the worse answer are the other way round than in {self._said(other, row)}."
+                mend = "Keep the right one of the two rows."
+                yield self._finding("contradictory-label", row, pair.field, found, mend)
 
     def _contradictions(self, notes: Notes) -> None:
         """The same asked twice with other answers."""
