@@ -261,7 +261,7 @@ def _how_cut(text: str, others_stop: bool, known: Words) -> int | None:
         return None  # a clause of a list, and the address of a page
     if word in _LITTLE_WORDS and words[-1].islower() and (word not in _STRANGE_LAST or others_stop):
         return 0
-    if is_prose and words[-1].islower() and begins_a_word(word, known):
+    if is_prose and words[-1].islower() and (others_stop or ". " in text) and begins_a_word(word, known):
         return 0
     if others_stop:
         return 1 if is_prose or last.isalpha() else 2

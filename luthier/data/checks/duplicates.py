@@ -48,10 +48,14 @@ _MOST_NEARLY_ALIKE = 0.004
 """Share of rows up to which a label other than that of a row with nearly the same text is a fault."""
 
 _DIGITS = re.compile(r"\d+")
+_PIECE = "\x1f"
+_MOST_PIECES = 4
 _SHORT = 200
 _SHORTEST = 12
 _SHORTEST_PARAGRAPH = 200
 """Headings and short lines come again in any book."""
+
+Sets = tuple[frozenset[int | str], ...]
 
 _HELD_IN_MEMORY = 64 << 20
 
@@ -102,8 +106,9 @@ def digest_of(view: RowView, layout: Layout, is_held_out: bool) -> Digest:
     halves = halves_of(view, layout)
     values = {key: value for key, value in view.values.items() if key not in layout.numbering}
     whole = json.dumps(_without_ids(values), sort_keys=True, ensure_ascii=False, default=str)
-    given, answer = normal(halves.given), normal(halves.answer)
-    text = given + ("\0" + answer if halves.answer_field is not None and not halves.is_closed else "")
+    pieces, answer = [normal(piece) for piece in halves.pieces], normal(halves.answer)
+    given = " ".join(filter(None, pieces))
+    text = _PIECE.join(pieces) + ("\0" + answer if halves.answer_field is not None and not halves.is_closed else "")
     return Digest(
         view.origin,
         is_held_out,
@@ -286,7 +291,7 @@ class Copies:
 
     def _tell_near(self, kind: str, row: int, other: int, level: int, likeness: float, notes: Notes) -> None:
         where = "" if kind == "near-duplicate" else "training, " if not self._flags[other] & 1 else "validation, "
-        text = excerpt(self._text(other).replace("\0", " "), 0, 50)
+        text = excerpt(self._text(other).replace("\0", " ").replace(_PIECE, " "), 0, 50)
         is_labelled = self._flags[row] & 2 and self._answer[row] != self._answer[other]
         if is_labelled and kind == "near-duplicate" and level <= 1:
             found = f"nearly the same is asked as in {self._said(other, row)}, and the label is another: {text}."
@@ -312,9 +317,10 @@ class Copies:
         data: bytes = self._texts.read(self._ends[row + 1] - self._ends[row])
         return data.decode("utf-8", "surrogatepass")
 
-    def _sets(self, row: int) -> tuple[frozenset[int | str], ...]:
-        """The shingles of what a row asks and of what it answers."""
-        return tuple(_shingles_of(half) for half in self._text(row).split("\0"))
+    def _sets(self, row: int) -> tuple[Sets, ...]:
+        """The shingles of what a row asks, piece by piece, and of what it answers."""
+        asked, *answer = self._text(row).split("\0")
+        return tuple(map(_shingles_of, asked.split(_PIECE))), *((_shingles_of(each),) for each in answer)
 
     def _origin(self, row: int) -> Origin:
         return Origin(list(self._files)[self._file[row]], self._line[row])
@@ -350,9 +356,17 @@ def _shingles_of(text: str) -> frozenset[int | str]:
     return frozenset(shingles(words))
 
 
-def _likeness(one: Sequence[frozenset[int | str]], other: Sequence[frozenset[int | str]]) -> float:
+def _likeness(one: Sequence[Sets], other: Sequence[Sets]) -> float:
     """The lesser similarity of the two halves; an answer may differ a little more than what is asked."""
     if len(one) != len(other):
         return 0.0
-    values = [len(a & b) / len(a | b) if a | b else 1.0 for a, b in zip(one, other, strict=True)]
+    values = [_alike(a, b) for a, b in zip(one, other, strict=True)]
     return min(values[0], values[1] + 0.1) if len(values) == 2 else values[0]
+
+
+def _alike(one: Sets, other: Sets) -> float:
+    """The least Jaccard similarity of a few pieces, so that a long text does not hide that another is asked about it; of many
+    pieces, or of another number of them, that of all together."""
+    if len(one) != len(other) or len(one) > _MOST_PIECES:
+        one, other = (frozenset().union(*one),), (frozenset().union(*other),)
+    return min(len(a & b) / len(a | b) if a | b else 1.0 for a, b in zip(one, other, strict=True))

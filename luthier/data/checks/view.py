@@ -273,12 +273,18 @@ def turns_in(view: RowView) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 @dataclass(frozen=True)
 class Halves:
-    """What a row gives and what it wants for it. answer_field is where the answer stands; None where there is none."""
+    """What a row gives, piece by piece, and what it wants for it. answer_field is where the answer stands; None where there is
+    none."""
 
-    given: str
+    pieces: tuple[str, ...]
     answer: str
     answer_field: str | None
     is_closed: bool
+
+    @property
+    def given(self) -> str:
+        """The pieces together."""
+        return "\n".join(self.pieces)
 
 
 def halves_of(view: RowView, layout: Layout) -> Halves:
@@ -290,18 +296,18 @@ def halves_of(view: RowView, layout: Layout) -> Halves:
     ]
     if labels:
         column, _ = labels[0]
-        given = "\n".join(cell.text for cell in view.cells if cell.part not in ("label", "id"))
+        given = tuple(cell.text for cell in view.cells if cell.part not in ("label", "id"))
         numbers = "\n".join(
             str(leaf.value)
             for leaf in view.leaves
             if isinstance(leaf.value, int | float) and layout.parts.get(leaf.field) == "other"
         )
         label = json.dumps([value for _, value in labels], default=str)
-        return Halves(f"{given}\n{numbers}" if numbers else given, label, column, True)
+        return Halves((*given, numbers) if numbers else given, label, column, True)
     answers = [cell for cell in view.cells if cell.part == "answer"]
-    given = "\n".join(cell.text for cell in view.cells if cell.part not in ("answer", "id", "label"))
-    if not answers or not given.strip():
-        return Halves("\n".join(cell.text for cell in view.cells if cell.part != "id"), "", None, False)
+    given = tuple(cell.text for cell in view.cells if cell.part not in ("answer", "id", "label"))
+    if not answers or not any(map(str.strip, given)):
+        return Halves(tuple(cell.text for cell in view.cells if cell.part != "id"), "", None, False)
     last = answers[-1]
     is_closed = len(answers) == 1 and last.peer in layout.closed
     return Halves(given, "\n".join(cell.text for cell in answers), last.field, is_closed)
