@@ -7,6 +7,7 @@ nearly all end with a full stop, or with a line such as `#### 42`, the few that 
 from __future__ import annotations
 
 import bisect
+import itertools
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -53,21 +54,8 @@ _REFUSALS = (
         r"|\bas an ai(?: assistant| model)?,? (?:i|it)\b|^\W*抱歉，?我(?:不能|无法)"
     ),
 )
-_REFUSING = (
-    "ai",
-    "language model",
-    "can't",
-    "can’t",
-    "cannot",
-    "unable",
-    "not able",
-    "won't",
-    "won’t",
-    "cut",
-    "not comfortable",
-    "无法",
-    "不能",
-    "模型",
+_REFUSING = re.compile(
+    r"\bai\b|language model|can['’]t|cannot|unable|not able|won['’]t|cut|not comfortable|无法|不能|模型"
 )
 _REPEATED_LETTERS = re.compile(r"([^\s\d\W_]{2,12}?)\1{5,}|([^\W\d_])\2{15,}|([!?,;'\"。！？、，])\3{19,}")
 _WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+(?:['’]\w+)?")
@@ -127,8 +115,6 @@ def look(view: RowView, layout: Layout, ends: Ends, notes: Notes) -> None:
     for cell in view.cells:
         if cell.part in ("id", "label", "tool") or cell.peer in layout.closed:
             continue
-        for kind in ("cut-text", "unclosed-fence", "unclosed-bracket"):
-            notes.looked(kind, cell.peer)
         if cell.text.strip() and not layout.is_prose and not _is_extract(view, cell):
             _cut(view, cell, ends, notes)
             _unclosed(view, cell, notes)
@@ -148,8 +134,6 @@ def _is_extract(view: RowView, cell: Cell) -> bool:
 
 
 def _answer(view: RowView, cell: Cell, notes: Notes) -> None:
-    for kind in ("empty-answer", "refusal"):
-        notes.looked(kind, cell.peer)
     if is_meant_bad(view, cell):
         return
     text = cell.text
@@ -157,7 +141,7 @@ def _answer(view: RowView, cell: Cell, notes: Notes) -> None:
         found = f"the answer is {text.strip()[:20]!r}, without a letter, a digit or a symbol."
         _suspect(view, cell, notes, "empty-answer", found, "Fill it in, or leave this row out.", 0.01)
     folded = text.casefold()
-    if not any(word in folded for word in _REFUSING):
+    if not _REFUSING.search(folded):
         return
     for level, pattern in enumerate(_REFUSALS):
         if match := pattern.search(text if level == 0 else text[:300]):
@@ -186,11 +170,13 @@ def _echo(view: RowView, layout: Layout, notes: Notes) -> None:
     if halves.answer_field is None or halves.is_closed:
         return
     notes.looked("answer-is-prompt", "")
-    answer = normal(halves.answer)
     asked = [cell for cell in view.texts("prompt", "text") if not cell.peer.endswith("[]") and cell.text.strip()]
     # with an instruction beside it, an input comes back unchanged where nothing in it was to be changed
-    prompts = [normal(cell.text) for cell in asked if len(asked) == 1 or cell.field not in _GIVEN]
-    if len(answer) < 4 or answer not in (*prompts, normal(halves.given)):
+    prompts = [cell.text for cell in asked if len(asked) == 1 or cell.field not in _GIVEN]
+    # what is much longer or shorter is another text, which saves making each normal
+    like = [text for text in (*prompts, halves.given) if len(halves.answer) <= 2 * len(text) <= 4 * len(halves.answer)]
+    answer = normal(halves.answer) if like else ""
+    if len(answer) < 4 or answer not in map(normal, like):
         return
     found = f"the answer is the prompt again: {excerpt(halves.answer, 0, 40)}."
     finding = _finding(view, "answer-is-prompt", halves.answer_field, found, "Write the answer, or leave this row out.")
@@ -315,7 +301,6 @@ def _left_open(text: str) -> str | None:
 
 
 def _repeated(view: RowView, cell: Cell, notes: Notes) -> None:
-    notes.looked("repetition", cell.peer)
     if len(cell.text) < 24:
         return
     unit = repeated_unit(cell.text)
@@ -327,7 +312,9 @@ def _repeated(view: RowView, cell: Cell, notes: Notes) -> None:
 def repeated_unit(text: str) -> str | None:
     """What a text says over and over, one after the other: a word six times, or a sentence of some length three times."""
     words = text.split()
-    for size in range(1, min(9, len(words) // 4 + 1)):
+    # four times the same leave at least so many pairs of words that were there before
+    may_repeat = len(words) - 1 - len(set(itertools.pairwise(words))) >= 4
+    for size in range(1, min(9, len(words) // 4 + 1)) if may_repeat else ():
         at = start_of_run(words, size, 6 if size == 1 else 5 if size == 2 else 4)
         unit = " ".join(words[at : at + size]) if at is not None else ""
         if sum(sign.isalpha() for sign in unit) >= 2:
@@ -339,7 +326,7 @@ def repeated_unit(text: str) -> str | None:
         unit = " ".join(sentences[at : at + size]) if at is not None else ""
         if len(unit) >= 20:
             return unit
-    for word in words:
+    for word in words if max(map(len, words), default=0) > 15 else ():
         if len(word) > 15 and (match := _REPEATED_LETTERS.search(word)):
             return match[0][:20]
     return None

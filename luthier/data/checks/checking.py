@@ -205,6 +205,7 @@ class Worker:
 
     def _look(self, view: RowView, notes: Notes) -> None:
         learned = self.learned
+        notes.texts.update(cell.peer for cell in view.cells)
         for check in (encoding, markers, secrets, personal, preferences, tools, options):
             check.look(view, learned.layout, notes)
         structure.look(view, learned.shapes, notes)

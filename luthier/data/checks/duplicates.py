@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.data.checks.findings import Finding, Notes, Severity, excerpt
-from luthier.data.checks.minhash import Buckets, MinHash, band_keys, shingles, words_of
+from luthier.data.checks.minhash import Buckets, MinHash, band_keys, shingle_array, shingles, words_of
 from luthier.data.checks.preferences import sides_of
 from luthier.data.checks.view import Layout, RowView, halves_of, normal
 from luthier.types import Origin
@@ -97,7 +97,7 @@ class Digests:
 def digest_rows(views: Sequence[RowView], layout: Layout, is_held_out: bool, minhash: MinHash) -> Digests:
     """What is kept of these rows."""
     rows = [digest_of(view, layout, is_held_out) for view in views]
-    sets = [shingles(words_of(row.text.decode("utf-8", "surrogatepass"))) for row in rows]
+    sets = [shingle_array(words_of(row.text.decode("utf-8", "surrogatepass"))) for row in rows]
     return Digests(rows, [band_keys(minhash.signatures(sets))] if rows else [])
 
 

@@ -68,15 +68,6 @@ def look(view: RowView, layout: Layout, notes: Notes) -> None:
     """Note what is wrong with the letters of a row's texts."""
     is_about_markup: bool | None = None
     for cell in view.cells:
-        for kind in (
-            "unusual-space",
-            "html-entity",
-            "html-tag",
-            "escaped-text",
-            "mixed-alphabets",
-            "invisible-character",
-        ):
-            notes.looked(kind, cell.peer)
         text = cell.text
         if "\\" in text or "%" in text:
             _escapes(view, cell, notes)

@@ -130,8 +130,6 @@ def look(view: RowView, tongues: Tongues, layout: Layout, notes: Notes) -> None:
         if cell.part in ("id", "label") or cell.peer not in tongues.usual:
             continue
         script, language = tongues.usual[cell.peer]
-        for kind in KINDS:
-            notes.looked(kind, cell.peer)
         own = script_of(cell.text) if script else ""
         if own and own != script and not {own, script} <= {"Han", "Kana"} and _is_long(cell.text, own):
             suspects.append((cell, "other-script", f"most letters are {own}, where others are {script}"))

@@ -67,19 +67,17 @@ def look(view: RowView, layout: Layout, notes: Notes) -> None:
     for cell in view.cells:
         if cell.part == "id":
             continue
-        for kind in KINDS:
-            notes.looked(kind, cell.peer)
         text = cell.text
         if len(text) < 20 and text.strip().casefold() in _NULLS and not _is_quoted(view, cell):
             found = f"{text.strip()!r} stands for no value."
             _suspect(view, cell, notes, "null-word", found, "Fill it in, or leave this row out.", 0.005)
         match = _TOKENS.search(text) if "<" in text or "[" in text or "##" in text else None
-        if match is None and any(mark in text for mark in _SPOKEN):
+        if match is None and ": " in text and any(map(text.__contains__, _SPOKEN)):
             match = _SPEAKERS.search(text)
         if match is not None:
             found = f"{match[0].strip()!r} is a mark of a chat template or of a prompt: {_around(text, match)}."
             _suspect(view, cell, notes, "template-marker", found, _MEND_MARKER, 0.05)
-        if not any(sign in text for sign in _MAY_BE_OPEN) or any(_CODE.search(each.text) for each in view.cells):
+        if not any(map(text.__contains__, _MAY_BE_OPEN)) or any(_CODE.search(each.text) for each in view.cells):
             continue
         if match := _PLACEHOLDERS.search(text):
             level, limit = (0, 0.02) if match[0][0] in "{$%_" else (1, 0.008)

@@ -213,8 +213,6 @@ def _form(view: RowView, cell: Cell, shapes: Shapes, notes: Notes) -> None:
     bare = _bare(peer)
     usual = shapes.kinds.get(bare)
     notes.looked("wrong-type", bare)
-    for kind in ("empty-text", "stray-space", "broken-json"):
-        notes.looked(kind, peer)
     if usual not in (None, "text"):
         found = f"it is text ({excerpt(text, 0, 30)!r}), where others hold {usual}."
         _suspect(view, notes, "wrong-type", bare, cell.field, found, f"Write {usual}, or leave this row out.")
