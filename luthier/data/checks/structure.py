@@ -165,10 +165,12 @@ def look(view: RowView, shapes: Shapes, notes: Notes) -> None:
     for cell in view.cells:
         _form(view, cell, shapes, notes)
     for first, second in shapes.pairs:
-        notes.looked("wrong-length", first)
+        peer = f"{first}, {second}"
+        notes.looked("wrong-length", peer)
         if _length(view, first) != _length(view, second) and -1 not in (_length(view, first), _length(view, second)):
             found = f"{first} has {_length(view, first)} elements, {second} has {_length(view, second)}."
-            _suspect(view, notes, "wrong-length", first, second, found, f"Give each element of {first} its own.", 0.05)
+            mend = f"Give each element of {first} its own."
+            _suspect(view, notes, "wrong-length", peer, second, found, mend, 0.02)
 
 
 def _keys(view: RowView, peer: str, value: dict[str, Any], shapes: Shapes, notes: Notes) -> None:
