@@ -68,6 +68,7 @@ READ = {
     },
     C4: {
         107: "but for a name the same page as row 91", 141: "a telephone number before a full stop",
+        216: "a text in Finnish",
         222: "the number of a bank account", 282: "a no-break space between two sentences",
     },
     XQUAD: {17: "the same question is asked twice of one text", 22: "the same question is asked twice of one text",

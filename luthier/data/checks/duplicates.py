@@ -320,7 +320,10 @@ class Copies:
     def _sets(self, row: int) -> tuple[Sets, ...]:
         """The shingles of what a row asks, piece by piece, and of what it answers."""
         asked, *answer = self._text(row).split("\0")
-        return tuple(map(_shingles_of, asked.split(_PIECE))), *((_shingles_of(each),) for each in answer)
+        pieces = asked.split(_PIECE)
+        if len(pieces) > _MOST_PIECES:
+            pieces = [" ".join(pieces)]
+        return tuple(map(_shingles_of, pieces)), *((_shingles_of(each),) for each in answer)
 
     def _origin(self, row: int) -> Origin:
         return Origin(list(self._files)[self._file[row]], self._line[row])
@@ -365,8 +368,8 @@ def _likeness(one: Sequence[Sets], other: Sequence[Sets]) -> float:
 
 
 def _alike(one: Sets, other: Sets) -> float:
-    """The least Jaccard similarity of a few pieces, so that a long text does not hide that another is asked about it; of many
-    pieces, or of another number of them, that of all together."""
-    if len(one) != len(other) or len(one) > _MOST_PIECES:
+    """The least Jaccard similarity of the pieces, so that a long text does not hide that another is asked about it; that of all
+    together where the two have another number of them."""
+    if len(one) != len(other):
         one, other = (frozenset().union(*one),), (frozenset().union(*other),)
     return min(len(a & b) / len(a | b) if a | b else 1.0 for a, b in zip(one, other, strict=True))

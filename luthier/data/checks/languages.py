@@ -143,12 +143,57 @@ def look(view: RowView, tongues: Tongues, layout: Layout, notes: Notes) -> None:
                 suspects.append((cell, "other-language", f"the text is {spoken}, where others are {language}"))
         if script and own == script and (mixed := _mixed_in(cell.text, script)):
             suspects.append((cell, "other-script", f"{excerpt(mixed, 0, 30)} is of another script than the rest"))
-    is_about = bool(suspects) and any(_ABOUT_LANGUAGE.search(cell.text) for cell in view.cells)
-    for cell, kind, found in () if is_about else suspects:
+    for cell, kind, found in suspects:
+        if _is_about_language(view, found):
+            continue
         mend = "Leave this row out, unless the model is to learn that language too."
         said = f"{found}: {excerpt(cell.text, 0, 30)}."
         finding = Finding(kind, KINDS[kind], view.origin.file, view.origin.line, cell.field, said, mend)
         notes.suspect(cell.peer, finding, 0.015)
+
+
+def _is_about_language(view: RowView, found: str) -> bool:
+    """Whether a row asks for a translation, or names the language that was found; a long text that it is about does not count."""
+    asked = [cell.text for cell in view.cells if len(cell.text) <= _LONGEST_ASKED]
+    name = next((name for name in _LANGUAGES if f"is {name}" in found), None)
+    return any(
+        _TRANSLATES.search(text) or (_ABOUT_LANGUAGE.search(text) if name is None else name in text) for text in asked
+    )
+
+
+_TRANSLATES = re.compile(r"(?i)\btranslat(?:e|ed|es|ing|ion)\b|翻译")
+_LONGEST_ASKED = 600
+
+
+def foreign(text: str, language: str, common: frozenset[str], *, is_familiar: bool) -> str:
+    """The other language of a text most of whose words no other row has, and that lacks the little words of the usual one.
+
+    It is told by its own little words; where the peers' texts are made of common words, a text of hardly any is of another
+    language even if it is none of those known here. Nothing for a text of the usual one.
+    """
+    words = _words_read(text)
+    if len(words) < _FEWEST_WORDS or sum(word in _LANGUAGES[language] for word in words) > len(words) // 8:
+        return ""
+    share = _share_of(words, common)
+    names = Counter(name for word in set(words) for name in _OF_WORD.get(word, ()) if name != language)
+    name, many = next(iter(names.most_common(1)), ("", 0))
+    if many >= 3 and share < _UNCOMMON:
+        return name
+    is_strange = share < _STRANGE and len(set(words)) >= 8
+    return "of another language" if (is_familiar or (many >= 2 and not text.isascii())) and is_strange else ""
+
+
+def _is_about_language(view: RowView, found: str) -> bool:
+    """Whether a row asks for a translation, or names the language that was found; a long text that it is about does not count."""
+    asked = [cell.text for cell in view.cells if len(cell.text) <= _LONGEST_ASKED]
+    name = next((name for name in _LANGUAGES if f"is {name}" in found), None)
+    return any(
+        _TRANSLATES.search(text) or (_ABOUT_LANGUAGE.search(text) if name is None else name in text) for text in asked
+    )
+
+
+_TRANSLATES = re.compile(r"(?i)\btranslat(?:e|ed|es|ing|ion)\b|翻译")
+_LONGEST_ASKED = 600
 
 
 def foreign(text: str, language: str, common: frozenset[str], *, is_familiar: bool) -> str:

@@ -40,7 +40,7 @@ _FORMS: tuple[tuple[str, str], ...] = (
         "a key or password that is set",
         r"(?i:\b(?:[a-z]+[_-])*(?:api[_-]?key|secret(?:[_-]?(?:access)?[_-]?key)?|access[_-]?token|auth[_-]?token|client[_-]?secret"
         r"|password|passwd|pwd|passphrase|private[_-]?key)(?:[\"']?\s*(?:=|:|=>)\s*[\"']?|\s+is:?\s+[\"']?))"
-        r"(?=[^\s\"']{0,60}[0-9!@#$%^&*_+-])(?=[^\s\"']{0,60}[A-Za-z])[^\s\"'<>{}()\[\],;]{8,80}",
+        r"(?=[^\s\"']{0,60}[0-9!@#$%^&*_+-]|(?=[^\s\"']{16})[^\s\"']{0,40}[a-z][A-Z])(?=[^\s\"']{0,60}[A-Za-z])[^\s\"'<>{}()\[\],;]{8,80}",
     ),
 )
 _ALL = re.compile("|".join(f"(?P<f{number}>{pattern})" for number, (_, pattern) in enumerate(_FORMS)))
