@@ -196,23 +196,6 @@ _TRANSLATES = re.compile(r"(?i)\btranslat(?:e|ed|es|ing|ion)\b|翻译")
 _LONGEST_ASKED = 600
 
 
-def foreign(text: str, language: str, common: frozenset[str], *, is_familiar: bool) -> str:
-    """The other language of a text most of whose words no other row has, and that lacks the little words of the usual one.
-
-    It is told by its own little words; where the peers' texts are made of common words, a text of hardly any is of another
-    language even if it is none of those known here. Nothing for a text of the usual one.
-    """
-    words = _words_read(text)
-    if len(words) < _FEWEST_WORDS or sum(word in _LANGUAGES[language] for word in words) > len(words) // 8:
-        return ""
-    share = _share_of(words, common)
-    names = Counter(name for word in set(words) for name in _OF_WORD.get(word, ()) if name != language)
-    most = names.most_common(1)
-    if most and most[0][1] >= (3 if text.isascii() else 2) and share < _UNCOMMON:
-        return most[0][0]
-    return "of another language" if is_familiar and len(words) >= 8 and share < _STRANGE else ""
-
-
 def _is_long(text: str, script: str) -> bool:
     """Whether it is more than a name of another script."""
     return len(_SIGNS[script].findall(text[:600])) >= (20 if script == "Latin" else 6)
