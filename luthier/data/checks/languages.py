@@ -183,19 +183,6 @@ def foreign(text: str, language: str, common: frozenset[str], *, is_familiar: bo
     return "of another language" if (is_familiar or (many >= 2 and not text.isascii())) and is_strange else ""
 
 
-def _is_about_language(view: RowView, found: str) -> bool:
-    """Whether a row asks for a translation, or names the language that was found; a long text that it is about does not count."""
-    asked = [cell.text for cell in view.cells if len(cell.text) <= _LONGEST_ASKED]
-    name = next((name for name in _LANGUAGES if f"is {name}" in found), None)
-    return any(
-        _TRANSLATES.search(text) or (_ABOUT_LANGUAGE.search(text) if name is None else name in text) for text in asked
-    )
-
-
-_TRANSLATES = re.compile(r"(?i)\btranslat(?:e|ed|es|ing|ion)\b|翻译")
-_LONGEST_ASKED = 600
-
-
 def _is_long(text: str, script: str) -> bool:
     """Whether it is more than a name of another script."""
     return len(_SIGNS[script].findall(text[:600])) >= (20 if script == "Latin" else 6)
