@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from luthier.corruption.vocabulary import Vocabulary
 from luthier.data import tokenizer_training
 from luthier.data.dataset import load_examples
 from luthier.data.reading import called
@@ -34,6 +35,7 @@ from luthier.models.language_model import LanguageModel
 from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
 from luthier.objectives import Embedding, Objective
+from luthier.objectives.asking import AS_WRITTEN
 from luthier.ops.workers import Workers
 from luthier.prediction.chooser import Chooser
 from luthier.prediction.classifier import Classifier
@@ -46,10 +48,11 @@ from luthier.prediction.tagger import Tagger
 from luthier.prediction.text_model import Chat, Prompt, TextModel, make_sampling
 from luthier.prepared import asked_of, drawing_of, read_dataset
 from luthier.recipe import Recipe, load_recipe, make_recipe
+from luthier.recipe.loading import recipe_of_run
 from luthier.run import RunResult, train_recipe
 from luthier.store.places import expanded
 from luthier.store.runs import find_run, is_run, list_runs, new_run_folder
-from luthier.tuned import load_base, load_run, recipe_of_run
+from luthier.tuned import load_base, load_run
 from luthier.types import Example, Record
 
 __all__ = [
@@ -150,7 +153,8 @@ def _asked_as(
     if reader is not None:
         return reader(model, renderer, adapter)
     is_plain = objective.splits and renderer.completions_as == "auto"  # plain texts were learned, not chats
-    return TextModel(model, replace(renderer, completions_as="plain") if is_plain else renderer, adapter)
+    asking = objective.asking(Vocabulary(model.tokenizer, model.answer_start))
+    return TextModel(model, replace(renderer, completions_as="plain") if is_plain else renderer, adapter, asking)
 
 
 def load_text(run: str | Path, announce: Announce = _log.info) -> TextModel:
@@ -249,7 +253,8 @@ def evaluate(
         if isinstance(tuned, Embedder):
             return evaluate_embedding(candidates, rows, tuned.objective, passes, limit)
         if recipe.objective.splits:
-            return evaluate_targets(candidates, rows, passes, limit)
+            asking = tuned.asking if isinstance(tuned, TextModel) else AS_WRITTEN
+            return evaluate_targets(candidates, rows, passes, limit, asking=asking, sampling=sampling)
         return evaluate_records(
             candidates,
             rows.records,

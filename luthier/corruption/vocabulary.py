@@ -84,6 +84,10 @@ class Vocabulary:
             raise RecipeError(f"The tokenizer has no token {token!r}.", _ADD, field=field)
         return int(index)
 
+    def encode(self, text: str) -> list[int]:
+        """The text's tokens, with none around them."""
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
     def first_of(self, spellings: Sequence[str]) -> str | None:
         """The first of these tokens that there is."""
         known = self.tokenizer.get_vocab()

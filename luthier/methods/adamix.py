@@ -101,6 +101,11 @@ class AdaMix(Method):
     )
 
     @property
+    def without_new_tokens(self) -> str | None:
+        """None: as for the adapter that the experts average to."""
+        return self.deployed.without_new_tokens
+
+    @property
     def deployed(self) -> Houlsby | LoRA:
         """The method that the averaged experts are an adapter of."""
         if isinstance(self.host, AdapterHost):

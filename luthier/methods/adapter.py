@@ -24,6 +24,7 @@ from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, adapted, p
 from luthier.methods.class_head import TrainedHead, check_apart
 from luthier.methods.contract import Attachment, Group, Method
 from luthier.methods.new_tokens import TrainedRows, check_apart_from_rows
+from luthier.methods.rows_files import read_adapter, write_rows
 from luthier.models.anatomy import Anatomy, find_targets
 from luthier.models.language_model import LanguageModel
 from luthier.ops.draws import salt_of
@@ -49,20 +50,30 @@ class AdapterMethod(Method):
         description="Go on from this adapter: a run folder or a folder in peft's format. Its rank, strength and targets hold.",
     )
 
+    @property
+    def begins_at_base(self) -> bool:
+        """Not where it goes on from an adapter."""
+        return self.begin_from is None and super().begins_at_base
+
+    @property
+    def without_new_tokens(self) -> str | None:
+        """None: each adapter has rows of its own for them beside what it adds."""
+        return None
+
     def attach(self, model: LanguageModel, name: str, seed: int, *, fast: bool = True) -> AdapterAttachment:
         """Put the adapter into the model. With `from`, the file's settings and tensors take the place of these.
 
         What of the model's head is new trains with it, whole; so does what the file holds of the head.
         """
-        if model.new_tokens and not self.trains_new_tokens:
+        if model.new_tokens and self.without_new_tokens is not None:
             raise RecipeError(
-                f"{self.kind} has no place for the rows of new tokens.",
+                f"The rows of new tokens cannot train with {self.kind}: {self.without_new_tokens}.",
                 "Set method.kind to lora or full, or leave model.add_tokens out.",
                 field="method.kind",
             )
         if self.begin_from is None:
             return self.place(model, name, seed, fast)
-        file = self.form.read(self.begin_from)
+        file = read_adapter(self.form, self.begin_from)
         in_file = file.head_layers(model.anatomy)
         head = tuple(n for n in model.anatomy.head_linears if n in in_file or n in model.new_head)
         return self._from_file(file, head, model, name, seed, fast)
@@ -70,7 +81,7 @@ class AdapterMethod(Method):
     def attach_without_head(self, model: LanguageModel, name: str, *, fast: bool = True) -> AdapterAttachment:
         """The adapter of the folder that it goes on from, without the head that was trained with it: that of another task."""
         assert self.begin_from is not None
-        file = replace(self.form.read(self.begin_from), whole=(), head={})
+        file = replace(read_adapter(self.form, self.begin_from), whole=(), head={})
         return self._from_file(file, (), model, name, 0, fast)
 
     def _from_file(
@@ -301,8 +312,9 @@ class AdapterAttachment(Attachment):
         self.extra: dict[str, Any] = {}
         self.trained_on = ""
         self.head_start: dict[str, Tensor] = {}
+        _check_read(model, name, tuple(self.layers))
+        check_apart_from_rows(model, name, tuple(self.layers))
         self.new_rows = TrainedRows(model, name, model.new_tokens)
-        check_apart_from_rows(tuple(self.layers), self.new_rows)
         self.head = TrainedHead(model, name)
         self.train_head(model.new_head)
 
@@ -321,6 +333,11 @@ class AdapterAttachment(Attachment):
         check_apart(tuple(self.layers), layers)
         self.head.leave()
         self.head = TrainedHead(self.model, self.name, layers)
+
+    def leave_rows(self) -> None:
+        """Leave the rows of new tokens to the adapter that this one is a part of."""
+        self.new_rows.leave()
+        self.new_rows = TrainedRows(self.model, self.name)
 
     @torch.no_grad()
     def begin_head(self, start: Mapping[str, Tensor]) -> None:
@@ -351,8 +368,13 @@ class AdapterAttachment(Attachment):
 
     @property
     def lowest_layer(self) -> int | None:
-        """The first adapted layer; None if the embedding, some of its rows or its norm train."""
-        return self.model.anatomy.lowest_layer((*self.layers, *self.new_rows.layers))
+        """The first layer that the adapter changes; None if it reaches the embedding, or rows of new tokens train there."""
+        return None if self.new_rows.tokens else self.lowest_changed
+
+    @property
+    def lowest_changed(self) -> int | None:
+        """The first layer that the adapter itself changes; None if it reaches the embedding or its norm."""
+        return self.model.anatomy.lowest_layer(tuple(self.layers))
 
     @property
     def occupied(self) -> frozenset[str]:
@@ -429,8 +451,14 @@ class AdapterAttachment(Attachment):
             announce(f"The adapter is in Luthier's own form, which other tools do not read: {reason}.")
         is_transposed = any(isinstance(layer, AdaptedLinear) and layer.is_transposed for layer in self.layers.values())
         self.method.form.write(folder, file, anatomy, is_transposed)
-        if file.tokens:
-            self.model.tokenizer.save_pretrained(folder)
+        if not file.tokens:
+            return
+        self.model.tokenizer.save_pretrained(folder)
+        if not self.method.form.holds_rows(file, anatomy):
+            write_rows(folder, file)
+            announce(
+                "The rows of the new tokens are in a file of their own, which other tools do not read; export merges them."
+            )
 
     def merge(self) -> None:
         """Fold every update into its layer, and take off banks that then are empty.
@@ -449,6 +477,20 @@ class AdapterAttachment(Attachment):
         self.layers = {}
         self.head.merge()
         self.new_rows.merge()
+
+
+def _check_read(model: LanguageModel, name: str, places: tuple[str, ...]) -> None:
+    """Raise RecipeError if an adapter would train at the head, of which the objective asks nothing."""
+    idle = set() if model.is_head_read else set(places) & {part.name for part in model.anatomy.head_parts}
+    for place in sorted(idle):
+        layer = model.hf.get_submodule(place)
+        assert isinstance(layer, AdaptedLayer)
+        if layer.branch(name).tensors:
+            raise RecipeError(
+                f"The objective asks nothing of the model's head, so that nothing at {place} would learn.",
+                "Leave it out of method.targets.",
+                field="method.targets",
+            )
 
 
 def _untie(model: LanguageModel) -> None:

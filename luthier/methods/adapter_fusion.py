@@ -105,6 +105,11 @@ class AdapterFusion(AdapterMethod):
             )
         return self
 
+    @property
+    def without_new_tokens(self) -> str | None:
+        """The base must be the one that the adapters were trained over."""
+        return "the adapters that it mixes were trained over a base without them"
+
     def place(self, model: LanguageModel, name: str, seed: int, fast: bool) -> AdapterAttachment:
         """The fused adapters under names of their own, frozen, and a fusion wherever one of them stands."""
         parts = tuple(_frozen(path, model, f"{name}:{i}", fast) for i, path in enumerate(self.adapters))

@@ -32,6 +32,9 @@ from luthier.types import Settings
 ADAPTER = "default"
 """The name that a run's own adapter bears."""
 
+REFERENCE = "reference"
+"""The name that a frozen copy of a run's adapter bears, as it was before anything trained."""
+
 Kin = Literal["full", "low-rank", "selective", "adapter", "soft-prompt", "additive"]
 """What a method trains, as the table of methods groups them.
 
@@ -176,13 +179,20 @@ class Attachment(ABC):
         return 0
 
 
+@dataclass(frozen=True)
+class Reference:
+    """How a model still speaks as it did before anything trained: under this adapter, or under none."""
+
+    adapter: str | None
+
+
 class Method(Settings, ABC):
     """The settings of a method; its `kind` names it in a recipe.
 
     family: what it trains. paper: where it comes from. count: the formula of its trainable numbers. default_lr: the peak
     learning rate of a recipe that gives none. output_folder: what a finished run calls its result. tunes_base: whether
     the base's own weights train, so that the result is a whole model and not an adapter beside one. needs_quantization:
-    whether it makes sense over a quantized base alone. trains_new_tokens: whether rows of tokens that are added train with it.
+    whether it makes sense over a quantized base alone.
     """
 
     family: ClassVar[Kin]
@@ -193,7 +203,6 @@ class Method(Settings, ABC):
     output_folder: ClassVar[str]
     tunes_base: ClassVar[bool] = False
     needs_quantization: ClassVar[bool] = False
-    trains_new_tokens: ClassVar[bool] = False
 
     kind: str
 
@@ -204,6 +213,31 @@ class Method(Settings, ABC):
         name: how `LanguageModel.forward(adapters=…)` calls it. seed: decides the random start, each tensor by its name.
         fast: use the operations of `ops`. Raises RecipeError, naming the field, if the model has no place for it.
         """
+
+    @property
+    def begins_at_base(self) -> bool:
+        """Whether a model that it is attached to says what the base says, until something trains."""
+        return self.traits.identity_at_start
+
+    def reference(self, model: LanguageModel, seed: int, *, fast: bool = True) -> Reference | None:
+        """Have a model that the method is attached to go on to speak as it did before anything trained.
+
+        Where the adapter begins at the base, the base itself speaks; else a frozen copy of the adapter stands beside it, made
+        again from the same file and the same seed. None where the base's own weights train: then what it says must be kept
+        before step 1, or a second model held. Arguments and Raises: as `attach`.
+        """
+        if self.tunes_base:
+            return None
+        if self.begins_at_base:
+            return Reference(None)
+        for tensor in self.attach(model, REFERENCE, seed, fast=fast).trainables.values():
+            tensor.requires_grad_(False)
+        return Reference(REFERENCE)
+
+    @property
+    def without_new_tokens(self) -> str | None:
+        """Why the rows of tokens that are added to the model cannot train with it; None if they do."""
+        return "it trains no rows of the embedding"
 
     def class_head(self, head: ClassHead) -> ClassHead:
         """The head for the objective's classes that the method needs, where the model is loaded with one."""

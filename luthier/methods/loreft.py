@@ -158,7 +158,7 @@ class LoReFTAttachment(AdapterAttachment):
         self.edited = tuple(edited)
 
     @property
-    def lowest_layer(self) -> int | None:
+    def lowest_changed(self) -> int | None:
         """The lowest chosen layer, of which no more than the output needs a backward pass."""
         return min(layer.index for layer in self.edited)
 

@@ -21,6 +21,11 @@ class SideMethod(AdapterMethod):
     def side(self, model: LanguageModel, generator: torch.Generator) -> Side:
         """A fresh side network for the model, its trainable tensors fp32."""
 
+    @property
+    def without_new_tokens(self) -> str | None:
+        """The base is read as it is."""
+        return "the base is read without a backward pass, so that nothing tells the embedding how to change"
+
     def place(self, model: LanguageModel, name: str, seed: int, fast: bool) -> AdapterAttachment:
         """The side network under the adapter's name. Raises RecipeError for a model that projects after its layers."""
         width = model.hf.get_submodule(model.anatomy.embedding).get_parameter("weight").shape[1]

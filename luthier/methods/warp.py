@@ -133,6 +133,12 @@ class WARP(WordPromptMethod):
             raise RecipeError(
                 "WARP has no classes.", "Name the words that answers choose among.", field="method.classes"
             )
+        if not model.is_head_read:
+            raise RecipeError(
+                "WARP learns what the head says of its words, and the objective asks nothing of the head.",
+                "Set method.kind to prompt-tuning.",
+                field="method.kind",
+            )
         token_C = self._class_tokens(model, self.classes).to(model.device)
         source = moved(self.source(model, generator_of(self.kind, seed)), model.device)
         embedding = place_prompt(model, name, source, self.num_virtual_tokens)
