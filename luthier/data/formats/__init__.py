@@ -176,13 +176,14 @@ def faults(
 class Natural(NamedTuple):
     """The form that rows are most naturally read as, what they then give, and why.
 
-    objective: the kind of objective that learns from them; None where there is none.
+    objective: the kind of objective that learns from them; None where there is none. to_records: what reads a row.
     """
 
     name: FormatName
     gives: Gives
     reason: str
     objective: str | None
+    to_records: Callable[[Row], Sequence[Record]]
 
 
 def recognise_any(rows: Sequence[Row], format: FormatName = "auto", wishes: Wishes = NO_WISHES) -> Natural:
@@ -194,7 +195,9 @@ def recognise_any(rows: Sequence[Row], format: FormatName = "auto", wishes: Wish
     file = _file_of(table)
     if wishes.template is not None:
         made = by_template(table, wishes.template)
-        return Natural("template", wishes.template.gives, made.reason, OBJECTIVES[wishes.template.gives])
+        return Natural(
+            "template", wishes.template.gives, made.reason, OBJECTIVES[wishes.template.gives], made.to_records
+        )
     refusal: DataError | None = None
     for form in FORMS:
         if format not in ("auto", form.NAME):
@@ -206,7 +209,7 @@ def recognise_any(rows: Sequence[Row], format: FormatName = "auto", wishes: Wish
             continue
         if recognition is not None:
             reason = recognition.reason if format == "auto" else "data.format says so"
-            return Natural(form.NAME, form.GIVES, reason, OBJECTIVES[form.GIVES])
+            return Natural(form.NAME, form.GIVES, reason, OBJECTIVES[form.GIVES], recognition.to_records)
     raise refusal or _nothing_fits(table, format, file, None)
 
 
