@@ -55,7 +55,7 @@ class Objective(Settings, ABC):
     takes: what rows must hold for it to learn from. reads: how a plain text becomes tokens for it. splits: whether texts
     that are too long are cut into pieces, each a row of its own. kinds: which models it is for. learns_ends: whether a model
     that never learned to end a text is broken. writes: whether the model that comes out writes text. in_place: whether a target is learned at its own place, rather than at the
-    one before.
+    one before. loss_unit: what its loss is, and of what the mean. targets_are: what its targets are called.
     """
 
     takes: ClassVar[Gives] = "text"
@@ -65,6 +65,8 @@ class Objective(Settings, ABC):
     learns_ends: ClassVar[bool] = True
     writes: ClassVar[bool] = True
     in_place: ClassVar[bool] = False
+    loss_unit: ClassVar[str] = "nats per learned token"
+    targets_are: ClassVar[str] = "learned tokens"
 
     kind: str
 
