@@ -1,7 +1,8 @@
 """QLoRA against LoRA and against the peers' QLoRA on a CPU: time, memory, and what is learned.
 
     python -m bench.qlora          rounds of the three, each in a process of its own, in alternation
-    python -m bench.qlora --learn  held-out loss of LoRA and QLoRA after as many steps (default 200) of two rows
+    python -m bench.qlora --learn  held-out loss of LoRA and QLoRA after as many steps (default 200) of eight rows; with --gguf
+                                   also of QLoRA over the blocks that a file has its weights in
 
 The peer's losses must be those of our QLoRA within a small bound: its scales differ in a few codes, and nothing else does.
 """
@@ -82,33 +83,46 @@ def bench(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], st
 
 
 def learn(options: argparse.Namespace) -> int:
-    """Held-out loss of LoRA and of QLoRA after as many steps; 0 if they are within 2 % of each other."""
+    """Held-out loss of LoRA and of QLoRA after as many steps; 0 if that over NF4 is within 2 % of LoRA's."""
+    cases: dict[str, tuple[str, dict[str, str] | None]] = {
+        "LoRA": (options.model, None),
+        "QLoRA": (options.model, {"kind": "nf4"}),
+    }
+    if options.gguf is not None:
+        cases["QLoRA over the file's blocks"] = (str(options.gguf), {"kind": "gguf"})
+    losses = {}
+    with tempfile.TemporaryDirectory(prefix="luthier-bench-") as folder:
+        for name, (model, quantization) in cases.items():
+            began = time.perf_counter()
+            curve = held_out_curve(model, quantization, options, Path(folder) / name)
+            losses[name] = curve[-1]
+            curve_text = ", ".join(f"{loss:.4f}" for loss in curve)
+            say(f"{name}: held-out loss {curve_text} ({time.perf_counter() - began:.0f} s)")
+    shares = {name: loss / losses["LoRA"] - 1 for name, loss in losses.items() if name != "LoRA"}
+    lines = [f"{name}: {share:+.2%} of LoRA's held-out loss." for name, share in shares.items()]
+    print(json.dumps(losses) if options.json else "\n".join(lines))
+    return 0 if abs(shares["QLoRA"]) <= 0.02 else 1
+
+
+def held_out_curve(
+    model: str, quantization: dict[str, str] | None, options: argparse.Namespace, out: Path
+) -> list[float]:
+    """The held-out losses of one run, every 50 steps."""
     from luthier.recipe import make_recipe
     from luthier.run import train_recipe
 
-    losses = {}
-    with tempfile.TemporaryDirectory(prefix="luthier-bench-") as folder:
-        for name, quantization in (("LoRA", None), ("QLoRA", {"kind": "nf4"})):
-            values = {
-                "model": options.model,
-                "data": {"train": str(DATA / "gsm8k" / "test.jsonl"), "validation_fraction": 0.05, "max_length": 640},
-                "quantization": quantization,
-                "training": {
-                    "steps": options.steps or 200, "rows_per_step": 2, "tokens_per_micro_batch": 640, "peak_lr": 2e-4,
-                    "evaluate_every": 100,
-                },
-            }  # fmt: skip
-            began = time.perf_counter()
-            result = train_recipe(make_recipe(values), Path(folder) / name, announce=say, on_step=lambda metrics: None)
-            lines = (result.folder / "metrics.jsonl").read_text().splitlines()
-            curve = [m["validation_loss"] for m in map(json.loads, lines) if "validation_loss" in m]
-            losses[name] = curve[-1]
-            say(
-                f"{name}: held-out loss {', '.join(f'{loss:.4f}' for loss in curve)} ({time.perf_counter() - began:.0f} s)"
-            )
-    share = losses["QLoRA"] / losses["LoRA"] - 1
-    print(json.dumps(losses) if options.json else f"QLoRA's held-out loss is {share:+.2%} of LoRA's.")
-    return 0 if abs(share) <= 0.02 else 1
+    values = {
+        "model": model,
+        "data": {"train": str(DATA / "gsm8k" / "test.jsonl"), "validation_fraction": 0.05, "max_length": 640},
+        "quantization": quantization,
+        "training": {
+            "steps": options.steps, "rows_per_step": options.rows_per_step, "tokens_per_micro_batch": 1280, "peak_lr": 2e-4,
+            "evaluate_every": 50,
+        },
+    }  # fmt: skip
+    result = train_recipe(make_recipe(values), out, announce=say, on_step=lambda metrics: None)
+    lines = map(json.loads, (result.folder / "metrics.jsonl").read_text().splitlines())
+    return [line["validation_loss"] for line in lines if "validation_loss" in line]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -118,6 +132,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_work_options(parser, steps=4, rounds=3)
     parser.add_argument("--learn", action="store_true", help="compare held-out losses instead")
+    parser.add_argument("--rows-per-step", type=int, default=8, help="with --learn (default 8)")
+    parser.add_argument("--gguf", type=Path, metavar="FILE", help="with --learn: the same model as a .gguf file")
     parser.set_defaults(budget=2048, mixed=True)
     options = parser.parse_args(arguments)
     if options.learn:

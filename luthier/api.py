@@ -48,10 +48,11 @@ from luthier.prediction.tagger import Tagger
 from luthier.prediction.text_model import Chat, Prompt, TextModel, make_sampling
 from luthier.prepared import asked_of, drawing_of, read_dataset
 from luthier.recipe import Recipe, load_recipe, make_recipe
+from luthier.recipe.loading import recipe_of_run
 from luthier.run import RunResult, train_recipe
 from luthier.store.places import expanded
 from luthier.store.runs import find_run, is_run, list_runs, new_run_folder
-from luthier.tuned import load_base, load_run, recipe_of_run
+from luthier.tuned import load_base, load_run
 from luthier.types import Example, Record
 
 __all__ = [

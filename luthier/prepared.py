@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -19,6 +19,7 @@ from luthier.models.positions import longest_row
 from luthier.models.sources import locate, read_answer_start, read_config, read_tokenizer, with_new_tokens
 from luthier.objectives import Objective, kind_of
 from luthier.recipe import Recipe
+from luthier.recipe.companions import check_companion, told_of
 from luthier.types import Example
 
 Announce = Callable[[str], None]
@@ -29,7 +30,8 @@ class Prepared:
     """A recipe's data, read and passed by the gate; and its objective, with what the rows settle.
 
     drawing: what makes of the training rows the examples of each epoch, where the objective draws them; those held out are
-    drawn already.
+    drawn already. num_words: how many words the model has. companion_words: how many each companion of the objective has, by
+    its role.
     """
 
     dataset: Dataset
@@ -37,6 +39,13 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     gate: GateReport
     drawing: Drawing | None = None
+    num_words: int = 0
+    companion_words: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def all_rows(self) -> tuple[Example, ...]:
+        """The training examples and those held out."""
+        return (*self.dataset.train, *self.dataset.validation)
 
     @property
     def first_rows(self) -> tuple[Example, ...]:
@@ -50,13 +59,21 @@ def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
     tokenizer = read_tokenizer(source)
     config = with_new_tokens(read_config(source), source, tokenizer)
     answer_start = read_answer_start(source, config)
+    companions = [
+        (each, check_companion(each, recipe.model.device, config, tokenizer, answer_start, announce))
+        for each in recipe.objective.companions
+    ]
     dataset, objective = read_dataset(recipe, config, tokenizer, announce, answer_start)
     drawing = drawing_of(recipe, objective, tokenizer, answer_start)
     drawn = dataset if drawing is None else replace(dataset, train=drawing.of_all(dataset.train, 0))
     check_lengths(drawn, config)
     rules = Rules(learns_ends=objective.learns_ends, in_place=objective.in_place)
     gate = check_gate(drawn, int(config.vocab_size), rules, marks_of(config))
-    return Prepared(dataset, objective, tokenizer, gate, drawing)
+    for companion, own in companions:
+        with told_of(companion):
+            check_lengths(drawn, own)
+    words = {companion.role: int(own.vocab_size) for companion, own in companions}
+    return Prepared(dataset, objective, tokenizer, gate, drawing, int(config.vocab_size), words)
 
 
 def marks_of(config: PreTrainedConfig) -> dict[str, int]:

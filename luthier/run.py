@@ -7,7 +7,6 @@ happens in between.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from luthier.companions import hear
 from luthier.data.batches import StepBatches, evaluation_batches
 from luthier.data.dataset import Dataset
 from luthier.data.drawn import Drawing
@@ -26,11 +26,12 @@ from luthier.evaluation.report import write_loss_plot, write_report
 from luthier.methods import ADAPTER, Attachment
 from luthier.models.drawing import with_values
 from luthier.models.language_model import LanguageModel
-from luthier.ops.workers import Workers
+from luthier.ops.workers import Workers, worker_count
 from luthier.prepared import announce_gate, check_lengths, check_recipe, placed_draws, placed_rows
 from luthier.recipe import Recipe, dump_recipe, load_recipe
 from luthier.recipe.base import default_lr_of
 from luthier.recipe.provenance import check_same, environment, provenance_of
+from luthier.recipe.settings import Provenance
 from luthier.store.files import (
     folder_fault,
     make_folder,
@@ -50,6 +51,8 @@ from luthier.store.runs import (
     write_status,
 )
 from luthier.training.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
+from luthier.training.companions import FOLDER as COMPANIONS_FOLDER
+from luthier.training.companions import Companions
 from luthier.training.loop import Outside, Plan, Progress, progress_of, train
 from luthier.training.memory import give_back
 from luthier.training.run_folder import carried_out, is_free, to_go_on
@@ -62,7 +65,6 @@ Announce = Callable[[str], None]
 OnStep = Callable[[dict[str, Any]], None]
 
 ENVIRONMENT = "environment.json"
-_MOST_AUTO_WORKERS = 8
 _WORSE_THAN_GUESSING = 1.5  # nats: what a random start may cost beyond a guess
 _FEWEST_WORDS = 1024
 
@@ -150,6 +152,7 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *,
         from luthier.planner.gate import plan_run  # what pretends to be tensors takes a while to import
 
         plan_run(recipe, prepared.first_rows, prepared.tokenizer, folder, announce)
+    hearing = hear(recipe, prepared, folder, announce)
     model = load_base_of(recipe, announce)
     give_back(model.device)  # what reading took: holes that would stay beside what training takes
     dataset = prepared.dataset
@@ -170,17 +173,20 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *,
         model.keep_trunk(cache)
     plan = _plan(recipe, batches.num_steps, model)
     write_status(folder, "running", total_steps=plan.num_steps)
-    _settle_provenance(recipe, folder, model, dataset, announce)
+    made_from = provenance_of(model.identity.sha256, dataset, hearing.sha256)
+    _settle_provenance(recipe, folder, made_from, model.device, announce)
     checkpoint = _last_checkpoint(recipe, folder, announce)
     steps_before = 0 if checkpoint is None else checkpoint.step
     cut_metrics(folder, steps_before)
     values = recipe.model_dump(mode="json")
     with (
         tracking(recipe.training.trackers, folder, values, steps_before) as trackers,
-        Workers(_workers(recipe.training.workers, model.device)) as workers,
+        Workers(worker_count(recipe.training.workers, model.device)) as workers,
     ):
-        outside = _outside(recipe, folder, model, attachment, placed, plan, workers, trackers, announce, on_step)
-        progress = train(model, attachment, recipe.objective, batches, plan, outside, workers, checkpoint)
+        held_out = _held_out(recipe, model, attachment, placed, plan, workers, hearing.companions)
+        outside = _outside(recipe, folder, held_out, plan, trackers, announce, on_step)
+        objective, companions = recipe.objective, hearing.companions
+        progress = train(model, attachment, objective, batches, plan, outside, workers, checkpoint, companions)
     return _finish(recipe, folder, attachment, progress, announce)
 
 
@@ -199,7 +205,7 @@ def _resolve(
 ) -> tuple[Recipe, StepBatches]:
     """The recipe with every automatic value settled, and its batches."""
     training = recipe.training
-    workers = 1 if training.update_in_backward else _workers(training.workers, model.device)
+    workers = 1 if training.update_in_backward else worker_count(training.workers, model.device)
     rows_per_step = training.rows_per_step
     if rows_per_step is None and training.tokens_per_step is None:
         rows_per_step = 8
@@ -248,13 +254,6 @@ def _shares_prefix(recipe: Recipe, model: LanguageModel, attachment: Attachment)
     return recipe.training.fast.prefix and model.device.type == "cpu" and model.shares_tokens(attachment.adapter)
 
 
-def _workers(asked: int | str, device: torch.device) -> int:
-    """Worker threads: as asked, or one for each core, and one alone beside a GPU."""
-    if isinstance(asked, int):
-        return asked
-    return 1 if device.type == "cuda" else min(os.cpu_count() or 1, _MOST_AUTO_WORKERS)
-
-
 def _plan(recipe: Recipe, num_steps: int, model: LanguageModel) -> Plan:
     training = recipe.training
     assert training.peak_lr is not None
@@ -277,7 +276,7 @@ def _plan(recipe: Recipe, num_steps: int, model: LanguageModel) -> Plan:
         evaluate_every=training.evaluate_every,
         checkpoint_every=training.checkpoint_every,
         autocast=torch.bfloat16 if wants else None,
-        worst_start=_worst_start(model),
+        worst_start=_worst_start(model) if recipe.objective.is_likelihood else None,
     )
 
 
@@ -304,32 +303,26 @@ def _last_checkpoint(recipe: Recipe, folder: Path, announce: Announce) -> Checkp
     return checkpoint
 
 
-def _settle_provenance(
-    recipe: Recipe, folder: Path, model: LanguageModel, dataset: Dataset, announce: Announce
-) -> None:
+def _settle_provenance(recipe: Recipe, folder: Path, now: Provenance, device: torch.device, announce: Announce) -> None:
     """Write what the run is made from, or compare it with what it was begun with."""
-    now = provenance_of(model.identity.sha256, dataset)
     if recipe.provenance is None:
         write_text(folder / RESOLVED, dump_recipe(recipe.model_copy(update={"provenance": now})))
     else:
         check_same(recipe.provenance, now, recipe.model.name, folder / RESOLVED, announce)
     if recipe.provenance is None or not (folder / ENVIRONMENT).is_file():
-        write_json(folder / ENVIRONMENT, environment(model.device))
+        write_json(folder / ENVIRONMENT, environment(device))
 
 
-def _outside(
+def _held_out(
     recipe: Recipe,
-    folder: Path,
     model: LanguageModel,
     attachment: Attachment,
     dataset: Dataset,
     plan: Plan,
     workers: Workers,
-    trackers: Sequence[Tracker],
-    announce: Announce,
-    on_step: OnStep,
-) -> Outside:
-    """The loop's view of the run folder, the held-out rows and the trackers."""
+    companions: Companions,
+) -> Callable[[], float] | None:
+    """What measures the held-out rows; None if there are none."""
     held_out = evaluation_batches(
         dataset.validation,
         recipe.training.tokens_per_micro_batch,
@@ -340,7 +333,22 @@ def _outside(
     )
 
     def evaluate() -> float:
-        return held_out_loss(model, recipe.objective, held_out, attachment.adapter, workers, plan.autocast)
+        adapter = attachment.adapter
+        return held_out_loss(model, recipe.objective, held_out, adapter, workers, plan.autocast, companions)
+
+    return evaluate if held_out else None
+
+
+def _outside(
+    recipe: Recipe,
+    folder: Path,
+    evaluate: Callable[[], float] | None,
+    plan: Plan,
+    trackers: Sequence[Tracker],
+    announce: Announce,
+    on_step: OnStep,
+) -> Outside:
+    """The loop's view of the run folder, the held-out rows and the trackers."""
 
     def save(checkpoint: Checkpoint) -> None:
         save_checkpoint(folder, checkpoint)
@@ -352,7 +360,7 @@ def _outside(
             tracker.log(metrics["step"], numbers_of(metrics))
         on_step({**metrics, "total_steps": plan.num_steps})
 
-    return Outside(evaluate if held_out else None, save, record, announce, folder)
+    return Outside(evaluate, save, record, announce, folder)
 
 
 def _prune(recipe: Recipe, folder: Path, step: int, best_step: int | None) -> None:
@@ -367,7 +375,8 @@ def _finish(recipe: Recipe, folder: Path, attachment: Attachment, progress: Prog
     _prune(recipe, folder, progress.step, progress.best_step)
     if recipe.training.early_stopping is not None and progress.best_step not in (None, progress.step):
         _go_back(folder, attachment, progress, announce)
-    remove_folder(folder / TRUNK_FOLDER)
+    for kept in (TRUNK_FOLDER, COMPANIONS_FOLDER):
+        remove_folder(folder / kept)
     output = folder / recipe.method.output_folder
     write_folder(output, lambda partial: attachment.write(partial, announce), replace=True)
     metrics = read_metrics(folder)

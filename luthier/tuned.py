@@ -12,16 +12,11 @@ from luthier.methods.contract import Attachment
 from luthier.models.language_model import LanguageModel
 from luthier.models.loading import load_model
 from luthier.quantization.packed import QuantizedLinear
-from luthier.recipe import Recipe, load_recipe
+from luthier.recipe import Recipe
 from luthier.recipe.base import fast_of, head_of, settings_of, wishes_of
-from luthier.store.runs import RECIPE, RESOLVED
+from luthier.recipe.loading import recipe_of_run
 
 Announce = Callable[[str], None]
-
-
-def recipe_of_run(folder: Path) -> Recipe:
-    """The recipe of a run, settled where the run got so far."""
-    return load_recipe(folder / (RESOLVED if (folder / RESOLVED).is_file() else RECIPE))
 
 
 def load_run(folder: Path, announce: Announce) -> LanguageModel:

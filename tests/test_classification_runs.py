@@ -17,8 +17,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from luthier import api
 from luthier.errors import DataError, RecipeError, RunMismatch, UsageError
+from luthier.recipe.loading import recipe_of_run
 from luthier.studies.exporting import export_merged
-from luthier.tuned import load_base, load_run, recipe_of_run
+from luthier.tuned import load_base, load_run
 
 WORDS = {"angry": "broken", "happy": "lovely", "neutral": "ordinary"}
 THINGS = ("lamp", "chair", "kettle", "radio", "box")

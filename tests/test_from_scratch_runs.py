@@ -15,8 +15,9 @@ from luthier import api
 from luthier.data.tokenizer_training import Purpose, TokenizerSettings, train_tokenizer
 from luthier.errors import RecipeError, RunMismatch
 from luthier.recipe import make_recipe
+from luthier.recipe.loading import recipe_of_run
 from luthier.studies.planning import read_request
-from luthier.tuned import load_run, recipe_of_run
+from luthier.tuned import load_run
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -20,6 +20,7 @@ ROWS = (
     ("jobs",),
     ("studies",),
     ("run",),
+    ("companions",),
     ("prepared", "tuned"),
     ("planner",),
     ("recipe",),

@@ -59,6 +59,7 @@ ROWS: dict[str, dict[str, str]] = {
     "chain-of-thought-maths": {
         "maths.jsonl": lines(lambda i: {"question": f"What is {i} + 1?", "answer": f"One more than {i}.\n#### {i + 1}"})
     },
+    "distillation": {"tickets.jsonl": lines(lambda i: {"prompt": f"Ticket {i}", "completion": f"It is a {i % 5}."})},
     "domain-pretraining": {"texts.jsonl": lines(lambda i: {"text": f"Text {i} " + "goes on and on " * 40})},
     "guanaco": {"oasst_ready.trees.jsonl.gz": lines(tree)},
     "instruction-tuning": {
@@ -176,9 +177,10 @@ def test_a_shipped_recipe_trains(
         data = text.encode()
         (tmp_path / file).write_bytes(gzip.compress(data) if file.endswith(".gz") else data)
     text = RECIPES[name].read_text()
-    (named,) = re.findall(r"^model: (.*)$", text, re.MULTILINE)
-    model = json.dumps({"name": str(folder_of(kind_of_model(named))), "device": "cpu"})
-    (tmp_path / "recipe.yaml").write_text(text.replace(f"model: {named}", f"model: {model}"))
+    for key, named in re.findall(r"^ *(model|teacher): (.*)$", text, re.MULTILINE):
+        model = json.dumps({"name": str(folder_of(kind_of_model(named))), "device": "cpu"})
+        text = text.replace(f"{key}: {named}", f"{key}: {model}")
+    (tmp_path / "recipe.yaml").write_text(text)
     recipe = load_recipe(tmp_path / "recipe.yaml", ["training.steps=2", "training.workers=1"])
     said: list[str] = []
     result = train_recipe(recipe, tmp_path / "run", announce=said.append, on_step=lambda metrics: None)

@@ -42,10 +42,10 @@ def combine(
 ) -> None:
     """Make one LoRA from the adapters of several runs."""
     from luthier import api
+    from luthier.recipe.loading import recipe_of_run
     from luthier.store.places import expanded
     from luthier.store.runs import find_run
     from luthier.studies.combining import Source, combine_runs
-    from luthier.tuned import recipe_of_run
 
     weights = weight or [1.0] * len(runs)
     if len(weights) != len(runs):

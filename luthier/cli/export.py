@@ -55,10 +55,10 @@ def export(
     """Write a run's model as a folder of its own, and compare its held-out loss with the run's."""
     from luthier import api
     from luthier.quantization.settings import QuantizationSettings
+    from luthier.recipe.loading import recipe_of_run
     from luthier.store.places import expanded
     from luthier.store.runs import find_run
     from luthier.studies.exporting import export_merged
-    from luthier.tuned import recipe_of_run
 
     assert to is Form.MERGED
     folder = find_run(run, api.RUNS)

@@ -30,10 +30,10 @@ def inspect(
         _attention(run, text, as_json)
         return
     from luthier import api
+    from luthier.recipe.loading import recipe_of_run
     from luthier.store.runs import find_run
     from luthier.studies.inspection import inspect_run
     from luthier.studies.inspection_plot import write_inspection_plot
-    from luthier.tuned import recipe_of_run
 
     folder = find_run(run, api.RUNS)
     inspection = inspect_run(folder, recipe_of_run(folder), say)
@@ -75,10 +75,10 @@ def shrink(
 ) -> None:
     """Write a run's update as a LoRA of smaller rank (the closest one), and measure what that costs."""
     from luthier import api
+    from luthier.recipe.loading import recipe_of_run
     from luthier.store.places import expanded
     from luthier.store.runs import find_run
     from luthier.studies.inspection import shrink_run
-    from luthier.tuned import recipe_of_run
 
     folder = find_run(run, api.RUNS)
     name = f"adapter-rank-{rank}" if rank is not None else f"adapter-energy-{energy}"

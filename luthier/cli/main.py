@@ -34,6 +34,7 @@ from luthier.cli.resume import resume
 from luthier.cli.runs import runs
 from luthier.cli.schema import schema
 from luthier.cli.tokenizer import tokenizer
+from luthier.cli.tournament import tournament
 from luthier.cli.train import train
 from luthier.errors import DiskFull, Interrupted, LuthierError, NotFound, ResourceError, UsageError
 from luthier.ops.shortage import is_shortage
@@ -61,6 +62,7 @@ app.command(rich_help_panel=_TUNE)(train)
 app.command(rich_help_panel=_TUNE)(resume)
 app.command(rich_help_panel=_TUNE)(evaluate)
 app.command("compare-methods", rich_help_panel=_TUNE)(compare_methods)
+app.command(rich_help_panel=_TUNE)(tournament)
 app.command(rich_help_panel=_USE)(chat)
 app.command(rich_help_panel=_USE)(generate)
 app.command(rich_help_panel=_USE)(combine)

@@ -21,9 +21,9 @@ def resume(
 
     with TrainingDisplay() as display:
         from luthier.api import RUNS
+        from luthier.recipe.loading import recipe_of_run
         from luthier.run import resume_run
         from luthier.store.runs import find_run
-        from luthier.tuned import recipe_of_run
 
         folder = find_run(run, RUNS)
         if not plain_allocator:

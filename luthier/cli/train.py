@@ -55,7 +55,7 @@ def train(
 
 def report_result(result: RunResult, announce: Callable[[str], None], as_json: bool) -> None:
     """Say what a run came to and what may follow; print its folder, or with `--json` the numbers."""
-    from luthier.tuned import recipe_of_run
+    from luthier.recipe.loading import recipe_of_run
 
     folder = quoted(result.folder)
     loss = "" if result.final_loss is None else f", loss {result.final_loss:.3f}"

@@ -45,7 +45,8 @@ class Asked:
 
 @dataclass(frozen=True)
 class Examples:
-    """The rows of one source as records, and what each teaches, aligned; `document` is the row's index in the source.
+    """The rows of one source as records, and what each teaches, aligned; `document` is the row's index in the source, counted
+    on from what the source begins with.
 
     reason: why the rows were taken for this form. notes: what a user should know of them. sha256: of the rows' content.
     """
@@ -60,7 +61,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The rows to train on and those held out; records and examples are aligned.
+    """The rows to train on and those held out; records and examples are aligned. Every row has a document number of its own.
 
     format, reason: the form of the training rows, and why they were taken for it. sha256: of the training rows' content,
     before any are held out. labels: those of the training rows likewise, each once, sorted.
@@ -113,7 +114,8 @@ def load_dataset(
     elif settings.validation == "none":
         note = "No rows are held out (data.validation: none)."
     else:
-        held_out = load_examples(settings.validation, settings, renderer, make_example, announce, asked)
+        first = max(rows.rendered, default=-1) + 1
+        held_out = load_examples(settings.validation, settings, renderer, make_example, announce, asked, first)
         note = f"The {len(held_out.examples)} rows of {settings.validation} are held out."
     announce(note)
     return Dataset(
@@ -137,12 +139,13 @@ def load_examples(
     make_example: MakeExample,
     announce: Announce,
     asked: Asked = Asked(),
+    first_document: int = 0,
 ) -> Examples:
     """The rows of one source, rendered and kept within `settings.max_length`. Announces and raises as load_dataset.
 
-    asked: what the objective asks of the rows.
+    asked: what the objective asks of the rows. first_document: the number of the first of them.
     """
-    return _taught(_read_source(source, settings, renderer, announce, None, asked), make_example)
+    return _taught(_read_source(source, settings, renderer, announce, None, asked), make_example, first_document)
 
 
 @dataclass(frozen=True)
@@ -200,10 +203,11 @@ def _read_source(
     )
 
 
-def _taught(source: _Source, make_example: MakeExample) -> Examples:
+def _taught(source: _Source, make_example: MakeExample, first_document: int = 0) -> Examples:
+    taught = (make_example(row, first_document + i, source.origins[i]) for i, row in source.rendered.items())
     return Examples(
         records=tuple(source.records.values()),
-        examples=tuple(make_example(row, i, source.origins[i]) for i, row in source.rendered.items()),
+        examples=tuple(taught),
         format=source.format,
         reason=source.reason,
         notes=source.notes,

@@ -166,9 +166,11 @@ def collate(examples: Sequence[Example], layout: Layout, pad_id: int, *, shares_
     Raises: RecipeError for an example whose parts share others in the bucketed layout.
     """
     if layout == "bucketed":
-        return _bucketed(examples, pad_id)
-    prefix = shared_prefix(examples) if shares_prefix else 0
-    return _packed_behind(prefix, examples) if prefix else _packed(examples)
+        batch = _bucketed(examples, pad_id)
+    else:
+        prefix = shared_prefix(examples) if shares_prefix else 0
+        batch = _packed_behind(prefix, examples) if prefix else _packed(examples)
+    return replace(batch, rows=tuple(example.document for example in examples))
 
 
 def shared_prefix(examples: Sequence[Example]) -> int:

@@ -6,6 +6,7 @@ Shapes: N targets of a row, R rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from luthier.objectives.contract import JointObjective, Objective, Whole, joined
 from luthier.objectives.embedding import info_nce_of_each
 from luthier.ops.workers import Workers
 from luthier.prediction.passes import Passes, class_logits, logprobs, said_of_each
+from luthier.training.companions import ALONE, Companions, with_beside
 from luthier.training.loop import autocast
 from luthier.types import Batch, Example
 
@@ -30,11 +32,13 @@ def held_out_loss(
     adapters: Adapters,
     workers: Workers,
     compute_in: torch.dtype | None = None,
+    companions: Companions = ALONE,
 ) -> float:
     """The loss over all batches by their learned weight, nothing dropped and nothing changed.
 
-    Where a row's loss depends on the others, all rows are taken together.
+    Where a row's loss depends on the others, all rows are taken together. companions: the other models that the objective hears.
     """
+    asked = _Asked(model, adapters, workers, compute_in, companions)
     weight = sum(batch.learned_weight for batch in batches)
     if isinstance(objective, JointObjective):
         parts: dict[int, Whole] = {}
@@ -42,7 +46,7 @@ def held_out_loss(
         def keep(index: int, outputs: Outputs) -> None:
             parts[index] = objective.whole(outputs)
 
-        _over_all(model, batches, adapters, workers, compute_in, keep)
+        _over_all(asked, batches, keep)
         with torch.inference_mode():
             return float(objective.joint_loss(joined([parts[index] for index in sorted(parts)]))) / weight
     losses: dict[int, float] = {}
@@ -50,7 +54,7 @@ def held_out_loss(
     def add(index: int, outputs: Outputs) -> None:
         losses[index] = float(objective.held_out_sum(outputs))
 
-    _over_all(model, batches, adapters, workers, compute_in, add)
+    _over_all(asked, batches, add)
     return sum(losses[index] for index in sorted(losses)) / weight
 
 
@@ -80,23 +84,33 @@ def _loss_of(objective: Objective, said_N: Tensor, example: Example) -> float:
     return float((loss_N * weight_N).sum() / weight_N.sum())
 
 
-def _over_all(
-    model: LanguageModel,
-    batches: Sequence[Batch],
-    adapters: Adapters,
-    workers: Workers,
-    compute_in: torch.dtype | None,
-    take: Callable[[int, Outputs], None],
-) -> None:
+@dataclass(frozen=True)
+class _Asked:
+    """Who is asked of batches, how, and by whom."""
+
+    model: LanguageModel
+    adapters: Adapters
+    workers: Workers
+    compute_in: torch.dtype | None
+    companions: Companions
+
+    def of(self, batch: Batch) -> Outputs:
+        """What the model gives for a batch."""
+        on_device = batch.to(self.model.device)
+        return with_beside(self.model.forward(on_device, self.adapters), self.companions.beside(on_device))
+
+
+def _over_all(asked: _Asked, batches: Sequence[Batch], take: Callable[[int, Outputs], None]) -> None:
     """Hand over what the model gives for each batch, and its index."""
+    workers = asked.workers
 
     def share_of(worker: int) -> Callable[[], None]:
         def compute() -> None:
             for index in range(worker, len(batches), workers.count):
                 if workers.are_stopping.is_set():
                     break
-                with torch.inference_mode(), autocast(model.device, compute_in):
-                    take(index, model.forward(batches[index].to(model.device), adapters))
+                with torch.inference_mode(), autocast(asked.model.device, asked.compute_in):
+                    take(index, asked.of(batches[index]))
 
         return compute
 

@@ -51,6 +51,11 @@ class AdapterMethod(Method):
     )
 
     @property
+    def begins_at_base(self) -> bool:
+        """Not where it goes on from an adapter."""
+        return self.begin_from is None and super().begins_at_base
+
+    @property
     def without_new_tokens(self) -> str | None:
         """None: each adapter has rows of its own for them beside what it adds."""
         return None

@@ -32,6 +32,9 @@ from luthier.types import Settings
 ADAPTER = "default"
 """The name that a run's own adapter bears."""
 
+REFERENCE = "reference"
+"""The name that a frozen copy of a run's adapter bears, as it was before anything trained."""
+
 Kin = Literal["full", "low-rank", "selective", "adapter", "soft-prompt", "additive"]
 """What a method trains, as the table of methods groups them.
 
@@ -176,6 +179,13 @@ class Attachment(ABC):
         return 0
 
 
+@dataclass(frozen=True)
+class Reference:
+    """How a model still speaks as it did before anything trained: under this adapter, or under none."""
+
+    adapter: str | None
+
+
 class Method(Settings, ABC):
     """The settings of a method; its `kind` names it in a recipe.
 
@@ -203,6 +213,26 @@ class Method(Settings, ABC):
         name: how `LanguageModel.forward(adapters=…)` calls it. seed: decides the random start, each tensor by its name.
         fast: use the operations of `ops`. Raises RecipeError, naming the field, if the model has no place for it.
         """
+
+    @property
+    def begins_at_base(self) -> bool:
+        """Whether a model that it is attached to says what the base says, until something trains."""
+        return self.traits.identity_at_start
+
+    def reference(self, model: LanguageModel, seed: int, *, fast: bool = True) -> Reference | None:
+        """Have a model that the method is attached to go on to speak as it did before anything trained.
+
+        Where the adapter begins at the base, the base itself speaks; else a frozen copy of the adapter stands beside it, made
+        again from the same file and the same seed. None where the base's own weights train: then what it says must be kept
+        before step 1, or a second model held. Arguments and Raises: as `attach`.
+        """
+        if self.tunes_base:
+            return None
+        if self.begins_at_base:
+            return Reference(None)
+        for tensor in self.attach(model, REFERENCE, seed, fast=fast).trainables.values():
+            tensor.requires_grad_(False)
+        return Reference(REFERENCE)
 
     @property
     def without_new_tokens(self) -> str | None:

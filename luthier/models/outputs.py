@@ -1,4 +1,5 @@
-"""What a forward pass gives an objective: the states at the batch's targets, and what the head says of them.
+"""What a forward pass gives an objective: the states at the batch's targets, and what the head says of them; and what other
+models say of the same targets.
 
 Nothing is computed before it is asked for, so each objective pays for what it reads. The head runs over the learned
 positions alone, and over words in chunks whose logits are never held together.
@@ -8,7 +9,8 @@ Shapes: N learned targets, D width, V vocabulary, C classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -26,6 +28,7 @@ from luthier.ops.head import (
     token_logprobs_recomputed,
     token_logprobs_reference,
 )
+from luthier.ops.imitation import KnownWords
 from luthier.types import Targets
 
 
@@ -61,11 +64,15 @@ class HeadCall:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The states that the head reads at the targets, shape (N, D), and the head."""
+    """The states that the head reads at the targets, shape (N, D), and the head.
+
+    beside: what other models say of the same targets, by their roles, without gradient; each is asked when it is first read.
+    """
 
     hidden_ND: Tensor
     targets: Targets
     head: HeadCall
+    beside: Mapping[str, Beside] = field(default_factory=dict)
 
     @cached_property
     def logprob_N(self) -> Tensor:
@@ -81,3 +88,7 @@ class Outputs:
     def logits_NC(self) -> Tensor:
         """The logits of a head over classes, fp32, all at once."""
         return self.head.logits(self.hidden_ND).float()
+
+
+Beside = Outputs | KnownWords
+"""What another model says of the targets: all that can be asked of it, or what is known of it."""

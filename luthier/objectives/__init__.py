@@ -9,8 +9,9 @@ from pydantic import Discriminator, Tag
 from luthier.errors import UsageError
 from luthier.objectives.classification import Classification
 from luthier.objectives.clm import CLM
-from luthier.objectives.contract import JointObjective, Objective
+from luthier.objectives.contract import Companion, JointObjective, Objective
 from luthier.objectives.denoising import Denoising
+from luthier.objectives.distillation import Distillation
 from luthier.objectives.embedding import Embedding
 from luthier.objectives.fim import FIM
 from luthier.objectives.mlm import MLM
@@ -36,6 +37,7 @@ OBJECTIVES: tuple[type[Objective], ...] = (
     TokenClassification,
     MultipleChoice,
     Embedding,
+    Distillation,
 )
 
 
@@ -75,7 +77,9 @@ __all__ = [
     "UL2",
     "AnyObjective",
     "Classification",
+    "Companion",
     "Denoising",
+    "Distillation",
     "Embedding",
     "JointObjective",
     "MultipleChoice",

@@ -18,6 +18,7 @@ from torch import Tensor
 from luthier.corruption.vocabulary import Vocabulary
 from luthier.models.heads import Head
 from luthier.models.outputs import Outputs
+from luthier.models.settings import ModelSettings
 from luthier.objectives.asking import AS_WRITTEN, Asking
 from luthier.types import Example, Gives, ModelKind, Origin, Rendered, Settings, TextsAs
 
@@ -49,13 +50,38 @@ def joined(parts: Sequence[Whole]) -> Whole:
     )
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What of a model is kept before step 1, so that it need not be there in training: its `count` likeliest words.
+
+    temperature: what its logits are divided by.
+    """
+
+    count: int
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Companion:
+    """Another model that an objective hears of each batch's targets: `Outputs.beside[role]`.
+
+    model: which; its name may be a run's folder. field: where the recipe names it. kept: None where it is asked at each step.
+    """
+
+    role: str
+    model: ModelSettings
+    field: str
+    kept: Kept | None = None
+
+
 class Objective(Settings, ABC):
     """The settings of an objective; its `kind` names it in a recipe.
 
     takes: what rows must hold for it to learn from. reads: how a plain text becomes tokens for it. splits: whether texts
     that are too long are cut into pieces, each a row of its own. kinds: which models it is for. learns_ends: whether a model
     that never learned to end a text is broken. writes: whether the model that comes out writes text. in_place: whether a target is learned at its own place, rather than at the
-    one before. loss_unit: what its loss is, and of what the mean. targets_are: what its targets are called.
+    one before. is_likelihood: whether the loss, of a model that writes, is nats a token, which a guess among all words bounds.
+    loss_unit: what the loss is, and of what the mean. targets_are: what its targets are called.
     """
 
     takes: ClassVar[Gives] = "text"
@@ -65,6 +91,7 @@ class Objective(Settings, ABC):
     learns_ends: ClassVar[bool] = True
     writes: ClassVar[bool] = True
     in_place: ClassVar[bool] = False
+    is_likelihood: ClassVar[bool] = True
     loss_unit: ClassVar[str] = "nats per learned token"
     targets_are: ClassVar[str] = "learned tokens"
 
@@ -106,6 +133,20 @@ class Objective(Settings, ABC):
     def head(self, seed: int) -> Head | None:
         """The head that the model needs; None for the one that it writes with."""
         return None
+
+    @property
+    def companions(self) -> tuple[Companion, ...]:
+        """The other models that it hears of each batch."""
+        return ()
+
+    @property
+    def alone(self) -> Objective:
+        """What measures held-out rows where no companion is at hand."""
+        return self
+
+    def with_paths(self, found: Callable[[str], str]) -> Self:
+        """These settings with every path that they name as `found` gives it."""
+        return self
 
 
 class JointObjective(Objective):

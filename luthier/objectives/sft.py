@@ -41,17 +41,7 @@ class SFT(Objective):
 
     def example(self, rendered: Rendered, document: int, origin: Origin) -> Example:
         """One document; each learned token is a target at the position before it."""
-        (learned_N,) = np.nonzero(rendered.weight_T[1:] > 0)
-        return Example(
-            parts=(Part(rendered.tokens_T),),
-            source_N=learned_N.astype(np.int64),
-            token_N=rendered.tokens_T[learned_N + 1],
-            weight_N=rendered.weight_T[learned_N + 1],
-            sample_N=np.zeros(len(learned_N), dtype=np.int64),
-            document=document,
-            origin=origin,
-            source_S=rendered.source_S,
-        )
+        return written(rendered, document, origin)
 
     @property
     def embedding_noise(self) -> float:
@@ -73,3 +63,18 @@ class SFT(Objective):
 def smoothed(spread: Spread, epsilon: float) -> Tensor:
     """(1 − ε) (− log p(y)) + ε mean_v(− log p(v)) of each target, shape (N,)."""
     return -(1 - epsilon) * spread.logprob_N - epsilon * spread.mean_logprob_N
+
+
+def written(rendered: Rendered, document: int, origin: Origin) -> Example:
+    """One document; each learned token is a target at the position before it."""
+    (learned_N,) = np.nonzero(rendered.weight_T[1:] > 0)
+    return Example(
+        parts=(Part(rendered.tokens_T),),
+        source_N=learned_N.astype(np.int64),
+        token_N=rendered.tokens_T[learned_N + 1],
+        weight_N=rendered.weight_T[learned_N + 1],
+        sample_N=np.zeros(len(learned_N), dtype=np.int64),
+        document=document,
+        origin=origin,
+        source_S=rendered.source_S,
+    )

@@ -6,6 +6,7 @@ operations gain nothing from being split. The interpreter lock is free while an 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,15 @@ from typing import Self, TypeVar
 import torch
 
 Result = TypeVar("Result")
+
+_MOST = 8
+
+
+def worker_count(asked: int | str, device: torch.device) -> int:
+    """How many work: as asked, or one for each core, and one alone beside a GPU."""
+    if isinstance(asked, int):
+        return asked
+    return 1 if device.type == "cuda" else min(os.cpu_count() or 1, _MOST)
 
 
 class Workers:

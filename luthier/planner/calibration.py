@@ -2,7 +2,7 @@
 
 The passes are those of the run: the same method, base, optimizer and fast paths, by as many workers, on rows of the same
 kind; only the depth is less and the numbers are random. With t₁ and t₂ the seconds of a pass at one and at two layers,
-a pass of L layers takes t₁ + (L − 1)(t₂ − t₁).
+a pass of L layers takes t₁ + (L − 1)(t₂ − t₁). Each model beside it adds layers of its own in the same way.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from luthier.models.language_model import LanguageModel
 from luthier.models.outputs import Outputs
 from luthier.objectives import JointObjective
 from luthier.ops.workers import Workers
+from luthier.planner.beside import at_hand, voices_of
 from luthier.planner.trace import Trace, Work, attached, load_of, skeleton_of
 from luthier.quantization.packed import QuantizedLinear
+from luthier.training.companions import with_beside
 from luthier.training.loop import autocast
 
 _DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -31,13 +33,24 @@ _SECONDS = 5.0
 
 
 def seconds_of(work: Work, trace: Trace) -> float | None:
-    """Seconds of all steps of a run; None for a model that cannot be cut to two layers."""
-    field = next((name for name in _DEPTHS if name in work.config.to_dict()), None)
-    if field is None or work.config.is_encoder_decoder:
+    """Seconds of all steps of a run; None where a model cannot be cut to two layers."""
+    configs = [work.config, *(other.config for other in work.others)]
+    fields = [next((name for name in _DEPTHS if name in config.to_dict()), None) for config in configs]
+    if None in fields or any(config.is_encoder_decoder for config in configs):
         return None
-    depth = int(getattr(work.config, field))
-    one, two = (_seconds_a_token(replace(work, config=_cut(work.config, field, layers))) for layers in (1, 2))
-    return (one + (depth - 1) * max(two - one, 0.0)) * trace.run_tokens
+    named = [(config, field) for config, field in zip(configs, fields, strict=True) if field is not None]
+
+    def at(deeper: int | None) -> float:
+        """Seconds a token where all models have one layer, but for one that has two."""
+        own, *others = [_cut(config, field, 1 + (index == deeper)) for index, (config, field) in enumerate(named)]
+        beside = tuple(replace(other, config=config) for other, config in zip(work.others, others, strict=True))
+        return _seconds_a_token(replace(work, config=own, others=beside))
+
+    shallow = total = at(None)
+    for index, (config, field) in enumerate(named):
+        if index == 0 or work.others[index - 1].kept is None:
+            total += (int(getattr(config, field)) - 1) * max(at(index) - shallow, 0.0)
+    return total * trace.run_tokens
 
 
 def _cut(config: PreTrainedConfig, field: str, layers: int) -> PreTrainedConfig:
@@ -56,11 +69,17 @@ def _seconds_a_token(work: Work) -> float:
     _fill(model)
     attachment = attached(work, model)
     batch = load_of(work, model, attachment).batch
+    speakers = at_hand(work.others)
+    for speaker in speakers.values():
+        _fill(speaker.model)
+    voices = voices_of(work.others, speakers, model, work.rows, batch)
     trained = [tensor for group in attachment.groups for tensor in group.tensors.values()]
 
     def one_pass() -> None:
+        beside = voices.beside(batch)
+
         def forward(repeat: int) -> Outputs:
-            return model.forward(batch, attachment.adapter, Draws(work.seed, 1, repeat))
+            return with_beside(model.forward(batch, attachment.adapter, Draws(work.seed, 1, repeat)), beside)
 
         with autocast(model.device, work.autocast):
             if isinstance(work.objective, JointObjective):  # a step cut into micro-batches is computed twice

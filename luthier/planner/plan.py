@@ -189,5 +189,6 @@ def _disk(recipe: Recipe, trace: Trace) -> dict[str, int]:
     found = {
         "checkpoints": kept * checkpoint_bytes(trace),
         "result": trace.num_parameters * 4 if recipe.method.tunes_base else trace.num_trainable * 4,
+        "words of other models": trace.kept_bytes,
     }
     return {name: count for name, count in found.items() if count}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +15,20 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from luthier.errors import DataError, RecipeError
 from luthier.models.loading import choose_dtype
+from luthier.models.settings import ModelSettings
 from luthier.models.shapes import NAMED
 from luthier.models.sources import locate, read_config, stored_form_of, with_new_tokens
+from luthier.objectives import Companion
+from luthier.ops.workers import worker_count
+from luthier.planner.beside import Other
 from luthier.planner.trace import Work
 from luthier.quantization.settings import QuantizationSettings
 from luthier.recipe import Recipe
 from luthier.recipe.base import fast_of, head_of, settings_of
+from luthier.recipe.companions import base_of, run_of, run_recipe, told_of
 from luthier.store.files import read_json
 from luthier.store.places import expanded
 from luthier.types import Example, Origin, Part
-
-_MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -47,27 +49,35 @@ def config_of(recipe: Recipe, announce: Callable[[str], None]) -> PreTrainedConf
 
     Raises: as `locate` and `read_config` do; DataError for a config that says too little.
     """
-    if _is_named(recipe):
-        return _config(NAMED[recipe.model.name], recipe.model.name)
-    if (file := _config_alone(recipe)) is not None:
+    return _config_of(recipe.model, announce)
+
+
+def _config_of(model: ModelSettings, announce: Callable[[str], None]) -> PreTrainedConfig:
+    if _is_named(model):
+        return _config(NAMED[model.name], model.name)
+    if (file := _config_alone(model)) is not None:
         return _config(read_json(file), str(file))
-    source = locate(recipe.model, announce)
+    source = locate(model, announce)
     return with_new_tokens(read_config(source), source)
 
 
 def is_shape_alone(recipe: Recipe) -> bool:
     """Whether the model is a config without weights, or a name that stands for one: there is no tokenizer to read rows."""
-    return _is_named(recipe) or _config_alone(recipe) is not None
+    return _has_shape_alone(recipe.model)
 
 
-def _is_named(recipe: Recipe) -> bool:
-    return recipe.model.config is None and recipe.model.name in NAMED
+def _has_shape_alone(model: ModelSettings) -> bool:
+    return _is_named(model) or _config_alone(model) is not None
 
 
-def _config_alone(recipe: Recipe) -> Path | None:
-    if recipe.model.config is not None:
+def _is_named(model: ModelSettings) -> bool:
+    return model.config is None and model.name in NAMED
+
+
+def _config_alone(model: ModelSettings) -> Path | None:
+    if model.config is not None:
         return None
-    path = expanded(recipe.model.name)
+    path = expanded(model.name)
     if path.is_dir() and not any(path.glob("*.safetensors")):
         path = path / "config.json"
     return path if path.name == "config.json" and path.is_file() else None
@@ -75,9 +85,13 @@ def _config_alone(recipe: Recipe) -> Path | None:
 
 def stored_quantization(recipe: Recipe, announce: Callable[[str], None]) -> QuantizationSettings | None:
     """About the form in which a model comes quantized; None for any other."""
-    if is_shape_alone(recipe):
+    return _stored_in(recipe.model, announce)
+
+
+def _stored_in(model: ModelSettings, announce: Callable[[str], None]) -> QuantizationSettings | None:
+    if _has_shape_alone(model):
         return None
-    stored = stored_form_of(locate(recipe.model, announce))
+    stored = stored_form_of(locate(model, announce))
     return None if stored is None else stored.like
 
 
@@ -121,7 +135,7 @@ def work_of(recipe: Recipe, config: PreTrainedConfig, rows: Rows, device: torch.
     training = recipe.training
     settings = settings_of(recipe)
     is_gpu = device.type == "cuda"
-    dtype = torch.bfloat16 if settings.dtype == "auto" and is_gpu else choose_dtype(settings.dtype, torch.device("cpu"))
+    dtype = _dtype_of(settings, is_gpu)
     pays = training.autocast == "auto" and is_gpu and dtype == torch.float32
     return Work(
         config=config,
@@ -139,12 +153,36 @@ def work_of(recipe: Recipe, config: PreTrainedConfig, rows: Rows, device: torch.
         autocast=torch.bfloat16 if training.autocast == "bf16" or pays else None,
         tokenizer=rows.tokenizer,
         num_new_tokens=len(recipe.model.add_tokens),
+        others=tuple(_other(companion, recipe, is_gpu) for companion in recipe.objective.companions),
     )
+
+
+def _dtype_of(model: ModelSettings, is_gpu: bool) -> torch.dtype:
+    return torch.bfloat16 if model.dtype == "auto" and is_gpu else choose_dtype(model.dtype, torch.device("cpu"))
+
+
+def _other(companion: Companion, recipe: Recipe, is_gpu: bool) -> Other:
+    """A companion of the recipe's objective. Raises as finding the model does."""
+
+    def announce(sentence: str) -> None:
+        """Say nothing: it was said when the rows were read."""
+
+    folder = run_of(companion)
+    base = base_of(companion, recipe.model.device)
+    own = None if folder is None else run_recipe(companion, folder, recipe.model.device)
+    with told_of(companion):
+        stored = _stored_in(base, announce)
+        return Other(
+            role=companion.role,
+            config=_config_of(base, announce),
+            dtype=_dtype_of(base, is_gpu),
+            fast=fast_of(recipe),
+            quantization=stored if own is None else own.quantization or stored,
+            method=None if own is None or own.method.tunes_base else own.method,
+            kept=companion.kept,
+        )
 
 
 def workers_of(recipe: Recipe, device: torch.device) -> int:
     """How many workers compute at once there."""
-    training = recipe.training
-    if training.update_in_backward or device.type == "cuda":
-        return 1
-    return training.workers if isinstance(training.workers, int) else min(os.cpu_count() or 1, _MOST_WORKERS)
+    return 1 if recipe.training.update_in_backward else worker_count(recipe.training.workers, device)

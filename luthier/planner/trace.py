@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,10 +30,12 @@ from luthier.models.loading import Wishes
 from luthier.models.outputs import Outputs
 from luthier.objectives import Objective
 from luthier.ops.kept import kept_apart
+from luthier.planner.beside import OTHERS, Other, ask, at_hand, heaviest, voices_of
 from luthier.planner.skeleton import skeleton
 from luthier.planner.tracker import Peak, Tracker, all_tensors, storages
 from luthier.quantization.packed import QuantizedLinear
 from luthier.quantization.settings import QuantizationSettings
+from luthier.training.companions import Companions, with_beside
 from luthier.training.flat import FlatTrainables
 from luthier.training.in_backward import carry_out
 from luthier.training.loop import autocast, tables_of
@@ -67,6 +69,7 @@ class Work:
     autocast: torch.dtype | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     num_new_tokens: int = 0
+    others: tuple[Other, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Trace:
 
     standing: what is held between steps, by part. peaks: the most that is held in each phase, with one worker at work.
     batch_tokens: of the heaviest micro-batch, which was traced. num_steps, run_tokens: of the run.
-    largest_layer: bytes of the weights of the layer that has most.
+    largest_layer: bytes of the weights of the layer that has most. kept_bytes: what is kept on disk of other models.
     """
 
     standing: Mapping[str, int]
@@ -86,6 +89,7 @@ class Trace:
     num_trainable: int
     num_parameters: int
     largest_layer: int
+    kept_bytes: int = 0
 
 
 def trace(work: Work, *, for_real: bool = False) -> Trace:
@@ -96,12 +100,36 @@ def trace(work: Work, *, for_real: bool = False) -> Trace:
     pretending = nullcontext() if for_real else FakeTensorMode(allow_non_fake_inputs=True)
     tracker = Tracker()
     with torch.random.fork_rng(), _nothing_collected(), kept_apart():
+        asking = _asked_once(work, pretending)
         with pretending, tracker:
             model = skeleton_of(work)
             attachment = attached(work, model)
+            speakers = at_hand(work.others)
+            for speaker in speakers.values():
+                tracker.note(all_tensors(speaker.model.hf), OTHERS)
         load = load_of(work, model, attachment)
+        voices = voices_of(work.others, speakers, model, work.rows, load.batch)
         with pretending, tracker:
-            return _steps(work, model, attachment, load, tracker)
+            found = _steps(work, model, attachment, load, voices, tracker)
+    kept_bytes = sum(other.disk_bytes(work.rows) for other in work.others)
+    return replace(found, peaks={**asking, **found.peaks}, kept_bytes=kept_bytes)
+
+
+def _asked_once(work: Work, pretending: AbstractContextManager[object]) -> Mapping[str, Peak]:
+    """The most that is held while other models are asked before step 1, and the recipe's own is not there yet."""
+    most: dict[str, Peak] = {}
+    for other in work.others:
+        if other.kept is None:
+            continue
+        tracker = Tracker()
+        with pretending, tracker:
+            speaker = other.speaker()
+        batch = heaviest(speaker, work.rows, work.training.tokens_per_micro_batch)
+        with pretending, tracker:
+            ask(speaker, other.kept, batch, tracker)
+        for phase, peak in tracker.peaks.items():
+            most[phase] = max(peak, most.get(phase, peak), key=lambda each: each.num_bytes)
+    return most
 
 
 @contextmanager
@@ -123,10 +151,11 @@ def take_steps(work: Work) -> None:
         model = skeleton_of(work)
         attachment = attached(work, model)
         load = load_of(work, model, attachment)
+        voices = voices_of(work.others, at_hand(work.others), model, work.rows, load.batch)
         trainables = FlatTrainables(attachment.groups, work.workers)
         optimizer, tracker = _optimizer(work, attachment, trainables), Tracker()
         for number in (1, 2):
-            loss = _loss(work, model, attachment, load.batch, number, tracker)
+            loss = _loss(work, model, attachment, load.batch, voices, number, tracker)
             trainables.add_gradients(0, _gradients(loss, trainables, tracker))
             del loss
             trainables.sum_gradients()
@@ -195,7 +224,9 @@ def load_of(work: Work, model: LanguageModel, attachment: Attachment) -> Load:
     return Load(max((b for step in epoch for b in step.micro_batches), key=lambda b: b.cost), num_steps, tokens)
 
 
-def _steps(work: Work, model: LanguageModel, attachment: Attachment, load: Load, tracker: Tracker) -> Trace:
+def _steps(
+    work: Work, model: LanguageModel, attachment: Attachment, load: Load, voices: Companions, tracker: Tracker
+) -> Trace:
     settings = work.training
     trainables = FlatTrainables(attachment.groups, 0 if settings.update_in_backward else work.workers)
     tracker.note(all_tensors(model.hf), WEIGHTS)
@@ -210,12 +241,12 @@ def _steps(work: Work, model: LanguageModel, attachment: Attachment, load: Load,
     tracker.begin_anew()
     if isinstance(optimizer, PerTensor) and settings.update_in_backward:
         for number in (1, 2):
-            loss = _loss(work, model, attachment, load.batch, number, tracker)
+            loss = _loss(work, model, attachment, load.batch, voices, number, tracker)
             with tracker.doing(BACKWARD, STATE if number == 1 else BACKWARD):
                 carry_out(loss, optimizer, _LR, lambda name, gradient: None)
             del loss
     else:
-        loss = _loss(work, model, attachment, load.batch, 1, tracker)
+        loss = _loss(work, model, attachment, load.batch, voices, 1, tracker)
         gradients = _gradients(loss, trainables, tracker)
         with tracker.doing("adding up", BACKWARD):
             trainables.add_gradients(0, gradients)
@@ -255,12 +286,19 @@ def _optimizer(work: Work, attachment: Attachment, trainables: FlatTrainables) -
 
 
 def _loss(
-    work: Work, model: LanguageModel, attachment: Attachment, batch: Batch, number: int, tracker: Tracker
+    work: Work,
+    model: LanguageModel,
+    attachment: Attachment,
+    batch: Batch,
+    voices: Companions,
+    number: int,
+    tracker: Tracker,
 ) -> Tensor:
     """The loss of one micro-batch, as the loop has it computed."""
+    beside = voices.beside(batch)
 
     def forward(repeat: int) -> Outputs:
-        return model.forward(batch, attachment.adapter, Draws(work.seed, number, repeat))
+        return with_beside(model.forward(batch, attachment.adapter, Draws(work.seed, number, repeat)), beside)
 
     with tracker.doing("forward pass", KEPT), autocast(model.device, work.autocast):
         return attachment.loss_sum(forward, work.objective.loss_sum)

@@ -22,6 +22,7 @@ from luthier.recipe.settings import Recipe
 from luthier.recipe.yaml_text import Parsed, Source, parse_yaml
 from luthier.recipe.yaml_text import Path as Keys
 from luthier.store.places import expanded
+from luthier.store.runs import RECIPE, RESOLVED
 
 SHORTEST = "The shortest recipe is two lines: 'model: smollm2-135m' and 'data: {train: rows.jsonl}'."
 
@@ -37,6 +38,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(parsed.values, dict):
         raise RecipeError("A recipe is a mapping of keys to values.", SHORTEST, file=str(path))
     return _recipe_of(parsed, overrides, path.absolute().parent)
+
+
+def recipe_of_run(folder: Path) -> Recipe:
+    """The recipe of a run, settled where the run got so far."""
+    return load_recipe(folder / (RESOLVED if (folder / RESOLVED).is_file() else RECIPE))
 
 
 def read_yaml(path: Path) -> Parsed:

@@ -55,8 +55,9 @@ def with_absolute_paths(recipe: Recipe, folder: Path, parsed: Parsed) -> Recipe:
     method = recipe.method
     if isinstance(method, AdapterMethod):
         method = method.with_paths(lambda path: _find(path, folder) or path)
+    objective = recipe.objective.with_paths(lambda path: path if path in BUILTIN_NAMES else _find(path, folder) or path)
     data = data.model_copy(update={"train": train, "validation": validation, "chat_template": template})
-    return recipe.model_copy(update={"data": data, "model": model, "method": method})
+    return recipe.model_copy(update={"data": data, "model": model, "method": method, "objective": objective})
 
 
 def _find(name: str, folder: Path) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,15 @@ from luthier.recipe.settings import Provenance
 from luthier.version import __version__
 
 
-def provenance_of(model_sha256: str, dataset: Dataset) -> Provenance:
-    """What a run that begins now is made from."""
+def provenance_of(model_sha256: str, dataset: Dataset, companions: Mapping[str, str]) -> Provenance:
+    """What a run that begins now is made from. companions: the hash of each other model that its objective hears, by its role."""
     return Provenance(
         luthier=__version__,
         torch=str(torch.__version__),
         transformers=transformers.__version__,
         model_sha256=model_sha256,
         data_sha256=dataset_sha256(dataset),
+        companions=dict(companions),
     )
 
 
@@ -48,9 +49,14 @@ def check_same(begun: Provenance, now: Provenance, model: str, file: Path, annou
 
     Other versions than then are announced: they compute the same, but perhaps not to the last bit.
     """
+    others = [
+        (f"companions.{role}", f"The {role}", begun.companions.get(role, ""), now.companions.get(role, ""))
+        for role in sorted({*begun.companions, *now.companions})
+    ]
     for field, what, before, after in (
         ("model_sha256", f"The model {model}", begun.model_sha256, now.model_sha256),
         ("data_sha256", "The data (the rows, or how they become tokens)", begun.data_sha256, now.data_sha256),
+        *others,
     ):
         if before != after:
             raise RunMismatch(

@@ -25,6 +25,9 @@ class Provenance(Settings):
     transformers: str = Field(description="Version of transformers.")
     model_sha256: str = Field(description="Hash of the base model's files.")
     data_sha256: str = Field(description="Hash of the training and held-out rows.")
+    companions: dict[str, str] = Field(
+        {}, description="Hash of each other model that the objective hears, such as a teacher, by its role."
+    )
 
 
 class Recipe(Settings):

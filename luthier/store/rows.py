@@ -40,11 +40,15 @@ class _Entry:
 class RowCache:
     """A store of entries of rows, for one process and its threads."""
 
-    def __init__(self, folder: Path, row_bytes: int) -> None:
-        """Open the cache in a folder, with what is in it from before; row_bytes: the width of every row."""
+    def __init__(self, folder: Path, row_bytes: int, lessen: str = "set training.trunk_cache_gb to 0") -> None:
+        """Open the cache in a folder, with what is in it from before.
+
+        row_bytes: the width of every row. lessen: what a user can do for it to need less disk.
+        """
         make_folder(folder)
         self._folder = folder
         self._row_bytes = row_bytes
+        self._lessen = lessen
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
         self._checked: set[str] = set()
@@ -118,7 +122,7 @@ class RowCache:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskFull(
                     f"The disk is full: {self._folder / ROWS}.",
-                    "Free some space, or set training.trunk_cache_gb to 0.",
+                    f"Free some space, or {self._lessen}.",
                 ) from error
             raise
 

@@ -25,6 +25,6 @@ def held_out_losses(
             held_out, training.tokens_per_micro_batch, workers.count, first.layout, first.pad_id
         )
         return {
-            name: held_out_loss(model, recipe.objective, batches, adapter, workers)
+            name: held_out_loss(model, recipe.objective.alone, batches, adapter, workers)
             for name, (model, adapter) in asked.items()
         }

@@ -30,6 +30,7 @@ from luthier.objectives.contract import JointObjective, Objective, Whole
 from luthier.ops.shortage import is_shortage
 from luthier.ops.workers import Workers
 from luthier.training.checkpoint import Checkpoint
+from luthier.training.companions import ALONE, Companions, with_beside
 from luthier.training.flat import FlatTrainables
 from luthier.training.in_backward import descend
 from luthier.training.joint import gradients_of, surrogate
@@ -95,9 +96,11 @@ def train(
     outside: Outside,
     workers: Workers,
     resume_from: Checkpoint | None = None,
+    companions: Companions = ALONE,
 ) -> Progress:
     """Train until the plan's last step, or until early stopping; return where it ended.
 
+    companions: the other models that the objective hears.
     Raises Interrupted after Ctrl-C or SIGTERM, the state saved; NotFinite when a loss or gradient is NaN or infinite,
     before it reaches the weights.
     """
@@ -121,7 +124,7 @@ def train(
         while progress.step < plan.num_steps and not progress.stopped_early:
             began = time.perf_counter()
             step = next(batches)
-            job = _Job(model, attachment, objective, plan, trainables, workers, progress.step + 1)
+            job = _Job(model, attachment, objective, plan, trainables, workers, progress.step + 1, companions)
             metrics = _metrics_of(job, step, batches, optimizer, outside.announce)
             progress.step += 1
             metrics["seconds"] = time.perf_counter() - began
@@ -160,6 +163,7 @@ class _Job:
     trainables: FlatTrainables
     workers: Workers
     number: int
+    companions: Companions = ALONE
 
     @property
     def lr(self) -> float:
@@ -329,11 +333,12 @@ def _losses(job: _Job, step: Step) -> tuple[Sequence[LossOf], float | None]:
 
 
 def _forward(job: _Job, batch: Batch) -> Callable[[int], Outputs]:
-    """The forward pass over a micro-batch; passes of different numbers have different draws."""
+    """The forward pass over a micro-batch; passes of different numbers have different draws, and hear the same companions."""
+    beside = job.companions.beside(batch)
 
     def forward(repeat: int) -> Outputs:
         draws = Draws(job.plan.seed, job.number, repeat, job.objective.embedding_noise)
-        return job.model.forward(batch, job.attachment.adapter, draws)
+        return with_beside(job.model.forward(batch, job.attachment.adapter, draws), beside)
 
     return forward
 

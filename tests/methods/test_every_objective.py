@@ -30,6 +30,7 @@ from luthier.models.settings import ModelSettings
 from luthier.objectives import OBJECTIVES, kind_of
 from luthier.ops.workers import Workers
 from luthier.training.checkpoint import Checkpoint
+from luthier.training.companions import with_beside
 from luthier.training.loop import Outside, Plan, train
 from luthier.training.settings import TrainingSettings
 from luthier.types import Example
@@ -45,6 +46,7 @@ _KIN = (
 _SECOND = (
     "sft-bart",
     "ul2-t5",
+    "distillation-bart",
     *(str(task) for task in TASKS if task.rendered in (whole, several) and task.family == "llama"),
 )
 
@@ -117,7 +119,7 @@ def trained(task: Task, attachment: Attachment, steps: int, budget: int) -> list
     plan = Plan(TrainingSettings(clip_norm=None), SEED, steps, 0.01, evaluate_every=steps, checkpoint_every=1)
     outside = Outside(None, saved.append, lambda metrics: None, quiet, Path("."))
     with Workers(1) as workers:
-        train(model, attachment, task.objective, batches, plan, outside, workers)
+        train(model, attachment, task.objective, batches, plan, outside, workers, companions=task.companions())
     return saved
 
 
@@ -143,7 +145,8 @@ def said(task: Task, model: LanguageModel, adapter: str | None) -> tuple[Tensor,
     count, before_answer = model.num_virtual(adapter), model.num_virtual_answer(adapter)
     rows = [with_placeholders(row, count, before_answer) for row in task.rows()]
     with torch.no_grad():
-        outputs = model.forward(collate(rows, model.layout, model.pad_id), adapter)
+        batch = collate(rows, model.layout, model.pad_id)
+        outputs = with_beside(model.forward(batch, adapter), task.companions().beside(batch))
         return outputs.hidden_ND, task.objective.loss_sum(outputs)
 
 

@@ -26,9 +26,10 @@ from luthier.planner.alone import trace_all
 from luthier.planner.request import work_of
 from luthier.quantization.settings import QuantizationSettings
 from luthier.recipe import make_recipe
+from luthier.recipe.loading import recipe_of_run
 from luthier.studies.exporting import export_merged
 from luthier.studies.planning import read_request
-from luthier.tuned import load_run, recipe_of_run
+from luthier.tuned import load_run
 from luthier.types import Batch, Segment, Targets
 
 TOKENS = ("<scratch>", "<|mode|>", "<mark>")

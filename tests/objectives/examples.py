@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
-from models.tiny import CLASSES, CONFIGS, STARTS
+from models.tiny import CLASSES, CONFIGS, STARTS, tiny_model
 from objectives.rendered import side_by_side, text
 from objectives.words import MARKS, vocabulary
 
 from luthier.data.drawn import Drawing
 from luthier.models.families import Family, family_of
+from luthier.models.settings import ModelSettings
 from luthier.objectives import (
     CLM,
     FIM,
@@ -24,6 +25,7 @@ from luthier.objectives import (
     UL2,
     Classification,
     Denoising,
+    Distillation,
     Embedding,
     MultipleChoice,
     Objective,
@@ -32,6 +34,7 @@ from luthier.objectives import (
     SpanCorruption,
     TokenClassification,
 )
+from luthier.training.companions import AtHand, Companions, Speaker, by_document
 from luthier.types import Example, Origin, Rendered
 
 LENGTHS = (9, 6, 12)
@@ -39,11 +42,15 @@ LENGTHS = (9, 6, 12)
 
 @dataclass(frozen=True)
 class Task:
-    """An objective, a tiny model's family, and how the rows of that objective come about, each from its number and length."""
+    """An objective, a tiny model's family, and how the rows of that objective come about, each from its number and length.
+
+    beside: by the role of each other model that the objective hears, the family of the tiny one.
+    """
 
     objective: Objective
     family: str
     rendered: Callable[[int, int, Family], Rendered]
+    beside: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
         return f"{self.objective.kind}-{self.family}"
@@ -58,6 +65,12 @@ class Task:
         ]
         corrupt = self.objective.corruption(vocabulary(STARTS.get(self.family)))
         return tuple(made) if corrupt is None else Drawing(corrupt, seed=5).of_all(made, 0)
+
+    @cache  # noqa: B019 - likewise
+    def companions(self) -> Companions:
+        """The other models that the objective hears of these rows."""
+        rows = by_document(self.rows())
+        return Companions({role: AtHand(Speaker(tiny_model(name), None), rows) for role, name in self.beside})
 
 
 def written(number: int, length: int, family: Family) -> Rendered:
@@ -109,4 +122,11 @@ TASKS: tuple[Task, ...] = (
     Task(MultipleChoice(), "bert", several),
     Task(Embedding(), "llama", several),
     Task(Embedding(), "bert", several),
+    Task(
+        Distillation(teacher=ModelSettings(name="t"), alpha=0.3, temperature=2.0),
+        "llama",
+        written,
+        (("teacher", "falcon"),),
+    ),
+    Task(Distillation(teacher=ModelSettings(name="t"), direction="jsd"), "bart", written, (("teacher", "t5"),)),
 )

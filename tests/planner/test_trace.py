@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,13 @@ from tiny_runs import recipe_values
 from transformers import AutoConfig
 
 from luthier.errors import LuthierError, RecipeError, Unplannable
-from luthier.methods import METHODS, kind_of
+from luthier.methods import METHODS, LoRA, Method, kind_of
+from luthier.models.language_model import FastModel
+from luthier.models.settings import ModelSettings
+from luthier.objectives import Distillation
+from luthier.objectives.contract import Kept
 from luthier.planner.alone import trace_all
+from luthier.planner.beside import OTHERS, Other
 from luthier.planner.memory import demand
 from luthier.planner.request import Rows, imagined_rows, work_of
 from luthier.planner.trace import (
@@ -219,3 +225,31 @@ def test_objectives_are_planned_from_their_rows(task: Task) -> None:
     assert isinstance(real, Trace)
     wanted, found = (max(peak.num_bytes for peak in each.peaks.values()) for each in (real, pretended))
     assert found == pytest.approx(wanted, rel=0.02)
+
+
+@pytest.mark.parametrize("kept", [None, Kept(8, 2.0)], ids=["at hand", "kept"])
+@pytest.mark.parametrize("method", [None, LoRA(rank=4)], ids=["plain", "adapted"])
+def test_models_beside_the_recipes_own_are_planned(kept: Kept | None, method: Method | None) -> None:
+    teacher = AutoConfig.for_model(**{**WIDE, "hidden_size": 128, "num_attention_heads": 8})
+    other = Other("teacher", teacher, torch.float32, FastModel(), None, method, kept)
+    objective = Distillation(teacher=ModelSettings(name="teacher"), top_k=None if kept is None else kept.count)
+    plain = work()
+    one = replace(plain, objective=objective, others=(other,))
+    check_planned(one)
+    (found,), (alone,) = trace_all([one]), trace_all([plain])
+    assert isinstance(found, Trace)
+    assert isinstance(alone, Trace)
+    assert found.standing[WEIGHTS] == alone.standing[WEIGHTS]
+    heads = 2 * 500 * 128
+    layer = 128 * (128 * 2 + 32 * 2 + 3 * 160) + 2 * 128
+    weights = 4 * (heads + 3 * layer + 128)
+    if kept is None:
+        assert found.standing[OTHERS] >= weights
+        assert found.standing[OTHERS] <= 1.1 * weights
+        assert not found.kept_bytes
+        return
+    assert OTHERS not in found.standing
+    (asking,) = (peak for phase, peak in found.peaks.items() if "before step 1" in phase)
+    assert asking.parts[OTHERS] >= weights
+    assert WEIGHTS not in asking.parts
+    assert found.kept_bytes == sum(row.num_learned for row in one.rows) * (8 * 4 + 9 * 4)

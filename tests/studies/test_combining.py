@@ -14,8 +14,8 @@ from tiny_model import write_tiny_model
 from tiny_runs import begin, nothing, recipe_values, write_rows
 
 from luthier.errors import RecipeError, UsageError
+from luthier.recipe.loading import recipe_of_run
 from luthier.studies.combining import Combined, Source, combine_runs
-from luthier.tuned import recipe_of_run
 
 
 def run_of(folder: Path, model: Path, **method: Any) -> Path:

@@ -18,8 +18,9 @@ from luthier.methods import ADAPTER
 from luthier.models.anatomy import weight_of
 from luthier.quantization.formats import quantize
 from luthier.quantization.settings import QuantizationSettings
+from luthier.recipe.loading import recipe_of_run
 from luthier.studies.exporting import Exported, export_merged
-from luthier.tuned import load_merged, load_run, recipe_of_run
+from luthier.tuned import load_merged, load_run
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from tiny_runs import begin, nothing, recipe_values, write_rows
 from transformers import AutoModelForCausalLM
 
 from luthier.errors import RecipeError, UsageError
+from luthier.recipe.loading import recipe_of_run
 from luthier.studies.inspection import Inspection, Shrunk, inspect_run, shrink_run
 from luthier.studies.inspection_plot import grid, write_inspection_plot
-from luthier.tuned import recipe_of_run
 
 FULL = {"kind": "full", "rank": None, "layers": [0, 1]}
 

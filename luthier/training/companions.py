@@ -1,0 +1,218 @@
+"""Other models that an objective hears of each batch's targets: at hand, or asked once for all rows before step 1.
+
+A companion reads the very rows of a batch, but lays them out for itself: it may have another layout, and virtual tokens of its
+own. Both layouts hold the same targets in the same order, so what it says of the n-th target is of the batch's n-th.
+
+What is asked once is kept in the run's folder (`luthier.store.rows`): an entry counts once it is whole on the disk, so that what
+a dead process left goes on. The batches that it is asked in depend on the rows alone, never on what was kept before, and so a
+run that is resumed has the same bits.
+
+Shapes: N targets, K kept words, L = K + 1.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from luthier.data.batches import evaluation_batches, laid_out_tokens
+from luthier.data.packing import collate
+from luthier.data.placeholders import with_placeholders
+from luthier.errors import DataError
+from luthier.models.language_model import LanguageModel
+from luthier.models.outputs import Beside, Outputs
+from luthier.objectives.contract import Kept
+from luthier.ops.imitation import KnownWords, likeliest_words
+from luthier.ops.workers import Workers
+from luthier.store.rows import Bytes, RowCache
+from luthier.types import Batch, Example
+
+FOLDER = "companions"
+Announce = Callable[[str], None]
+
+
+class Voice(ABC):
+    """What says something of a batch's targets."""
+
+    @abstractmethod
+    def say(self, batch: Batch) -> Beside:
+        """What it says of them, in their order."""
+
+
+@dataclass(frozen=True)
+class Companions:
+    """All of an objective's companions, by their roles."""
+
+    voices: Mapping[str, Voice]
+
+    def beside(self, batch: Batch) -> Mapping[str, Beside]:
+        """What each says of a batch; it is asked when it is first read."""
+        return _Heard(self.voices, batch)
+
+
+ALONE = Companions({})
+"""No companions."""
+
+
+class _Heard(Mapping[str, Beside]):
+    """What is said of one batch, which one thread computes."""
+
+    def __init__(self, voices: Mapping[str, Voice], batch: Batch) -> None:
+        self._voices = voices
+        self._batch = batch
+        self._said: dict[str, Beside] = {}
+
+    def __getitem__(self, role: str) -> Beside:
+        if role not in self._said:
+            voice = self._voices[role]
+            with torch.no_grad():
+                self._said[role] = voice.say(self._batch)
+        return self._said[role]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._voices)
+
+    def __len__(self) -> int:
+        return len(self._voices)
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A frozen model and the adapter that it speaks under; shares_prefix: as `collate` takes it."""
+
+    model: LanguageModel
+    adapter: str | None
+    shares_prefix: bool = False
+
+    def placed(self, example: Example) -> Example:
+        """The example behind what the model's adapter begins with."""
+        return with_placeholders(
+            example, self.model.num_virtual(self.adapter), self.model.num_virtual_answer(self.adapter)
+        )
+
+    @property
+    def shares(self) -> bool:
+        """Whether rows computed together share the tokens of a common beginning."""
+        return self.shares_prefix and self.model.shares_tokens(self.adapter)
+
+    def of_batch(self, batch: Batch) -> Outputs:
+        """What the model says of a batch that is laid out for it."""
+        return self.model.forward(batch.to(self.model.device), self.adapter)
+
+
+@dataclass(frozen=True)
+class AtHand(Voice):
+    """A model that is asked at each step. rows: the examples, without placeholders, by their documents."""
+
+    speaker: Speaker
+    rows: Mapping[int, Example]
+
+    def say(self, batch: Batch) -> Outputs:
+        """What it says of a batch of these rows."""
+        model, placed = self.speaker.model, [self.speaker.placed(self.rows[row]) for row in batch.rows]
+        own = collate(placed, model.layout, model.pad_id, shares_prefix=self.speaker.shares)
+        return self.speaker.of_batch(own)
+
+
+def by_document(examples: Sequence[Example]) -> dict[int, Example]:
+    """Examples by their documents, of which no two are the same."""
+    found = {example.document: example for example in examples}
+    assert len(found) == len(examples), "every row has a document number of its own"
+    return found
+
+
+# ── what is kept ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class KeptWords(Voice):
+    """The likeliest words of a model at the targets of all rows, kept in a folder; of each target one row of bytes."""
+
+    def __init__(self, folder: Path, kept: Kept, num_words: int, examples: Sequence[Example]) -> None:
+        """Open what is kept. num_words: how many words the distributions are over. examples: all rows."""
+        self.kept = kept
+        self.num_words = num_words
+        self._counts = {row: example.num_learned for row, example in by_document(examples).items()}
+        self._rows = RowCache(folder, kept_row_bytes(kept), "set objective.top_k lower")
+
+    @property
+    def missing(self) -> frozenset[int]:
+        """The documents of which nothing whole is kept, though they have targets."""
+        return frozenset(row for row, count in self._counts.items() if count and self._rows.get(str(row)) is None)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._rows.close()
+
+    def keep(self, batch: Batch, outputs: Outputs) -> None:
+        """Keep what a model says of a batch."""
+        known = likeliest_words(
+            outputs.hidden_ND, outputs.head.logits, self.kept.count, self.num_words, self.kept.temperature
+        )
+        tokens, logprobs = known.token_NK.to("cpu", torch.int32).numpy(), known.logprob_NL.cpu().numpy()
+        rows = np.concatenate([np.ascontiguousarray(each).view(np.uint8) for each in (tokens, logprobs)], axis=1)
+        row_N = batch.targets.row_N.cpu().numpy()
+        for index, row in enumerate(batch.rows):
+            own = rows[row_N == index]
+            if len(own):
+                self._rows.put(str(row), own)
+
+    def say(self, batch: Batch) -> KnownWords:
+        """What is kept of a batch. Raises DataError if some of it is no longer there."""
+        rows = np.concatenate([*(self._read(row) for row in batch.rows), self._none()])
+        split = 4 * self.kept.count
+        device = batch.tokens_BT.device
+        token_NK = torch.from_numpy(rows[:, :split].copy().view(np.int32)).long()
+        logprob_NL = torch.from_numpy(rows[:, split:].copy().view(np.float32))
+        return KnownWords(token_NK.to(device), logprob_NL.to(device), self.num_words)
+
+    def _none(self) -> Bytes:
+        return np.empty((0, kept_row_bytes(self.kept)), np.uint8)
+
+    def _read(self, row: int) -> Bytes:
+        if not self._counts[row]:
+            return self._none()
+        found = self._rows.get(str(row))
+        if found is None or len(found) != self._counts[row]:
+            raise DataError(
+                "What the teacher said of a row is no longer whole on the disk.",
+                "Go on with 'luthier resume': it is asked again.",
+                field="objective.top_k",
+            )
+        return found
+
+
+def kept_row_bytes(kept: Kept) -> int:
+    """What is kept of a target: a number for each word, and log p of each and of all others."""
+    return 4 * kept.count + 4 * (kept.count + 1)
+
+
+def ask_once(words: KeptWords, speaker: Speaker, examples: Sequence[Example], budget: int, workers: Workers) -> None:
+    """Have a model say of all rows what is missing of it. budget: most tokens computed at once, if no row is longer."""
+    missing, model = words.missing, speaker.model
+    placed = [speaker.placed(example) for example in examples if example.num_learned]
+    budget = max([budget, *(laid_out_tokens(example, model.layout) for example in placed)])
+    batches = evaluation_batches(placed, budget, 1, model.layout, model.pad_id, shares_prefix=speaker.shares)
+    count = min(workers.count, len(batches))
+
+    def share_of(worker: int) -> Callable[[], None]:
+        def compute() -> None:
+            for batch in batches[worker::count]:
+                if workers.are_stopping.is_set():
+                    return
+                if missing.intersection(batch.rows):
+                    with torch.inference_mode():
+                        words.keep(batch, speaker.of_batch(batch))
+
+        return compute
+
+    workers.run([share_of(worker) for worker in range(count)])
+
+
+def with_beside(outputs: Outputs, beside: Mapping[str, Beside]) -> Outputs:
+    """What a model says of a batch, and what others say of it."""
+    return replace(outputs, beside=beside) if beside else outputs
