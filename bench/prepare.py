@@ -18,7 +18,7 @@ from luthier.data.rendering import Renderer, build_renderer
 from luthier.data.settings import DataSettings
 from luthier.errors import DataError, LuthierError, NotFound, UsageError
 from luthier.methods import ADAPTER, LoRA
-from luthier.methods.adapter import AdapterAttachment
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.models.language_model import LanguageModel
 from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings

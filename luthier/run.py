@@ -386,7 +386,7 @@ def _finish(recipe: Recipe, folder: Path, attachment: Attachment, progress: Prog
     output = folder / recipe.method.output_folder
     write_folder(output, lambda partial: attachment.write(partial, announce), replace=True)
     metrics = read_metrics(folder)
-    write_loss_plot(metrics, folder / "loss.png")
+    write_loss_plot(metrics, folder / "loss.png", type(recipe.objective))
     write_report(
         folder / "report.md",
         metrics,
@@ -397,6 +397,7 @@ def _finish(recipe: Recipe, folder: Path, attachment: Attachment, progress: Prog
             "Steps": str(progress.step),
             "Result": str(output),
         },
+        objective=type(recipe.objective),
     )
     return _result(folder, metrics, progress)
 
