@@ -16,6 +16,7 @@ from luthier.data import tokenizer_training
 from luthier.data.dataset import load_examples
 from luthier.data.reading import called
 from luthier.data.rendering import Renderer, build_renderer
+from luthier.data.settings import files_of
 from luthier.data.template import read_template
 from luthier.data.tokenizer_training import TokenizerSettings, TrainedTokenizer
 from luthier.errors import NotFound, UsageError
@@ -107,8 +108,7 @@ def train(
         name, typed = Path(recipe).stem, load_recipe(recipe)
     else:
         typed = recipe if isinstance(recipe, Recipe) else make_recipe(recipe)
-        first = typed.data.train if isinstance(typed.data.train, str) else typed.data.train[0]
-        name = called(first)
+        name = called(files_of(typed.data.train)[0])
     folder = new_run_folder(RUNS, name) if out is None else expanded(out)
     return train_recipe(typed, folder, announce=announce, on_step=on_step)
 

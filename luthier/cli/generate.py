@@ -103,11 +103,7 @@ def generate(
     if isinstance(loaded, Reader):
         asks_for_text = system is not None or bool(settings) or answers > 1 or logprobs is not None
         if (base and not loaded.base_answers) or asks_for_text:
-            also = ", --option" if loaded.chooses else ", --base" if loaded.base_answers else ""
-            raise UsageError(
-                f"{model} {loaded.does}: it draws nothing{'' if loaded.base_answers else ', and its base cannot do it'}.",
-                f"Leave out all options but --prompt{also} and --json.",
-            )
+            raise _draws_nothing(model, loaded)
         _print_told(model, base_of(model, loaded, say) if base else loaded, texts, option or [], as_json)
         return
     if option:
@@ -119,13 +115,30 @@ def generate(
         _print_stream(loaded, prompts[0], sampling)
         return
     completed = loaded.complete(prompts, sampling, num_answers=answers, top_logprobs=logprobs)
+    _print_answers(model, loaded, texts, completed, sampling, as_json)
+
+
+def _draws_nothing(model: str, reader: Reader) -> UsageError:
+    """What to say where a model that reads is given options of one that writes."""
+    also = ", --option" if reader.chooses else ", --base" if reader.base_answers else ""
+    return UsageError(
+        f"{model} {reader.does}: it draws nothing{'' if reader.base_answers else ', and its base cannot do it'}.",
+        f"Leave out all options but --prompt{also} and --json.",
+    )
+
+
+def _print_answers(
+    model: str, asked: TextModel, texts: list[str], answers: list[Completed], sampling: Sampling, as_json: bool
+) -> None:
+    """What a model that writes answers to the texts, as many times to each."""
+    times = len(answers) // len(texts)
     document = {
         "model": model,
-        "adapter": loaded.adapter,
+        "adapter": asked.adapter,
         "sampling": sampling.model_dump(mode="json"),
-        "answers": [_told_answer(loaded, texts[index // answers], answer) for index, answer in enumerate(completed)],
+        "answers": [_told_answer(asked, texts[index // times], answer) for index, answer in enumerate(answers)],
     }
-    emit(document, "\n".join(answer.text for answer in completed), as_json)
+    emit(document, "\n".join(answer.text for answer in answers), as_json)
 
 
 def _told_answer(model: TextModel, prompt: str, answer: Completed) -> dict[str, object]:

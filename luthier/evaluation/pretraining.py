@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from luthier.evaluation.compare import Candidate, RowLosses, comparisons, loss_measures
+from luthier.evaluation.compare import Candidate, RowLosses, comparisons, loss_measures, task_measures
 from luthier.evaluation.intervals import bootstrap_mean
 from luthier.evaluation.rows import Rows
 from luthier.evaluation.verdict import Answered, Evaluation, Measure
@@ -67,7 +67,7 @@ def evaluate_targets(
     return Evaluation(
         candidates=tuple(candidate.name for candidate in candidates),
         num_rows=len(of_rows),
-        measures=(*loss_measures(losses), accuracy),
+        measures=(*loss_measures(losses), *task_measures(losses, rows.examples), accuracy),
         notes=(
             *rows.notes,
             f"{round(sum(of_rows)):,} tokens were to be told, in {len(of_rows):,} texts or pieces of texts.",

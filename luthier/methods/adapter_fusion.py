@@ -37,7 +37,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from luthier.errors import LuthierError, RecipeError
-from luthier.methods.adapter import AdapterAttachment, AdapterMethod, generator_of, trainable
+from luthier.methods.adapter import AdapterMethod, generator_of, trainable
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.adapter_files import AdapterFile, Form, OwnForm, adapter_folder, read_config
 from luthier.methods.adapterhub_files import CONFIG, read_hub_config
 from luthier.methods.bank import AdaptedLayer, Branch

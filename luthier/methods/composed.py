@@ -21,7 +21,8 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter import AdapterAttachment, AdapterMethod
+from luthier.methods.adapter import AdapterMethod
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.adapter_files import AdapterFile
 from luthier.methods.contract import Group, StepDone
 from luthier.methods.rows_files import read_adapter

@@ -23,7 +23,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from luthier.methods.adapter import AdapterAttachment, LayerMethod, trainable
+from luthier.methods.adapter import LayerMethod, trainable
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.bank import AdaptedEmbedding, AdaptedLayer, AdaptedLinear, Branch
 from luthier.methods.contract import Group, Kin, Traits
 from luthier.methods.lora_layers import LoRABranch, LoRAEmbeddingBranch

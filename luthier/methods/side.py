@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter import AdapterAttachment, AdapterMethod, generator_of, moved
+from luthier.methods.adapter import AdapterMethod, generator_of, moved
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.models.language_model import LanguageModel
 from luthier.models.sides import Side
 from luthier.models.taps import Taps

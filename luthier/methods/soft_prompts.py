@@ -22,7 +22,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter import AdapterAttachment, AdapterMethod, generator_of, moved
+from luthier.methods.adapter import AdapterMethod, generator_of, moved
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.adapter_files import AdapterFile
 from luthier.methods.bank import AdaptedEmbedding, AdaptedLayer, adapted
 from luthier.methods.contract import Group

@@ -35,7 +35,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter import AdapterAttachment, generator_of, moved, trainable
+from luthier.methods.adapter import generator_of, moved, trainable
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.adapter_files import OwnForm
 from luthier.methods.bank import AdaptedLinear, LinearBranch, adapted
 from luthier.methods.contract import Kin, Traits

@@ -81,6 +81,7 @@ class Objective(Settings, ABC):
     that are too long are cut into pieces, each a row of its own. kinds: which models it is for. learns_ends: whether a model
     that never learned to end a text is broken. writes: whether the model that comes out writes text. in_place: whether a target is learned at its own place, rather than at the
     one before. is_likelihood: whether the loss, of a model that writes, is nats a token, which a guess among all words bounds.
+    loss_unit: what the loss is, and of what the mean. targets_are: what its targets are called.
     """
 
     takes: ClassVar[Gives] = "text"
@@ -91,6 +92,8 @@ class Objective(Settings, ABC):
     writes: ClassVar[bool] = True
     in_place: ClassVar[bool] = False
     is_likelihood: ClassVar[bool] = True
+    loss_unit: ClassVar[str] = "nats per learned token"
+    targets_are: ClassVar[str] = "learned tokens"
 
     kind: str
 

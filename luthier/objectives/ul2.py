@@ -52,11 +52,12 @@ class UL2(Pretraining):
 
     def corruption(self, vocabulary: Vocabulary) -> Corrupt:
         """Corrupt a text by a denoiser drawn for it."""
+        marks = self._marks(vocabulary)
         return partial(
             self._corrupted,
             sentinels=vocabulary.sentinels,
             end_id=vocabulary.end_id,
-            mode_ids=self._marks(vocabulary),
+            mode_ids=marks,
             answer_start=vocabulary.answer_start,
         )
 

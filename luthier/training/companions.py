@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from luthier.data.batches import evaluation_batches, laid_out_tokens
+from luthier.data.batches import evaluation_batches
+from luthier.data.facts import facts_of, laid_out
 from luthier.data.packing import collate
 from luthier.data.placeholders import with_placeholders
 from luthier.errors import DataError
@@ -195,7 +196,7 @@ def ask_once(words: KeptWords, speaker: Speaker, examples: Sequence[Example], bu
     """Have a model say of all rows what is missing of it. budget: most tokens computed at once, if no row is longer."""
     missing, model = words.missing, speaker.model
     placed = [speaker.placed(example) for example in examples if example.num_learned]
-    budget = max([budget, *(laid_out_tokens(example, model.layout) for example in placed)])
+    budget = max(budget, int(laid_out(facts_of(placed), model.layout).max(initial=0)))
     batches = evaluation_batches(placed, budget, 1, model.layout, model.pad_id, shares_prefix=speaker.shares)
     count = min(workers.count, len(batches))
 

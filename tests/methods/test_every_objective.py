@@ -17,7 +17,8 @@ from near import assert_near
 from objectives.examples import TASKS, Task, several, whole
 from torch import Tensor
 
-from luthier.data.batches import StepBatches, laid_out_tokens
+from luthier.data.batches import StepBatches
+from luthier.data.facts import facts_of, laid_out
 from luthier.data.packing import collate
 from luthier.data.placeholders import with_placeholders
 from luthier.errors import RecipeError
@@ -110,7 +111,7 @@ def placed(task: Task, attachment: Attachment) -> list[Example]:
 def trained(task: Task, attachment: Attachment, steps: int, budget: int) -> list[Checkpoint]:
     """The states after steps of all rows in micro-batches of that size."""
     model, rows = attachment.model, placed(task, attachment)
-    budget = max(budget, *(laid_out_tokens(row, model.layout) for row in rows))
+    budget = max(budget, int(laid_out(facts_of(rows), model.layout).max()))
     batches = StepBatches(
         rows, rows_per_step=len(rows), tokens_per_step=None, budget=budget, workers=1, layout=model.layout,
         pad_id=model.pad_id, seed=SEED, steps=steps,
