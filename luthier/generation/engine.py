@@ -27,7 +27,7 @@ from luthier.ops.workers import Workers
 
 __all__ = ["Completed", "Engine", "FinishReason", "Progress", "Request", "generate", "stream"]
 
-MAX_ROWS = 64
+MAX_ROWS = 128
 CACHE_TOKENS = 65_536
 
 Progress = Callable[[int, int], None]

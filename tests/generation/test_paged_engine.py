@@ -56,6 +56,19 @@ def plain_answers(model: LanguageModel, prompt: tuple[int, ...], adapter: str | 
     return tuple(said)
 
 
+def widths_of_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Takes the number of tokens of each step from now on."""
+    widths: list[int] = []
+    read = LanguageModel.read
+
+    def watched(self: LanguageModel, *args: torch.Tensor) -> torch.Tensor:
+        widths.append(args[0].numel())
+        return read(self, *args)
+
+    monkeypatch.setattr(LanguageModel, "read", watched)
+    return widths
+
+
 def test_answers_over_pages_are_those_over_the_plain_cache(model: LanguageModel) -> None:
     for adapter in (None, "lora"):
         requests = [Request(prompt, GREEDY, adapter) for prompt in prompts(7)]
@@ -104,14 +117,7 @@ def test_several_answers_to_a_prompt_are_those_of_one_each_with_draws_of_its_own
 
 
 def test_a_prompt_is_computed_once_for_all_its_answers(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    widths: list[int] = []
-    read = LanguageModel.read
-
-    def watched(self: LanguageModel, *args: torch.Tensor) -> torch.Tensor:
-        widths.append(args[0].numel())
-        return read(self, *args)
-
-    monkeypatch.setattr(LanguageModel, "read", watched)
+    widths = widths_of_steps(monkeypatch)
     generate(model, [Request((5,) * 30, DRAWN, num_answers=6)], max_rows=3)
     assert widths[0] == 30
     assert max(widths[1:]) <= 3
@@ -121,14 +127,7 @@ def test_prompts_that_begin_alike_share_whole_pages(model: LanguageModel, monkey
     system = tuple(random.Random(2).randrange(3, 61) for _ in range(PAGE_SIZE + 10))
     requests = [Request((*system, 7 + row), GREEDY) for row in range(3)]
     apart = [generate(model, [request])[0] for request in requests]
-    widths: list[int] = []
-    read = LanguageModel.read
-
-    def watched(self: LanguageModel, *args: torch.Tensor) -> torch.Tensor:
-        widths.append(args[0].numel())
-        return read(self, *args)
-
-    monkeypatch.setattr(LanguageModel, "read", watched)
+    widths = widths_of_steps(monkeypatch)
     engine = Engine(model, cache_tokens=1024)
     asked = [engine.submit(request) for request in requests]
     while not engine.is_idle:
