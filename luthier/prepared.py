@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from luthier.corruption.vocabulary import Vocabulary
-from luthier.data.dataset import Asked, Dataset, load_dataset
+from luthier.data.apart import laid_apart
+from luthier.data.dataset import Asked, Dataset, MakeExample, load_dataset
 from luthier.data.drawn import Drawing, Vary
 from luthier.data.gate import GateReport, Rules, check_gate, marked_text
 from luthier.data.placeholders import with_placeholders
@@ -61,7 +62,7 @@ def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
     answer_start = read_answer_start(source, config)
     companions = [
         (each, check_companion(each, recipe.model.device, config, tokenizer, answer_start, announce))
-        for each in recipe.objective.companions
+        for each in recipe.objective.others
     ]
     dataset, objective = read_dataset(recipe, config, tokenizer, announce, answer_start)
     drawing = drawing_of(recipe, objective, tokenizer, answer_start)
@@ -101,10 +102,12 @@ def read_dataset(
     dataset = load_dataset(
         recipe.data,
         tokenizer,
-        objective.example,
+        maker_of(objective, family),
         announce,
         asked=asked_of(objective),
-        of_labels=(lambda labels: objective.settled(labels).example) if objective.takes in ("labels", "tags") else None,
+        of_labels=(lambda labels: maker_of(objective.settled(labels), family))
+        if objective.takes in ("labels", "tags")
+        else None,
         pooled=family.pooled,
         answer_start=answer_start,
     )
@@ -115,9 +118,16 @@ def read_dataset(
     return dataset, objective
 
 
+def maker_of(objective: Objective, family: Family) -> MakeExample:
+    """What makes the objective's examples for models of a family: where rows cannot share tokens, answers to one prompt stand apart."""
+    if family.layout == "packed":
+        return objective.example
+    return lambda rendered, document, origin: laid_apart(objective.example(rendered, document, origin))
+
+
 def asked_of(objective: Objective) -> Asked:
     """What an objective asks of rows."""
-    return Asked(objective.takes, objective.reads, objective.splits, objective.longest_text)
+    return Asked(objective.takes, objective.reads, objective.splits, objective.longest_text, objective.beside_others)
 
 
 def drawing_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -29,18 +29,24 @@ def _as_long(max_length: int) -> int:
     return max_length
 
 
+def _by_themselves(rendered: Mapping[int, Rendered], longest: int) -> Mapping[int, Rendered]:
+    return rendered
+
+
 @dataclass(frozen=True)
 class Asked:
     """What an objective asks of rows: what they hold, and how plain texts become tokens.
 
     splits: whether texts that are too long are cut into pieces where the settings leave it open. longest: of data.max_length,
-    the most tokens that a text may have.
+    the most tokens that a text may have. beside_others: gives all rows of a source, of so many tokens at most, what they need of
+    each other.
     """
 
     takes: Gives = "text"
     texts: TextsAs = "written"
     splits: bool = False
     longest: Callable[[int], int] = _as_long
+    beside_others: Callable[[Mapping[int, Rendered], int], Mapping[int, Rendered]] = _by_themselves
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,7 @@ class _Source:
     """The rows of one source as tokens, by their index: what `Examples` has, before it is known what each teaches."""
 
     records: dict[int, Record]
-    rendered: dict[int, Rendered]
+    rendered: Mapping[int, Rendered]
     origins: dict[int, Origin]
     format: FormatName
     reason: str
@@ -194,7 +200,7 @@ def _read_source(
         announce(note)
     return _Source(
         records={i: records[i] for i in kept},
-        rendered=kept,
+        rendered=asked.beside_others(kept, limit),
         origins={i: origins[i] for i in kept},
         format=recognised.name,
         reason=recognised.reason,

@@ -7,7 +7,7 @@ divides by the whole step's weight, so that any cut into micro-batches gives the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -23,6 +23,10 @@ from luthier.types import Example, Gives, ModelKind, Origin, Rendered, Settings,
 
 Corrupt = Callable[[Example, np.random.Generator], Example]
 """Makes of a text the example of one epoch, from draws that belong to the text and the epoch alone."""
+
+
+Sums = tuple[Tensor, int]
+"""A sum, of shape (), and how many numbers it is of: their mean over a step is that of any cut into micro-batches."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,12 @@ class Kept:
 class Companion:
     """Another model that an objective hears of each batch's targets: `Outputs.beside[role]`.
 
-    model: which; its name may be a run's folder. field: where the recipe names it. kept: None where it is asked at each step.
+    model: which; its name may be a run's folder. None: the objective's own model, as it was before anything trained. field:
+    where the recipe names it. kept: None where it is asked at each step.
     """
 
     role: str
-    model: ModelSettings
+    model: ModelSettings | None
     field: str
     kept: Kept | None = None
 
@@ -132,6 +137,19 @@ class Objective(Settings, ABC):
         return ()
 
     @property
+    def others(self) -> tuple[Companion, ...]:
+        """Those that are not its own model."""
+        return tuple(each for each in self.companions if each.model is not None)
+
+    def beside_others(self, rendered: Mapping[int, Rendered], longest: int) -> Mapping[int, Rendered]:
+        """All rows of a source by their numbers, each with what it needs of the others. longest: most tokens of a text."""
+        return rendered
+
+    def measured(self, outputs: Outputs) -> dict[str, Sums]:
+        """What of a micro-batch is written down beside the loss: by name a sum, and how many it is over."""
+        return {}
+
+    @property
     def alone(self) -> Objective:
         """What measures held-out rows where no companion is at hand."""
         return self
@@ -151,6 +169,10 @@ class JointObjective(Objective):
     @abstractmethod
     def joint_loss(self, whole: Whole) -> Tensor:
         """The loss summed over the rows of a whole step, before the division by its weight; shape ()."""
+
+    def measured_jointly(self, whole: Whole) -> dict[str, Sums]:
+        """What of a whole step is written down beside the loss, as `measured` has it."""
+        return {}
 
     def loss_sum(self, outputs: Outputs) -> Tensor:
         """The loss of a micro-batch that is a step of its own."""
