@@ -17,7 +17,7 @@ def laid_apart(example: Example) -> Example:
     """
     parents = {part.parent for part in example.parts} - {None}
     ends = [index for index in range(len(example.parts)) if index not in parents]
-    if len(ends) < 2 or not parents or not all(part.causal for part in example.parts):
+    if not parents or not all(part.causal for part in example.parts):
         return example
     starts = np.cumsum([0, *(len(part.tokens_T) for part in example.parts)])
     rows: list[IntArray] = []

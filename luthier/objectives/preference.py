@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luthier.data.packing import common_prefix
 from luthier.errors import DataError
 from luthier.models.outputs import KnownLogprobs, Outputs
 from luthier.objectives.contract import Companion, Objective, Sums
+from luthier.ops.prefixes import common_prefix
 from luthier.types import Example, Gives, IntArray, ModelKind, Origin, Part, Rendered, Targets
 
 CHOSEN, REJECTED, PROMPT = 0, 1, 2

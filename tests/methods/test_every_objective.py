@@ -47,6 +47,11 @@ _SECOND = (
     "sft-bart",
     "ul2-t5",
     "distillation-bart",
+    "dpo-bloom",
+    "kto-llama",
+    "orpo-llama",
+    "simpo-gpt2",
+    "cpo-llama",
     *(str(task) for task in TASKS if task.rendered in (whole, several) and task.family == "llama"),
 )
 
@@ -57,10 +62,13 @@ CASES = [
     if method.kind not in _KIN or str(task) not in _SECOND
 ]
 
-_NO_MASKS, _NO_BIAS = "fill no masks", "no bias"
+_NO_MASKS, _NO_BIAS, _NO_PREFIX = "fill no masks", "no bias", "takes no learned prefix"
 REFUSED: dict[tuple[str, str], str] = {
     ("bitfit", "span-corruption-t5"): _NO_BIAS,
     ("bitfit", "ul2-t5"): _NO_BIAS,
+    ("prefix-tuning", "dpo-bloom"): _NO_PREFIX,
+    ("mam", "dpo-bloom"): _NO_PREFIX,
+    ("unipelt", "dpo-bloom"): _NO_PREFIX,
     ("warp", "classification-llama"): _NO_MASKS,
     ("warp", "regression-llama"): _NO_MASKS,
     ("warp", "multiple-choice-llama"): _NO_MASKS,
