@@ -22,6 +22,7 @@ from luthier.evaluation.classification import evaluate_classes
 from luthier.evaluation.compare import Candidate, evaluate_records
 from luthier.evaluation.embedding import evaluate_embedding
 from luthier.evaluation.multiple_choice import evaluate_choices
+from luthier.evaluation.preference import evaluate_pairs, evaluate_verdicts
 from luthier.evaluation.pretraining import evaluate_targets
 from luthier.evaluation.regression import evaluate_scores
 from luthier.evaluation.rows import Rows
@@ -44,7 +45,7 @@ from luthier.prediction.readers import reader_for
 from luthier.prediction.scorer import Scorer
 from luthier.prediction.tagger import Tagger
 from luthier.prediction.text_model import Chat, Prompt, TextModel, make_sampling
-from luthier.prepared import asked_of, drawing_of, read_dataset
+from luthier.prepared import asked_of, drawing_of, maker_of, read_dataset
 from luthier.recipe import Recipe, load_recipe, make_recipe
 from luthier.recipe.loading import recipe_of_run
 from luthier.run import RunResult, train_recipe
@@ -249,6 +250,10 @@ def evaluate(
         candidates = [Candidate("base", base.language_model, base.adapter), candidate]
         if isinstance(tuned, Embedder):
             return evaluate_embedding(candidates, rows, tuned.objective, passes, limit)
+        if recipe.objective.takes == "preferences":
+            return evaluate_pairs(candidates, rows, passes, limit)
+        if recipe.objective.takes == "verdicts":
+            return evaluate_verdicts(candidates, rows, passes, limit)
         if recipe.objective.splits:
             return evaluate_targets(candidates, rows, passes, limit)
         return evaluate_records(
@@ -287,7 +292,8 @@ def _rows_to_evaluate(recipe: Recipe, data: str | None, model: TextModel | Reade
         return _rows(dataset.validation_records, dataset.validation)
     # what was too long to train on can be measured all the same; texts are cut into pieces as in training
     settings = recipe.data if objective.splits else recipe.data.model_copy(update={"max_length": 2**31})
-    found = load_examples(data, settings, model.renderer, objective.example, announce, asked_of(objective))
+    make = maker_of(objective, loaded.anatomy.family)
+    found = load_examples(data, settings, model.renderer, make, announce, asked_of(objective))
     drawing = drawing_of(recipe, objective, loaded.tokenizer, loaded.answer_start)
     examples = found.examples if drawing is None else tuple(drawing.held_out(text) for text in found.examples)
     return _rows(found.records, examples)

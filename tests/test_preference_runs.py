@@ -11,7 +11,7 @@ import pytest
 from tiny_model import write_tiny_encoder_decoder, write_tiny_model
 from tiny_runs import Cut, begin, course, cut_after, go_on, nothing, outcome, recipe_values
 
-from luthier import run
+from luthier import api, run
 from luthier.errors import DataError, RecipeError
 from luthier.recipe import make_recipe
 from luthier.run import train_recipe
@@ -155,3 +155,26 @@ def test_encoder_decoders_are_refused(desk: Path, tmp_path: Path) -> None:
     values = {**values_of(desk, "dpo"), "model": str(tmp_path / "t5")}
     with pytest.raises(RecipeError, match="is for models of the kind decoder"):
         begin(values, tmp_path / "run")
+
+
+def test_base_and_tuned_are_measured_by_which_answers_they_find_likelier(desk: Path, tmp_path: Path) -> None:
+    begin(values_of(desk, "dpo", {"beta": 0.5}, training={"steps": 24}), tmp_path / "run")
+    found = api.evaluate(tmp_path / "run")
+    assert [measure.name for measure in found.measures] == ["accuracy", "accuracy by the token", "margin"]
+    base, tuned = (estimate.value for estimate in found.measures[2].estimates)
+    last = course(tmp_path / "run")[-1]
+    assert tuned > base
+    assert found.measures[0].estimates[1].value >= found.measures[0].estimates[0].value
+    again = api.evaluate(tmp_path / "run", str(desk / "pairs-held-out.jsonl"))
+    assert again.measures[2].estimates[1].value == pytest.approx(tuned, rel=1e-5)
+    gains = tuned - base  # on held-out rows, of which the held-out loss is a function
+    assert last["validation_loss"] >= math.log1p(math.exp(-0.5 * gains)) - 1e-4, "Jensen"
+
+
+def test_base_and_tuned_are_measured_by_what_they_think_of_good_and_bad_answers(desk: Path, tmp_path: Path) -> None:
+    begin(values_of(desk, "kto", {"beta": 0.5}, training={"steps": 24}), tmp_path / "run")
+    good, bad = api.evaluate(tmp_path / "run").measures
+    assert (good.name, bad.name) == ("loss of good answers", "loss of bad answers")
+    assert good.num_rows + bad.num_rows == 5
+    gap = [bad.estimates[index].value - good.estimates[index].value for index in (0, 1)]
+    assert gap[1] > gap[0]

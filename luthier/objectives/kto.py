@@ -24,8 +24,9 @@ from torch import Tensor
 
 from luthier.errors import DataError
 from luthier.models.outputs import Outputs
-from luthier.objectives.contract import Companion, JointObjective, Sums, Whole
+from luthier.objectives.contract import Companion, JointObjective, Objective, Sums, Whole
 from luthier.objectives.preference import REFERENCE, answers_example, reference_logprobs, sums_by_sample
+from luthier.objectives.sft import SFT
 from luthier.types import Example, Gives, ModelKind, Origin, Rendered
 
 OWN, OTHER = 0, 1
@@ -69,6 +70,11 @@ class KTO(JointObjective):
     def companions(self) -> tuple[Companion, ...]:
         """The reference."""
         return (Companion(REFERENCE, None, "objective.kind"),)
+
+    @property
+    def alone(self) -> Objective:
+        """The plain loss of the answers, good and bad."""
+        return SFT()
 
     def beside_others(self, rendered: Mapping[int, Rendered], longest: int) -> dict[int, Rendered]:
         """Each row with the answer of the row before it behind its own prompt. Raises: DataError for a single row."""

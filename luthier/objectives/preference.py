@@ -18,6 +18,7 @@ from torch import Tensor
 from luthier.errors import DataError
 from luthier.models.outputs import KnownLogprobs, Outputs
 from luthier.objectives.contract import Companion, Objective, Sums
+from luthier.objectives.sft import SFT
 from luthier.ops.prefixes import common_prefix
 from luthier.types import Example, Gives, IntArray, ModelKind, Origin, Part, Rendered, Targets
 
@@ -93,6 +94,11 @@ class PreferenceObjective(Objective):
     def companions(self) -> tuple[Companion, ...]:
         """The reference, if it hears one."""
         return (Companion(REFERENCE, None, "objective.kind"),) if self.asks_reference else ()
+
+    @property
+    def alone(self) -> Objective:
+        """The plain loss of the better answer."""
+        return SFT()
 
     def example(self, rendered: Rendered, document: int, origin: Origin) -> Example:
         """The prompt with both answers behind it; the better one's tokens have weight 1 together, the worse one's 0.
