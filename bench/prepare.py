@@ -13,12 +13,12 @@ from typing import Any
 
 from bench.side import say
 from bench.work import NOT_LEARNED, Linear, Shape, Work, WorkRow, write_work
-from luthier.data.batches import epoch_order
+from luthier.data.mixture import epoch_order
 from luthier.data.rendering import Renderer, build_renderer
 from luthier.data.settings import DataSettings
 from luthier.errors import DataError, LuthierError, NotFound, UsageError
 from luthier.methods import ADAPTER, LoRA
-from luthier.methods.adapter import AdapterAttachment
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.models.language_model import LanguageModel
 from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings

@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from luthier.corruption.vocabulary import Vocabulary
 from luthier.data import tokenizer_training
 from luthier.data.dataset import load_examples
 from luthier.data.reading import called
 from luthier.data.rendering import Renderer, build_renderer
+from luthier.data.settings import files_of
 from luthier.data.template import read_template
 from luthier.data.tokenizer_training import TokenizerSettings, TrainedTokenizer
 from luthier.errors import NotFound, UsageError
@@ -35,6 +37,7 @@ from luthier.models.language_model import LanguageModel
 from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
 from luthier.objectives import Embedding, Objective
+from luthier.objectives.asking import AS_WRITTEN
 from luthier.ops.workers import Workers
 from luthier.prediction.chooser import Chooser
 from luthier.prediction.classifier import Classifier
@@ -45,7 +48,7 @@ from luthier.prediction.readers import reader_for
 from luthier.prediction.scorer import Scorer
 from luthier.prediction.tagger import Tagger
 from luthier.prediction.text_model import Chat, Prompt, TextModel, make_sampling
-from luthier.prepared import asked_of, drawing_of, maker_of, read_dataset
+from luthier.prepared import asked_of, drawing_of, laid_out, read_dataset
 from luthier.recipe import Recipe, load_recipe, make_recipe
 from luthier.recipe.loading import recipe_of_run
 from luthier.run import RunResult, train_recipe
@@ -106,8 +109,7 @@ def train(
         name, typed = Path(recipe).stem, load_recipe(recipe)
     else:
         typed = recipe if isinstance(recipe, Recipe) else make_recipe(recipe)
-        first = typed.data.train if isinstance(typed.data.train, str) else typed.data.train[0]
-        name = called(first)
+        name = called(files_of(typed.data.train)[0])
     folder = new_run_folder(RUNS, name) if out is None else expanded(out)
     return train_recipe(typed, folder, announce=announce, on_step=on_step)
 
@@ -152,7 +154,8 @@ def _asked_as(
     if reader is not None:
         return reader(model, renderer, adapter)
     is_plain = objective.splits and renderer.completions_as == "auto"  # plain texts were learned, not chats
-    return TextModel(model, replace(renderer, completions_as="plain") if is_plain else renderer, adapter)
+    asking = objective.asking(Vocabulary(model.tokenizer, model.answer_start))
+    return TextModel(model, replace(renderer, completions_as="plain") if is_plain else renderer, adapter, asking)
 
 
 def load_text(run: str | Path, announce: Announce = _log.info) -> TextModel:
@@ -255,7 +258,8 @@ def evaluate(
         if recipe.objective.takes == "verdicts":
             return evaluate_verdicts(candidates, rows, passes, limit)
         if recipe.objective.splits:
-            return evaluate_targets(candidates, rows, passes, limit)
+            asking = tuned.asking if isinstance(tuned, TextModel) else AS_WRITTEN
+            return evaluate_targets(candidates, rows, passes, limit, asking=asking, sampling=sampling)
         return evaluate_records(
             candidates,
             rows.records,
@@ -292,10 +296,10 @@ def _rows_to_evaluate(recipe: Recipe, data: str | None, model: TextModel | Reade
         return _rows(dataset.validation_records, dataset.validation)
     # what was too long to train on can be measured all the same; texts are cut into pieces as in training
     settings = recipe.data if objective.splits else recipe.data.model_copy(update={"max_length": 2**31})
-    make = maker_of(objective, loaded.anatomy.family)
-    found = load_examples(data, settings, model.renderer, make, announce, asked_of(objective))
+    found = load_examples(data, settings, model.renderer, objective.example, announce, asked_of(objective))
+    found_rows = laid_out(found.examples, objective, loaded.anatomy.family, settings.max_length)
     drawing = drawing_of(recipe, objective, loaded.tokenizer, loaded.answer_start)
-    examples = found.examples if drawing is None else tuple(drawing.held_out(text) for text in found.examples)
+    examples = found_rows if drawing is None else tuple(drawing.held_out(text) for text in found_rows)
     return _rows(found.records, examples)
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from luthier.corruption.vocabulary import Vocabulary
 from luthier.data.apart import laid_apart
-from luthier.data.dataset import Asked, Dataset, MakeExample, load_dataset
+from luthier.data.dataset import Asked, Dataset, load_dataset
 from luthier.data.drawn import Drawing, Vary
+from luthier.data.facts import facts_of
 from luthier.data.gate import GateReport, Rules, check_gate, marked_text
 from luthier.data.placeholders import with_placeholders
+from luthier.data.sequences import joined, mapped
 from luthier.errors import GateRefusal, RecipeError
 from luthier.models.families import Family, family_of
 from luthier.models.loading import check_head
@@ -44,14 +47,14 @@ class Prepared:
     companion_words: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def all_rows(self) -> tuple[Example, ...]:
+    def all_rows(self) -> Sequence[Example]:
         """The training examples and those held out."""
-        return (*self.dataset.train, *self.dataset.validation)
+        return joined([self.dataset.train, self.dataset.validation])
 
     @property
-    def first_rows(self) -> tuple[Example, ...]:
-        """The training examples of the first epoch."""
-        return self.dataset.train if self.drawing is None else self.drawing.of_all(self.dataset.train, 0)
+    def first_rows(self) -> Sequence[Example]:
+        """The training examples as they are in the first epoch."""
+        return self.dataset.train if self.drawing is None else drawn_rows(self.drawing, self.dataset.train)
 
 
 def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
@@ -66,7 +69,7 @@ def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
     ]
     dataset, objective = read_dataset(recipe, config, tokenizer, announce, answer_start)
     drawing = drawing_of(recipe, objective, tokenizer, answer_start)
-    drawn = dataset if drawing is None else replace(dataset, train=drawing.of_all(dataset.train, 0))
+    drawn = dataset if drawing is None else replace(dataset, train=drawn_rows(drawing, dataset.train))
     check_lengths(drawn, config)
     rules = Rules(learns_ends=objective.learns_ends, in_place=objective.in_place)
     gate = check_gate(drawn, int(config.vocab_size), rules, marks_of(config))
@@ -102,32 +105,48 @@ def read_dataset(
     dataset = load_dataset(
         recipe.data,
         tokenizer,
-        maker_of(objective, family),
+        objective.example,
         announce,
         asked=asked_of(objective),
-        of_labels=(lambda labels: maker_of(objective.settled(labels), family))
-        if objective.takes in ("labels", "tags")
-        else None,
+        of_labels=(lambda labels: objective.settled(labels).example) if objective.takes in ("labels", "tags") else None,
         pooled=family.pooled,
         answer_start=answer_start,
     )
     objective = objective.settled(dataset.labels)
+    train, validation = (
+        laid_out(rows, objective, family, recipe.data.max_length) for rows in (dataset.train, dataset.validation)
+    )
+    dataset = replace(dataset, train=train, validation=validation)
     drawing = drawing_of(recipe, objective, tokenizer, answer_start)
     if drawing is not None:
-        dataset = replace(dataset, validation=tuple(drawing.held_out(text) for text in dataset.validation))
+        dataset = replace(dataset, validation=mapped(drawing.held_out, dataset.validation))
     return dataset, objective
 
 
-def maker_of(objective: Objective, family: Family) -> MakeExample:
-    """What makes the objective's examples for models of a family: where rows cannot share tokens, answers to one prompt stand apart."""
-    if family.layout == "packed":
-        return objective.example
-    return lambda rendered, document, origin: laid_apart(objective.example(rendered, document, origin))
+def laid_out(rows: Sequence[Example], objective: Objective, family: Family, longest: int) -> Sequence[Example]:
+    """Rows as models of a family read them: with the answers of other rows where the objective needs some, and, where rows cannot
+    share tokens, with answers to one prompt apart. longest: most tokens of a row with another's answer.
+    """
+    if objective.needs_others:
+
+        def beside(index: int) -> Example:
+            return objective.beside_other(rows[index], rows[index - 1], longest)
+
+        places = range(len(rows))
+        rows = mapped(beside, tuple(places) if isinstance(rows, tuple) else places)
+    judges = objective.takes in ("preferences", "verdicts")
+    return mapped(laid_apart, rows) if judges and family.layout == "bucketed" else rows
 
 
 def asked_of(objective: Objective) -> Asked:
     """What an objective asks of rows."""
-    return Asked(objective.takes, objective.reads, objective.splits, objective.longest_text, objective.beside_others)
+    key = f"{type(objective).__module__} {objective.model_dump_json()}"
+    return Asked(objective.takes, objective.reads, objective.splits, objective.longest_text, key)
+
+
+def drawn_rows(drawing: Drawing, rows: Sequence[Example]) -> Sequence[Example]:
+    """Training rows as they are in the first epoch; of a large set, each drawn when it is asked for."""
+    return mapped(lambda text: drawing(text, 0), rows)
 
 
 def drawing_of(
@@ -167,11 +186,14 @@ def placed_rows(dataset: Dataset, num_virtual: int, before_answer: int = 0, *, d
 
     draws: whether the training rows are yet to be drawn, and so stay as they are.
     """
-    train, validation = (
-        tuple(with_placeholders(row, num_virtual, before_answer) for row in rows)
-        for rows in (() if draws else dataset.train, dataset.validation)
-    )
-    return replace(dataset, train=dataset.train if draws else train, validation=validation)
+    if num_virtual == 0:
+        return dataset
+
+    def placed(rows: Sequence[Example]) -> Sequence[Example]:
+        return mapped(lambda row: with_placeholders(row, num_virtual, before_answer), rows)
+
+    train = dataset.train if draws else placed(dataset.train)
+    return replace(dataset, train=train, validation=placed(dataset.validation))
 
 
 def placed_draws(drawing: Drawing, num_virtual: int, before_answer: int) -> Vary:
@@ -183,11 +205,15 @@ def check_lengths(dataset: Dataset, config: PreTrainedConfig, num_virtual: int =
     """Raise GateRefusal for a row longer than the model's positions reach, or than they are the same in any batch."""
     longest = longest_row(config)
     counted = f" ({num_virtual} of them virtual)" if num_virtual else ""
-    for example in (*dataset.train, *dataset.validation):
-        if longest is not None and example.longest_stream > longest:
-            raise GateRefusal(
-                f"This row has {example.longest_stream} tokens{counted}, but the model's positions serve {longest}.",
-                f"Set data.max_length to {longest - num_virtual}, and data.too_long to truncate or drop.",
-                file=example.origin.file,
-                line=example.origin.line,
-            )
+    if longest is None:
+        return
+    rows = joined([dataset.train, dataset.validation])
+    beyond = np.flatnonzero(facts_of(rows)["longest"] > longest)
+    if len(beyond):
+        example = rows[int(beyond[0])]
+        raise GateRefusal(
+            f"This row has {example.longest_stream} tokens{counted}, but the model's positions serve {longest}.",
+            f"Set data.max_length to {longest - num_virtual}, and data.too_long to truncate or drop.",
+            file=example.origin.file,
+            line=example.origin.line,
+        )

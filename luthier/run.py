@@ -19,9 +19,11 @@ from luthier.companions import hear, hear_reference
 from luthier.data.batches import StepBatches, evaluation_batches
 from luthier.data.dataset import Dataset
 from luthier.data.drawn import Drawing
+from luthier.data.mixture import by_task
 from luthier.data.rendering import Renderer
+from luthier.data.settings import files_of
 from luthier.errors import CheckpointNotFound, NotFound, RecipeError, UsageError
-from luthier.evaluation.loss import held_out_loss
+from luthier.evaluation.loss import held_out_by_task
 from luthier.evaluation.report import write_loss_plot, write_report
 from luthier.methods import ADAPTER, Attachment
 from luthier.models.drawing import with_values
@@ -53,7 +55,7 @@ from luthier.store.runs import (
 from luthier.training.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from luthier.training.companions import FOLDER as COMPANIONS_FOLDER
 from luthier.training.companions import Companions
-from luthier.training.loop import Outside, Plan, Progress, progress_of, train
+from luthier.training.loop import HeldOut, Outside, Plan, Progress, progress_of, train
 from luthier.training.memory import give_back
 from luthier.training.run_folder import carried_out, is_free, to_go_on
 from luthier.training.trackers import Tracker, numbers_of, tracking
@@ -151,7 +153,7 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *,
     if plans:
         from luthier.planner.gate import plan_run  # what pretends to be tensors takes a while to import
 
-        plan_run(recipe, prepared.first_rows, prepared.tokenizer, folder, announce)
+        plan_run(recipe, prepared.first_rows, prepared.tokenizer, folder, announce, prepared.dataset.mixture)
     hearing = hear(recipe, prepared, folder, announce)
     model = load_base_of(recipe, announce)
     give_back(model.device)  # what reading took: holes that would stay beside what training takes
@@ -227,6 +229,7 @@ def _resolve(
         longest=None
         if drawing is None
         else recipe.data.max_length + attachment.num_virtual + attachment.num_virtual_answer,
+        mixture=dataset.mixture,
     )
     if training.update_in_backward and (most := batches.most_micro_batches) > 1:
         raise RecipeError(
@@ -322,20 +325,23 @@ def _held_out(
     plan: Plan,
     workers: Workers,
     companions: Companions,
-) -> Callable[[], float] | None:
-    """What measures the held-out rows; None if there are none."""
-    held_out = evaluation_batches(
-        dataset.validation,
-        recipe.training.tokens_per_micro_batch,
-        workers.count,
-        model.layout,
-        model.pad_id,
-        shares_prefix=_shares_prefix(recipe, model, attachment),
-    )
+) -> Callable[[], HeldOut] | None:
+    """What measures the held-out rows, those of each task for themselves; None if there are none."""
+    held_out = {
+        task: evaluation_batches(
+            rows,
+            recipe.training.tokens_per_micro_batch,
+            workers.count,
+            model.layout,
+            model.pad_id,
+            shares_prefix=_shares_prefix(recipe, model, attachment),
+        )
+        for task, rows in by_task(dataset.validation).items()
+    }
 
-    def evaluate() -> float:
+    def evaluate() -> HeldOut:
         adapter = attachment.adapter
-        return held_out_loss(model, recipe.objective, held_out, adapter, workers, plan.autocast, companions)
+        return held_out_by_task(model, recipe.objective, held_out, adapter, workers, plan.autocast, companions)
 
     return evaluate if held_out else None
 
@@ -343,7 +349,7 @@ def _held_out(
 def _outside(
     recipe: Recipe,
     folder: Path,
-    evaluate: Callable[[], float] | None,
+    evaluate: Callable[[], HeldOut] | None,
     plan: Plan,
     trackers: Sequence[Tracker],
     announce: Announce,
@@ -381,17 +387,18 @@ def _finish(recipe: Recipe, folder: Path, attachment: Attachment, progress: Prog
     output = folder / recipe.method.output_folder
     write_folder(output, lambda partial: attachment.write(partial, announce), replace=True)
     metrics = read_metrics(folder)
-    write_loss_plot(metrics, folder / "loss.png")
+    write_loss_plot(metrics, folder / "loss.png", type(recipe.objective))
     write_report(
         folder / "report.md",
         metrics,
         {
             "Model": recipe.model.name,
             "Method": f"{recipe.method.kind}, {attachment.num_trainable:,} numbers trained",
-            "Data": ", ".join([recipe.data.train] if isinstance(recipe.data.train, str) else recipe.data.train),
+            "Data": ", ".join(files_of(recipe.data.train)),
             "Steps": str(progress.step),
             "Result": str(output),
         },
+        objective=type(recipe.objective),
     )
     return _result(folder, metrics, progress)
 

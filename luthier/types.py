@@ -180,6 +180,19 @@ Gives = Literal["text", "labels", "scores", "tags", "choices", "similar", "prefe
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Where a piece of a text that was too long comes from: of `count` pieces the one with this index.
+
+    whole_T: the text's tokens, its end among them and what begins every piece (`num_lead` tokens) not.
+    """
+
+    whole_T: IntArray
+    num_lead: int
+    index: int
+    count: int
+
+
+@dataclass(frozen=True)
 class Rendered:
     """A record as one run of tokens. `weight_T[t]` is how much the prediction *of* token t counts; 0 is not learned.
 
@@ -189,7 +202,7 @@ class Rendered:
     num_needed: how many tokens before those it takes for the row to mean anything. pooled: which token a class is read at.
     score: the number that the whole text should be given. tags: the tag at each of the places `tag_K`.
     beside: further texts of the row, which are read apart from this one: the other options of a question, the other texts of
-    a comparison. chosen: which of all texts is the right one, counted from this one as 0.
+    a comparison. chosen: which of all texts is the right one, counted from this one as 0. piece: of which text it is a piece.
     """
 
     tokens_T: IntArray
@@ -205,6 +218,7 @@ class Rendered:
     tag_K: IntArray | None = None
     beside: tuple[Rendered, ...] = ()
     chosen: int = 0
+    piece: Piece | None = None
 
     @property
     def texts(self) -> tuple[Rendered, ...]:
@@ -272,6 +286,7 @@ class Example:
     source_S: for an encoder-decoder, the tokens that the encoder reads; the parts are then the decoder's.
     types_P: 1 for the tokens of a second text; None where there is none.
     value_N: the number that each target should be given; None where tokens or classes are learned.
+    piece: of which text it is a piece, where what is drawn is drawn for that text as a whole.
     """
 
     parts: tuple[Part, ...]
@@ -285,6 +300,12 @@ class Example:
     source_S: IntArray | None = None
     types_P: IntArray | None = None
     value_N: FloatArray | None = None
+    piece: Piece | None = None
+
+    @property
+    def drawn_as(self) -> int:
+        """The document whose draws it has: its own, or the first piece's of a text that is drawn as a whole."""
+        return self.document if self.piece is None else self.document - self.piece.index
 
     @property
     def num_source_tokens(self) -> int:

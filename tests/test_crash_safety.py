@@ -60,7 +60,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Short]:
 
     with pytest.MonkeyPatch.context() as patch, one_thread():
         patch.setenv("HOME", str(folder))
-        patch.setattr(run, "write_loss_plot", lambda metrics, path: write_bytes(path, b"plot"))
+        patch.setattr(run, "write_loss_plot", lambda metrics, path, objective: write_bytes(path, b"plot"))
         patch.setattr(tuned, "load_model", load_once)
         begin(values, folder / "unbroken")
         yield Short(values, folder / "unbroken")

@@ -50,7 +50,8 @@ def parse_command(words: list[str]) -> None:
 def recipe_in(folder: Path, text: str) -> Recipe:
     """A recipe loaded with the files that it names made for it."""
     data = parse_yaml(text, "recipe.yaml").values["data"]
-    names = data["train"] if isinstance(data["train"], list) else [data["train"]]
+    named = data["train"] if isinstance(data["train"], list) else [data["train"]]
+    names = [each["path"] if isinstance(each, dict) else each for each in named]
     for name in [*names, data.get("validation", "auto")]:
         if name not in ("auto", "none"):
             (folder / name).write_text("{}")

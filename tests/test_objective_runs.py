@@ -168,6 +168,20 @@ def test_vectors_have_length_1_and_are_the_mean_of_the_states(desk: Path, capsys
     assert_near(base, F.normalize(torch.stack(states), dim=-1).detach())
 
 
+def test_tuning_a_whole_encoder_for_vectors_leaves_its_head_over_words_as_it_was(desk: Path, tmp_path: Path) -> None:
+    training = {"steps": 3, "peak_lr": 1e-2, "optimizer": {"kind": "adamw", "weight_decay": 0.5}}
+    begin(values_of(desk, "embedding", method={"kind": "full", "rank": None}, training=training), tmp_path / "run")
+    before, after = (
+        AutoModelForMaskedLM.from_pretrained(folder) for folder in (desk / "encoder", tmp_path / "run" / "model")
+    )
+    for name, tensor in before.cls.named_parameters():
+        if "decoder.weight" not in name:  # the embedding, which trains
+            assert torch.equal(after.cls.get_parameter(name), tensor)
+    assert not torch.equal(
+        after.bert.encoder.layer[0].output.dense.weight, before.bert.encoder.layer[0].output.dense.weight
+    )
+
+
 def test_masks_are_filled_with_the_likeliest_words(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = api.load(desk / "mlm")
     assert isinstance(model, luthier.Filler)

@@ -120,7 +120,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     write_rows(folder / "held-out.jsonl", 5, start=100)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(folder))
-        patch.setattr(run, "write_loss_plot", lambda metrics, path: write_bytes(path, b"plot"))
+        patch.setattr(run, "write_loss_plot", lambda metrics, path, objective: write_bytes(path, b"plot"))
         with one_thread():
             yield Workshop(folder, {})
 

@@ -87,15 +87,24 @@ def write_tiny_encoder(folder: Path) -> Path:
     return folder
 
 
-def write_tiny_encoder_decoder(folder: Path, kind: str = "t5") -> Path:
-    """Write a T5, or a BART, of two layers a stack with a byte-level tokenizer of its manner into `folder`; return it."""
+def write_tiny_encoder_decoder(folder: Path, kind: str = "t5", marks: tuple[str, ...] = ()) -> Path:
+    """Write a T5, or a BART, of two layers a stack with a byte-level tokenizer of its manner into `folder`; return it.
+
+    marks: special tokens that it has beside the usual; <mask> among them is its mask.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
-    tokenizer = _byte_level("<pad>", "<s>", "</s>")
+    tokenizer = _byte_level("<pad>", "<s>", "</s>", *marks)
     around = "$A </s>" if kind == "t5" else "<s> $A </s>"
     tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=[("<s>", 1), ("</s>", 2)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="</s>",
+        pad_token="<pad>",
+        mask_token="<mask>" if "<mask>" in marks else None,
+        additional_special_tokens=[mark for mark in marks if mark != "<mask>"],
+    )
     ids = {"vocab_size": len(fast), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     sizes = {
         "t5": {"d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 64, "num_layers": 2},

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from itertools import combinations
 
 from bench.planted_faults.forms import CleanFile, Values
-from bench.planted_faults.sources import ALPACA, BITEXT, DPO, GLAIVE, KTO, WNUT, XQUAD, Source
+from bench.planted_faults.sources import ALPACA, BITEXT, C4, DPO, GLAIVE, KTO, LEGAL, REASONING, WNUT, XQUAD, Source
 
 Notes = dict[int, list[str]]
 """Index of a row → what is wrong with it."""
@@ -33,6 +33,50 @@ BROKEN_OFF = {
 """Rows with an answer that ends in the middle of a sentence; found by reading all that end without a stop."""
 
 
+READ = {
+    ALPACA: {
+        81: "the answer says that it is a language model", 381: "the answer says that it is a language model",
+        408: "the answer says that it is a language model", 433: "the answer says that it is a language model",
+        712: "the answer says that it is a language model", 737: "the answer says that it is a language model",
+        818: "the answer says that it is a language model", 943: "the answer says that it is a language model",
+        180: "a block of code is opened and not closed", 762: "the answer begins with the heading of a prompt",
+        961: "a no-break space between two sentences",
+    },
+    DPO: {
+        25: "the letters \\n stand for a line break", 60: "a text ends with the word because",
+        70: "the better answer refuses as a language model", 124: "a block of code is opened and not closed",
+        202: "a user's turn in German", 288: "a text ends with the word the",
+    },
+    KTO: {
+        13: "a line break before the text", 25: "the answer ends within a formula",
+        38: "a mark of code that nothing closes", 137: "the answer says that it is a language model",
+        238: "the letters \\n stand for a line break",
+    },
+    GLAIVE: {
+        48: "braces of a code that do not close", 60: "asked as in row 165, answered otherwise",
+        79: "braces of JSON that do not close", 244: "thousands of zeros",
+    },
+    REASONING: {
+        6: "a mark of reasoning that nothing opens", 7: "a mark of reasoning that nothing opens",
+        18: "an argument that the tool does not have", 19: "the address of a machine",
+        41: "somebody's e-mail address",
+    },
+    LEGAL: {
+        99: "the text ends with the word the", 126: "the text ends within a sentence", 132: "the text ends with the word the",
+        313: "the text ends with the word or", 488: "the text ends with the word a", 491: "the text ends with the word a",
+        131: "a no-break space between two words",
+    },
+    C4: {
+        107: "but for a name the same page as row 91", 141: "a telephone number before a full stop",
+        216: "a text in Finnish",
+        222: "the number of a bank account", 282: "a no-break space between two sentences",
+    },
+    XQUAD: {17: "the same question is asked twice of one text", 22: "the same question is asked twice of one text",
+            403: "the same question is asked twice of one text", 409: "the same question is asked twice of one text"},
+}  # fmt: skip
+"""Rows that are at fault in a way that is not looked for here; each was read, and what is wrong with it is said."""
+
+
 def known_faults(source: Source, file: CleanFile) -> Notes:
     """Of one file: rows that stand twice, that contradict each other, and texts with something in them."""
     notes: Notes = defaultdict(list)
@@ -48,6 +92,9 @@ def known_faults(source: Source, file: CleanFile) -> Notes:
     for number in BROKEN_OFF.get(source, ()):
         if number <= len(file.records):
             notes[number - 1].append("an answer breaks off")
+    for number, note in READ.get(source, {}).items():
+        if number <= len(file.records):
+            notes[number - 1].append(note)
     return {index: found for index, found in notes.items() if found}
 
 

@@ -31,7 +31,12 @@ def list_cache(as_json: Json = False) -> None:
 
 @cache.command("clear")
 def clear_cache(
-    names: Annotated[list[str] | None, typer.Argument(help="What to delete, as NAME or KIND/NAME; unset: all.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="What to delete, as NAME, KIND/NAME, or KIND (such as tokens) for all of a kind; unset: all."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Delete what the cache holds; all of it can be made again."""

@@ -1,20 +1,19 @@
 """`luthier check`: are the rows right, and which of their tokens would be learned?
 
 The data check finds faults in the rows, whatever they are for (`luthier.data.checks`); the gate then judges whether the
-recipe's model would learn from them what it should.
+recipe's model would learn from them what it should, which is all that `luthier train --dry-run` asks.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from luthier.cli.gate import document_of, text_of
 from luthier.cli.options import Json, Overrides
 from luthier.cli.output import emit, print_error, say
 from luthier.errors import DataError, LuthierError, NetworkError, NotFound, ResourceError, UsageError
@@ -22,11 +21,10 @@ from luthier.errors import DataError, LuthierError, NetworkError, NotFound, Reso
 if TYPE_CHECKING:
     from luthier.data.checks.checking import Checked
     from luthier.data.checks.mending import Mended
-    from luthier.data.gate import GateReport, MarkedRow
+    from luthier.data.gate import GateReport
     from luthier.recipe import Recipe
 
 _MOST_SHOWN = 20
-_LEARNED, _END = "\x1b[1;32m", "\x1b[0m"
 
 
 def check(
@@ -52,9 +50,10 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Look rows through and show which tokens would be learned; ends with exit code 3 if something is wrong."""
-    from luthier.data.checks.checking import check_data
+    from luthier.data.checks.checking import check_sources
     from luthier.data.checks.mending import write_mended
     from luthier.data.checks.statistics import write_report
+    from luthier.data.settings import files_of, is_mixture
     from luthier.recipe import load_recipe, make_recipe
 
     if drop_faulty and fix is None:
@@ -66,9 +65,11 @@ def check(
     else:
         recipe = make_recipe({"model": "smollm2-135m", "data": {"train": what}}, changes)
     settings = recipe.data
+    if fix is not None and is_mixture(settings.train):
+        raise UsageError("--fix writes the rows of one source.", "Check and mend the files of the mixture one by one.")
     held_out = validation or (settings.validation if settings.validation not in ("auto", "none") else None)
-    checked = check_data(settings.train, held_out, say, format=settings.format)
-    mended = None if fix is None else write_mended(settings.train, checked, fix, drop_faulty=drop_faulty)
+    checked = check_sources(settings, held_out, say)
+    mended = None if fix is None else write_mended(files_of(settings.train), checked, fix, drop_faulty=drop_faulty)
     if report is not None:
         write_report(checked, report)
     gate = _gate(recipe, is_asked=is_recipe or model is not None)
@@ -127,7 +128,7 @@ def _whole_document(checked: Checked, mended: Mended | None, gate: _Gate) -> dic
 
 def _gate_document(gate: _Gate) -> dict[str, Any]:
     if gate.report is not None:
-        return _document(gate.report)
+        return document_of(gate.report)
     error = gate.refusal or gate.unasked
     assert error is not None
     return {"ok": False, "asked": gate.refusal is not None, **error.as_json()}
@@ -142,7 +143,7 @@ def _whole_text(checked: Checked, mended: Mended | None, gate: _Gate) -> str:
     if mended is not None:
         lines += [f"Written: {mended.num_written:,} rows. {_became(mended)}"]
     if gate.report is not None:
-        lines += ["", _text(gate.report)]
+        lines += ["", text_of(gate.report)]
     elif gate.unasked is not None:
         lines += ["", f"Tokens were not looked at: {gate.unasked.found} {gate.unasked.mend}"]
     return "\n".join(lines)
@@ -173,93 +174,3 @@ def _print_findings(checked: Checked, gate: _Gate) -> None:
         say(f"... and {len(ordered) - _MOST_SHOWN:,} more; --json gives them all.")
     if gate.refusal is not None:
         print_error(gate.refusal, as_json=False)
-
-
-def report_recipe(recipe: Recipe, as_json: bool) -> None:
-    """Print what the gate says of a recipe's rows. Raises typer.Exit(3), after printing them, for faults in the rows."""
-    from luthier.prepared import check_recipe
-
-    try:
-        report = check_recipe(recipe, say).gate
-    except DataError as error:
-        faults = _all_faults(recipe, error)
-        if as_json:
-            told = [fault.as_json()["error"] for fault in faults]
-            emit({"ok": False, "error": told[0], "faults": told}, "", as_json=True)
-        else:
-            for fault in faults[:_MOST_SHOWN]:
-                print_error(fault, as_json=False)
-            if len(faults) > _MOST_SHOWN:
-                say(f"... and {len(faults) - _MOST_SHOWN} more; --json gives them all.")
-        raise typer.Exit(error.exit_code) from error
-    emit(_document(report), _text(report), as_json)
-
-
-def _all_faults(recipe: Recipe, first: DataError) -> list[DataError]:
-    """Every row at fault, where it is the rows themselves that cannot be read; else the error alone."""
-    from luthier.data.formats import faults
-    from luthier.data.reading import read_rows
-
-    try:
-        rows = read_rows(recipe.data.train, lambda text: None, recipe.data.max_rows)
-    except DataError:
-        return [first]
-    return faults(rows, recipe.data.format, recipe.objective.takes, recipe.data.wishes) or [first]
-
-
-def _document(report: GateReport) -> dict[str, Any]:
-    rows = [
-        {
-            "file": row.origin.file,
-            "line": row.origin.line,
-            "tokens": row.num_tokens,
-            "learned_tokens": row.num_learned,
-            "pieces": [{"text": text, "learned": is_learned} for text, is_learned in row.pieces],
-        }
-        for row in report.rows
-    ]
-    return {
-        "ok": True,
-        "rows": report.num_rows,
-        "held_out_rows": report.num_held_out,
-        "tokens": report.num_tokens,
-        "learned_tokens": report.num_learned,
-        "longest_row": report.longest_row,
-        "mean_row": report.mean_row,
-        "classes": dict(report.classes),
-        "notes": list(report.notes),
-        "shown": rows,
-    }
-
-
-def _text(report: GateReport) -> str:
-    colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    lines = [f"What is learned is {'green' if colours else 'between ⟦ and ⟧'}:"]
-    for row in report.rows:
-        lines += ["", f"{row.origin}: {row.num_tokens} tokens, {row.num_learned} learned", _marked(row, colours)]
-    lines += [
-        "",
-        f"{report.num_rows:,} rows to train on, {report.num_held_out:,} held out.",
-        _learned(report),
-        f"Rows have {report.mean_row:.0f} tokens on average, {report.longest_row:,} at most.",
-        *report.notes,
-        "The gate is passed.",
-    ]
-    return "\n".join(lines)
-
-
-def _learned(report: GateReport) -> str:
-    if report.classes:
-        return (
-            f"{report.num_tokens:,} tokens; labels: {', '.join(f'{name} {count:,}' for name, count in report.classes)}."
-        )
-    share = 100 * report.num_learned / max(1, report.num_tokens)
-    return f"{report.num_tokens:,} tokens, {report.num_learned:,} of them learned ({share:.0f} %)."
-
-
-def _marked(row: MarkedRow, colours: bool) -> str:
-    from luthier.data.gate import marked_text
-
-    if not colours:
-        return marked_text(row)
-    return "".join(f"{_LEARNED}{text}{_END}" if is_learned else text for text, is_learned in row.pieces)

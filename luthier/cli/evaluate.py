@@ -30,7 +30,7 @@ def evaluate(
     from luthier import api
     from luthier.prediction.text_model import make_sampling
 
-    sampling = make_sampling({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens})
+    sampling = None if max_new_tokens is None else make_sampling({"max_new_tokens": max_new_tokens})
     progress = ProgressLines()
     evaluation = api.evaluate(run, data, limit=limit, sampling=sampling, announce=say, progress=progress)
     emit({"run": run, **evaluation.as_json()}, _text(evaluation), as_json)

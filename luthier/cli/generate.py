@@ -12,6 +12,7 @@ from luthier.cli.output import emit, reading_standard_in, say
 from luthier.errors import UsageError
 
 if TYPE_CHECKING:
+    from luthier.generation.engine import Completed
     from luthier.generation.settings import Sampling
     from luthier.prediction.contract import Reader
     from luthier.prediction.text_model import Prompt, TextModel
@@ -56,11 +57,7 @@ def generate(
     loaded = load_any(model, say)
     if isinstance(loaded, Reader):
         if (base and not loaded.base_answers) or system is not None or settings:
-            also = ", --option" if loaded.chooses else ", --base" if loaded.base_answers else ""
-            raise UsageError(
-                f"{model} {loaded.does}: it draws nothing{'' if loaded.base_answers else ', and its base cannot do it'}.",
-                f"Leave out all options but --prompt{also} and --json.",
-            )
+            raise _draws_nothing(model, loaded)
         _print_told(model, base_of(model, loaded, say) if base else loaded, texts, option or [], as_json)
         return
     if option:
@@ -71,10 +68,25 @@ def generate(
     if len(prompts) == 1 and not as_json:
         _print_stream(loaded, prompts[0], sampling)
         return
-    answers = loaded.complete(prompts, sampling)
+    _print_answers(model, loaded, texts, loaded.complete(prompts, sampling), sampling, as_json)
+
+
+def _draws_nothing(model: str, reader: Reader) -> UsageError:
+    """What to say where a model that reads is given options of one that writes."""
+    also = ", --option" if reader.chooses else ", --base" if reader.base_answers else ""
+    return UsageError(
+        f"{model} {reader.does}: it draws nothing{'' if reader.base_answers else ', and its base cannot do it'}.",
+        f"Leave out all options but --prompt{also} and --json.",
+    )
+
+
+def _print_answers(
+    model: str, asked: TextModel, texts: list[str], answers: list[Completed], sampling: Sampling, as_json: bool
+) -> None:
+    """What a model that writes answers to the texts."""
     document = {
         "model": model,
-        "adapter": loaded.adapter,
+        "adapter": asked.adapter,
         "sampling": sampling.model_dump(mode="json"),
         "answers": [
             {"prompt": text, "text": answer.text, "finish_reason": answer.finish_reason, "tokens": len(answer.tokens)}

@@ -23,6 +23,7 @@ from luthier.cli.doctor import doctor
 from luthier.cli.evaluate import evaluate
 from luthier.cli.export import export
 from luthier.cli.generate import generate
+from luthier.cli.import_recipe import import_recipe
 from luthier.cli.inspect import inspect, shrink
 from luthier.cli.methods import methods
 from luthier.cli.new import new
@@ -55,6 +56,7 @@ _BEGIN, _TUNE, _USE, _LOOK = "Begin", "Tune", "Use", "Look around"
 
 app.command(rich_help_panel=_BEGIN)(quickstart)
 app.command(rich_help_panel=_BEGIN)(new)
+app.command("import", rich_help_panel=_BEGIN)(import_recipe)
 app.command(rich_help_panel=_BEGIN)(check)
 app.command(rich_help_panel=_BEGIN)(plan)
 app.command(rich_help_panel=_BEGIN)(tokenizer)

@@ -21,7 +21,13 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
     out: Annotated[Path | None, typer.Option("--out", help="The run folder; unset: runs/NAME-N.")] = None,
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after the gate; train nothing.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Stop where step 1 would begin: read the rows and ask the gate, no more; luthier check finds faults in them too.",
+        ),
+    ] = False,
     no_plan: Annotated[
         bool, typer.Option("--no-plan", help="Do not plan the memory first, and begin also what would not fit.")
     ] = False,
@@ -38,9 +44,9 @@ def train(
         if not plain_allocator:
             keep_freed_memory(display.announce, saves_memory=settings.training.gradient_checkpointing)
         if dry_run:
-            from luthier.cli.check import report_recipe
+            from luthier.cli.gate import report_gate
 
-            report_recipe(settings, as_json)
+            report_gate(settings, as_json)
             return
         from luthier.api import RUNS
         from luthier.run import train_recipe

@@ -8,6 +8,7 @@ itself, so that a model meets cuts within what would be one token. With marks be
     spm    ⟨prefix⟩ ⟨suffix⟩ S ⟨middle⟩ P M end        (the paper's variant 2)
 
 The end lets a model that fills a gap say that it is done. All tokens are learned, as in plain language modelling.
+A row that holds several documents, each behind the end of another, is cut document by document (the paper's context level).
 A text can keep its length, as in the program that StarCoder came from: the suffix loses at its end what the marks take, or
 is padded there.
 
@@ -48,8 +49,20 @@ def choose_order(draw: np.random.Generator, *, rate: float = 0.5, spm_rate: floa
 
 def split_middle(text: str, draw: np.random.Generator) -> tuple[str, str, str]:
     """Prefix, middle and suffix, which are the text again one after another; cuts are between characters, never bytes."""
-    start, stop = np.sort(below(len(text) + 1, 2, draw)).tolist()
+    start, stop = cut_places(len(text), draw)
     return text[:start], text[start:stop], text[stop:]
+
+
+def cut_places(length: int, draw: np.random.Generator) -> tuple[int, int]:
+    """Where the middle of something of that length begins and ends, uniform over the length + 1 places, in order."""
+    start, stop = np.sort(below(length + 1, 2, draw)).tolist()
+    return start, stop
+
+
+def documents_of(tokens_T: IntArray, end_id: int) -> list[IntArray]:
+    """The documents of a row, each with the end behind it; the last may have none."""
+    (ends,) = np.nonzero(tokens_T[:-1] == end_id)
+    return np.split(tokens_T, ends + 1)
 
 
 def fill_in_middle(

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +84,29 @@ class Vocabulary:
         if index is None:
             raise RecipeError(f"The tokenizer has no token {token!r}.", _ADD, field=field)
         return int(index)
+
+    def encode(self, text: str) -> list[int]:
+        """The text's tokens, with none around them."""
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def units(self, tokens_T: IntArray) -> list[str | int]:
+        """A text's characters, and each special token in it as one, by its id."""
+        is_text_T = self.is_text(tokens_T)
+        units: list[str | int] = []
+        for run_R in np.split(tokens_T, np.flatnonzero(is_text_T[1:] != is_text_T[:-1]) + 1):
+            if len(run_R) and self.is_text(run_R[:1])[0]:
+                units += str(self.tokenizer.decode(run_R.tolist(), clean_up_tokenization_spaces=False))
+            else:
+                units += run_R.tolist()
+        return units
+
+    def tokens_of(self, units: Sequence[str | int]) -> IntArray:
+        """The tokens of a stretch of `units`, encoded by itself."""
+        ids: list[int] = []
+        for _, group in groupby(units, key=lambda unit: isinstance(unit, str)):
+            run = list(group)
+            ids += self.encode("".join(map(str, run))) if isinstance(run[0], str) else map(int, run)
+        return np.array(ids, dtype=np.int64)
 
     def first_of(self, spellings: Sequence[str]) -> str | None:
         """The first of these tokens that there is."""

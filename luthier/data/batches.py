@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from luthier.data.drawn import Vary
+from luthier.data.facts import facts_of, laid_out
+from luthier.data.mixture import Mixture, epoch_order
 from luthier.data.packing import assign_workers, check_lengths, collate, plan_micro_batches
 from luthier.errors import DataError, RunMismatch
-from luthier.types import Batch, Example, Layout
+from luthier.types import Batch, Example, IntArray, Layout
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,6 @@ class Step:
     real_tokens: int
     rows: tuple[int, ...]
     epoch: float
-
-
-def epoch_order(num_rows: int, seed: int, epoch: int) -> list[int]:
-    """The order in which an epoch takes the rows."""
-    # Sorting raw counter-based draws gives the same order in every version of numpy; its shuffles do not promise that.
-    draws = np.random.Philox(key=np.array([seed % 2**64, epoch], dtype=np.uint64)).random_raw(num_rows)
-    order: list[int] = np.argsort(draws, kind="stable").tolist()
-    return order
 
 
 class StepBatches(Iterator[Step]):
@@ -69,6 +63,7 @@ class StepBatches(Iterator[Step]):
         steps: int | None = None,
         vary: Vary | None = None,
         longest: int | None = None,
+        mixture: Mixture | None = None,
     ) -> None:
         """Stand before the first step.
 
@@ -78,6 +73,7 @@ class StepBatches(Iterator[Step]):
         shares_prefix: as `collate` takes it.
         steps: how long the run is; unset, `epochs`.
         vary: what an example is in each epoch; None: always the same. longest: then, the most tokens that one may come to.
+        mixture: which of the examples each epoch takes; None: all of them, once.
 
         Raises: DataError without examples; RecipeError for an example longer than the budget.
         """
@@ -86,9 +82,10 @@ class StepBatches(Iterator[Step]):
         assert (rows_per_step is None) != (tokens_per_step is None), "a step is counted in rows or in tokens"
         self._examples = examples
         self._vary = vary
-        self._lengths = [example.num_real_tokens for example in examples]
+        facts_R = facts_of(examples)
+        self._lengths: IntArray = np.ascontiguousarray(facts_R["real"])
         # now, not at the step that such a row would come in
-        self._longest = longest or max(laid_out_tokens(example, layout) for example in examples)
+        self._longest = longest or int(laid_out(facts_R, layout).max())
         check_lengths([self._longest], budget)
         self._rows_per_step = rows_per_step
         self._tokens_per_step = tokens_per_step
@@ -98,13 +95,15 @@ class StepBatches(Iterator[Step]):
         self._pad_id = pad_id
         self._shares_prefix = shares_prefix
         self._seed = seed
+        self._mixture = mixture
+        self._per_epoch = len(examples) if mixture is None else mixture.num_rows
         self._whole_epochs: int | None = None  # None: as many as the steps need
         self._last_rows = 0
         if steps is None:
-            self._whole_epochs, self._last_rows = _in_rows(epochs, len(examples))
+            self._whole_epochs, self._last_rows = _in_rows(epochs, self._per_epoch)
         self._epoch = 0
         self._position = 0  # rows of this epoch already taken
-        self._order = epoch_order(len(examples), seed, 0)
+        self._order = self._order_of(0)
         self._step = 0
         self.num_steps = steps if steps is not None else self._count_steps()
 
@@ -127,7 +126,7 @@ class StepBatches(Iterator[Step]):
             learned_tokens=sum(example.num_learned for example in examples),
             real_tokens=sum(example.num_real_tokens for example in examples),
             rows=rows,
-            epoch=self._epoch + end / len(self._examples),
+            epoch=self._epoch + end / self._per_epoch,
         )
 
     def _drawn(self, rows: Sequence[int], epoch: int | None = None) -> list[Example]:
@@ -151,6 +150,34 @@ class StepBatches(Iterator[Step]):
             position = after
         return count
 
+    def heaviest(self) -> Batch:
+        """The micro-batch of the first epoch that costs most; only those that may be it are laid out."""
+        candidates: list[tuple[int, list[int]]] = []
+        position, end = 0, self._rows_of_epoch(0)
+        facts_R = facts_of(self._examples if self._vary is None else self._drawn(range(len(self._examples)), 0))
+        sizes_R = laid_out(facts_R, self._layout)
+        while position < end:
+            after = self._step_end(self._order, position, end)
+            rows = self._order[position:after]
+            lengths, sources, apart = (facts[rows].tolist() for facts in (sizes_R, facts_R["source"], facts_R["parts"]))
+            for plan in plan_micro_batches(lengths, self._budget, self._workers, self._layout, sources, apart):
+                candidates.append((_cost(plan, lengths, sources, apart, self._layout), [rows[i] for i in plan]))
+            position = after
+        candidates.sort(key=lambda candidate: -candidate[0])
+        heaviest: Batch | None = None
+        for cost, rows in candidates:  # a beginning that is shared makes a batch cheaper, never dearer
+            if heaviest is not None and heaviest.cost >= cost:
+                break
+            batch = collate(self._drawn(rows, 0), self._layout, self._pad_id, shares_prefix=self._shares_prefix)
+            heaviest = batch if heaviest is None or batch.cost > heaviest.cost else heaviest
+        assert heaviest is not None, "a run has a row"
+        return heaviest
+
+    @property
+    def tokens_of_epoch(self) -> int:
+        """Tokens that the first epoch computes, without padding."""
+        return int(facts_of(self._examples)["tokens"][self._order].sum())
+
     def halve(self) -> int | None:
         """From now on hold half as many tokens in a micro-batch, or as many as the longest row has; None if no fewer can be."""
         smaller = max(self._budget // 2, self._longest)
@@ -171,10 +198,10 @@ class StepBatches(Iterator[Step]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`. Raises: RunMismatch for a place that this run does not have."""
         epoch, position, step = int(state["epoch"]), int(state["position"]), int(state["step"])
-        if not (0 <= position <= len(self._examples) and 0 <= step <= self.num_steps and epoch >= 0):
+        if not (0 <= position <= self._per_epoch and 0 <= step <= self.num_steps and epoch >= 0):
             raise RunMismatch(
                 f"The checkpoint stands at row {position} of epoch {epoch}, step {step}, but this run has "
-                f"{len(self._examples)} rows and {self.num_steps} steps.",
+                f"{self._per_epoch} rows an epoch and {self.num_steps} steps.",
                 "Resume with the data and the recipe that the run began with.",
             )
         self._go_to(epoch, position)
@@ -183,30 +210,36 @@ class StepBatches(Iterator[Step]):
 
     def _go_to(self, epoch: int, position: int) -> None:
         self._epoch, self._position = epoch, position
-        self._order = epoch_order(len(self._examples), self._seed, epoch)
+        self._order = self._order_of(epoch)
+
+    def _order_of(self, epoch: int) -> list[int]:
+        """The rows of an epoch, in its order."""
+        if self._mixture is not None:
+            return self._mixture.rows_of(self._seed, epoch)
+        return epoch_order(len(self._examples), self._seed, epoch)
 
     def _rows_of_epoch(self, epoch: int) -> int:
-        return self._last_rows if epoch == self._whole_epochs else len(self._examples)
+        return self._last_rows if epoch == self._whole_epochs else self._per_epoch
 
     def _step_end(self, order: Sequence[int], position: int, num_rows: int) -> int:
         """The position in the epoch after the step that begins at `position`."""
         if self._rows_per_step is not None:
             return min(position + self._rows_per_step, num_rows)
         assert self._tokens_per_step is not None
-        end, tokens = position + 1, self._lengths[order[position]]
-        while end < num_rows and tokens + self._lengths[order[end]] <= self._tokens_per_step:
-            tokens += self._lengths[order[end]]
+        end, tokens = position + 1, int(self._lengths[order[position]])
+        while end < num_rows and tokens + int(self._lengths[order[end]]) <= self._tokens_per_step:
+            tokens += int(self._lengths[order[end]])
             end += 1
         return end
 
     def _count_steps(self) -> int:
         assert self._whole_epochs is not None
         if self._rows_per_step is not None:  # every whole epoch has as many
-            per_epoch = -(-len(self._examples) // self._rows_per_step)
+            per_epoch = -(-self._per_epoch // self._rows_per_step)
             return self._whole_epochs * per_epoch + -(-self._last_rows // self._rows_per_step)
         count = 0
         for epoch in range(self._whole_epochs + (self._last_rows > 0)):
-            order = epoch_order(len(self._examples), self._seed, epoch)
+            order = self._order_of(epoch)
             position = 0
             while position < self._rows_of_epoch(epoch):
                 position = self._step_end(order, position, self._rows_of_epoch(epoch))
@@ -230,17 +263,21 @@ def evaluation_batches(
 def _cut(
     examples: Sequence[Example], budget: int, workers: int, layout: Layout, pad_id: int, shares_prefix: bool
 ) -> list[Batch]:
-    lengths = [laid_out_tokens(example, layout) for example in examples]
-    sources, apart = [example.num_source_tokens for example in examples], [len(example.parts) for example in examples]
+    facts_R = facts_of(examples)
+    lengths = laid_out(facts_R, layout).tolist()
+    sources, apart = facts_R["source"].tolist(), facts_R["parts"].tolist()
     plan = plan_micro_batches(lengths, budget, workers, layout, sources, apart)
     return [collate([examples[i] for i in rows], layout, pad_id, shares_prefix=shares_prefix) for rows in plan]
 
 
-def laid_out_tokens(example: Example, layout: Layout) -> int:
-    """Tokens that an example takes in a micro-batch: in padded rows its parts are of equal length."""
-    if layout == "packed" or len(example.parts) == 1:
-        return example.num_tokens
-    return len(example.parts) * max(len(part.tokens_T) for part in example.parts)
+def _cost(
+    rows: Sequence[int], lengths: Sequence[int], sources: Sequence[int], apart: Sequence[int], layout: Layout
+) -> int:
+    """Tokens of a micro-batch of these rows, if they share no beginning."""
+    if layout == "packed":
+        return sum(lengths[row] for row in rows)
+    own = max((lengths[row] - sources[row]) // apart[row] for row in rows)
+    return sum(apart[row] for row in rows) * (own + max(sources[row] for row in rows))
 
 
 def _in_rows(epochs: float, num_rows: int) -> tuple[int, int]:

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from luthier.data.formats import to_records
-from luthier.data.reading import Row, read_rows
+from luthier.data.facts import keys_of
+from luthier.data.mixture import Mixture, mixture_of
+from luthier.data.reading import called
 from luthier.data.rendering import Renderer, build_renderer
-from luthier.data.settings import DataSettings, FormatName
-from luthier.data.split import num_held_out, split_rows
+from luthier.data.sequences import joined, taken
+from luthier.data.settings import DataSettings, DataSource, FormatName, Sources, files_of, is_mixture, sources_of
+from luthier.data.split import num_held_out, split_keys
+from luthier.data.tokens.cache import KIND, TokenCache, tokenizer_key
+from luthier.data.tokens.making import Job, MakeExample, counted
+from luthier.data.tokens.sets import Keeping, TokenSet, Wanted, labels_before, token_set
 from luthier.errors import GateRefusal
-from luthier.types import Example, Gives, Labelled, Origin, Pooled, Record, Rendered, Tagged, TextsAs
+from luthier.store.cache import cache_root
+from luthier.types import Example, Gives, Pooled, Record, TextsAs
 
 Announce = Callable[[str], None]
-MakeExample = Callable[[Rendered, int, Origin], Example]
 OfLabels = Callable[[tuple[str, ...]], MakeExample]
 """What an objective over classes makes of rows, given the labels of the training rows."""
-
-ROWS_BETWEEN_WORDS = 20_000
 
 
 def _as_long(max_length: int) -> int:
     return max_length
-
-
-def _by_themselves(rendered: Mapping[int, Rendered], longest: int) -> Mapping[int, Rendered]:
-    return rendered
 
 
 @dataclass(frozen=True)
@@ -38,51 +37,60 @@ class Asked:
     """What an objective asks of rows: what they hold, and how plain texts become tokens.
 
     splits: whether texts that are too long are cut into pieces where the settings leave it open. longest: of data.max_length,
-    the most tokens that a text may have. beside_others: gives all rows of a source, of so many tokens at most, what they need of
-    each other.
+    the most tokens that a text may have. key: all that decides what it makes of a row beside the labels, as text; None where
+    that is not known, so that what it makes is not kept.
     """
 
     takes: Gives = "text"
     texts: TextsAs = "written"
     splits: bool = False
     longest: Callable[[int], int] = _as_long
-    beside_others: Callable[[Mapping[int, Rendered], int], Mapping[int, Rendered]] = _by_themselves
+    key: str | None = None
 
 
 @dataclass(frozen=True)
 class Examples:
-    """The rows of one source as records, and what each teaches, aligned; `document` is the row's index in the source, counted
-    on from what the source begins with.
+    """The rows of one source, or of several, as records, and what each teaches, aligned; `document` is the row's index, counted
+    on from what the rows begin with.
 
+    Those of a large set are made when they are asked for.
     reason: why the rows were taken for this form. notes: what a user should know of them. sha256: of the rows' content.
+    labels: of the rows. sizes: how many rows each source has; tasks: what the sources are called, "" for files alone.
     """
 
-    records: tuple[Record, ...]
-    examples: tuple[Example, ...]
+    records: Sequence[Record]
+    examples: Sequence[Example]
     format: FormatName
     reason: str
     notes: tuple[str, ...]
     sha256: str
+    labels: frozenset[str] = frozenset()
+    sizes: tuple[int, ...] = ()
+    tasks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The rows to train on and those held out; records and examples are aligned. Every row has a document number of its own.
+    """The rows to train on and those held out; records and examples are aligned, and those of a large set made when asked for.
 
-    format, reason: the form of the training rows, and why they were taken for it. sha256: of the training rows' content,
-    before any are held out. labels: those of the training rows likewise, each once, sorted.
+    Every row has a document number of its own.
+
+    format, reason: the form of the training rows, and why they were taken for it; of a mixture, of its first source.
+    sha256: of the training rows' content, before any are held out. labels: those of the training rows likewise, each once,
+    sorted. mixture: how many rows of each source an epoch takes; None where it takes all.
     """
 
-    train: tuple[Example, ...]
-    validation: tuple[Example, ...]
-    train_records: tuple[Record, ...]
-    validation_records: tuple[Record, ...]
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    train_records: Sequence[Record]
+    validation_records: Sequence[Record]
     renderer: Renderer
     format: FormatName
     reason: str
     notes: tuple[str, ...]
     sha256: str
     labels: tuple[str, ...] = ()
+    mixture: Mixture | None = None
 
 
 def load_dataset(
@@ -101,45 +109,75 @@ def load_dataset(
     make_example: what the objective learns from a rendered row, its index and its origin.
     asked: what the objective asks of the rows.
     of_labels: where they hold labels: gives `make_example` for those that the training rows have.
-    pooled: which token the model's head over classes reads.
+    pooled: which token of a text the model's head over classes reads.
     answer_start: the token that an encoder-decoder's decoder begins with; None for models of one stream.
     announce: is told the form and its reason, how many rows there are, and every note.
     Raises: DataError or RecipeError for rows, a tokenizer or a template that cannot be used; GateRefusal for rows that
     are too long; NotFound and NetworkError for sources out of reach.
     """
     renderer = build_renderer(settings, tokenizer, pooled, answer_start)
-    rows = _read_source(settings.train, settings, renderer, announce, settings.max_rows, asked)
-    labels = () if of_labels is None else _labels_of(rows)
-    make_example = make_example if of_labels is None else of_labels(labels)
-    source = _taught(rows, make_example)
+    loader = _Loader(settings, renderer, make_example, asked, announce)
+    train = settings.train
+    if of_labels is not None:
+        loader = _of_labels(loader, of_labels)
+    source = loader.load(train, settings.max_rows)
+    if of_labels is not None and source.labels != frozenset(loader.labels):
+        # rows that were left out had labels of their own
+        loader = replace(loader, labels=in_order(source.labels), make_example=of_labels(in_order(source.labels)))
+        source = loader.load(train, settings.max_rows)
+    if of_labels is not None:
+        _check_labels(source)
+    return _split(settings, renderer, source, loader, announce)
+
+
+def _of_labels(loader: _Loader, of_labels: OfLabels) -> _Loader:
+    """The same for the labels of all rows that there are."""
+    wanted = [loader.wanted(each, loader.settings.max_rows) for each in sources_of(loader.settings.train)]
+    labels = in_order(frozenset().union(*map(labels_before, wanted)))
+    return replace(loader, labels=labels, make_example=of_labels(labels))
+
+
+def _split(
+    settings: DataSettings, renderer: Renderer, source: Examples, loader: _Loader, announce: Announce
+) -> Dataset:
     held_out: Examples | None = None
     train_at, validation_at = list(range(len(source.examples))), list[int]()
+    sizes = source.sizes
     if settings.validation == "auto":
-        train_at, validation_at = split_rows(source.records, settings.validation_fraction)
+        keys = keys_of(source.records)
+        train_at, validation_at = split_keys(keys, settings.validation_fraction, source.sizes)
+        sizes = tuple(np.histogram(train_at, np.cumsum([0, *source.sizes]))[0].tolist())
         note = _split_note(len(source.records), len(validation_at), settings.validation_fraction)
     elif settings.validation == "none":
         note = "No rows are held out (data.validation: none)."
     else:
-        first = max(rows.rendered, default=-1) + 1
-        held_out = load_examples(settings.validation, settings, renderer, make_example, announce, asked, first)
-        note = f"The {len(held_out.examples)} rows of {settings.validation} are held out."
-    announce(note)
+        held_out = loader.load(settings.validation, None, _after_last(source.examples, 0))
+        names = ", ".join(files_of(settings.validation))
+        note = f"The {len(held_out.examples)} rows of {names} are held out."
+    notes = [note]
+    mixture = None
+    if is_mixture(settings.train):
+        mixture = mixture_of(source.tasks, sources_of(settings.train), sizes, settings.temperature)
+        notes.append(mixture.note)
+    for each in notes:
+        announce(each)
     return Dataset(
-        train=tuple(source.examples[i] for i in train_at),
-        validation=held_out.examples if held_out else tuple(source.examples[i] for i in validation_at),
-        train_records=tuple(source.records[i] for i in train_at),
-        validation_records=held_out.records if held_out else tuple(source.records[i] for i in validation_at),
+        train=taken(source.examples, train_at) if validation_at else source.examples,
+        validation=held_out.examples if held_out else taken(source.examples, validation_at),
+        train_records=taken(source.records, train_at) if validation_at else source.records,
+        validation_records=held_out.records if held_out else taken(source.records, validation_at),
         renderer=renderer,
         format=source.format,
         reason=source.reason,
-        notes=(*source.notes, *(held_out.notes if held_out else ()), note),
+        notes=(*source.notes, *(held_out.notes if held_out else ()), *notes),
         sha256=source.sha256,
-        labels=labels,
+        labels=loader.labels,
+        mixture=mixture,
     )
 
 
 def load_examples(
-    source: str | tuple[str, ...],
+    source: Sources,
     settings: DataSettings,
     renderer: Renderer,
     make_example: MakeExample,
@@ -147,188 +185,110 @@ def load_examples(
     asked: Asked = Asked(),
     first_document: int = 0,
 ) -> Examples:
-    """The rows of one source, rendered and kept within `settings.max_length`. Announces and raises as load_dataset.
+    """The rows of a source, rendered and kept within `settings.max_length`. Announces and raises as load_dataset.
 
     asked: what the objective asks of the rows. first_document: the number of the first of them.
     """
-    return _taught(_read_source(source, settings, renderer, announce, None, asked), make_example, first_document)
+    return _Loader(settings, renderer, make_example, asked, announce).load(source, None, first_document)
 
 
 @dataclass(frozen=True)
-class _Source:
-    """The rows of one source as tokens, by their index: what `Examples` has, before it is known what each teaches."""
+class _Loader:
+    """All but the source that rows are loaded with. labels: those that `make_example` knows."""
 
-    records: dict[int, Record]
-    rendered: Mapping[int, Rendered]
-    origins: dict[int, Origin]
-    format: FormatName
-    reason: str
-    notes: tuple[str, ...]
-    sha256: str
+    settings: DataSettings
+    renderer: Renderer
+    make_example: MakeExample
+    asked: Asked
+    announce: Announce
+    labels: tuple[str, ...] = ()
 
-
-def _read_source(
-    source: str | tuple[str, ...],
-    settings: DataSettings,
-    renderer: Renderer,
-    announce: Announce,
-    max_rows: int | None,
-    asked: Asked,
-) -> _Source:
-    rows = read_rows(source, announce, max_rows)
-    recognised = to_records(rows, settings.format, asked.takes, settings.wishes)
-    name = source if isinstance(source, str) else f"{source[0]} and {len(source) - 1} more" if source[1:] else source[0]
-    announce(f"{name}: {_count(len(rows), 'row')}, read as {recognised.name} ({recognised.reason.rstrip('.')}).")
-    limit = asked.longest(settings.max_length)
-    splits = settings.too_long == "split" or (settings.too_long == "auto" and asked.splits)
-    records: list[Record] = []
-    rendered: list[Rendered] = []
-    origins: list[Origin] = []
-    for number, (record, origin) in enumerate(recognised.records, start=1):
-        for piece, tokens in renderer.pieces(record, asked.texts, limit if splits else None, origin):
-            records.append(piece)
-            rendered.append(tokens)
-            origins.append(origin)
-        if number % ROWS_BETWEEN_WORDS == 0:
-            announce(f"{name}: {number:,} of {len(recognised.records):,} rows are tokens.")
-    kept, notes = _within(settings, limit, rendered, origins)
-    if len(records) > len(recognised.records):
-        notes.append(
-            f"{_count(len(recognised.records), 'text')} cut into {len(records):,} pieces of {limit:,} tokens or fewer."
+    def load(self, named: Sources, max_rows: int | None, first_document: int = 0) -> Examples:
+        """The rows of all sources that are named, one after another, their documents counted from a number on."""
+        sources = sources_of(named)
+        tasks = tuple(_task(source) if is_mixture(named) else "" for source in sources)
+        sets: list[TokenSet] = []
+        for source, task in zip(sources, tasks, strict=True):
+            found = token_set(self.wanted(source, max_rows), self._keeping, self.announce)
+            sets.append(found.placed(first_document, task or None))
+            first_document += _after_last(sets[-1].examples, first_document)
+        digests = [each.meta.sha256 for each in sets]
+        return Examples(
+            records=joined([each.records for each in sets]),
+            examples=joined([each.examples for each in sets]),
+            format=sets[0].meta.format,
+            reason=sets[0].meta.reason,
+            notes=tuple(note for each in sets for note in each.meta.notes),
+            sha256=digests[0] if len(digests) == 1 else joined_sha256(digests),
+            labels=frozenset(label for each in sets for label in each.meta.labels),
+            sizes=tuple(len(each.examples) for each in sets),
+            tasks=tasks,
         )
-    for note in (*recognised.notes, *notes):
-        announce(note)
-    return _Source(
-        records={i: records[i] for i in kept},
-        rendered=asked.beside_others(kept, limit),
-        origins={i: origins[i] for i in kept},
-        format=recognised.name,
-        reason=recognised.reason,
-        notes=(*recognised.notes, *notes),
-        sha256=_content_sha256(rows),
-    )
+
+    def wanted(self, source: DataSource, max_rows: int | None) -> Wanted:
+        """A source, and what it is to become."""
+        settings, asked = self.settings, self.asked
+        format, wishes = settings.form_of(source)
+        splits = settings.too_long == "split" or (settings.too_long == "auto" and asked.splits)
+        limit = asked.longest(settings.max_length)
+        job = Job(self.renderer, self.make_example, asked.texts, limit, splits, settings.too_long)
+        return Wanted(source.path, format, asked.takes, wishes, max_rows, job, self._key(job))
+
+    def _key(self, job: Job) -> list[object] | None:
+        if self.asked.key is None:
+            return None
+        renderer, chat = self.renderer, self.renderer.chat
+        day = chat.day.isoformat() if chat is not None and chat.prints_date else None
+        written = [renderer.learn, renderer.completions_as, renderer.pooled, renderer.answer_start]
+        template = None if chat is None else chat.source
+        limits = [job.texts, job.limit, job.splits, job.too_long]
+        return [tokenizer_key(renderer.tokenizer), template, day, written, limits, self.asked.key, self.labels]
+
+    @property
+    def _keeping(self) -> Keeping:
+        settings = self.settings
+        limit = round(settings.cache_gb * 1e9)
+        return Keeping(TokenCache(cache_root() / KIND, limit) if limit else None, settings.processes)
 
 
-def _taught(source: _Source, make_example: MakeExample, first_document: int = 0) -> Examples:
-    taught = (make_example(row, first_document + i, source.origins[i]) for i, row in source.rendered.items())
-    return Examples(
-        records=tuple(source.records.values()),
-        examples=tuple(taught),
-        format=source.format,
-        reason=source.reason,
-        notes=source.notes,
-        sha256=source.sha256,
-    )
+def _after_last(examples: Sequence[Example], first_document: int) -> int:
+    """How many numbers the documents of a source take: one more than its last, as rows that were left out have theirs too."""
+    return examples[-1].document + 1 - first_document if examples else 0
 
 
-def _labels_of(source: _Source) -> tuple[str, ...]:
-    """The labels of the rows, sorted: whole numbers by their size, names by their letters. Raises: GateRefusal for one."""
-    labels = {label for record in source.records.values() for label in labels_in(record)}
-    if len(labels) == 1:
-        first = next(iter(source.origins.values()))
+def joined_sha256(digests: Sequence[str]) -> str:
+    """The hash of several sources, one after another."""
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _task(source: DataSource) -> str:
+    return source.task or called(source.paths[0])
+
+
+def _check_labels(source: Examples) -> None:
+    """Raise GateRefusal for rows that all have one label."""
+    if len(source.labels) == 1:
+        first = source.examples[0].origin
         raise GateRefusal(
-            f"All rows have the label {next(iter(labels))!r}, so there is nothing to tell apart.",
+            f"All rows have the label {next(iter(source.labels))!r}, so there is nothing to tell apart.",
             "Give rows of at least two classes.",
             file=first.file,
             line=first.line,
         )
+
+
+def in_order(labels: frozenset[str]) -> tuple[str, ...]:
+    """Labels, sorted: whole numbers by their size, names by their letters."""
     are_numbers = all(label.removeprefix("-").isdecimal() for label in labels)
     return tuple(sorted(labels, key=lambda label: (int(label), label) if are_numbers else (0, label)))
 
 
-def labels_in(record: Record) -> tuple[str, ...]:
-    """The labels that a record has: its class, or the tags of its words; none for other records."""
-    if isinstance(record, Labelled):
-        return (record.label,)
-    return record.tags if isinstance(record, Tagged) else ()
-
-
-# ── rows that are too long ──────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _within(
-    settings: DataSettings, longest_allowed: int, rendered: Sequence[Rendered], origins: Sequence[Origin]
-) -> tuple[dict[int, Rendered], list[str]]:
-    """The rows of so many tokens at most, by their index, and what is to be said of the others. Raises: GateRefusal."""
-    too_long = [i for i, row in enumerate(rendered) if row.num_tokens > longest_allowed]
-    kept = dict(enumerate(rendered))
-    if not too_long:
-        return kept, []
-    said = f"{_count(len(too_long), 'row')} of {len(rendered)}, longer than data.max_length ({longest_allowed} tokens)"
-    if settings.too_long in ("auto", "refuse", "split"):
-        raise _too_long(rendered, origins, too_long, longest_allowed)
-    if settings.too_long == "drop":
-        for i in too_long:
-            del kept[i]
-        return kept, [f"Left out: {said}."]
-    for i in too_long:
-        kept[i] = rendered[i].cut(longest_allowed)
-    halved = [i for i in too_long if longest_allowed - rendered[i].num_closing < rendered[i].num_needed]
-    if halved:
-        first = halved[0]
-        raise GateRefusal(
-            f"Cut at data.max_length ({longest_allowed} tokens), the row's second text is gone. "
-            f"{_as_many(len(halved), len(rendered))}",
-            "Raise data.max_length, shorten the first texts, or set data.too_long: drop.",
-            file=origins[first].file,
-            line=origins[first].line,
-        )
-    emptied = [i for i in too_long if rendered[i].weight_T.any() and not kept[i].weight_T.any()]
-    if emptied:
-        first = emptied[0]
-        raise GateRefusal(
-            f"Cut at data.max_length ({longest_allowed} tokens), the row's answer is gone: nothing in it would be learned. "
-            f"{_as_many(len(emptied), len(rendered))}",
-            "Raise data.max_length, shorten the prompts, or set data.too_long: drop.",
-            file=origins[first].file,
-            line=origins[first].line,
-        )
-    num_lost = sum(rendered[i].num_tokens - kept[i].num_tokens for i in too_long)
-    return kept, [f"Cut at the end: {said}; {_count(num_lost, 'token')} lost."]
-
-
-def _too_long(
-    rendered: Sequence[Rendered], origins: Sequence[Origin], too_long: Sequence[int], longest_allowed: int
-) -> GateRefusal:
-    first = too_long[0]
-    longest = max(rendered[i].num_tokens for i in too_long)
-    return GateRefusal(
-        f"The row has {rendered[first].num_tokens} tokens, but data.max_length is {longest_allowed}. "
-        f"{_as_many(len(too_long), len(rendered))} The longest has {longest}.",
-        f"Raise data.max_length to {longest} (and training.tokens_per_micro_batch to no less), "
-        "or set data.too_long: truncate or drop (plain texts can be cut into pieces with split).",
-        file=origins[first].file,
-        line=origins[first].line,
-    )
-
-
-# ── words and hashes ────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def _split_note(num_rows: int, held_out: int, fraction: float) -> str:
     if held_out == 0 and num_held_out(num_rows, fraction) == 0:
-        return f"{_count(num_rows, 'row')}: too few to hold some out, so there is no validation."
+        return f"{counted(num_rows, 'row')}: too few to hold some out, so there is no validation."
     if held_out == 0:
         return (
-            f"{_count(num_rows, 'row')} with prompts that repeat too often to hold one out, so there is no validation; "
+            f"{counted(num_rows, 'row')} with prompts that repeat too often to hold one out, so there is no validation; "
             "name a file of its own in data.validation."
         )
     return f"{num_rows - held_out} rows to train on; {held_out} held out, chosen by a hash of the prompt."
-
-
-def _as_many(number: int, of: int) -> str:
-    return f"It is so for {number} of {of} rows."
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _content_sha256(rows: Iterable[Row]) -> str:
-    """The hash of the rows' values in order; the same rows hash the same from any file or folder."""
-    digest = hashlib.sha256()
-    for row in rows:
-        # default=str: Parquet may hold dates and bytes, which JSON has not
-        digest.update(json.dumps(row.values, sort_keys=True, default=str).encode())
-        digest.update(b"\n")
-    return digest.hexdigest()

@@ -1,12 +1,12 @@
 """Examples that are drawn: what an objective makes of a text anew in each epoch, and once for all of a held-out one.
 
-A draw depends on the run's seed, the epoch and the document, and on nothing else: not on the order of rows, the number of
-workers, or whether the run was stopped in between.
+A draw depends on the run's seed, the epoch and the document (of a text drawn as a whole: its first piece), and on nothing else:
+not on the order of rows, the number of workers, or whether the run was stopped in between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,13 +37,9 @@ class Drawing:
         """The example of a text that is held out, always the same. Raises as `__call__`."""
         return self._drawn(text, 0, _HELD_OUT)
 
-    def of_all(self, texts: Sequence[Example], epoch: int) -> tuple[Example, ...]:
-        """The examples of training texts in an epoch."""
-        return tuple(self(text, epoch) for text in texts)
-
     def _drawn(self, text: Example, epoch: int, salt: int) -> Example:
         try:
-            return self.corrupt(text, generator(self.seed, epoch, text.document, salt))
+            return self.corrupt(text, generator(self.seed, epoch, text.drawn_as, salt))
         except DataError as error:
             origin = text.origin
             raise DataError(error.found, error.mend, file=origin.file, line=origin.line, field=error.field) from error

@@ -8,18 +8,22 @@ that call tools where the template leaves calls out.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from types import MappingProxyType
-from typing import TypeVar
+from typing import get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from luthier.data.dataset import Dataset, labels_in
+from luthier.data.dataset import Dataset
+from luthier.data.facts import KINDS, facts_of, kinds_of
 from luthier.data.rendering import learned_messages
+from luthier.data.sequences import Chosen, Joined
 from luthier.data.template import FIELD
+from luthier.data.tokens.making import labels_in
 from luthier.data.whole_texts import Whole
 from luthier.errors import DataError, GateRefusal
 from luthier.types import (
@@ -34,8 +38,6 @@ from luthier.types import (
     Similar,
     Tagged,
 )
-
-R = TypeVar("R", bound=Record)
 
 NUM_SHOWN = 3
 NUM_SAMPLED = 64  # about so many rows, spread over the data, where judging every row would take long
@@ -96,28 +98,27 @@ def check_gate(
             "Give training rows; if data.too_long: drop left all of them out, raise data.max_length.",
             field="data.train",
         )
-    everything = list(zip(dataset.train_records, examples, strict=True))
-    everything += zip(dataset.validation_records, dataset.validation, strict=True)
-    _refuse_rows_without_learning(everything, dataset)
-    notes = _check_vocabulary([example for _, example in everything], tokenizer, vocab_size)
+    counted = _Counted(dataset)
+    _refuse_rows_without_learning(counted)
+    notes = _check_vocabulary(counted, tokenizer, vocab_size)
     notes += _check_marks(marks, tokenizer, vocab_size)
-    _refuse_doubled_bos([example for _, example in everything], tokenizer)
-    _refuse_endless_answers(dataset, rules)
+    _refuse_doubled_bos(counted, tokenizer)
+    _refuse_endless_answers(counted, rules)
     _refuse_other_prompts(dataset)
-    notes += _header_notes(dataset)
-    notes += _check_extras(dataset)
-    classes = Counter(label for record in dataset.train_records for label in labels_in(record))
-    notes += _class_notes(dataset, classes)
-    lengths = [example.num_tokens for example in examples]
+    notes += _header_notes(counted)
+    notes += _check_extras(counted)
+    classes = Counter(counted.labels(is_held_out=False))
+    notes += _class_notes(counted, classes)
+    facts_R = counted.train_R
     shown = zip(dataset.train_records, examples[:NUM_SHOWN], strict=False)
     return GateReport(
         rows=tuple(_shown_row(record, example, tokenizer, rules) for record, example in shown),
         num_rows=len(examples),
         num_held_out=len(dataset.validation),
-        num_tokens=sum(lengths),
-        num_learned=sum(example.num_learned for example in examples),
-        longest_row=max(lengths),
-        mean_row=sum(lengths) / len(lengths),
+        num_tokens=int(facts_R["tokens"].sum()),
+        num_learned=int(facts_R["learned"].sum()),
+        longest_row=int(facts_R["tokens"].max()),
+        mean_row=int(facts_R["tokens"].sum()) / len(facts_R),
         notes=tuple(notes),
         classes=tuple(classes.most_common()),
     )
@@ -126,35 +127,74 @@ def check_gate(
 # ── refusals ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _refuse_rows_without_learning(rows: Sequence[tuple[Record, Example]], dataset: Dataset) -> None:
-    empty = [(record, example) for record, example in rows if not (example.weight_N > 0).any()]
-    if not empty:
+class _Counted:
+    """A data set with the facts of its rows: those to train on, and after them those held out.
+
+    Shapes: R rows to train on; A all rows. kind_A: of each record, as `KINDS` counts them.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.train_R = facts_of(dataset.train)
+        self.facts_A = np.concatenate([self.train_R, facts_of(dataset.validation)])
+        kinds = [kinds_of(records) for records in (dataset.train_records, dataset.validation_records)]
+        self.kind_A = np.concatenate([kind_R for kind_R, _ in kinds])
+        self.extras_A = np.concatenate([extras_R for _, extras_R in kinds])
+
+    def example(self, index: int) -> Example:
+        """One of all rows."""
+        return Joined([self.dataset.train, self.dataset.validation])[index]
+
+    @property
+    def is_chat_A(self) -> NDArray[np.bool_]:
+        """Whether a row's answers end as turns of a chat do; an encoder-decoder's end as plain text."""
+        renderer = self.dataset.renderer
+        if renderer.answer_start is not None:
+            return np.zeros(len(self.kind_A), dtype=np.bool_)
+        return self._are([renderer.writes_as_chat(kind) for kind in KINDS])
+
+    @property
+    def is_whole_A(self) -> NDArray[np.bool_]:
+        """Whether a row's texts are read as a whole."""
+        return self._are([issubclass(kind, get_args(Whole)) for kind in KINDS])
+
+    def _are(self, of_kinds: Sequence[bool]) -> NDArray[np.bool_]:
+        of_rows: NDArray[np.bool_] = np.array(of_kinds)[self.kind_A]
+        return of_rows
+
+    def labels(self, is_held_out: bool) -> Iterator[str]:
+        """The labels of the rows to train on, or of those held out; nothing is read where no record has any."""
+        records = self.dataset.validation_records if is_held_out else self.dataset.train_records
+        if np.isin(self.kind_A, [KINDS.index(Labelled), KINDS.index(Tagged)]).any():
+            yield from (label for record in records for label in labels_in(record))
+
+
+def _refuse_rows_without_learning(counted: _Counted) -> None:
+    empty = np.flatnonzero(~counted.facts_A["teaches"])
+    if not len(empty):
         return
-    record, first = empty[0]
-    if not _is_chat(record, dataset):
+    if not counted.is_chat_A[empty[0]]:
         why, mend = "It holds no text to learn.", "Fill the row or remove it."
     else:
         why = "No message of it has the role 'assistant' and a weight other than 0."
         mend = "Give such rows an answer of the assistant, or remove them. If the answers bear another role, rename it."
     found = f"Nothing in this row would be learned. {why}"
-    raise _refusal(found, mend, first.origin, len(empty), len(rows))
+    raise _refusal(found, mend, counted.example(int(empty[0])).origin, len(empty), len(counted.facts_A))
 
 
-def _check_vocabulary(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, vocab_size: int | None
-) -> list[str]:
+def _check_vocabulary(counted: _Counted, tokenizer: PreTrainedTokenizerBase, vocab_size: int | None) -> list[str]:
     if vocab_size is None:
         return []
-    beyond = [example for example in examples if _all_tokens(example).max(initial=0) >= vocab_size]
-    if beyond:
-        token_id = int(_all_tokens(beyond[0]).max())
+    beyond = np.flatnonzero(counted.facts_A["highest"] >= vocab_size)
+    if len(beyond):
+        token_id = int(counted.facts_A["highest"][beyond[0]])
         raise _refusal(
             f"The tokenizer writes {tokenizer.convert_ids_to_tokens(token_id)!r} as token {token_id}, but the model's "
             f"vocabulary ends at {vocab_size - 1}: the tokenizer and the model do not belong together.",
             "Use the model's own tokenizer, or a model whose embedding was enlarged for the added tokens.",
-            beyond[0].origin,
+            counted.example(int(beyond[0])).origin,
             len(beyond),
-            len(examples),
+            len(counted.facts_A),
         )
     if len(tokenizer) <= vocab_size:
         return []
@@ -184,39 +224,41 @@ def _check_marks(marks: Mapping[str, int], tokenizer: PreTrainedTokenizerBase, v
     return notes
 
 
-def _refuse_doubled_bos(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> None:
+def _refuse_doubled_bos(counted: _Counted, tokenizer: PreTrainedTokenizerBase) -> None:
     bos = tokenizer.bos_token_id
     if bos is None:
         return
-    begins = [(example, _tokens(example) if example.source_S is None else example.source_S) for example in examples]
-    doubled = [example for example, tokens in begins if tokens[:2].tolist() == [bos, bos]]
-    if doubled:
+    facts_A = counted.facts_A
+    doubled = np.flatnonzero((facts_A["first"] == bos) & (facts_A["second"] == bos))
+    if len(doubled):
         raise _refusal(
             f"The row begins with {tokenizer.bos_token!r} twice, which the model has never seen.",
             f"Remove {tokenizer.bos_token!r} from the rows: the template or the tokenizer adds it.",
-            doubled[0].origin,
+            counted.example(int(doubled[0])).origin,
             len(doubled),
-            len(examples),
+            len(facts_A),
         )
 
 
-def _refuse_endless_answers(dataset: Dataset, rules: Rules) -> None:
+def _refuse_endless_answers(counted: _Counted, rules: Rules) -> None:
     """Chats must teach their end of turn, and plain rows their end of text, in at least one row each."""
+    dataset = counted.dataset
     renderer, tokenizer = dataset.renderer, dataset.renderer.tokenizer
-    pairs = list(zip(dataset.train_records, dataset.train, strict=True))
-    chats = [example for record, example in pairs if _is_chat(record, dataset)]
-    plain = [example for record, example in pairs if not (isinstance(record, Whole) or _is_chat(record, dataset))]
-    if chats and renderer.end_of_turn_id is None:
+    is_chat_R = counted.is_chat_A[: len(dataset.train)]
+    chats = np.flatnonzero(is_chat_R)
+    plain = np.flatnonzero(~(is_chat_R | counted.is_whole_A[: len(dataset.train)]))
+    if len(chats) and renderer.end_of_turn_id is None:
         raise GateRefusal(
             "The chat template ends answers with no token of its own, so the model would never learn to stop.",
             f"Set data.chat_template to one that writes a special token after each answer, such as {tokenizer.eos_token!r}; "
             "a token that the tokenizer does not know is only text to the model.",
             field=FIELD,
         )
-    ends = [(plain, renderer.end_of_text_id, "end-of-text")] if plain and rules.learns_ends else []
-    if chats and renderer.end_of_turn_id is not None:
+    ends = [(plain, renderer.end_of_text_id, "end-of-text")] if len(plain) and rules.learns_ends else []
+    if len(chats) and renderer.end_of_turn_id is not None:
         ends.append((chats, renderer.end_of_turn_id, "end-of-turn"))
-    for examples, end, name in ends:
+    for rows, end, name in ends:
+        examples = Chosen(dataset.train, rows)
         if not any(end in example.token_N[example.weight_N > 0] for example in examples):
             raise GateRefusal(
                 f"The {name} token {tokenizer.convert_ids_to_tokens(end)!r} is never learned, so the model would never stop.",
@@ -228,8 +270,7 @@ def _refuse_endless_answers(dataset: Dataset, rules: Rules) -> None:
 
 def _refuse_other_prompts(dataset: Dataset) -> None:
     """Compare, on rows spread over the data, the tokens before the first learned answer with what serving feeds."""
-    rows = list(zip(dataset.train_records, dataset.train, strict=True))
-    for record, example in _spread(rows):
+    for record, example in _spread(dataset, np.arange(len(dataset.train))):
         try:
             prompt = dataset.renderer.record_prompt(record)
         except DataError as error:
@@ -256,9 +297,9 @@ def _refuse_other_prompts(dataset: Dataset) -> None:
         )
 
 
-def _header_notes(dataset: Dataset) -> list[str]:
-    chat = dataset.renderer.chat
-    if chat is None or not any(_is_chat(record, dataset) for record in dataset.train_records):
+def _header_notes(counted: _Counted) -> list[str]:
+    chat = counted.dataset.renderer.chat
+    if chat is None or not counted.is_chat_A[: len(counted.train_R)].any():
         return []
     header = chat.header_left_to_the_model
     if not header:
@@ -269,13 +310,14 @@ def _header_notes(dataset: Dataset) -> list[str]:
     ]
 
 
-def _check_extras(dataset: Dataset) -> list[str]:
+def _check_extras(counted: _Counted) -> list[str]:
     """What the template leaves out of some rows. Raises: GateRefusal, if that is what they would learn to write."""
+    dataset = counted.dataset
     chat = dataset.renderer.chat
-    pairs = zip(dataset.train_records, dataset.train, strict=True)
-    rows = [(record, example) for record, example in pairs if isinstance(record, Conversation) and _has_extras(record)]
+    rows = np.flatnonzero(counted.extras_A[: len(dataset.train)])
     left_out: set[str] = set()
-    for record, example in _spread(rows):
+    for record, example in _spread(dataset, rows):
+        assert isinstance(record, Conversation)
         assert chat is not None  # conversations were rendered
         missing = chat.left_out(record)
         left_out.update(missing)
@@ -293,21 +335,18 @@ def _check_extras(dataset: Dataset) -> list[str]:
     ]
 
 
-def _class_notes(dataset: Dataset, classes: Counter[str]) -> list[str]:
+def _class_notes(counted: _Counted, classes: Counter[str]) -> list[str]:
     """Classes that are only among the rows held out."""
-    held_out = {label for record in dataset.validation_records for label in labels_in(record)}
-    unseen = sorted(held_out - set(classes))
+    unseen = sorted(set(counted.labels(is_held_out=True)) - set(classes))
     if not unseen:
         return []
     return [f"No training row has the label {', '.join(unseen)}, which rows held out have: it cannot be learned."]
 
 
-def _has_extras(record: Conversation) -> bool:
-    return bool(record.tools) or any(message.extra for message in record.messages)
-
-
-def _spread(rows: Sequence[tuple[R, Example]]) -> Sequence[tuple[R, Example]]:
-    return rows[:: max(1, len(rows) // NUM_SAMPLED)]
+def _spread(dataset: Dataset, rows: IntArray) -> Iterator[tuple[Record, Example]]:
+    """Some of these training rows, spread over them."""
+    for index in rows[:: max(1, len(rows) // NUM_SAMPLED)].tolist():
+        yield dataset.train_records[index], dataset.train[index]
 
 
 def _difference(trained: list[int], served: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
@@ -319,11 +358,6 @@ def _difference(trained: list[int], served: list[int], tokenizer: PreTrainedToke
 
 def _refusal(found: str, mend: str, first: Origin, number: int, of: int) -> GateRefusal:
     return GateRefusal(f"{found} It is so for {number} of {of} rows.", mend, file=first.file, line=first.line)
-
-
-def _is_chat(record: Record, dataset: Dataset) -> bool:
-    """Whether the row's answers end as turns of a chat do; an encoder-decoder's end as plain text."""
-    return dataset.renderer.answer_start is None and dataset.renderer.as_conversation(record) is not None
 
 
 # ── rows with what is learned marked ────────────────────────────────────────────────────────────────────────────────
@@ -384,11 +418,6 @@ def marked_text(row: MarkedRow) -> str:
 
 def _tokens(example: Example) -> IntArray:
     return np.concatenate([part.tokens_T for part in example.parts])
-
-
-def _all_tokens(example: Example) -> IntArray:
-    """Those of the parts and of the source."""
-    return _tokens(example) if example.source_S is None else np.concatenate([_tokens(example), example.source_S])
 
 
 def _is_learned(example: Example) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

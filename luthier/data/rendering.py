@@ -34,6 +34,7 @@ from luthier.types import (
     Conversation,
     Message,
     Origin,
+    Piece,
     PlainText,
     Pooled,
     Preference,
@@ -131,18 +132,26 @@ class Renderer:
         encoded = self._encode(record.text)
         lead = self._lead if texts == "written" else []
         end = [self.end_of_text_id] if texts == "written" else []
-        for start, stop in even_cuts(len(encoded.ids), max(1, longest - len(lead) - len(end))):
+        cuts = even_cuts(len(encoded.ids), max(1, longest - len(lead) - len(end)))
+        whole_T = np.array([*encoded.ids, *end], dtype=np.int64)
+        for index, (start, stop) in enumerate(cuts):
             is_last = stop == len(encoded.ids)
             ids = [*lead, *encoded.ids[start:stop], *(end if is_last else [])]
             weight_T = np.full(len(ids), float(texts == "written"), dtype=np.float32)
-            yield PlainText(record.text[encoded.starts[start] : encoded.ends[stop - 1]]), _rendered(ids, weight_T)
+            piece = Piece(whole_T, len(lead), index, len(cuts)) if len(cuts) > 1 else None
+            text = record.text[encoded.starts[start] : encoded.ends[stop - 1]]
+            yield PlainText(text), replace(_rendered(ids, weight_T), piece=piece)
+
+    def writes_as_chat(self, kind: type[Record]) -> bool:
+        """Whether records of a class go through the chat template."""
+        is_chat = self.completions_as == "chat" or (self.completions_as == "auto" and self.chat is not None)
+        return kind is Conversation or (kind is Completion and is_chat)
 
     def as_conversation(self, record: Record) -> Conversation | None:
         """The record as it goes through the chat template; None if it is written plainly."""
         if isinstance(record, Conversation):
             return record
-        is_chat = self.completions_as == "chat" or (self.completions_as == "auto" and self.chat is not None)
-        if isinstance(record, Completion) and is_chat:
+        if isinstance(record, Completion) and self.writes_as_chat(Completion):
             return Conversation((Message("user", record.prompt), Message("assistant", record.completion)))
         return None
 

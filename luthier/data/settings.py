@@ -123,15 +123,86 @@ class Wishes:
 NO_WISHES = Wishes()
 
 
+class DataSource(Settings):
+    """One source of a mixture: where its rows are, which task they are, and how many of them an epoch takes."""
+
+    path: str | tuple[str, ...] = Field(description="Its rows: a file, a folder, a list of them, or a hub name.")
+    task: str | None = Field(
+        None, min_length=1, description="What its rows are called in losses and reports; unset: after its file."
+    )
+    weight: float | None = Field(
+        None, gt=0, description="Its share of the rows of an epoch, beside the weights of the other sources."
+    )
+    max_rows: int | None = Field(
+        None,
+        ge=1,
+        description="Most of its training rows that one epoch takes; each epoch goes on where the last one ended.",
+    )
+    format: FormatName | None = Field(None, description="Form of its rows; unset: data.format.")
+    template: RowTemplate | None = Field(None, description="Makes its rows of any columns; unset: data.template.")
+
+    @model_validator(mode="after")
+    def _format_and_template_agree(self) -> Self:
+        _check_form(self.format or "auto", self.template, "a source")
+        return self
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files, folders or hub names."""
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+
+Sources = str | tuple[str | DataSource, ...]
+"""Rows as a recipe names them: a file, a list of files, or the sources of a mixture."""
+
+
+def _check_form(format: FormatName, template: RowTemplate | None, whose: str) -> None:
+    if template is not None and format not in ("auto", "template"):
+        raise fault_at(
+            "data.format",
+            f"{whose}.format is {format}, but {whose}.template says how the rows are read; take one of them out.",
+        )
+    if template is None and format == "template":
+        raise fault_at(
+            "data.format",
+            f'{whose}.format is template, but there is none; give {whose}.template, such as {{prompt: "{{question}}\\n", completion: "{{answer}}"}}.',
+        )
+
+
+def sources_of(named: Sources) -> tuple[DataSource, ...]:
+    """The sources that are named; files alone are one."""
+    if isinstance(named, str):
+        return (DataSource(path=named),)
+    files = tuple(each for each in named if isinstance(each, str))
+    if len(files) == len(named):
+        return (DataSource(path=files),)
+    return tuple(DataSource(path=each) if isinstance(each, str) else each for each in named)
+
+
+def is_mixture(named: Sources) -> bool:
+    """Whether the sources are tasks of their own."""
+    return not isinstance(named, str) and any(isinstance(each, DataSource) for each in named)
+
+
+def files_of(named: Sources) -> tuple[str, ...]:
+    """All files, folders and hub names of the sources."""
+    return tuple(path for source in sources_of(named) for path in source.paths)
+
+
 class DataSettings(Settings):
     """Where the rows are, how they are read, and what of them is learned."""
 
-    train: str | tuple[str, ...] = Field(
-        description="Training rows: a JSONL, JSON, CSV or Parquet file, a list of them, or a hub name such as owner/set.",
+    train: Sources = Field(
+        description="Training rows: a JSONL, JSON, CSV or Parquet file, a list of them, or a hub name such as owner/set; or a mixture: a list of sources {path, task, weight, max_rows, format, template}.",
     )
-    validation: str = Field(
+    temperature: float = Field(
+        1.0,
+        ge=1,
+        description="T of a mixture: a source of n rows counts n^(1/T) in an epoch, so that 1 takes each row once and more evens sources out; their weights go first.",
+    )
+    validation: Sources = Field(
         "auto",
-        description="Held-out rows: 'auto' splits some off the training rows by a hash of the prompt, 'none' holds out nothing, anything else is a file.",
+        description="Held-out rows: 'auto' splits some off the training rows by a hash of the prompt, 'none' holds out nothing, anything else is a file, a list of them, or a list of sources.",
     )
     validation_fraction: float = Field(
         0.05,
@@ -176,6 +247,29 @@ class DataSettings(Settings):
         description="The date that a chat template prints as today's, such as 2026-01-31; unset, and where a template prints one: the day on which the run begins, also later with its model.",
     )
     max_rows: int | None = Field(None, ge=1, description="Use only the first so many training rows.")
+    processes: int | Literal["auto"] = Field(
+        "auto",
+        description="How many processes make tokens of a large set; 'auto' is one for each core, up to 8. Small sets are made in the process itself.",
+    )
+    cache_gb: float = Field(
+        20.0,
+        ge=0,
+        description="Gigabytes of disk that the tokens of large sets may take in the cache, so that the next run begins at once; the sets used least recently go first. 0 keeps none.",
+    )
+
+    @field_validator("processes")
+    @classmethod
+    def _processes_are_there(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"data.processes is {value}; give 1 or more, or auto.")
+        return value
+
+    @field_validator("train", "validation")
+    @classmethod
+    def _sources_are_there(cls, value: Sources) -> Sources:
+        if not isinstance(value, str) and not value:
+            raise ValueError("The list of data files is empty; give at least one.")
+        return value
 
     @field_validator("today")
     @classmethod
@@ -189,22 +283,37 @@ class DataSettings(Settings):
 
     @model_validator(mode="after")
     def _format_and_template_agree(self) -> Self:
-        if self.template is not None and self.format not in ("auto", "template"):
+        _check_form(self.format, self.template, "data")
+        return self
+
+    @model_validator(mode="after")
+    def _mixture_is_whole(self) -> Self:
+        weighted = [source.weight is not None for source in sources_of(self.train)]
+        if any(weighted) and not all(weighted):
+            raise fault_at("data.train", "Some sources of data.train have a weight and some have none; give it to all.")
+        if any(weighted) and self.temperature != 1:
             raise fault_at(
-                "data.format",
-                f"data.format is {self.format}, but data.template says how the rows are read; take one of them out.",
+                "data.temperature", "Weights say what an epoch takes of each source; take data.temperature or them out."
             )
-        if self.template is None and self.format == "template":
+        if not is_mixture(self.train) and self.temperature != 1:
             raise fault_at(
-                "data.format",
-                'data.format is template, but there is none; give data.template, such as {prompt: "{question}\\n", completion: "{answer}"}.',
+                "data.temperature",
+                "data.temperature is for a mixture; write data.train as a list of sources, such as {path: a.jsonl}.",
             )
+        if is_mixture(self.train) and self.max_rows is not None:
+            raise fault_at("data.max_rows", "data.train is a mixture; set max_rows of its sources instead.")
         return self
 
     @property
     def wishes(self) -> Wishes:
         """What is wished of rows that can be read in several ways."""
         return Wishes(self.template, self.rationale, self.threads)
+
+    def form_of(self, source: DataSource) -> tuple[FormatName, Wishes]:
+        """How the rows of a source are read."""
+        if source.format is None and source.template is None:
+            return self.format, self.wishes
+        return source.format or "auto", Wishes(source.template, self.rationale, self.threads)
 
     @property
     def day(self) -> date:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from luthier.types import (
     Choice,
@@ -24,6 +26,8 @@ from luthier.types import (
     Tagged,
     Verdict,
 )
+
+Keys = NDArray[np.bytes_]
 
 FEWEST_HELD_OUT = 16
 MOST_HELD_OUT = 500
@@ -68,17 +72,35 @@ def num_held_out(num_rows: int, fraction: float) -> int:
 
 
 def split_rows(records: Sequence[Record], fraction: float) -> tuple[list[int], list[int]]:
-    """The indices of the rows to train on and of those held out, each ascending.
+    """`split_keys` of the records' prompts."""
+    keys_R = np.array([prompt_key(record).encode() for record in records], dtype="S64")
+    return split_keys(keys_R, fraction, (len(records),))
+
+
+def split_keys(keys_R: Keys, fraction: float, sizes: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The indices of the rows to train on and of those held out, each ascending, given the hashes of their prompts, shape (R,).
 
     Prompts are taken in the order of their hashes, each with all its rows; one with more rows than there is room left
     for is passed over. So where no prompt occurs twice, exactly `num_held_out` rows are held out; else at most so many.
+    sizes: of the sources that the rows are of, one after another; each is split for itself, and a prompt that is held out of one
+    is held out of all.
     """
-    rows_of: dict[str, list[int]] = defaultdict(list)
-    for index, record in enumerate(records):
-        rows_of[prompt_key(record)].append(index)
-    room = num_held_out(len(records), fraction)
-    held_out: set[int] = set()
-    for key in sorted(rows_of):
-        if len(held_out) + len(rows_of[key]) <= room:
-            held_out.update(rows_of[key])
-    return [index for index in range(len(records)) if index not in held_out], sorted(held_out)
+    held_out: set[bytes] = set()
+    start = 0
+    for size in sizes:
+        held_out |= _held_out(keys_R[start : start + size], num_held_out(size, fraction))
+        start += size
+    is_held_R = np.isin(keys_R, np.array(sorted(held_out), dtype=keys_R.dtype))
+    return np.flatnonzero(~is_held_R).tolist(), np.flatnonzero(is_held_R).tolist()
+
+
+def _held_out(keys_R: Keys, room: int) -> set[bytes]:
+    chosen: set[bytes] = set()
+    keys, counts = np.unique(keys_R, return_counts=True)
+    for key, count in zip(keys.tolist(), counts.tolist(), strict=True):
+        if room == 0:
+            break
+        if count <= room:
+            chosen.add(key)
+            room -= count
+    return chosen

@@ -6,12 +6,13 @@ Shapes: R rows, N learned targets of a batch, S segments of a batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from luthier.data.batches import evaluation_batches
+from luthier.data.mixture import by_task
 from luthier.data.placeholders import with_placeholders
 from luthier.data.rendering import Renderer
 from luthier.errors import DataError
@@ -96,6 +97,7 @@ def evaluate_records(
     if learned:
         losses = [losses_by_row(c, learned, len(chosen), tokens_per_micro_batch, workers, progress) for c in candidates]
         measures += loss_measures(losses)
+        measures += task_measures(losses, [example for example in learned if example.weight_N.any()])
     answers = [_answers(candidate, questions, renderer, sampling, max_rows, progress) for candidate in candidates]
     if questions:
         measures += score_measures(answers, [question.reference for question in questions])
@@ -254,6 +256,19 @@ def loss_measures(losses: Sequence[RowLosses]) -> list[Measure]:
         Measure("loss", False, len(weights), estimates, comparisons(means, weights)),
         Measure("perplexity", False, len(weights), exponentials, only_a_scale),
     ]
+
+
+def task_measures(losses: Sequence[RowLosses], examples: Sequence[Example]) -> list[Measure]:
+    """The loss of each task, where the rows are of several; losses: a row an example that learns something."""
+    tasks = by_task(examples)
+    if len(tasks) == 1:
+        return []
+    measures = []
+    for task in tasks:
+        is_of_R = torch.tensor([(example.origin.task or "") == task for example in examples])
+        own = [RowLosses(rows.nats_R[is_of_R], rows.weight_R[is_of_R]) for rows in losses]
+        measures.append(replace(loss_measures(own)[0], name=f"loss: {task or 'no task'}"))
+    return measures
 
 
 # ── answers ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -5,7 +5,7 @@ Shapes: N targets of a row, R rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from luthier.objectives.embedding import info_nce_of_each
 from luthier.ops.workers import Workers
 from luthier.prediction.passes import Passes, class_logits, logprobs, said_of_each
 from luthier.training.companions import ALONE, Companions, with_beside
-from luthier.training.loop import autocast
+from luthier.training.loop import HeldOut, autocast
 from luthier.types import Batch, Example
 
 
@@ -56,6 +56,30 @@ def held_out_loss(
 
     _over_all(asked, batches, add)
     return sum(losses[index] for index in sorted(losses)) / weight
+
+
+def held_out_by_task(
+    model: LanguageModel,
+    objective: Objective,
+    batches: Mapping[str, Sequence[Batch]],
+    adapters: Adapters,
+    workers: Workers,
+    compute_in: torch.dtype | None = None,
+    companions: Companions = ALONE,
+) -> HeldOut:
+    """`held_out_loss` over the batches of all tasks, and of each for itself, if there are several."""
+
+    def loss_of(chosen: Sequence[Batch]) -> float:
+        return held_out_loss(model, objective, chosen, adapters, workers, compute_in, companions)
+
+    if len(batches) == 1:
+        return HeldOut(loss_of(next(iter(batches.values()))))
+    of_task = {task: loss_of(chosen) for task, chosen in batches.items()}
+    if isinstance(objective, JointObjective):
+        return HeldOut(loss_of([batch for chosen in batches.values() for batch in chosen]), of_task)
+    weights = {task: sum(batch.learned_weight for batch in chosen) for task, chosen in batches.items()}
+    summed = sum(of_task[task] * weight for task, weight in weights.items())
+    return HeldOut(summed / sum(weights.values()), of_task)
 
 
 def losses_of_rows(

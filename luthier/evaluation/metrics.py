@@ -61,6 +61,18 @@ def rouge_l(answer: str, reference: str) -> float:
     return _f1(common_length(answer_words, reference_words), len(answer_words), len(reference_words))
 
 
+def rouge_n(answer: str, reference: str, n: int) -> float:
+    """ROUGE-N: the F-measure over runs of n words, repeated ones counted; as `rouge_l` else."""
+    answer_runs, reference_runs = (
+        Counter(zip(*(words[start:] for start in range(n)), strict=False))
+        for words in (rouge_words(answer), rouge_words(reference))
+    )
+    if not answer_runs or not reference_runs:
+        return 0.0
+    common = (answer_runs & reference_runs).total()
+    return _f1(common, answer_runs.total(), reference_runs.total())
+
+
 def rouge_words(text: str) -> list[str]:
     """The words of a text that `rouge_l` compares: runs of letters and digits in lower case."""
     return _ROUGE_WORD.findall(unicodedata.normalize("NFC", text).lower())

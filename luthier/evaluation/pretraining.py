@@ -1,28 +1,47 @@
 """How well a model knows the tokens that an objective of pre-training hides or lets it write: base against tuned.
 
-The texts are hidden, cut or noised as the run did it to those that it held out, once and the same for all candidates.
+The texts are hidden, cut or noised as the run did it to those that it held out, once and the same for all candidates. Where
+a part of a text is read and another written, both models also answer some of the rows, to be looked at.
 Shapes: N targets of a text, R rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
-from luthier.evaluation.compare import Candidate, RowLosses, comparisons, loss_measures
+from luthier.evaluation.compare import Candidate, RowLosses, comparisons, loss_measures, task_measures
 from luthier.evaluation.intervals import bootstrap_mean
 from luthier.evaluation.rows import Rows
-from luthier.evaluation.verdict import Evaluation, Measure
+from luthier.evaluation.verdict import Answered, Evaluation, Measure
+from luthier.generation.engine import Request, generate
+from luthier.generation.settings import Sampling
+from luthier.generation.text import decode_text
+from luthier.objectives.asking import AS_WRITTEN, Asking
 from luthier.prediction.passes import Passes, check_fits, likelihoods, said_of_each
+from luthier.types import Example
+
+_ANSWERED = 8
+"""Of how many rows the answers are shown."""
+_ROOM = 16
+"""How many more tokens an answer may have than twice the longest reference."""
 
 
 def evaluate_targets(
-    candidates: Sequence[Candidate], rows: Rows, passes: Passes, limit: int | None = None
+    candidates: Sequence[Candidate],
+    rows: Rows,
+    passes: Passes,
+    limit: int | None = None,
+    *,
+    asking: Asking = AS_WRITTEN,
+    sampling: Sampling | None = None,
 ) -> Evaluation:
     """All candidates on the same rows: loss per token, perplexity, and how often the likeliest token is the right one.
 
     The first candidate is what the others are compared with. limit: use only the first so many rows.
+    asking: how the run's prompts are read and its answers shown. sampling: how answers are drawn; unset, greedily.
     Raises: DataError, if there are no rows, or one is beyond a model's context.
     """
     rows = rows.first(limit)
@@ -48,10 +67,49 @@ def evaluate_targets(
     return Evaluation(
         candidates=tuple(candidate.name for candidate in candidates),
         num_rows=len(of_rows),
-        measures=(*loss_measures(losses), accuracy),
+        measures=(*loss_measures(losses), *task_measures(losses, rows.examples), accuracy),
         notes=(
             *rows.notes,
             f"{round(sum(of_rows)):,} tokens were to be told, in {len(of_rows):,} texts or pieces of texts.",
         ),
-        answers=(),
+        answers=_answered(candidates, rows, asking, sampling, passes),
     )
+
+
+# ── answers to look at ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _answered(
+    candidates: Sequence[Candidate], rows: Rows, asking: Asking, sampling: Sampling | None, passes: Passes
+) -> tuple[Answered, ...]:
+    """What each candidate writes for the first rows of which a part is read and another written."""
+    shown = [(prompt, row) for row in rows.examples if (prompt := _prompt_of(row)) is not None][:_ANSWERED]
+    if not shown:
+        return ()
+    sampling = sampling or Sampling(max_new_tokens=_ROOM + 2 * max(row.num_learned for _, row in shown))
+    tokenizer = candidates[0].model.tokenizer
+    answers = []
+    for candidate in candidates:
+        requests = [
+            Request(prompt, sampling, candidate.adapter, causal=asking.causal, shown_ids=asking.shown_ids)
+            for prompt, _ in shown
+        ]
+        progress = partial(passes.progress, f"{candidate.name}: answers")
+        answers.append([answer.text for answer in generate(candidate.model, requests, progress=progress)])
+    return tuple(
+        Answered(
+            row.origin,
+            decode_text(tokenizer, prompt, asking.shown_ids),
+            decode_text(tokenizer, row.token_N.tolist(), asking.shown_ids),
+            tuple(texts[index] for texts in answers),
+        )
+        for index, (prompt, row) in enumerate(shown)
+    )
+
+
+def _prompt_of(example: Example) -> tuple[int, ...] | None:
+    """What is read of a row before anything is written; None where all of it is learned, or each token in its place."""
+    if example.source_S is not None:
+        return tuple(example.source_S.tolist())
+    first = example.parts[0]
+    return None if first.causal else tuple(first.tokens_T.tolist())

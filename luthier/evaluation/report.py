@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from luthier.objectives import SFT, Objective
 from luthier.store.files import write_bytes, write_text
 
 if TYPE_CHECKING:
@@ -27,23 +28,33 @@ _TRAIN, _HELD_OUT, _RATE, _QUIET = "#2563eb", "#ea580c", "#0d9488", "#6b7280"
 _FEWEST_STEPS_TO_SMOOTH = 20
 
 
-def write_report(path: Path, metrics: Metrics, facts: Mapping[str, str], evaluation: Evaluation | None = None) -> None:
+def write_report(
+    path: Path,
+    metrics: Metrics,
+    facts: Mapping[str, str],
+    evaluation: Evaluation | None = None,
+    *,
+    objective: type[Objective] = SFT,
+) -> None:
     """Write a run's report to `path` as Markdown; it shows the `loss.png` beside it.
 
     facts: what to say of the run, by name and in order (model, data, method, …), one short text each.
-    evaluation: base against tuned on held-out rows, where that was done.
+    evaluation: base against tuned on held-out rows, where that was done. objective: what was learned, which says what its loss is.
     Raises: DiskFull.
     """
     sections = [f"# {path.absolute().parent.name}", _table(["", ""], list(facts.items())), "## Training"]
-    sections += [_training(metrics), "![Loss by step](loss.png)"]
+    sections += [_training(metrics, objective), "![Loss by step](loss.png)"]
     if evaluation is not None:
         head, *rows = evaluation.as_table()
         sections += ["## Held-out rows", evaluation.summary, _table(head, rows), *evaluation.notes]
     write_text(path, "\n\n".join(sections) + "\n")
 
 
-def write_loss_plot(metrics: Metrics, path: Path) -> None:
-    """Write a PNG of the loss by step: training (each step and smoothed), held-out rows, and the learning rate below."""
+def write_loss_plot(metrics: Metrics, path: Path, objective: type[Objective] = SFT) -> None:
+    """Write a PNG of the loss by step: training (each step and smoothed), held-out rows, and the learning rate below.
+
+    objective: what was learned, which says what its loss is.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -52,6 +63,7 @@ def write_loss_plot(metrics: Metrics, path: Path) -> None:
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     _draw_losses(upper, metrics)
+    upper.set_ylabel(f"loss ({objective.loss_unit})")
     steps, rates = _column(metrics, "lr")
     lower.plot(steps, rates, color=_RATE, linewidth=1.6, marker="o" if len(steps) == 1 else None)
     lower.set_ylabel("learning\nrate")
@@ -98,7 +110,6 @@ def _draw_losses(axes: Axes, metrics: Metrics) -> None:
         axes.plot(
             held_out_steps[best], held_out[best], color=_HELD_OUT, marker="o", markersize=11, markerfacecolor="none"
         )
-    axes.set_ylabel("loss (nats per learned token)")
     if steps or held_out_steps:
         axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)  # over the plot
     else:
@@ -111,7 +122,7 @@ def _column(metrics: Metrics, name: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in pairs], [value for _, value in pairs]
 
 
-def _training(metrics: Metrics) -> str:
+def _training(metrics: Metrics, objective: type[Objective]) -> str:
     """The course of the training as a list of sentences."""
     steps, losses = _column(metrics, "loss")
     if not steps:
@@ -120,9 +131,9 @@ def _training(metrics: Metrics) -> str:
     first, last = statistics.mean(losses[:tenth]), statistics.mean(losses[-tenth:])
     seconds = sum(_column(metrics, "seconds")[1])
     lines = [
-        f"{steps[-1]} steps in {_duration(seconds)}, {_sum(metrics, 'learned_tokens'):,} learned tokens "
-        f"of {_sum(metrics, 'real_tokens'):,}.",
-        f"Training loss {first:.3f} → {last:.3f} nats per learned token (means of the first and last {tenth} steps).",
+        f"{steps[-1]} steps in {_duration(seconds)}, {_sum(metrics, 'learned_tokens'):,} {objective.targets_are} "
+        f"in {_sum(metrics, 'real_tokens'):,} tokens.",
+        f"Training loss {first:.3f} → {last:.3f} {objective.loss_unit} (means of the first and last {tenth} steps).",
     ]
     held_out_steps, held_out = _column(metrics, "validation_loss")
     if held_out:

@@ -37,12 +37,16 @@ class Request:
     """A prompt in tokens, how to go on from it, and the adapter to use (None: the base model).
 
     stop_ids: tokens that end the answer beside the model's own, such as a chat template's end of turn.
+    causal: whether a decoder reads the prompt left to right; else each of its tokens sees all of it.
+    shown_ids: special tokens that the answer's text keeps.
     """
 
     prompt: tuple[int, ...]
     sampling: Sampling
     adapter: str | None = None
     stop_ids: frozenset[int] = frozenset()
+    causal: bool = True
+    shown_ids: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Completed:
     """An answer.
 
     tokens: all new tokens; the stop token is among them, and so are those that made a stop text.
-    text: the answer without special tokens, cut before the stop text.
+    text: the answer without special tokens but those to be shown, cut before the stop text.
     finish_reason: a stop token, a stop text, or the length limit (`max_new_tokens` or the end of the context).
     """
 
@@ -158,24 +162,29 @@ def _token_budget(model: Decoder, request: Request) -> int:
 
 
 def _plan(requests: Sequence[Request], budgets: Sequence[int], max_rows: int, max_cache_tokens: int) -> list[list[int]]:
-    """Batches of requests that share an adapter and are of like length, each within the limits (or of one request).
+    """Batches of requests that are read alike and of like length, each within the limits (or of one request).
 
     The longest prompts come first: if memory does not suffice, that shows at once.
     """
     batches: list[list[int]] = []
     longest = 0
-    for row in sorted(range(len(requests)), key=lambda row: (requests[row].adapter or "", -len(requests[row].prompt))):
+    for row in sorted(range(len(requests)), key=lambda row: (*_reading(requests[row]), -len(requests[row].prompt))):
         batch = batches[-1] if batches else []
         length = len(requests[row].prompt) + budgets[row]
         together = max(longest, length)
         fits = len(batch) < max_rows and (len(batch) + 1) * together <= max_cache_tokens
-        if batch and fits and requests[batch[0]].adapter == requests[row].adapter:
+        if batch and fits and _reading(requests[batch[0]]) == _reading(requests[row]):
             batch.append(row)
             longest = together
         else:
             batches.append([row])
             longest = length
     return batches
+
+
+def _reading(request: Request) -> tuple[str, bool]:
+    """What requests of a batch must have in common: the adapter, and how a prompt is read."""
+    return request.adapter or "", request.causal
 
 
 class _Answer:
@@ -191,7 +200,7 @@ class _Answer:
         self._stop_ids = model.stop_ids | request.stop_ids
         self._tokenizer = model.tokenizer
         needs_text = watches_text or bool(request.sampling.stop)
-        self._text = TextStream(model.tokenizer, request.sampling.stop) if needs_text else None
+        self._text = TextStream(model.tokenizer, request.sampling.stop, request.shown_ids) if needs_text else None
 
     def add(self, token: int) -> None:
         """Take the next token; may end the answer."""
@@ -212,7 +221,8 @@ class _Answer:
         """The answer, once it has ended."""
         assert self.finish_reason is not None
         spoken = self.tokens[:-1] if self.finish_reason == "stop" else self.tokens
-        text = decode_text(self._tokenizer, spoken) if self._text is None else self._text.text
+        shown_ids = self.request.shown_ids
+        text = decode_text(self._tokenizer, spoken, shown_ids) if self._text is None else self._text.text
         return Completed(tuple(self.tokens), text, self.finish_reason)
 
 
@@ -222,8 +232,12 @@ class _LiveBatch:
     def __init__(self, model: Decoder, answers: Sequence[_Answer]) -> None:
         self.answers = list(answers)
         prompts = [answer.request.prompt for answer in answers]
-        make = PromptRows if model.answer_start is None else SourceRows
-        self._rows: Rows = make(model, prompts, answers[0].request.adapter)
+        adapter, causal = answers[0].request.adapter, answers[0].request.causal
+        self._rows: Rows
+        if model.answer_start is None:
+            self._rows = PromptRows(model, prompts, adapter, causal=causal)
+        else:
+            self._rows = SourceRows(model, prompts, adapter)
         self._token_B: Tensor | None = None
 
     @torch.no_grad()

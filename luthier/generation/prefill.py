@@ -30,14 +30,18 @@ class PackedPrompts:
     last_B: Tensor
 
 
-def pack_prompts(prompts: Sequence[Sequence[int]], *, shares_prefix: bool = True) -> PackedPrompts:
-    """The prompts, each of at least one token, as one packed row; shares_prefix: what they begin with in common once."""
+def pack_prompts(prompts: Sequence[Sequence[int]], *, shares_prefix: bool = True, causal: bool = True) -> PackedPrompts:
+    """The prompts, each of at least one token, as one packed row.
+
+    shares_prefix: what they begin with in common once. causal: each token sees those before it; else all of its prompt, whose
+    beginning then has nothing in common with another's.
+    """
     rows = [np.array(prompt, dtype=np.int64) for prompt in prompts]
-    prefix = common_prefix(rows, min(len(row) for row in rows) - 1) if shares_prefix and len(rows) > 1 else 0
+    prefix = common_prefix(rows, min(len(row) for row in rows) - 1) if shares_prefix and causal and len(rows) > 1 else 0
     prefix = prefix if prefix >= _LEAST_SHARED else 0
     ends = np.cumsum([prefix, *(len(row) - prefix for row in rows)]).tolist()
     shared = (Segment(0, prefix),) if prefix else ()
-    own = tuple(Segment(*span, parent=0 if prefix else None) for span in pairwise(ends))
+    own = tuple(Segment(*span, parent=0 if prefix else None, causal=causal) for span in pairwise(ends))
     tokens = np.concatenate([rows[0][:prefix], *(row[prefix:] for row in rows)])
     positions = np.concatenate([np.arange(prefix), *(np.arange(prefix, len(row)) for row in rows)])
     return PackedPrompts(

@@ -19,6 +19,7 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedTok
 
 from luthier.data.packing import padded
 from luthier.data.placeholders import PLACEHOLDER
+from luthier.errors import RecipeError
 from luthier.generation.cache import GrowingCache, PackedKeys
 from luthier.generation.prefill import groups_within, pack_prompts
 from luthier.models.stacks import Encoded
@@ -108,9 +109,19 @@ class Rows(ABC):
 class PromptRows(Rows):
     """Rows of a model of one stream."""
 
-    def __init__(self, model: Decoder, prompts: Sequence[tuple[int, ...]], adapter: str | None) -> None:
+    def __init__(
+        self, model: Decoder, prompts: Sequence[tuple[int, ...]], adapter: str | None, *, causal: bool = True
+    ) -> None:
+        """causal: whether a prompt's tokens see those before them alone. Raises: RecipeError where it cannot be otherwise."""
+        if not causal and model.layout != "packed":
+            raise RecipeError(
+                "Prompts read in both directions need packed rows, which this model's family does not allow.",
+                "Choose a model of another family.",
+                field="model",
+            )
         self._model = model
         self._adapter = adapter
+        self._causal = causal
         self._cache = GrowingCache()
         self._prompts = prompts
         longest = max(len(prompt) for prompt in prompts)
@@ -136,7 +147,8 @@ class PromptRows(Rows):
         device = self._model.device
         shares_prefix = self._model.shares_tokens(self._adapter)
         for group in groups_within([len(prompt) for prompt in self._prompts], _PREFILL_TOKENS):
-            row = pack_prompts([self._prompts[index] for index in group], shares_prefix=shares_prefix)
+            prompts = [self._prompts[index] for index in group]
+            row = pack_prompts(prompts, shares_prefix=shares_prefix, causal=self._causal)
             cache = DynamicCache()
             tokens_1T, positions_1T, last_B = (x.to(device) for x in (row.tokens_1T, row.positions_1T, row.last_B))
             scores.append(self._model.prefill(tokens_1T, positions_1T, row.segments, last_B, cache, self._adapter))

@@ -13,9 +13,13 @@ from transformers import PreTrainedTokenizerBase
 BROKEN = "\ufffd"  # what decoding gives for bytes that are not (or not yet) a character
 
 
-def decode_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
-    """The tokens as text, special tokens left out, spaces as they are."""
-    text = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def decode_text(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], shown_ids: frozenset[int] = frozenset()
+) -> str:
+    """The tokens as text, special tokens left out but for those to be shown, spaces as they are."""
+    hidden = set(tokenizer.all_special_ids) - shown_ids if shown_ids else ()
+    kept = [token for token in tokens if token not in hidden]
+    text = tokenizer.decode(kept, skip_special_tokens=not shown_ids, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text
 
@@ -36,11 +40,14 @@ class TextStream:
     goes before) and those not yet given out.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], shown_ids: frozenset[int] = frozenset()
+    ) -> None:
         self.text = ""
         self.is_stopped = False
         self._tokenizer = tokenizer
         self._stops = stops
+        self._shown_ids = shown_ids
         self._given = 0  # characters of `text` that were given out
         self._window: list[int] = []
         self._num_settled = 0  # tokens of the window whose text is in `text`
@@ -64,7 +71,7 @@ class TextStream:
         return piece + self._give(len(self.text))
 
     def _decode(self, stop: int | None) -> str:
-        return decode_text(self._tokenizer, self._window[:stop])
+        return decode_text(self._tokenizer, self._window[:stop], self._shown_ids)
 
     def _extend(self, piece: str) -> str:
         """Append to the text; give out what can no longer become a stop text."""

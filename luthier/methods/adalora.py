@@ -33,7 +33,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter import AdapterAttachment, LayerMethod, linear_of, trainable
+from luthier.methods.adapter import LayerMethod, linear_of, trainable
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, LowRankBranch
 from luthier.methods.contract import Kin, StepDone, Traits
 from luthier.methods.peft_files import PeftForm

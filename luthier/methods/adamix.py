@@ -28,7 +28,8 @@ from pydantic import Discriminator, Field, Tag
 from torch import Tensor, nn
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter import AdapterAttachment, adapted_layers, generator_of, trainable
+from luthier.methods.adapter import adapted_layers, generator_of, trainable
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.bank import AdaptedLayer, AdaptedLinear, LowRankBranch
 from luthier.methods.bottleneck import Activation, bottleneck, fresh_down
 from luthier.methods.contract import Forward, Kin, Method, Traits
@@ -99,6 +100,11 @@ class AdaMix(Method):
         None,
         description="Only in these transformer layers, counted from 0 (an encoder's first, then its decoder's); unset: in all.",
     )
+
+    @property
+    def without_new_tokens(self) -> str | None:
+        """None: as for the adapter that the experts average to."""
+        return self.deployed.without_new_tokens
 
     @property
     def deployed(self) -> Houlsby | LoRA:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
@@ -19,11 +19,11 @@ from pydantic import Field, ValidationError, field_validator
 from torch import Tensor, nn
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter_files import AdapterFile, Form, task_type
-from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, adapted, put_module
-from luthier.methods.class_head import TrainedHead, check_apart
-from luthier.methods.contract import Attachment, Group, Method
-from luthier.methods.new_tokens import TrainedRows, check_apart_from_rows
+from luthier.methods.adapter_attachment import AdapterAttachment
+from luthier.methods.adapter_files import AdapterFile, Form
+from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, adapted
+from luthier.methods.contract import Group, Method
+from luthier.methods.rows_files import read_adapter
 from luthier.models.anatomy import Anatomy, find_targets
 from luthier.models.language_model import LanguageModel
 from luthier.ops.draws import salt_of
@@ -54,20 +54,25 @@ class AdapterMethod(Method):
         """Not where it goes on from an adapter."""
         return self.begin_from is None and super().begins_at_base
 
+    @property
+    def without_new_tokens(self) -> str | None:
+        """None: each adapter has rows of its own for them beside what it adds."""
+        return None
+
     def attach(self, model: LanguageModel, name: str, seed: int, *, fast: bool = True) -> AdapterAttachment:
         """Put the adapter into the model. With `from`, the file's settings and tensors take the place of these.
 
         What of the model's head is new trains with it, whole; so does what the file holds of the head.
         """
-        if model.new_tokens and not self.trains_new_tokens:
+        if model.new_tokens and self.without_new_tokens is not None:
             raise RecipeError(
-                f"{self.kind} has no place for the rows of new tokens.",
+                f"The rows of new tokens cannot train with {self.kind}: {self.without_new_tokens}.",
                 "Set method.kind to lora or full, or leave model.add_tokens out.",
                 field="method.kind",
             )
         if self.begin_from is None:
             return self.place(model, name, seed, fast)
-        file = self.form.read(self.begin_from)
+        file = read_adapter(self.form, self.begin_from)
         in_file = file.head_layers(model.anatomy)
         head = tuple(n for n in model.anatomy.head_linears if n in in_file or n in model.new_head)
         return self._from_file(file, head, model, name, seed, fast)
@@ -75,7 +80,7 @@ class AdapterMethod(Method):
     def attach_without_head(self, model: LanguageModel, name: str, *, fast: bool = True) -> AdapterAttachment:
         """The adapter of the folder that it goes on from, without the head that was trained with it: that of another task."""
         assert self.begin_from is not None
-        file = replace(self.form.read(self.begin_from), whole=(), head={})
+        file = replace(read_adapter(self.form, self.begin_from), whole=(), head={})
         return self._from_file(file, (), model, name, 0, fast)
 
     def _from_file(
@@ -277,190 +282,3 @@ def moved(module: Made, device: torch.device) -> Made:
 def trainable(tensor: Tensor, device: torch.device) -> nn.Parameter:
     """A tensor as a trainable one: fp32, on the device."""
     return nn.Parameter(tensor.to(device=device, dtype=torch.float32))
-
-
-class AdapterAttachment(Attachment):
-    """An adapter at work: its layers by the names that the model knew them by.
-
-    shared: trainable tensors of no single layer, by name. frozen: tensors that do not train but belong into the file.
-    head: what of the model's head is new, which trains whole beside the adapter. head_start: what of it the method
-    began otherwise than the base has it.
-    """
-
-    def __init__(
-        self,
-        method: AdapterMethod,
-        model: LanguageModel,
-        name: str,
-        layers: Mapping[str, AdaptedLayer],
-        *,
-        shared: Mapping[str, nn.Parameter] | None = None,
-        frozen: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        self.method = method
-        self.model = model
-        self.name = name
-        self.layers = dict(layers)
-        self.shared = dict(shared or {})
-        self.frozen = dict(frozen or {})
-        self.extra: dict[str, Any] = {}
-        self.trained_on = ""
-        self.head_start: dict[str, Tensor] = {}
-        self.new_rows = TrainedRows(model, name, model.new_tokens)
-        check_apart_from_rows(tuple(self.layers), self.new_rows)
-        self.head = TrainedHead(model, name)
-        self.train_head(model.new_head)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Whether the adapter that this goes on from was trained on a base of another name."""
-        base, name = self.trained_on, self.model.identity.name
-        if not base or PurePath(base).name.lower() == PurePath(name).name.lower():
-            return ()
-        return (
-            f"The adapter was trained on {base}, and the model is {name}: if their weights differ, it does not fit.",
-        )
-
-    def train_head(self, layers: tuple[str, ...]) -> None:
-        """Train these layers of the model's head too, whole. Raises RecipeError if the adapter itself is at one."""
-        check_apart(tuple(self.layers), layers)
-        self.head.leave()
-        self.head = TrainedHead(self.model, self.name, layers)
-
-    @torch.no_grad()
-    def begin_head(self, start: Mapping[str, Tensor]) -> None:
-        """Let tensors of the head that trains whole begin as these, by the base's names."""
-        self.head_start.update(start)
-        for name, tensor in start.items():
-            self.head.tensors[name].copy_(tensor)
-
-    @property
-    def num_in_head(self) -> int:
-        """The numbers of the head that trains whole."""
-        return sum(tensor.numel() for tensor in self.head.tensors.values())
-
-    @property
-    def branches(self) -> dict[str, Branch]:
-        """The adapter's branch at each layer."""
-        return {target: layer.branch(self.name) for target, layer in self.layers.items()}
-
-    @property
-    def groups(self) -> tuple[Group, ...]:
-        """Every branch's tensors, and those they share, in the method's groups; and those of the head."""
-        own = {
-            f"{target}.{ending}": tensor
-            for target, branch in self.branches.items()
-            for ending, tensor in branch.tensors.items()
-        }
-        return (*self.method.grouped({**own, **self.shared}), *self.head.groups, *self.new_rows.groups)
-
-    @property
-    def lowest_layer(self) -> int | None:
-        """The first adapted layer; None if the embedding, some of its rows or its norm train."""
-        return self.model.anatomy.lowest_layer((*self.layers, *self.new_rows.layers))
-
-    @property
-    def occupied(self) -> frozenset[str]:
-        """The places that the adapter has for itself among all that bear its name."""
-        return frozenset(self.layers)
-
-    @property
-    def adapter(self) -> str | None:
-        """The adapter's own name."""
-        return self.name
-
-    @property
-    def draws(self) -> bool:
-        """Whether some branch draws at random in training."""
-        return any(branch.draws for branch in self.branches.values())
-
-    def state(self) -> dict[str, Tensor]:
-        """The frozen tensors: a seed may draw others under another torch or on another device."""
-        return {name: tensor.detach().cpu() for name, tensor in self.frozen.items()}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` gave."""
-        for name, tensor in self.frozen.items():
-            tensor.copy_(state[name])
-
-    def file_settings(self) -> dict[str, Any]:
-        """The settings that shape the adapter as it now is."""
-        settings = self.method.file_settings()
-        if "targets" in settings:
-            settings["targets"] = tuple(self.layers)
-        return settings
-
-    def file_tensors(self) -> dict[str, Tensor]:
-        """What the adapter's file holds, by name."""
-        own = {
-            f"{target}.{ending}": tensor
-            for target, branch in self.branches.items()
-            for ending, tensor in branch.file_tensors().items()
-        }
-        return {**own, **{name: tensor.detach() for name, tensor in self.shared.items()}, **self.frozen}
-
-    @torch.no_grad()
-    def load(self, file: AdapterFile) -> None:
-        """Take the tensors of a file. Raises RecipeError for missing, unexpected or misshapen ones."""
-        self.extra, self.trained_on = file.extra, file.base
-        own = self.file_tensors()
-        file.check_names(set(own))
-        for name, tensor in own.items():
-            file.check_shape(name, tuple(tensor.shape))
-        for target, branch in self.branches.items():
-            branch.load_tensors({ending: file.tensors[f"{target}.{ending}"] for ending in branch.file_tensors()})
-        for name, tensor in (*self.shared.items(), *self.frozen.items()):
-            tensor.copy_(file.tensors[name])
-        if file.head:
-            self.head.load(file)
-        self.new_rows.load(file)
-
-    def write(self, folder: Path, announce: Callable[[str], None]) -> None:
-        """Write the adapter in its method's form."""
-        anatomy = self.model.anatomy
-        file = AdapterFile(
-            str(folder),
-            self.file_settings(),
-            self.file_tensors(),
-            self.model.identity.name,
-            self.extra,
-            head={name: tensor.detach() for name, tensor in self.head.tensors.items()},
-            tokens=self.new_rows.tokens,
-            rows={layer: tensor.detach() for layer, tensor in self.new_rows.tensors.items()},
-            task=task_type(anatomy),
-        )
-        reason = self.method.form.unshared(file, anatomy)
-        if reason is not None:
-            announce(f"The adapter is in Luthier's own form, which other tools do not read: {reason}.")
-        is_transposed = any(isinstance(layer, AdaptedLinear) and layer.is_transposed for layer in self.layers.values())
-        self.method.form.write(folder, file, anatomy, is_transposed)
-        if file.tokens:
-            self.model.tokenizer.save_pretrained(folder)
-
-    def merge(self) -> None:
-        """Fold every update into its layer, and take off banks that then are empty.
-
-        A head that is tied to the embedding is untied first, if the two change apart.
-        """
-        anatomy = self.model.anatomy
-        self.method.prepare_merge(self.model, tuple(self.layers))
-        changes_one = {anatomy.embedding, anatomy.head} & set(self.layers) and not self.method.keeps_tie
-        if anatomy.is_head_tied and changes_one:
-            _untie(self.model)
-        for target, layer in self.layers.items():
-            base = layer.merge(self.name)
-            if not layer.branches:
-                put_module(self.model, target, base)
-        self.layers = {}
-        self.head.merge()
-        self.new_rows.merge()
-
-
-def _untie(model: LanguageModel) -> None:
-    """Give the head its own copy of the weight that it shares with the embedding."""
-    head = model.hf.get_submodule(model.anatomy.head)
-    holder = head.base if isinstance(head, AdaptedLinear) else head
-    assert isinstance(holder, nn.Linear)
-    holder.weight = nn.Parameter(holder.weight.detach().clone(), requires_grad=False)
-    model.hf.config.tie_word_embeddings = False
-    model.anatomy = replace(model.anatomy, is_head_tied=False)

@@ -135,6 +135,10 @@ class Form(ABC):
         """Why the library whose form this is cannot have the adapter, so that it is written in Luthier's own; None if it can."""
         return None
 
+    def holds_rows(self, file: AdapterFile, anatomy: Anatomy) -> bool:
+        """Whether the form has a place for the rows of new tokens; if not, they lie in a file of their own (`rows_files`)."""
+        return False
+
 
 @dataclass(frozen=True)
 class OwnForm(Form):

@@ -37,7 +37,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from luthier.errors import LuthierError, RecipeError
-from luthier.methods.adapter import AdapterAttachment, AdapterMethod, generator_of, trainable
+from luthier.methods.adapter import AdapterMethod, generator_of, trainable
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.adapter_files import AdapterFile, Form, OwnForm, adapter_folder, read_config
 from luthier.methods.adapterhub_files import CONFIG, read_hub_config
 from luthier.methods.bank import AdaptedLayer, Branch
@@ -104,6 +105,11 @@ class AdapterFusion(AdapterMethod):
                 "there is nothing to fuse; name finished runs of houlsby, pfeiffer or parallel in adapters."
             )
         return self
+
+    @property
+    def without_new_tokens(self) -> str | None:
+        """The base must be the one that the adapters were trained over."""
+        return "the adapters that it mixes were trained over a base without them"
 
     def place(self, model: LanguageModel, name: str, seed: int, fast: bool) -> AdapterAttachment:
         """The fused adapters under names of their own, frozen, and a fusion wherever one of them stands."""

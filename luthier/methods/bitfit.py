@@ -74,7 +74,7 @@ class BitFit(BranchMethod):
     def places(self, model: LanguageModel) -> tuple[str, ...]:
         """The layers whose biases train. Raises RecipeError for missing biases as `missing` says, and if there are none."""
         anatomy = model.anatomy
-        head = anatomy.head_linears[:-1] if self.targets is None else anatomy.head_linears
+        head = anatomy.head_linears[: -1 if model.is_head_read else 0] if self.targets is None else anatomy.head_linears
         modules = (*anatomy.linears, *anatomy.norms, *(name for name in head if name not in model.new_head))
         chosen = find_among(anatomy, modules, self.targets, self.layers, "null")
         biased = {name for name in chosen if "bias" in own_parameters(frozen_module(model, name))}

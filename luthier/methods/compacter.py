@@ -31,7 +31,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter import AdapterAttachment, generator_of, trainable
+from luthier.methods.adapter import generator_of, trainable
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.adapterhub_files import AdapterHubForm, activation_of, hub_activation, width_of
 from luthier.methods.bank import Branch
 from luthier.methods.bottleneck import SUBLAYER_FLAGS, Activation, SublayerMethod, activated

@@ -21,9 +21,11 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter import AdapterAttachment, AdapterMethod
+from luthier.methods.adapter import AdapterMethod
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.adapter_files import AdapterFile
 from luthier.methods.contract import Group, StepDone
+from luthier.methods.rows_files import read_adapter
 from luthier.models.heads import ClassHead
 from luthier.models.language_model import LanguageModel
 from luthier.models.taps import Taps
@@ -47,11 +49,17 @@ class ComposedMethod(AdapterMethod):
                 found |= {f"{field}.{i}": part for i, part in enumerate(value) if isinstance(part, AdapterMethod)}
         return found
 
+    @property
+    def without_new_tokens(self) -> str | None:
+        """What the first part says that has no place for them."""
+        reasons = (part.without_new_tokens for part in self.named_parts.values())
+        return next((reason for reason in reasons if reason is not None), None)
+
     def attach(self, model: LanguageModel, name: str, seed: int, *, fast: bool = True) -> AdapterAttachment:
         """Put the parts into the model. With `from`, each goes on from its own folder."""
         if self.begin_from is None:
             return self.place(model, name, seed, fast)
-        file = self.form.read(self.begin_from)
+        file = read_adapter(self.form, self.begin_from)
         in_file = file.head_layers(model.anatomy)
         attachment = self._together(self._parts_of(file), model, name, seed, fast)
         attachment.train_head(tuple(n for n in model.anatomy.head_linears if n in in_file or n in model.new_head))
@@ -157,12 +165,13 @@ class ComposedAttachment(AdapterAttachment):
         self.parts = dict(parts)
         for part in self.parts.values():
             self.begin_head(part.head_start)
-            part.train_head(())  # a new head is of the whole
+            part.train_head(())  # a new head is of the whole, and so are the rows of new tokens
+            part.leave_rows()
 
     @property
     def groups(self) -> tuple[Group, ...]:
         """The parts' groups, each at its method's own rate, and what trains beside them."""
-        own = super().groups if self.shared else self.head.groups
+        own = super().groups if self.shared else (*self.head.groups, *self.new_rows.groups)
         return (*own, *(group for key, part in self.parts.items() for group in self._groups_of(key, part)))
 
     def _groups_of(self, key: str, part: AdapterAttachment) -> Iterator[Group]:
@@ -172,7 +181,7 @@ class ComposedAttachment(AdapterAttachment):
             yield Group(tensors, group.lr_factor * rate, group.decays)
 
     @property
-    def lowest_layer(self) -> int | None:
+    def lowest_changed(self) -> int | None:
         """The lowest of the parts'."""
         found = [part.lowest_layer for part in self.parts.values()]
         lowest = [index for index in found if index is not None]
@@ -236,7 +245,10 @@ class ComposedAttachment(AdapterAttachment):
             for key, part in self.parts.items()
             for name, shape in part.trained_shapes(_under(key, state)).items()
         }
-        beside = {name: tuple(tensor.shape) for name, tensor in {**self.shared, **self.head.tensors}.items()}
+        beside = {
+            name: tuple(tensor.shape)
+            for name, tensor in {**self.shared, **self.head.tensors, **self.new_rows.named}.items()
+        }
         return {**beside, **of_parts}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -262,6 +274,8 @@ class ComposedAttachment(AdapterAttachment):
             )
         for part in self.parts.values():
             part.merge()
+        self.head.merge()
+        self.new_rows.merge()
 
 
 def with_part_defaults(values: Any, defaults: Mapping[str, Mapping[str, Any]]) -> Any:

@@ -192,7 +192,7 @@ class Method(Settings, ABC):
     family: what it trains. paper: where it comes from. count: the formula of its trainable numbers. default_lr: the peak
     learning rate of a recipe that gives none. output_folder: what a finished run calls its result. tunes_base: whether
     the base's own weights train, so that the result is a whole model and not an adapter beside one. needs_quantization:
-    whether it makes sense over a quantized base alone. trains_new_tokens: whether rows of tokens that are added train with it.
+    whether it makes sense over a quantized base alone.
     """
 
     family: ClassVar[Kin]
@@ -203,7 +203,6 @@ class Method(Settings, ABC):
     output_folder: ClassVar[str]
     tunes_base: ClassVar[bool] = False
     needs_quantization: ClassVar[bool] = False
-    trains_new_tokens: ClassVar[bool] = False
 
     kind: str
 
@@ -234,6 +233,11 @@ class Method(Settings, ABC):
         for tensor in self.attach(model, REFERENCE, seed, fast=fast).trainables.values():
             tensor.requires_grad_(False)
         return Reference(REFERENCE)
+
+    @property
+    def without_new_tokens(self) -> str | None:
+        """Why the rows of tokens that are added to the model cannot train with it; None if they do."""
+        return "it trains no rows of the embedding"
 
     def class_head(self, head: ClassHead) -> ClassHead:
         """The head for the objective's classes that the method needs, where the model is loaded with one."""

@@ -29,7 +29,6 @@ class Full(Method):
     default_lr: ClassVar[float] = 2e-5
     output_folder: ClassVar[str] = "model"
     tunes_base: ClassVar[bool] = True
-    trains_new_tokens: ClassVar[bool] = True
     count: ClassVar[str] = "the size of the chosen tensors; a head tied to the embedding counts once"
 
     kind: Literal["full"] = "full"
@@ -44,6 +43,11 @@ class Full(Method):
         None,
         description="Whether final norm and head train; unset: only if all layers do. A new head for classes always trains.",
     )
+
+    @property
+    def without_new_tokens(self) -> str | None:
+        """None: embedding and head train, or `attach` says what to set."""
+        return None
 
     def attach(self, model: LanguageModel, name: str, seed: int, *, fast: bool = True) -> FullAttachment:
         """Unfreeze the chosen tensors, in fp32."""
@@ -70,10 +74,12 @@ class Full(Method):
         places += [name + "." for name in model.new_head]
         if trains_embedding:
             places += [anatomy.embedding + "."]
+        unread = unread_head(model)
         names = [
             n
-            for n, _ in model.hf.named_parameters()
-            if (whole and trains_embedding and trains_head) or n.startswith(tuple(places))
+            for n, parameter in model.hf.named_parameters()
+            if ((whole and trains_embedding and trains_head) or n.startswith(tuple(places)))
+            and id(parameter) not in unread
         ]
         if not names:
             raise RecipeError("Nothing is left to train.", "Name some layers in method.layers.", field="method.layers")
@@ -87,6 +93,16 @@ class Full(Method):
                     f"Use indices from 0 to {count - 1}.",
                     field="method.layers",
                 )
+
+
+def unread_head(model: LanguageModel) -> set[int]:
+    """The ids of what of the head alone nothing asks: left to train, it would only decay."""
+    if model.is_head_read:
+        return set()
+    anatomy = model.anatomy
+    held = (parameter for part in anatomy.head_parts for parameter in model.hf.get_submodule(part.name).parameters())
+    embedding = {id(parameter) for parameter in model.hf.get_submodule(anatomy.embedding).parameters()}
+    return {id(parameter) for parameter in held} - embedding
 
 
 class FullAttachment(Attachment):

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.methods.adapter import AdapterAttachment
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.bottleneck import BottleneckForm, BottleneckMethod
 from luthier.methods.contract import Kin
 from luthier.methods.sublayers import SerialBranch, Sublayer, sublayer_ends, with_branches

@@ -22,7 +22,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from luthier.methods.adapter import AdapterAttachment, LayerMethod, adapted_layers, generator_of, linear_of, trainable
+from luthier.methods.adapter import LayerMethod, adapted_layers, generator_of, linear_of, trainable
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.adapter_files import AdapterFile
 from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, LinearBranch
 from luthier.methods.contract import Group, Kin, Traits

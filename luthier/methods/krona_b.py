@@ -22,7 +22,8 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from luthier.methods.adapter import AdapterAttachment, AdapterMethod, adapted_layers, generator_of, linear_of, trainable
+from luthier.methods.adapter import AdapterMethod, adapted_layers, generator_of, linear_of, trainable
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.adapter_files import OwnForm
 from luthier.methods.bank import AdaptedLinear, LinearBranch
 from luthier.methods.contract import Kin, Traits

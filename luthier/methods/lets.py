@@ -46,7 +46,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter import AdapterAttachment
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.adapter_files import AdapterFile, OwnForm
 from luthier.methods.contract import Group, Kin, StepDone, Traits
 from luthier.methods.lets_side import LeTSSide

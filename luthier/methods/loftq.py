@@ -25,7 +25,8 @@ from pydantic import Field
 from torch import Tensor
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter import AdapterAttachment, linear_of, trainable
+from luthier.methods.adapter import linear_of, trainable
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.bank import AdaptedLayer, Branch
 from luthier.methods.contract import Kin, Traits
 from luthier.methods.lora import LORA_FORM, LowRank, fresh_pair

@@ -23,7 +23,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from luthier.methods.adapter import AdapterAttachment, LayerMethod, trainable
+from luthier.methods.adapter import LayerMethod, trainable
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.bank import AdaptedEmbedding, AdaptedLayer, AdaptedLinear, Branch
 from luthier.methods.contract import Group, Kin, Traits
 from luthier.methods.lora_layers import LoRABranch, LoRAEmbeddingBranch
@@ -62,6 +63,7 @@ LORA_FORM = PeftForm(
         "init_lora_weights": (None, True, False, "gaussian", "orthogonal", "eva"),
     },
     constants={"bias": "none", "init_lora_weights": True},
+    has_rows=True,
     stacks=True,
 )
 
@@ -141,7 +143,6 @@ class LoRA(LowRank):
     traits: ClassVar[Traits] = Traits(merges=True, deep_backward=True, over_4bit=True, identity_at_start=True)
     default_lr: ClassVar[float] = 2e-4
     form: ClassVar[PeftForm] = LORA_FORM
-    trains_new_tokens: ClassVar[bool] = True
 
     kind: Literal["lora"] = "lora"
     targets: Literal["all-linear"] | tuple[str, ...] = Field(

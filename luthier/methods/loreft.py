@@ -33,7 +33,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter import AdapterAttachment, AdapterMethod, generator_of, trainable
+from luthier.methods.adapter import AdapterMethod, generator_of, trainable
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.adapter_files import OwnForm
 from luthier.methods.contract import Group, Kin, Traits
 from luthier.models.anatomy import Anatomy, LayerAnatomy, chosen_layers
@@ -158,7 +159,7 @@ class LoReFTAttachment(AdapterAttachment):
         self.edited = tuple(edited)
 
     @property
-    def lowest_layer(self) -> int | None:
+    def lowest_changed(self) -> int | None:
         """The lowest chosen layer, of which no more than the output needs a backward pass."""
         return min(layer.index for layer in self.edited)
 

@@ -53,6 +53,7 @@ class PeftForm(Form):
     endings: what a tensor may be called after its layer. shared: tensors that belong to no layer.
     allowed: config fields that change what the adapter computes, and the values under which this method is meant.
     constants: what is written besides. transposes: whether the config says if weights are stored as (in, out).
+    has_rows: whether peft trains rows of tokens beside this type.
     stacks: whether there are such adapters of experts, whose weights transformers keeps stacked; if not, those of a mixture
     are written in Luthier's own form.
 
@@ -69,6 +70,7 @@ class PeftForm(Form):
     allowed: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
     transposes: bool = True
+    has_rows: bool = False
     stacks: bool = False
 
     def read(self, source: str) -> AdapterFile:
@@ -144,7 +146,7 @@ class PeftForm(Form):
             "base_model_name_or_path": file.base,
             **self.config_of(settings),
             "target_modules": list(modules),
-            **_token_config(file),
+            **(_token_config(file) if self.has_rows else {}),
         }
         if self.transposes:
             config["fan_in_fan_out"] = is_transposed
@@ -154,7 +156,8 @@ class PeftForm(Form):
             config["target_parameters"] = parameters or None
         named = {self._outer_name(name): tensor for name, tensor in stacked(stacks, file.tensors).items()}
         named |= {_PREFIX + name: tensor for name, tensor in file.head.items()}
-        named |= {f"{_PREFIX}{layer}{_ROWS}": tensor for layer, tensor in file.rows.items()}
+        if self.has_rows:
+            named |= {f"{_PREFIX}{layer}{_ROWS}": tensor for layer, tensor in file.rows.items()}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
         write_bytes(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
         write_json(folder / CONFIG, config)
@@ -168,6 +171,10 @@ class PeftForm(Form):
             )
         reason = unstackable(stacks, file.settings, file.tensors)
         return None if reason is None else f"{reason}, and peft has one for all of them"
+
+    def holds_rows(self, file: AdapterFile, anatomy: Anatomy) -> bool:
+        """Where peft has a place for them."""
+        return self.has_rows and self.unshared(file, anatomy) is None
 
     def _with_settings(self, file: AdapterFile) -> AdapterFile:
         """A file of our own form, which says by peft's names what shapes the adapter."""

@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from luthier.methods.adapter import AdapterAttachment
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.bank import AdaptedLayer, Branch
 from luthier.methods.bottleneck import FEEDFORWARD_ONLY, Activation, BottleneckForm, BottleneckMethod
 from luthier.methods.contract import Kin

@@ -37,7 +37,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter import AdapterAttachment, linear_of, trainable
+from luthier.methods.adapter import linear_of, trainable
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, LowRankBranch
 from luthier.methods.contract import Kin, Method, Traits
 from luthier.methods.lora import LORA_FORM, LoRA, LowRank

@@ -45,7 +45,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter import AdapterAttachment, generator_of, moved
+from luthier.methods.adapter import generator_of, moved
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.adapter_files import AdapterFile, Form, OwnForm, adapter_folder, read_config
 from luthier.methods.adapterhub_files import check_model_type, is_hub_file
 from luthier.methods.adapterhub_prefix import ARCHITECTURES, WIDTH, has_hub_prefixes, read_hub_prefix, write_hub_prefix

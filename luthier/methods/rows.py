@@ -29,7 +29,8 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from luthier.errors import NotFound, RecipeError
-from luthier.methods.adapter import AdapterAttachment, PlacedMethod, adapted_layers, trainable
+from luthier.methods.adapter import PlacedMethod, adapted_layers, trainable
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.adapter_files import AdapterFile, Form, OwnForm
 from luthier.methods.bank import AdaptedEmbedding, AdaptedLinear
 from luthier.methods.contract import Group, Kin, Traits

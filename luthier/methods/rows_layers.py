@@ -47,6 +47,24 @@ class TokenRows(Branch):
         table[self.sorted_K] = self.rows_KD[self.place_K].to(table.dtype)
 
 
+class OverRows(Branch):
+    """A branch at the embedding that goes on from some tokens' rows: the frozen ones, or in their place those of new tokens.
+
+    new_rows: the trained rows of new tokens; None where the base has all its tokens.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.new_rows: TokenRows | None = None
+
+    def rows(self, tokens_N: Tensor, layer: AdaptedEmbedding, run: Run) -> Tensor:
+        """The rows (N, D) of tokens."""
+        if self.new_rows is None:
+            return layer.rows(tokens_N)
+        rows_ND: Tensor = self.new_rows(tokens_N, layer, run)
+        return rows_ND
+
+
 class HeadRows(LinearBranch):
     """The rows (K, I) of K tokens in the place of a head's frozen ones; its bias stays.
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter import AdapterAttachment, AdapterMethod, generator_of, moved
+from luthier.methods.adapter import AdapterMethod, generator_of, moved
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.models.language_model import LanguageModel
 from luthier.models.sides import Side
 from luthier.models.taps import Taps
@@ -20,6 +21,11 @@ class SideMethod(AdapterMethod):
     @abstractmethod
     def side(self, model: LanguageModel, generator: torch.Generator) -> Side:
         """A fresh side network for the model, its trainable tensors fp32."""
+
+    @property
+    def without_new_tokens(self) -> str | None:
+        """The base is read as it is."""
+        return "the base is read without a backward pass, so that nothing tells the embedding how to change"
 
     def place(self, model: LanguageModel, name: str, seed: int, fast: bool) -> AdapterAttachment:
         """The side network under the adapter's name. Raises RecipeError for a model that projects after its layers."""

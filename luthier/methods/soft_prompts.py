@@ -22,11 +22,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter import AdapterAttachment, AdapterMethod, generator_of, moved
+from luthier.methods.adapter import AdapterMethod, generator_of, moved
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.adapter_files import AdapterFile
-from luthier.methods.bank import AdaptedEmbedding, AdaptedLayer, Branch, adapted
+from luthier.methods.bank import AdaptedEmbedding, AdaptedLayer, adapted
 from luthier.methods.contract import Group
 from luthier.methods.prompt_files import ENCODER, TABLE
+from luthier.methods.rows_layers import OverRows
 from luthier.models.call import Run, current_call
 from luthier.models.language_model import LanguageModel
 from luthier.models.virtual_tokens import VirtualTokens, early_in
@@ -62,7 +64,7 @@ class RowSource(PromptSource):
         return self.prompt_embeddings
 
 
-class PromptBranch(Branch):
+class PromptBranch(OverRows):
     """A soft prompt at the embedding: its rows for the placeholders, the base's for all other tokens.
 
     in_sources: whether the placeholders stand before what an encoder reads. mask: the token that one more placeholder, behind
@@ -85,12 +87,12 @@ class PromptBranch(Branch):
         """The embeddings (N, D) of a run's tokens."""
         call = current_call()
         if call.is_source != self.in_sources:
-            return layer.rows(tokens_N)
+            return self.rows(tokens_N, layer, run)
         assert call.positions_N is not None, "a stack is called with positions"
         own_N = call.positions_N[run.start : run.stop]
         if self.mask is not None:
             tokens_N = tokens_N.masked_fill(own_N == self.num_virtual, self.mask)
-        rows_ND = layer.rows(tokens_N)
+        rows_ND = self.rows(tokens_N, layer, run)
         at_M, position_M = early_in(own_N, self.num_virtual, run, call.segments)
         if len(at_M) == 0:  # each step of generation but the first
             return rows_ND
@@ -144,7 +146,7 @@ class SoftPromptAttachment(AdapterAttachment):
         return self.model.num_virtual_answer(self.name)
 
     @property
-    def lowest_layer(self) -> int | None:
+    def lowest_changed(self) -> int | None:
         """None for a soft prompt, which is reached through the embedding; the first for a prefix, which all layers see."""
         return None if self.layers else 0
 

@@ -45,6 +45,11 @@ class TopLayers(Method):
         description="Whether the head trains too; unset: only if it is not tied to the embedding. A new head for classes always trains.",
     )
 
+    @property
+    def without_new_tokens(self) -> str | None:
+        """The embedding does not train."""
+        return "it trains the last layers, and the embedding is below them"
+
     def keeps_full(self, anatomy: Anatomy) -> tuple[str, ...]:
         """The linear layers of the layers that train."""
         return tuple(name for layer in self._trained(anatomy) for name in layer.linears)
@@ -53,7 +58,15 @@ class TopLayers(Method):
         """Unfreeze the last layers, in fp32."""
         anatomy = model.anatomy
         layers = self._trained(anatomy)
-        trains_head = not anatomy.is_head_tied if self.include_head is None else self.include_head
+        trains_head = (
+            not anatomy.is_head_tied and model.is_head_read if self.include_head is None else self.include_head
+        )
+        if trains_head and not model.is_head_read:
+            raise RecipeError(
+                "The objective asks nothing of the model's head, so that nothing of it would learn.",
+                "Leave method.include_head out.",
+                field="method.include_head",
+            )
         if trains_head and anatomy.is_head_tied:
             raise RecipeError(
                 "The model's head is its embedding, so training it would train the embedding below every layer.",

@@ -31,7 +31,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from luthier.methods.adapter import AdapterAttachment, linear_of
+from luthier.methods.adapter import linear_of
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.adapter_files import OwnForm
 from luthier.methods.composed import ComposedMethod, of_part, with_part_defaults
 from luthier.methods.contract import Group, Kin, Traits

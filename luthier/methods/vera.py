@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from luthier.methods.adapter import AdapterAttachment, TargetedMethod, adapted_layers, linear_of, trainable
+from luthier.methods.adapter import TargetedMethod, adapted_layers, linear_of, trainable
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.adapter_files import AdapterFile
 from luthier.methods.bank import AdaptedLinear, LinearBranch
 from luthier.methods.contract import Kin, Traits

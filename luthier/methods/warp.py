@@ -35,7 +35,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from luthier.errors import RecipeError
-from luthier.methods.adapter import AdapterAttachment, generator_of, moved, trainable
+from luthier.methods.adapter import generator_of, moved, trainable
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.adapter_files import OwnForm
 from luthier.methods.bank import AdaptedLinear, LinearBranch, adapted
 from luthier.methods.contract import Kin, Traits
@@ -132,6 +133,12 @@ class WARP(WordPromptMethod):
         if self.classes is None:
             raise RecipeError(
                 "WARP has no classes.", "Name the words that answers choose among.", field="method.classes"
+            )
+        if not model.is_head_read:
+            raise RecipeError(
+                "WARP learns what the head says of its words, and the objective asks nothing of the head.",
+                "Set method.kind to prompt-tuning.",
+                field="method.kind",
             )
         token_C = self._class_tokens(model, self.classes).to(model.device)
         source = moved(self.source(model, generator_of(self.kind, seed)), model.device)

@@ -76,6 +76,11 @@ class WordsHead:
 Head = ClassHead | WordsHead
 
 
+def is_read(head: Head | None) -> bool:
+    """Whether what is learned is told by the head, so that it may train."""
+    return not isinstance(head, WordsHead) or head.is_read
+
+
 def classes_of(config: PreTrainedConfig) -> tuple[str, ...]:
     """The classes that a model's config names, in the order of their logits."""
     names = {int(index): name for index, name in (config.id2label or {}).items()}

@@ -70,8 +70,8 @@ class LanguageModel:
     """A transformers model and its tokenizer, seen through the model's anatomy.
 
     new_head: the layers of its head that no file held, so that whatever is tuned must train them too. new_tokens: the ids of
-    tokens whose rows no file held, likewise. prepared: by layer, the
-    tensors that a method begins with there because of how the base was quantized for it.
+    tokens whose rows no file held, likewise. is_head_read: whether what is learned is told by the head; if not, no layer of it
+    trains. prepared: by layer, the tensors that a method begins with there because of how the base was quantized for it.
     """
 
     hf: PreTrainedModel
@@ -85,6 +85,7 @@ class LanguageModel:
     trunk_cache: TrunkCache | None = None
     new_head: tuple[str, ...] = ()
     new_tokens: tuple[int, ...] = ()
+    is_head_read: bool = True
     prepared: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @property

@@ -21,7 +21,7 @@ from luthier.models.families import Family, check_fixed, family_of
 from luthier.models.fast_layers import use_fast_layers
 from luthier.models.fitting import fit_family
 from luthier.models.gguf_packed import GGUFBlocks
-from luthier.models.heads import ClassHead, Head, WordsHead, read_class_weights, read_mask_weights
+from luthier.models.heads import ClassHead, Head, WordsHead, is_read, read_class_weights, read_mask_weights
 from luthier.models.language_model import FastModel, Identity, LanguageModel
 from luthier.models.new_tokens import grow
 from luthier.models.reading import read_anatomy
@@ -108,7 +108,7 @@ def load_model(
     source = locate(settings, announce, seed=seed)
     config = read_config(source)
     family = family_of(config.model_type)
-    head = check_head(family, config.model_type, head)
+    asked, head = head, check_head(family, config.model_type, head)
     _check_readable(source, config, family)
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
@@ -151,6 +151,7 @@ def load_model(
         fast,
         new_head=new_head,
         new_tokens=new_tokens,
+        is_head_read=is_read(asked),
         prepared=first,
     )
 

@@ -29,7 +29,7 @@ class ModelSettings(Settings):
     )
     add_tokens: tuple[str, ...] = Field(
         (),
-        description="Special tokens that the model does not have yet, such as markers; they get rows of their own, which train with any of the methods lora and full.",
+        description="Special tokens that the model does not have yet, such as markers; they get rows of their own, which train with full and beside any adapter that lets a gradient reach the embedding.",
     )
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",

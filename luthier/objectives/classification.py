@@ -25,6 +25,8 @@ class Classification(OverClasses):
     """Learn to tell classes apart."""
 
     takes: ClassVar[Gives] = "labels"
+    loss_unit: ClassVar[str] = "nats per text"
+    targets_are: ClassVar[str] = "learned labels"
 
     kind: Literal["classification"] = "classification"
 

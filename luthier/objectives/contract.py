@@ -7,7 +7,7 @@ divides by the whole step's weight, so that any cut into micro-batches gives the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -19,6 +19,7 @@ from luthier.corruption.vocabulary import Vocabulary
 from luthier.models.heads import Head
 from luthier.models.outputs import Outputs
 from luthier.models.settings import ModelSettings
+from luthier.objectives.asking import AS_WRITTEN, Asking
 from luthier.types import Example, Gives, ModelKind, Origin, Rendered, Settings, TextsAs
 
 Corrupt = Callable[[Example, np.random.Generator], Example]
@@ -85,6 +86,8 @@ class Objective(Settings, ABC):
     that are too long are cut into pieces, each a row of its own. kinds: which models it is for. learns_ends: whether a model
     that never learned to end a text is broken. writes: whether the model that comes out writes text. in_place: whether a target is learned at its own place, rather than at the
     one before. is_likelihood: whether the loss, of a model that writes, is nats a token, which a guess among all words bounds.
+    needs_others: whether a row has something of the row before it, as `beside_other` makes it.
+    loss_unit: what the loss is, and of what the mean. targets_are: what its targets are called.
     """
 
     takes: ClassVar[Gives] = "text"
@@ -95,6 +98,9 @@ class Objective(Settings, ABC):
     writes: ClassVar[bool] = True
     in_place: ClassVar[bool] = False
     is_likelihood: ClassVar[bool] = True
+    needs_others: ClassVar[bool] = False
+    loss_unit: ClassVar[str] = "nats per learned token"
+    targets_are: ClassVar[str] = "learned tokens"
 
     kind: str
 
@@ -123,6 +129,10 @@ class Objective(Settings, ABC):
         """What is done to an example anew in each epoch; None for nothing. Raises RecipeError for tokens that are missing."""
         return None
 
+    def asking(self, vocabulary: Vocabulary) -> Asking:
+        """How a model that learned by it is asked. Raises RecipeError as `corruption` does."""
+        return AS_WRITTEN
+
     def settled(self, labels: tuple[str, ...]) -> Self:
         """The same with what it takes from the labels of the training rows, each once, in order."""
         return self
@@ -141,9 +151,9 @@ class Objective(Settings, ABC):
         """Those that are not its own model."""
         return tuple(each for each in self.companions if each.model is not None)
 
-    def beside_others(self, rendered: Mapping[int, Rendered], longest: int) -> Mapping[int, Rendered]:
-        """All rows of a source by their numbers, each with what it needs of the others. longest: most tokens of a text."""
-        return rendered
+    def beside_other(self, example: Example, other: Example, longest: int) -> Example:
+        """A row with what it needs of the row before it, where it `needs_others`. longest: most tokens of what is made."""
+        return example
 
     def measured(self, outputs: Outputs) -> dict[str, Sums]:
         """What of a micro-batch is written down beside the loss: by name a sum, and how many it is over."""

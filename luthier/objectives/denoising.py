@@ -16,6 +16,7 @@ from pydantic import Field
 
 from luthier.corruption.infilling import corrupt_text
 from luthier.corruption.vocabulary import Vocabulary
+from luthier.objectives.asking import Asking
 from luthier.objectives.contract import Corrupt
 from luthier.objectives.pretraining import Pretraining, answered, longest_within
 from luthier.types import Example, IntArray, ModelKind, TextsAs
@@ -55,6 +56,10 @@ class Denoising(Pretraining):
         return partial(
             self._noised, vocabulary=vocabulary, mask_id=vocabulary.mask_id, answer_start=vocabulary.answer_start
         )
+
+    def asking(self, vocabulary: Vocabulary) -> Asking:
+        """A prompt is a text with masks, and the answer the whole text."""
+        return Asking(shown_ids=frozenset([vocabulary.mask_id]))
 
     def _longest_inputs(self, length: int) -> int:
         grown = self.mask if self.replace == "each" else 0.0  # a span of no words adds a mask, and nothing is taken out

@@ -39,6 +39,8 @@ class Embedding(JointObjective):
 
     writes: ClassVar[bool] = False
     takes: ClassVar[Gives] = "similar"
+    loss_unit: ClassVar[str] = "nats per anchor"
+    targets_are: ClassVar[str] = "pooled tokens"
 
     kind: Literal["embedding"] = "embedding"
     temperature: float = Field(0.05, gt=0.0, description="τ: the smaller, the more the nearest negatives count.")

@@ -13,7 +13,6 @@ Shapes: M rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -22,12 +21,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from luthier.errors import DataError
 from luthier.models.outputs import Outputs
 from luthier.objectives.contract import Companion, JointObjective, Objective, Sums, Whole
 from luthier.objectives.preference import REFERENCE, answers_example, reference_logprobs, sums_by_sample
 from luthier.objectives.sft import SFT
-from luthier.types import Example, Gives, ModelKind, Origin, Rendered
+from luthier.types import Example, Gives, ModelKind, Origin, Part, Rendered
 
 OWN, OTHER = 0, 1
 """The samples of a row: its own answer, and one that belongs to another prompt."""
@@ -54,6 +52,7 @@ class KTO(JointObjective):
     takes: ClassVar[Gives] = "verdicts"
     kinds: ClassVar[tuple[ModelKind, ...]] = ("decoder",)
     is_likelihood: ClassVar[bool] = False
+    needs_others: ClassVar[bool] = True
 
     kind: Literal["kto"] = "kto"
     beta: float = Field(
@@ -76,25 +75,30 @@ class KTO(JointObjective):
         """The plain loss of the answers, good and bad."""
         return SFT()
 
-    def beside_others(self, rendered: Mapping[int, Rendered], longest: int) -> dict[int, Rendered]:
-        """Each row with the answer of the row before it behind its own prompt. Raises: DataError for a single row."""
-        if len(rendered) == 1:
-            raise DataError("There is a single row, and kto compares rows.", "Give at least two.", field="data.train")
-        numbers = list(rendered)
-        before = dict(zip(numbers, [*numbers[-1:], *numbers[:-1]], strict=True))
-        return {
-            number: replace(row, beside=(_swapped(row, rendered[before[number]], longest),))
-            for number, row in rendered.items()
-        }
+    def beside_other(self, example: Example, other: Example, longest: int) -> Example:
+        """The row with the answer of the row before it behind its own prompt; one with the same answer is its own stand-in."""
+        prompt, own = (part.tokens_T for part in example.parts)
+        answer = other.parts[1].tokens_T[: max(1, longest - len(prompt))]
+        if np.array_equal(answer, own):
+            return example
+        at_K = other.source_N + 1 - len(other.parts[0].tokens_T)
+        at_K = at_K[at_K < len(answer)]
+        source_K = np.where(at_K == 0, len(prompt) - 1, len(prompt) + len(own) + at_K - 1)
+        more = len(at_K)
+        assert example.value_N is not None, "rows of kto have a verdict"
+        return replace(
+            example,
+            parts=(*example.parts, Part(answer, parent=0)),
+            source_N=np.concatenate([example.source_N, source_K]),
+            token_N=np.concatenate([example.token_N, answer[at_K]]),
+            weight_N=np.concatenate([example.weight_N, np.zeros(more, dtype=np.float32)]),
+            sample_N=np.concatenate([example.sample_N, np.full(more, OTHER, dtype=np.int64)]),
+            value_N=np.concatenate([example.value_N, np.full(more, example.value_N[0], dtype=np.float32)]),
+        )
 
     def example(self, rendered: Rendered, document: int, origin: Origin) -> Example:
-        """The prompt with its own answer and another's; every target has the verdict as its number."""
-        own, other = rendered.texts
-        example = (
-            answers_example((own, other), document, origin)
-            if not np.array_equal(own.tokens_T, other.tokens_T)
-            else answers_example((own,), document, origin)  # two rows with the same answer: it is its own stand-in
-        )
+        """The prompt and the answer behind it, as two parts; every target has the verdict as its number."""
+        example = answers_example((rendered,), document, origin)
         return replace(example, value_N=np.full(example.num_learned, rendered.score, dtype=np.float32))
 
     def whole(self, outputs: Outputs) -> Whole:
@@ -131,13 +135,3 @@ class KTO(JointObjective):
         """log π / π_ref of the rows' own answers, z₀, and which are good."""
         policy_M, reference_M, other_M, good_M = whole.vector_MD.unbind(dim=1)
         return policy_M - reference_M, divergence(other_M), good_M > 0.5
-
-
-def _swapped(row: Rendered, other: Rendered, longest: int) -> Rendered:
-    """The row's prompt with the other's answer behind it, of so many tokens at most, but one token of the answer at least."""
-    prompt, answer = (int(np.argmax(each.weight_T > 0)) for each in (row, other))
-    kept = slice(answer, answer + max(1, longest - prompt))
-    return Rendered(
-        np.concatenate([row.tokens_T[:prompt], other.tokens_T[kept]]),
-        np.concatenate([row.weight_T[:prompt], other.weight_T[kept]]),
-    )

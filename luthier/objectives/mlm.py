@@ -28,6 +28,8 @@ class MLM(Pretraining):
     kinds: ClassVar[tuple[ModelKind, ...]] = ("encoder",)
     reads: ClassVar[TextsAs] = "read"
     in_place: ClassVar[bool] = True
+    loss_unit: ClassVar[str] = "nats per hidden token"
+    targets_are: ClassVar[str] = "hidden tokens"
 
     kind: Literal["mlm"] = "mlm"
     rate: float = Field(

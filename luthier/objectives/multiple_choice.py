@@ -28,6 +28,8 @@ class MultipleChoice(Objective):
 
     writes: ClassVar[bool] = False
     takes: ClassVar[Gives] = "choices"
+    loss_unit: ClassVar[str] = "nats per question"
+    targets_are: ClassVar[str] = "answered questions"
 
     kind: Literal["multiple-choice"] = "multiple-choice"
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from luthier.corruption.prefix import split_point
 from luthier.corruption.vocabulary import Vocabulary
+from luthier.objectives.asking import Asking
 from luthier.objectives.contract import Corrupt
 from luthier.objectives.pretraining import Pretraining, continued
 from luthier.types import Example, ModelKind
@@ -28,6 +29,10 @@ class PrefixLM(Pretraining):
     def corruption(self, vocabulary: Vocabulary) -> Corrupt:
         """Cut a text in two."""
         return _cut
+
+    def asking(self, vocabulary: Vocabulary) -> Asking:
+        """A prompt is the first part of a text."""
+        return Asking(causal=False)
 
 
 def _cut(text: Example, draw: np.random.Generator) -> Example:

@@ -26,6 +26,8 @@ class Regression(Objective):
 
     writes: ClassVar[bool] = False
     takes: ClassVar[Gives] = "scores"
+    loss_unit: ClassVar[str] = "squared error per text"
+    targets_are: ClassVar[str] = "learned scores"
 
     kind: Literal["regression"] = "regression"
 

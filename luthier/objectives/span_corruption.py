@@ -16,6 +16,7 @@ from pydantic import Field
 
 from luthier.corruption.spans import corrupt_spans, num_noise
 from luthier.corruption.vocabulary import Vocabulary
+from luthier.objectives.asking import Asking
 from luthier.objectives.contract import Corrupt
 from luthier.objectives.pretraining import Pretraining, answered, longest_within
 from luthier.types import Example, IntArray, ModelKind, TextsAs
@@ -49,6 +50,14 @@ class SpanCorruption(Pretraining):
             end_id=vocabulary.end_id,
             answer_start=vocabulary.answer_start,
         )
+
+    def asking(self, vocabulary: Vocabulary) -> Asking:
+        """A prompt is a text with sentinels, and the answer says what each stands for."""
+
+        def tokens(prompt: str) -> list[int]:
+            return [*vocabulary.encode(prompt), vocabulary.end_id]
+
+        return Asking(tokens=tokens, shown_ids=frozenset(vocabulary.sentinels.tolist()))
 
     def _cut(
         self, text: Example, draw: np.random.Generator, sentinels: IntArray, end_id: int, answer_start: int

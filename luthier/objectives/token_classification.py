@@ -22,6 +22,8 @@ class TokenClassification(OverClasses):
     """Learn to tag words."""
 
     takes: ClassVar[Gives] = "tags"
+    loss_unit: ClassVar[str] = "nats per tagged word"
+    targets_are: ClassVar[str] = "tagged words"
 
     kind: Literal["token-classification"] = "token-classification"
 

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from luthier.corruption.ul2 import DENOISERS, MODE_TOKENS, Mode, choose_denoiser, corrupt_as
 from luthier.corruption.vocabulary import Vocabulary
+from luthier.objectives.asking import Asking
 from luthier.objectives.contract import Corrupt
 from luthier.objectives.pretraining import Pretraining, answered, continued, longest_within
 from luthier.types import Example, IntArray, ModelKind, TextsAs
@@ -51,9 +52,7 @@ class UL2(Pretraining):
 
     def corruption(self, vocabulary: Vocabulary) -> Corrupt:
         """Corrupt a text by a denoiser drawn for it."""
-        marks: Mapping[Mode, int] | None = None
-        if self.mode_tokens:
-            marks = {mode: vocabulary.id_of(token, "objective.mode_tokens") for mode, token in MODE_TOKENS.items()}
+        marks = self._marks(vocabulary)
         return partial(
             self._corrupted,
             sentinels=vocabulary.sentinels,
@@ -61,6 +60,28 @@ class UL2(Pretraining):
             mode_ids=marks,
             answer_start=vocabulary.answer_start,
         )
+
+    def asking(self, vocabulary: Vocabulary) -> Asking:
+        """A prompt is a text with sentinels or one to be gone on from, which a decoder reads both ways.
+
+        One that does not say its mode is put in one: R where sentinels stand in it, else S.
+        """
+        sentinels, marks = set(vocabulary.sentinels.tolist()), self._marks(vocabulary)
+
+        def tokens(prompt: str) -> list[int]:
+            said = next((mode for mode, token in MODE_TOKENS.items() if marks and prompt.startswith(token)), None)
+            text = prompt if said is None else prompt.removeprefix(MODE_TOKENS[said]).lstrip()
+            ids = vocabulary.encode(text)
+            mode: Mode = said or ("R" if sentinels & set(ids) else "S")
+            return [*([marks[mode]] if marks else []), *ids, vocabulary.end_id]
+
+        return Asking(causal=False, tokens=tokens, shown_ids=frozenset([*sentinels, *(marks or {}).values()]))
+
+    def _marks(self, vocabulary: Vocabulary) -> Mapping[Mode, int] | None:
+        """What inputs begin with; None where they begin with nothing."""
+        if not self.mode_tokens:
+            return None
+        return {mode: vocabulary.id_of(token, "objective.mode_tokens") for mode, token in MODE_TOKENS.items()}
 
     def _corrupted(
         self,

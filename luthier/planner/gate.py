@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from luthier.data.mixture import Mixture
 from luthier.errors import LuthierError, ResourceError
 from luthier.models.loading import choose_device
 from luthier.models.sources import locate, read_config, with_new_tokens
@@ -22,10 +23,11 @@ from luthier.types import Example
 
 def plan_run(
     recipe: Recipe,
-    examples: tuple[Example, ...],
+    examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     announce: Callable[[str], None],
+    mixture: Mixture | None = None,
 ) -> None:
     """Write the plan of a run on this machine and say what it comes to. recipe: with what its rows settle.
 
@@ -33,7 +35,7 @@ def plan_run(
     """
     source = locate(recipe.model, announce)
     config = with_new_tokens(read_config(source), source, tokenizer)
-    rows = Rows(examples, tokenizer, stored=stored_quantization(recipe, announce))
+    rows = Rows(examples, tokenizer, stored=stored_quantization(recipe, announce), mixture=mixture)
     device = choose_device(recipe.model.device)
     try:
         plan = make_plan(recipe, config, rows, Target(device, memory_of(device)))

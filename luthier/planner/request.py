@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from luthier.data.mixture import Mixture
 from luthier.errors import DataError, RecipeError
 from luthier.models.loading import choose_dtype
 from luthier.models.settings import ModelSettings
@@ -36,12 +37,14 @@ class Rows:
     """The rows that a run trains on, as its objective learns from them, and the tokenizer that made them.
 
     are_imagined: whether they only have the sizes that the recipe allows. stored: the form that the model comes quantized in.
+    mixture: which rows an epoch takes.
     """
 
-    examples: tuple[Example, ...]
+    examples: Sequence[Example]
     tokenizer: PreTrainedTokenizerBase | None = None
     are_imagined: bool = False
     stored: QuantizationSettings | None = None
+    mixture: Mixture | None = None
 
 
 def config_of(recipe: Recipe, announce: Callable[[str], None]) -> PreTrainedConfig:
@@ -147,6 +150,7 @@ def work_of(recipe: Recipe, config: PreTrainedConfig, rows: Rows, device: torch.
         quantization=recipe.quantization or rows.stored,
         head=head_of(recipe),
         rows=rows.examples,
+        mixture=rows.mixture,
         workers=workers_of(recipe, device),
         seed=recipe.seed,
         shares_prefix=training.fast.prefix and not is_gpu,

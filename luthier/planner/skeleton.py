@@ -34,7 +34,7 @@ from luthier.models.experts import SplitExperts, split_experts
 from luthier.models.families import Family, check_fixed, family_of
 from luthier.models.fast_layers import use_fast_layers
 from luthier.models.fitting import fit_family
-from luthier.models.heads import ClassHead, Head, WordsHead, add_class_layer, name_classes, new_layers
+from luthier.models.heads import ClassHead, Head, WordsHead, add_class_layer, is_read, name_classes, new_layers
 from luthier.models.language_model import FastModel, Identity, LanguageModel
 from luthier.models.loading import Wishes, check_head, layers_to_quantize
 from luthier.models.reading import read_anatomy
@@ -75,7 +75,15 @@ def skeleton(
     words = tokenizer or _blank_tokenizer()
     new_tokens = tuple(range(num_new_tokens))  # which rows are new changes no size
     return LanguageModel(
-        hf, words, anatomy, Identity("?", ""), fast, new_head=new_head, new_tokens=new_tokens, prepared=first
+        hf,
+        words,
+        anatomy,
+        Identity("?", ""),
+        fast,
+        new_head=new_head,
+        new_tokens=new_tokens,
+        is_head_read=is_read(head),
+        prepared=first,
     )
 
 

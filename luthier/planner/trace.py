@@ -10,7 +10,7 @@ Within, what functions keep of small tensors they keep apart (`luthier.ops.kept`
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from luthier.data.batches import StepBatches
+from luthier.data.mixture import Mixture
 from luthier.data.placeholders import with_placeholders
+from luthier.data.sequences import mapped
 from luthier.methods import ADAPTER, Attachment, Method
 from luthier.methods.contract import Reference
 from luthier.models.call import Draws
@@ -63,13 +65,14 @@ class Work:
     training: TrainingSettings
     quantization: QuantizationSettings | None
     head: Head | None
-    rows: tuple[Example, ...]
+    rows: Sequence[Example]
     workers: int
     seed: int
     shares_prefix: bool = True
     autocast: torch.dtype | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     num_new_tokens: int = 0
+    mixture: Mixture | None = None
     others: tuple[Other, ...] = ()
 
 
@@ -215,7 +218,10 @@ class Load:
 
 def load_of(work: Work, model: LanguageModel, attachment: Attachment) -> Load:
     """What the rows of a work come to."""
-    placed = [with_placeholders(row, attachment.num_virtual, attachment.num_virtual_answer) for row in work.rows]
+    placed = work.rows
+    if attachment.num_virtual:
+        virtual = attachment.num_virtual, attachment.num_virtual_answer
+        placed = mapped(lambda row: with_placeholders(row, *virtual), work.rows)
     settings = work.training
     shares = (
         work.shares_prefix
@@ -236,12 +242,13 @@ def load_of(work: Work, model: LanguageModel, attachment: Attachment) -> Load:
             shares_prefix=shares,
             epochs=epochs,
             steps=steps,
+            mixture=work.mixture,
         )
 
     epoch = batches(1.0, None)
     num_steps = batches(settings.epochs, settings.steps).num_steps
-    tokens = sum(row.num_tokens for row in placed) * num_steps // epoch.num_steps
-    return Load(max((b for step in epoch for b in step.micro_batches), key=lambda b: b.cost), num_steps, tokens)
+    tokens = epoch.tokens_of_epoch * num_steps // epoch.num_steps
+    return Load(epoch.heaviest(), num_steps, tokens)
 
 
 def _steps(

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from luthier.data.batches import evaluation_batches, laid_out_tokens
+from luthier.data.batches import evaluation_batches
+from luthier.data.facts import facts_of, laid_out
 from luthier.data.placeholders import with_placeholders
 from luthier.errors import DataError
 from luthier.models.language_model import LanguageModel
@@ -60,7 +61,7 @@ def said_of_each(
     virtual = model.num_virtual(adapter), model.num_virtual_answer(adapter)
     placed = [replace(with_placeholders(example, *virtual), document=row) for row, example in enumerate(examples)]
     # a row too long for training can be measured
-    budget = max([passes.tokens_at_once, *(laid_out_tokens(example, model.layout) for example in placed)])
+    budget = max(passes.tokens_at_once, int(laid_out(facts_of(placed), model.layout).max(initial=0)))
     batches = evaluation_batches(placed, budget, workers.count, model.layout, model.pad_id)
     found: dict[int, Tensor] = {}
 

@@ -14,6 +14,7 @@ from luthier.faults import setting_fault
 from luthier.generation.engine import Completed, Request, generate, stream
 from luthier.generation.settings import Sampling
 from luthier.models.language_model import LanguageModel
+from luthier.objectives.asking import AS_WRITTEN, Asking
 from luthier.prediction.contract import check_whole
 from luthier.types import Completion, Message
 
@@ -30,11 +31,15 @@ def make_sampling(values: Mapping[str, Any]) -> Sampling:
 
 @dataclass(frozen=True)
 class TextModel:
-    """A model that answers: its weights, how prompts become tokens, and the adapter to use (None: the bare weights)."""
+    """A model that answers: its weights, how prompts become tokens, and the adapter to use (None: the bare weights).
+
+    asking: how its prompts are read and its answers shown, where it learned from plain texts.
+    """
 
     language_model: LanguageModel
     renderer: Renderer
     adapter: str | None
+    asking: Asking = AS_WRITTEN
 
     def generate(self, prompt: Prompt, **sampling: Any) -> str:
         """The answer to a prompt, or to the messages of a chat. Greedy unless `sampling` says otherwise."""
@@ -56,12 +61,15 @@ class TextModel:
     def _request(self, prompt: Prompt, sampling: Sampling) -> Request:
         end_of_turn = self.renderer.end_of_turn_id
         stop_ids = frozenset() if end_of_turn is None else frozenset([end_of_turn])
-        return Request(tuple(self._tokens(prompt)), sampling, self.adapter, stop_ids)
+        asking = self.asking
+        return Request(tuple(self._tokens(prompt)), sampling, self.adapter, stop_ids, asking.causal, asking.shown_ids)
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         """A prompt as training wrote it: text as a question in a chat, or plainly where the rows were plain."""
         if isinstance(prompt, str):
             check_whole(prompt)
+            if self.asking.tokens is not None:
+                return self.asking.tokens(prompt)
             tokens = self.renderer.record_prompt(Completion(prompt, ""))
             assert tokens is not None  # a completion has a prompt
             return tokens

@@ -10,6 +10,7 @@ from typing import Any
 
 from luthier.data.hub import is_hub_name
 from luthier.data.reading import fits, is_pattern
+from luthier.data.settings import DataSource, Sources
 from luthier.errors import NotFound
 from luthier.methods import AdapterMethod
 from luthier.models.builtin import BUILTIN_NAMES
@@ -35,12 +36,22 @@ def with_absolute_paths(recipe: Recipe, folder: Path, parsed: Parsed) -> Recipe:
         return found or name
 
     data = recipe.data
-    if isinstance(data.train, str):
-        train: str | tuple[str, ...] = data_path(data.train, "data", "train")
-    else:
-        train = tuple(data_path(name, "data", "train", index) for index, name in enumerate(data.train))
-    held_out = data.validation
-    validation = held_out if held_out in ("auto", "none") else data_path(held_out, "data", "validation")
+
+    def source_path(each: str | DataSource, *keys: str | int) -> str | DataSource:
+        if isinstance(each, str):
+            return data_path(each, *keys)
+        if isinstance(each.path, str):
+            return each.model_copy(update={"path": data_path(each.path, *keys, "path")})
+        paths = tuple(data_path(name, *keys, "path", index) for index, name in enumerate(each.path))
+        return each.model_copy(update={"path": paths})
+
+    def absolute(named: Sources, field: str) -> Sources:
+        if isinstance(named, str):
+            return data_path(named, "data", field)
+        return tuple(source_path(each, "data", field, index) for index, each in enumerate(named))
+
+    train, held_out = absolute(data.train, "train"), data.validation
+    validation = held_out if held_out in ("auto", "none") else absolute(held_out, "validation")
     template = data.chat_template
     if template is not None and "{" not in template:
         template = _find(template, folder) or template

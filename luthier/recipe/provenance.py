@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from numpy.typing import NDArray
 
 from luthier.data.dataset import Dataset
+from luthier.data.facts import digests_of
 from luthier.errors import RunMismatch
 from luthier.recipe.settings import Provenance
 from luthier.version import __version__
@@ -35,12 +35,8 @@ def provenance_of(model_sha256: str, dataset: Dataset, companions: Mapping[str, 
 def dataset_sha256(dataset: Dataset) -> str:
     """The hash of the rows and of all that training and evaluation take from them: tokens, targets, weights."""
     digest = hashlib.sha256(f"{dataset.sha256} {len(dataset.train)} {len(dataset.validation)}".encode())
-    for example in (*dataset.train, *dataset.validation):
-        arrays: list[NDArray[Any]] = [part.tokens_T for part in example.parts]
-        arrays += [example.source_N, example.token_N, example.weight_N, example.sample_N]
-        for array in arrays:
-            digest.update(len(array).to_bytes(8, "little"))
-            digest.update(array.tobytes())
+    for rows in (dataset.train, dataset.validation):
+        digest.update(digests_of(rows).tobytes())
     return digest.hexdigest()
 
 

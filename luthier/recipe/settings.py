@@ -84,11 +84,11 @@ class Recipe(Settings):
                 f"The model begins at random weights, so there is nothing for {self.method.kind} to adapt; "
                 "set method: {kind: full}.",
             )
-        if self.model.add_tokens and not self.method.trains_new_tokens:
+        if self.model.add_tokens and self.method.without_new_tokens is not None:
             raise fault_at(
                 "method.kind",
-                f"The rows of new tokens cannot train beside {self.method.kind}; set method.kind to lora or full, or leave "
-                "model.add_tokens out.",
+                f"The rows of new tokens cannot train with {self.method.kind}: {self.method.without_new_tokens}; set method.kind "
+                "to lora or full, or leave model.add_tokens out.",
             )
         if self.method.needs_quantization and self.quantization is None:
             raise fault_at(

@@ -41,14 +41,21 @@ def list_entries(root: Path) -> list[CacheEntry]:
     files = sorted(path for path in root.iterdir() if path.is_file() and not path.name.startswith("."))
     entries = [_entry("index", path) for path in files]
     for kind in kinds:
-        entries += [_entry(kind.name, path) for path in sorted(kind.iterdir()) if not path.name.startswith(".")]
+        entries += list_kind(kind)
     for folder in [root, *kinds]:
         entries += [_entry("leftover", path) for path in leftovers(folder)]
     return entries
 
 
+def list_kind(folder: Path) -> list[CacheEntry]:
+    """The entries of one kind, by name; none if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return [_entry(folder.name, path) for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+
+
 def clear(root: Path, names: Sequence[str] | None = None) -> list[CacheEntry]:
-    """Delete entries given as NAME or KIND/NAME (None: all), and return what was deleted.
+    """Delete entries given as NAME, KIND/NAME, or KIND for all of a kind (None: all), and return what was deleted.
 
     Raises: NotFound, before anything is deleted, if a name stands for nothing.
     """
@@ -73,6 +80,7 @@ def _entry(kind: str, path: Path) -> CacheEntry:
 
 def _named(name: str, entries: list[CacheEntry]) -> list[CacheEntry]:
     found = [entry for entry in entries if name in (entry.name, f"{entry.kind}/{entry.name}")]
+    found = found or [entry for entry in entries if name == entry.kind]
     if found:
         return found
     known = [entry.name for entry in entries if entry.kind != "leftover"]

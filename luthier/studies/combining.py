@@ -12,7 +12,8 @@ from torch import Tensor
 
 from luthier.errors import RecipeError, UsageError
 from luthier.methods import AdapterMethod
-from luthier.methods.adapter import AdapterAttachment, generator_of
+from luthier.methods.adapter import generator_of
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.bank import AdaptedLinear, LinearBranch
 from luthier.methods.lora import lora_of_factors
 from luthier.models.heads import ClassHead

@@ -29,7 +29,7 @@ def write_comparison_report(comparison: MethodComparison) -> None:
     base = comparison.outcomes[0].base_loss
     text = [
         f"# {comparison.folder.absolute().name}",
-        f"{comparison.num_rows} held-out rows; the base model's loss is {base:.4f} nats per learned token (mean of the rows).",
+        f"{comparison.num_rows} held-out rows; the base model's loss is {base:.4f} {comparison.loss_unit} (mean of the rows).",
         "fall: how much lower the tuned model's loss is, row by row, with the standard error of that mean.",
         markdown_table(comparison.as_table()),
         f"![Fall of the held-out loss against cost]({PLOT})",
@@ -62,7 +62,7 @@ def write_plot(comparison: MethodComparison, path: Path) -> None:
     for axes, (label, cost_of) in zip(every_axes, _COSTS.items(), strict=True):
         _scatter(axes, comparison, label, cost_of)
     every_axes[0].set_xscale("log")
-    every_axes[0].set_ylabel("fall of the held-out loss (nats per learned token)")
+    every_axes[0].set_ylabel(f"fall of the held-out loss ({comparison.loss_unit})")
     figure.canvas.draw()  # so that it is known where points lie
     named = {outcome.name: outcome for outcome in reversed(comparison.outcomes)}  # of several seeds the first
     for axes, cost_of in zip(every_axes, _COSTS.values(), strict=True):

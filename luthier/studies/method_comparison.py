@@ -19,6 +19,7 @@ from luthier.errors import LuthierError, UsageError
 from luthier.evaluation.loss import losses_of_rows
 from luthier.methods import ADAPTER
 from luthier.models.language_model import LanguageModel
+from luthier.objectives import SFT
 from luthier.ops.workers import Workers
 from luthier.prediction.passes import Passes
 from luthier.prepared import check_recipe
@@ -64,11 +65,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class MethodComparison:
-    """All outcomes, in the order in which the methods were named."""
+    """All outcomes, in the order in which the methods were named. loss_unit: what their losses are."""
 
     folder: Path
     num_rows: int
     outcomes: tuple[Outcome, ...]
+    loss_unit: str = SFT.loss_unit
 
     def as_json(self) -> dict[str, Any]:
         """The study as one JSON document."""
@@ -133,7 +135,7 @@ def compare_methods(
             _train(trial, announce)
             outcome = _measure(trial, prepared.dataset, announce)
         outcomes.append(outcome)
-        found = MethodComparison(folder, len(held_out), tuple(outcomes))
+        found = MethodComparison(folder, len(held_out), tuple(outcomes), recipe.objective.loss_unit)
         write_json(folder / RESULTS, found.as_json())
     return found
 

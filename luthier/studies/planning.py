@@ -30,4 +30,8 @@ def read_request(recipe: Recipe, announce: Callable[[str], None]) -> tuple[Recip
     prepared = check_recipe(recipe, announce)
     stored = stored_quantization(recipe, announce)
     settled = recipe.model_copy(update={"objective": prepared.objective})
-    return settled, config, Rows(prepared.dataset.train, prepared.tokenizer, stored=stored)
+    return (
+        settled,
+        config,
+        Rows(prepared.dataset.train, prepared.tokenizer, stored=stored, mixture=prepared.dataset.mixture),
+    )

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from luthier.data.batches import evaluation_batches, laid_out_tokens
+from luthier.data.batches import evaluation_batches
+from luthier.data.facts import facts_of, laid_out
 from luthier.data.packing import collate
 from luthier.data.placeholders import with_placeholders
 from luthier.errors import DataError
@@ -119,11 +120,27 @@ class AtHand(Voice):
         return self.speaker.of_batch(own)
 
 
-def by_document(examples: Sequence[Example]) -> dict[int, Example]:
+class _ByDocument(Mapping[int, Example]):
+    """Examples by their documents; those that are made when they are asked for stay so."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._examples = examples
+        self._places = {example.document: place for place, example in enumerate(examples)}
+        assert len(self._places) == len(examples), "every row has a document number of its own"
+
+    def __getitem__(self, document: int) -> Example:
+        return self._examples[self._places[document]]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def by_document(examples: Sequence[Example]) -> Mapping[int, Example]:
     """Examples by their documents, of which no two are the same."""
-    found = {example.document: example for example in examples}
-    assert len(found) == len(examples), "every row has a document number of its own"
-    return found
+    return _ByDocument(examples)
 
 
 # ── what is kept ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -243,7 +260,7 @@ def ask_once(say: KeptSay, speaker: Speaker, examples: Sequence[Example], budget
     """Have a model say of all rows what is missing of it. budget: most tokens computed at once, if no row is longer."""
     missing, model = say.missing, speaker.model
     placed = [speaker.placed(example) for example in examples if example.num_learned]
-    budget = max([budget, *(laid_out_tokens(example, model.layout) for example in placed)])
+    budget = max(budget, int(laid_out(facts_of(placed), model.layout).max(initial=0)))
     batches = evaluation_batches(placed, budget, 1, model.layout, model.pad_id, shares_prefix=speaker.shares)
     count = min(workers.count, len(batches))
 

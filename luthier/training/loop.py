@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,14 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """The loss on held-out rows; by_task: on those of each task, where there are several."""
+
+    loss: float
+    by_task: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Outside:
     """What the loop tells and asks the rest of the program.
 
@@ -81,7 +89,7 @@ class Outside:
     record: take a step's metrics. folder: where an optimizer may keep its state.
     """
 
-    evaluate: Callable[[], float] | None
+    evaluate: Callable[[], HeldOut] | None
     save: Callable[[Checkpoint], object]
     record: Callable[[dict[str, Any]], None]
     announce: Callable[[str], None]
@@ -136,8 +144,11 @@ def train(
             if stop.signal is not None and not is_last:
                 outside.announce("Stopping once the state is saved; asked again, at once.")
             if outside.evaluate is not None and (progress.step % plan.evaluate_every == 0 or is_last):
-                metrics["validation_loss"] = outside.evaluate()
-                _judge(progress, metrics["validation_loss"], plan.settings.early_stopping)
+                held_out = outside.evaluate()
+                metrics["validation_loss"] = held_out.loss
+                if held_out.by_task:
+                    metrics["validation_loss_by_task"] = dict(held_out.by_task)
+                _judge(progress, held_out.loss, plan.settings.early_stopping)
             outside.record(metrics)
             is_best = progress.best_step == progress.step
             if progress.step % plan.checkpoint_every == 0 or is_last or is_best or progress.stopped_early:

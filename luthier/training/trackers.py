@@ -54,7 +54,9 @@ def tracking(
 
 def numbers_of(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The numbers among a step's metrics, without the step itself."""
-    return {key: float(value) for key, value in metrics.items() if key != "step" and isinstance(value, int | float)}
+    given = {key: float(value) for key, value in metrics.items() if key != "step" and isinstance(value, int | float)}
+    of_tasks = metrics.get("validation_loss_by_task", {})
+    return given | {f"validation_loss/{task}": float(loss) for task, loss in of_tasks.items()}
 
 
 def _library(name: str, extra: str) -> ModuleType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -40,7 +41,7 @@ def open_trunk_cache(
         return None
     taps, width = attachment.taps, int(model.hf.config.hidden_size)
     dtype = DTYPES[settings.trunk_cache_dtype]
-    gigabytes = kept_bytes((*dataset.train, *dataset.validation), taps, width, dtype) / 1e9
+    gigabytes = kept_bytes(chain(dataset.train, dataset.validation), taps, width, dtype) / 1e9
     what = "what the frozen layers give" if taps.count == 1 else f"what {taps.count} of the frozen layers give"
     if gigabytes > settings.trunk_cache_gb:
         announce(

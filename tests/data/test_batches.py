@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_examples import rows_of
 
-from luthier.data.batches import Step, StepBatches, epoch_order, evaluation_batches
+from luthier.data.batches import Step, StepBatches, evaluation_batches
+from luthier.data.mixture import epoch_order
 from luthier.errors import DataError, RecipeError, RunMismatch
 from luthier.types import Layout
 

@@ -6,6 +6,7 @@ import pytest
 from luthier.evaluation.intervals import Estimate
 from luthier.evaluation.report import smoothed, write_loss_plot, write_report
 from luthier.evaluation.verdict import Comparison, Evaluation, Measure
+from luthier.objectives import OBJECTIVES
 
 
 def line(step, **more):
@@ -73,7 +74,7 @@ def test_the_report_says_how_the_training_went(tmp_path):
     assert text.startswith("# tickets-3\n")
     assert "| Model | tiny |" in text
     assert "| Data | a\\|b c.jsonl |" in text
-    assert "20 steps in 40 s, 200 learned tokens of 600." in text
+    assert "20 steps in 40 s, 200 learned tokens in 600 tokens." in text
     assert "Training loss 1.500 → 0.103" in text
     assert "Held-out loss 0.900 at the end; best 0.700 after step 10." in text
     assert "15 real tokens per second" in text
@@ -100,3 +101,18 @@ def test_the_report_holds_the_evaluation_where_there_is_one(tmp_path):
     assert "tuned is better on loss (2.000 → 1.000) on 40 rows." in text
     assert "| loss | 2.000 [1.900, 2.100] | 1.000 [0.900, 1.100] | -1.000 [-1.100, -0.900] | 40 |" in text
     assert "The first 40 of 50 rows were used." in text
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_report_and_the_plot_say_what_the_loss_of_an_objective_is(tmp_path, objective, monkeypatch):
+    said = []
+    monkeypatch.setattr("matplotlib.axes.Axes.set_ylabel", lambda axes, label: said.append(label))
+    write_loss_plot([line(1)], tmp_path / "loss.png", objective)
+    write_report(tmp_path / "report.md", [line(1)], {}, objective=objective)
+    text = (tmp_path / "report.md").read_text()
+    assert f"loss ({objective.loss_unit})" in said
+    assert f"10 {objective.targets_are} in 30 tokens" in text
+    assert f"2.000 → 2.000 {objective.loss_unit}" in text
+    is_squared = objective.model_fields["kind"].default == "regression"
+    assert ("squared error" in text) == is_squared == ("nats" not in text)
+    assert ("learned token" in text) == (objective.takes == "text" and not objective.in_place)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,10 +11,15 @@ from models.tiny import tiny_model
 from near import assert_near
 from transformers import DynamicCache
 
+from luthier.data.packing import collate
+from luthier.errors import RecipeError
 from luthier.generation.cache import BLOCK, GrowingCache, PackedKeys
 from luthier.generation.engine import Request, generate
 from luthier.generation.prefill import groups_within, pack_prompts
+from luthier.generation.rows import PromptRows
 from luthier.generation.settings import Sampling
+from luthier.objectives.pretraining import continued
+from luthier.types import Example, Origin, Part
 
 prompts_of = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=12), min_size=1, max_size=6)
 
@@ -91,3 +98,47 @@ def test_threads_share_the_requests_and_answer_them_alike() -> None:
     finally:
         torch.set_num_threads(threads)
     assert told == [(done, 7) for done in range(1, 8)]
+
+
+# ── prompts that are read in both directions ────────────────────────────────────────────────────────────────────────
+
+ASKED = [([*range(3, 16)], [20, 21, 22, 2]), ([*range(3, 13), 40], [30]), ([7], [8, 9, 10])]
+
+
+def taught(prompt: list[int], answer: list[int]) -> Example:
+    """A prompt and its answer as prefix language modelling learns them."""
+    none = np.zeros(0, dtype=np.int64)
+    text = Example((Part(none),), none, none, np.zeros(0, dtype=np.float32), none, 0, Origin("rows.txt", 1))
+    return continued(text, np.array(prompt, dtype=np.int64), np.array(answer, dtype=np.int64))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_an_answer_to_a_prompt_read_both_ways_is_as_likely_as_in_training(name: str) -> None:
+    model = tiny_model(name)
+    prompts, answers = zip(*ASKED, strict=True)
+    rows = PromptRows(model, [tuple(prompt) for prompt in prompts], None, causal=False)
+    longest = max(map(len, answers))
+    padded_BT = torch.tensor([answer + [0] * (longest - len(answer)) for answer in answers])
+    scores_BV = [rows.first_scores(), *(rows.next_scores(token_B) for token_B in padded_BT.T[:-1])]
+    logprob_BT = torch.stack(scores_BV, dim=1).log_softmax(-1).gather(-1, padded_BT[..., None])[..., 0]
+    for row, (prompt, answer) in enumerate(ASKED):
+        batch = collate([taught(prompt, answer)], model.layout, model.pad_id)
+        expected_T = model.forward(batch).logprob_N.detach()
+        torch.testing.assert_close(logprob_BT[row, : len(answer)], expected_T, rtol=0, atol=1e-4)
+    left_to_right = PromptRows(model, [tuple(prompt) for prompt in prompts], None).first_scores()
+    assert (left_to_right - scores_BV[0]).abs()[:2].amax() > 1e-2, "it matters how a prompt is read"
+
+
+def test_nothing_is_shared_of_prompts_read_both_ways_and_they_are_batched_apart() -> None:
+    prompts = [[*range(20), 1], [*range(20), 2, 3]]
+    packed = pack_prompts(prompts, causal=False)
+    assert packed.tokens_1T.numel() == 43
+    assert [(segment.parent, segment.causal) for segment in packed.segments] == [(None, False)] * 2
+    model = tiny_model("llama")
+    requests = [Request(tuple(range(3, 15)), Sampling(max_new_tokens=5), causal=causal) for causal in (True, False)]
+    assert generate(model, requests) == [generate(model, [request])[0] for request in requests]
+
+
+def test_a_family_that_cannot_be_packed_cannot_read_both_ways() -> None:
+    with pytest.raises(RecipeError, match="in both directions"):
+        generate(tiny_model("falcon"), [Request((3, 4), Sampling(max_new_tokens=2), causal=False)])

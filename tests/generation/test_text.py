@@ -7,8 +7,8 @@ from luthier.generation.text import TextStream, decode_text, held_back
 PASSAGE = "Grüße, 世界! 👩‍👩‍👧 naïve — a\u200bb\n\n  two  spaces and an e\u0301."
 
 
-def pieces_of(tokenizer, tokens, stops=()):
-    stream = TextStream(tokenizer, stops)
+def pieces_of(tokenizer, tokens, stops=(), shown_ids=frozenset()):
+    stream = TextStream(tokenizer, stops, shown_ids)
     pieces = []
     for token in tokens:
         pieces.append(stream.add(token))
@@ -31,6 +31,15 @@ def test_pieces_add_up_where_spaces_belong_to_the_next_word(word_level):
     stream, pieces = pieces_of(word_level, tokens)
     assert "".join(pieces) == stream.text == decode_text(word_level, tokens) == "one twothree€  café one"
     assert pieces[3:6] == ["", "", "€"]
+
+
+def test_special_tokens_that_are_to_be_shown_are_and_no_others(byte_level):
+    byte_level.add_special_tokens({"additional_special_tokens": ["<extra_id_0>", "<mark>"]})
+    tokens = byte_level("<mark>ab<extra_id_0>c<stop>")["input_ids"]
+    assert decode_text(byte_level, tokens) == "abc"
+    shown_ids = frozenset([byte_level.convert_tokens_to_ids("<extra_id_0>")])
+    stream, pieces = pieces_of(byte_level, tokens, shown_ids=shown_ids)
+    assert "".join(pieces) == stream.text == decode_text(byte_level, tokens, shown_ids) == "ab<extra_id_0>c"
 
 
 def test_broken_bytes_are_shown_in_the_end_as_decoding_shows_them(byte_level):

@@ -232,6 +232,21 @@ def test_a_stack_whose_parts_merge_merges_and_one_where_not_all_do_stays_whole()
     assert torch.equal(logprobs(model, None), before[1])
 
 
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_a_merged_stack_has_the_head_and_the_rows_that_trained_beside_its_parts(family: str) -> None:
+    model = tiny_model(family)
+    model.new_tokens = (7, 9)
+    attachment = Stack(parts=(LoRA(rank=2, targets=("role:query",)), IA3(targets=("role:value",)))).attach(
+        model, "default", seed=0
+    )
+    assert attachment.num_in_head > 0 or family == "llama"
+    randomize(attachment)
+    unmerged = logprobs(model)
+    attachment.merge()
+    assert_near(logprobs(model, None), unmerged, 2e-4)
+    assert not any("branches" in name for name in model.hf.state_dict())
+
+
 def test_parts_in_a_recipe_have_the_mixtures_own_defaults_and_otherwise_what_it_says() -> None:
     mam = recipe_of({"kind": "mam", "prefix": {"projection": 8}})
     assert isinstance(mam, MAM)

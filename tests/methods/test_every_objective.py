@@ -17,13 +17,14 @@ from near import assert_near
 from objectives.examples import TASKS, Task, several, whole
 from torch import Tensor
 
-from luthier.data.batches import StepBatches, laid_out_tokens
+from luthier.data.batches import StepBatches
+from luthier.data.facts import facts_of, laid_out
 from luthier.data.packing import collate
 from luthier.data.placeholders import with_placeholders
 from luthier.errors import RecipeError
 from luthier.methods import Attachment, LeTS, Method
 from luthier.models.families import family_of
-from luthier.models.heads import ClassHead, Head
+from luthier.models.heads import ClassHead, Head, is_read
 from luthier.models.language_model import LanguageModel
 from luthier.models.loading import check_head, load_model
 from luthier.models.settings import ModelSettings
@@ -69,20 +70,16 @@ REFUSED: dict[tuple[str, str], str] = {
     ("warp", "classification-llama"): _NO_MASKS,
     ("warp", "regression-llama"): _NO_MASKS,
     ("warp", "multiple-choice-llama"): _NO_MASKS,
+    ("warp", "embedding-llama"): "asks nothing of the head",
+    ("warp", "embedding-bert"): "asks nothing of the head",
     ("warp", "token-classification-llama"): "every token has a class",
     ("warp", "token-classification-bert"): "every token has a class",
 }
 """(method, task) → what the refusal says."""
 
 
-_OF_WORDS = ("class_embeddings", "class_bias", "cls.predictions.bias")
-
-
 def is_idle(method: Method, task: Task, model: LanguageModel, name: str) -> bool:
     """Whether the loss cannot depend on a trained tensor."""
-    in_head = name.startswith(tuple(part.name for part in model.anatomy.head_parts)) or name in _OF_WORDS
-    if task.objective.kind == "embedding" and in_head:
-        return True  # it looks at states alone
     if task.objective.kind == "multiple-choice" and name == f"{model.anatomy.head}.bias":
         return True  # the same number for every option
     # what is changed after the last layer, at one token of the prompt that no head reads
@@ -99,6 +96,7 @@ def model_for(method: Method, task: Task) -> LanguageModel:
     """The tiny model as a recipe of both has it loaded. Raises RecipeError if there is no such head."""
     kind = CONFIGS[task.family][0]
     model = tiny_model(task.family, purpose=purpose_for(check_head(family_of(kind), kind, head_of(method, task))))
+    model.is_head_read = is_read(task.objective.head(SEED))
     return quantized_for(method, model) if method.needs_quantization else model
 
 
@@ -118,7 +116,7 @@ def placed(task: Task, attachment: Attachment) -> list[Example]:
 def trained(task: Task, attachment: Attachment, steps: int, budget: int) -> list[Checkpoint]:
     """The states after steps of all rows in micro-batches of that size."""
     model, rows = attachment.model, placed(task, attachment)
-    budget = max(budget, *(laid_out_tokens(row, model.layout) for row in rows))
+    budget = max(budget, int(laid_out(facts_of(rows), model.layout).max()))
     batches = StepBatches(
         rows, rows_per_step=len(rows), tokens_per_step=None, budget=budget, workers=1, layout=model.layout,
         pad_id=model.pad_id, seed=SEED, steps=steps,
@@ -145,7 +143,7 @@ def assert_same_gradient(one: dict[str, Tensor], other: dict[str, Tensor], idle:
     for name, gradient in other.items():
         worst = float((one[name] - gradient).abs().max())
         own = float(gradient.abs().max())
-        assert worst <= 1e-4 * own + 1e-5 * largest, f"{name}: {worst:.3g} of {own:.3g}"
+        assert worst <= 1e-4 * own + 5e-5 * largest, f"{name}: {worst:.3g} of {own:.3g}"
 
 
 def said(task: Task, model: LanguageModel, adapter: str | None) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from luthier.errors import RecipeError
-from luthier.methods import Full, LoRA
+from luthier.methods import Full, LoRA, TopLayers
 from luthier.methods.contract import Attachment
 from luthier.models.language_model import LanguageModel
 from luthier.models.writing import write_model
@@ -219,3 +219,36 @@ def test_merging_freezes_the_weights_again() -> None:
     model = tiny_model("llama")
     Full().attach(model, "default", seed=0).merge()
     assert not any(p.requires_grad for p in model.hf.parameters())
+
+
+# ── an objective that asks nothing of the head ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "bert"])
+def test_a_head_that_nothing_asks_does_not_train_but_what_it_shares_with_the_embedding_does(name: str) -> None:
+    model = tiny_model(name, purpose="words")
+    model.is_head_read = False
+    trained = Full().attach(model, "default", seed=0).trainables
+    head = model.anatomy.head
+    assert f"{model.anatomy.embedding}.weight" in trained
+    assert not any(key.startswith(tuple(part.name for part in model.anatomy.head_parts)) for key in trained)
+    rest = {key for key, _ in model.hf.named_parameters() if not key.startswith((f"{head}.", "cls."))}
+    assert set(trained) == rest
+
+
+def test_what_would_only_train_a_head_that_nothing_asks_is_refused() -> None:
+    for method, field in (
+        (TopLayers(include_head=True), "method.include_head"),
+        (LoRA(targets=("lm_head", "q_proj")), "method.targets"),
+    ):
+        model = tiny_model("llama")
+        model.is_head_read = False
+        with pytest.raises(RecipeError, match="asks nothing") as caught:
+            method.attach(model, "default", seed=0)
+        assert caught.value.field == field
+    model = tiny_model("llama")
+    model.is_head_read = False
+    assert not any("lm_head" in name for name in TopLayers().attach(model, "default", seed=0).trainables)
+    model.new_tokens = (5, 6)
+    rows = [name for name in LoRA().attach(model, "default", seed=0).trainables if name.endswith(".rows")]
+    assert rows == [f"{model.anatomy.embedding}.rows"]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from luthier.errors import RecipeError
 from luthier.methods import IPT, Attachment, PromptTuning
-from luthier.methods.adapter import AdapterAttachment
+from luthier.methods.adapter_attachment import AdapterAttachment
 
 pytestmark = PEFT_WARNINGS
 SIZES = {"num_virtual_tokens": 3, "intrinsic": 5, "inner": 7}

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from luthier import api
 from luthier.errors import RecipeError
-from luthier.methods import ADAPTER, METHODS, Full, LoRA, kind_of
+from luthier.methods import ADAPTER, Full, LoRA
+from luthier.methods.rows_files import ROWS_FILE
 from luthier.models.language_model import LanguageModel
 from luthier.models.loading import load_model
 from luthier.models.new_tokens import grown_size
@@ -144,7 +145,19 @@ def test_the_rows_train_beside_lora_and_nothing_else_of_the_tables_moves(base: P
     assert not torch.equal(logits_of(tuned, ADAPTER), logits_of(start, None))
 
 
-def test_peft_reads_the_adapter_over_the_resized_base_and_computes_the_same(base: Path, run: Path):
+@pytest.fixture(scope="module")
+def doras(base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of DoRA."""
+    folder = tmp_path_factory.mktemp("runs") / "dora"
+    begin({**values_of(base, rows), "method": {"kind": "dora", "rank": 2}}, folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_peft_reads_the_adapter_over_the_resized_base_and_computes_the_same(
+    kind: str, base: Path, run: Path, doras: Path
+):
+    run = run if kind == "lora" else doras
     ours = load_run(run, nothing)
     tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
     theirs = AutoModelForCausalLM.from_pretrained(base)
@@ -190,7 +203,33 @@ def test_the_merged_model_has_the_tokens_and_computes_the_same(run: Path, tmp_pa
     torch.testing.assert_close(logits, logits_of(merged, None), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", [{"kind": "lora", "rank": 2}, {"kind": "full"}], ids=["lora", "full"])
+@pytest.mark.parametrize("method", [{"kind": "ia3"}, {"kind": "houlsby", "width": 4}], ids=["ia3", "houlsby"])
+def test_rows_beside_other_methods_are_in_a_file_of_their_own_and_merge(
+    method: dict[str, Any], base: Path, rows: Path, tmp_path: Path
+):
+    said: list[str] = []
+    begin({**values_of(base, rows), "method": method}, tmp_path / "run", announce=said.append)
+    assert any("file of their own" in sentence for sentence in said)
+    assert (tmp_path / "run" / "adapter" / ROWS_FILE).is_file()
+    ours = load_run(tmp_path / "run", nothing)
+    assert not torch.equal(logits_of(ours, ADAPTER), logits_of(ours, None))
+    onward = {**values_of(base, rows), "method": {"kind": method["kind"], "from": str(tmp_path / "run")}}
+    begin(onward, tmp_path / "second")
+    if method["kind"] == "houlsby":
+        return
+    export_merged(tmp_path / "run", recipe_of_run(tmp_path / "run"), tmp_path / "out", nothing)
+    merged = loaded(tmp_path / "out", ())
+    torch.testing.assert_close(logits_of(merged, None), logits_of(ours, ADAPTER), rtol=1e-4, atol=1e-5)
+
+
+STACK = {"kind": "stack", "parts": [{"kind": "ia3"}, {"kind": "prompt-tuning", "num_virtual_tokens": 2}]}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [{"kind": "lora", "rank": 2}, {"kind": "full"}, {"kind": "adalora", "init_rank": 3, "target_rank": 2}, STACK],
+    ids=["lora", "full", "adalora", "stack"],
+)
 def test_a_resumed_run_keeps_the_rows(method: dict[str, Any], tiny_model: Path, rows: Path, tmp_path: Path):
     values = {**values_of(tiny_model, rows), "method": method}
     begin(values, tmp_path / "whole")
@@ -257,9 +296,8 @@ def test_an_adapter_goes_on_only_over_the_same_new_tokens(tiny_model: Path, rows
 
 def test_methods_without_a_place_for_rows_and_settings_that_would_freeze_them_are_refused(tiny_model: Path, rows: Path):
     with pytest.raises(RecipeError) as raised:
-        make_recipe({**values_of(tiny_model, rows), "method": {"kind": "ia3"}})
+        make_recipe({**values_of(tiny_model, rows), "method": {"kind": "ladder"}})
     assert "lora or full" in raised.value.mend
-    assert {kind_of(each) for each in METHODS if each.trains_new_tokens} == {"lora", "full"}
     with pytest.raises(RecipeError, match="would not train"):
         Full(layers=(0,)).attach(loaded(tiny_model), ADAPTER, 0)
     with pytest.raises(RecipeError, match="rows of the new tokens"):

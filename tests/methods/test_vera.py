@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from luthier.errors import RecipeError
 from luthier.methods import VeRA
-from luthier.methods.adapter import AdapterAttachment
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.bank import AdaptedLinear
 from luthier.methods.vera import VeRABranch, projections
 from luthier.ops.lora import Dropout

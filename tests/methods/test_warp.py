@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from luthier.errors import RecipeError
 from luthier.methods import WARP, LoRA, Stack
-from luthier.methods.adapter import AdapterAttachment
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.models.call import Call, Run, calling
 from luthier.models.heads import ClassHead
 from luthier.models.language_model import LanguageModel

@@ -39,7 +39,7 @@ from luthier.objectives import (
     SpanCorruption,
     TokenClassification,
 )
-from luthier.prepared import maker_of
+from luthier.prepared import laid_out
 from luthier.training.companions import AtHand, Companions, Speaker, by_document
 from luthier.types import Example, Origin, Rendered
 
@@ -67,9 +67,10 @@ class Task:
         """A few rows; texts that are drawn are those of the first epoch."""
         family = family_of(CONFIGS[self.family][0])
         rendered = {number: self.rendered(number, length, family) for number, length in enumerate(LENGTHS)}
-        make = maker_of(self.objective, family)
-        together = self.objective.beside_others(rendered, max(LENGTHS))
-        made = [make(row, number, Origin("rows", number + 1)) for number, row in together.items()]
+        examples = tuple(
+            self.objective.example(row, number, Origin("rows", number + 1)) for number, row in rendered.items()
+        )
+        made = laid_out(examples, self.objective, family, max(LENGTHS))
         corrupt = self.objective.corruption(vocabulary(STARTS.get(self.family)))
         return tuple(made) if corrupt is None else Drawing(corrupt, seed=5).of_all(made, 0)
 

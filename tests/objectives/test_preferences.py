@@ -20,6 +20,7 @@ from torch import Tensor
 from luthier.data.apart import laid_apart
 from luthier.data.packing import collate
 from luthier.errors import DataError
+from luthier.models.families import family_of
 from luthier.objectives import CPO, DPO, KTO, ORPO, Objective, SimPO
 from luthier.objectives.cpo import cpo
 from luthier.objectives.dpo import DPOLoss, dpo
@@ -27,6 +28,7 @@ from luthier.objectives.kto import divergence, kto
 from luthier.objectives.orpo import log1mexp, log_odds_gap, orpo
 from luthier.objectives.preference import Pairs, pairs_of
 from luthier.objectives.simpo import simpo
+from luthier.prepared import laid_out
 from luthier.training.companions import with_beside
 from luthier.types import Example, Origin, Part, Rendered
 
@@ -248,21 +250,36 @@ def test_smoothing_where_it_does_nothing_is_refused(loss: DPOLoss) -> None:
 # ── kto's rows ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def kto_rows(objective: KTO, rows: list[Rendered], longest: int) -> list[Example]:
+    made = tuple(objective.example(row, number, ORIGIN) for number, row in enumerate(rows))
+    return list(laid_out(made, objective, family_of("llama"), longest))
+
+
 def test_each_row_of_kto_brings_the_answer_of_the_row_before_it() -> None:
-    rows = {3: answer([5, 6], [7, 8]), 7: answer([9], [10, 11, 12]), 8: answer([13, 14], [15])}
-    found = KTO().beside_others(rows, longest=4)
-    texts = {number: row.beside[0].tokens_T.tolist() for number, row in found.items()}
-    assert texts == {3: [5, 6, 15], 7: [9, 7, 8], 8: [13, 14, 10, 11]}  # the last one cut to 4 tokens
-    with pytest.raises(DataError, match="single row"):
-        KTO().beside_others({3: rows[3]}, longest=4)
+    rows = [answer([5, 6], [7, 8]), answer([9], [10, 11, 12]), answer([13, 14], [15])]
+    found = kto_rows(KTO(), [replace(row, score=1.0) for row in rows], longest=4)
+    texts = [[part.tokens_T.tolist() for part in row.parts] for row in found]
+    assert texts == [
+        [[5, 6], [7, 8], [15]],
+        [[9], [10, 11, 12], [7, 8]],
+        [[13, 14], [15], [10, 11]],
+    ]  # 4 tokens at most
+    assert found[2].source_N.tolist() == [1, 1, 3]
+    assert found[2].token_N.tolist() == [15, 10, 11]
+    assert found[2].sample_N.tolist() == [0, 1, 1]
+    assert [float(row.weight_N.sum()) for row in found] == [1.0, 1.0, 1.0]
+
+
+def test_a_row_of_kto_with_the_same_answer_as_the_one_before_is_its_own_stand_in() -> None:
+    (one, other) = kto_rows(KTO(), [replace(answer([p], [7, 8]), score=1.0) for p in (5, 6)], longest=9)
+    assert (one.num_learned, other.num_learned) == (2, 2)
 
 
 def test_kto_is_the_formula_over_a_whole_step() -> None:
-    rows = {0: answer([5, 6], [7, 8]), 1: answer([9], [10, 11, 12]), 2: answer([13, 14], [15])}
-    rows = {number: replace(row, score=float(number != 1)) for number, row in rows.items()}
+    rows = [answer([5, 6], [7, 8]), answer([9], [10, 11, 12]), answer([13, 14], [15])]
     objective = KTO(beta=0.7, undesirable_weight=2.0)
-    made = [objective.example(row, number, ORIGIN) for number, row in objective.beside_others(rows, 9).items()]
-    batch = collate(made, "packed", 0)
+    judged = [replace(row, score=float(number != 1)) for number, row in enumerate(rows)]
+    batch = collate(kto_rows(objective, judged, 9), "packed", 0)
     policy, reference = (tiny_model(name).forward(batch) for name in ("llama", "mistral"))
     ratio_N = policy.logprob_N - reference.logprob_N
     key_N = batch.targets.row_N * 2 + batch.targets.sample_N

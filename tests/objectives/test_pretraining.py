@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ from luthier.corruption.spans import restore
 from luthier.corruption.vocabulary import Vocabulary
 from luthier.data.drawn import Drawing
 from luthier.data.packing import collate
+from luthier.data.rendering import Renderer
 from luthier.errors import DataError, RecipeError
 from luthier.models.language_model import LanguageModel
 from luthier.objectives import CLM, FIM, MLM, UL2, Denoising, Objective, PrefixLM, SpanCorruption
-from luthier.types import Example, Origin, Part, Rendered
+from luthier.types import Example, Origin, Part, PlainText, Rendered
 
 ORIGIN = Origin("rows.txt", 4)
 LENGTHS = (9, 30, 17)
@@ -236,6 +238,79 @@ def test_a_middle_stands_last_and_the_text_is_whole_again_without_the_marks(spm:
             assert "".join(tokenizer.decode(part) for part in (prefix, middle, suffix)) == written
         assert row.num_learned == len(tokens) - 1
     assert np.array_equal(Drawing(FIM(rate=0.0).corruption(words), 3)(whole, 0).parts[0].tokens_T, tokens_T)
+
+
+def fim_vocabulary() -> Vocabulary:
+    tokenizer = byte_level()
+    tokenizer.add_tokens([AddedToken(mark, special=True) for mark in (*FIM_MARKS, "<note>")])
+    return Vocabulary(tokenizer)
+
+
+def whole_again(tokens: list[int], words: Vocabulary) -> str:
+    """The document that a part of was moved, the suffix between prefix and middle."""
+    prefix_id, suffix_id, middle_id = (words.id_of(mark, "objective.marks") for mark in FIM_MARKS)
+    assert [tokens.count(mark) for mark in (prefix_id, suffix_id, middle_id)] == [1, 1, 1]
+    assert (tokens[0], tokens[-1]) == (prefix_id, words.end_id)
+    at_suffix, at_middle = tokens.index(suffix_id), tokens.index(middle_id)
+    parts = tokens[1:at_suffix], tokens[at_middle + 1 : -1], tokens[at_suffix + 1 : at_middle]
+    return "".join(words.tokenizer.decode(part) for part in parts)
+
+
+PARAGRAPHS = "Zwölf Boxkämpfer jagen Viktor 🥊 quer über den großen Sylter Deich. " * 6
+
+
+@pytest.mark.parametrize("spm", [0.0, 1.0])
+def test_a_long_document_is_moved_first_and_cut_then(spm: float) -> None:
+    words, longest = fim_vocabulary(), 60
+    renderer = Renderer(words.tokenizer, None)
+    objective = FIM(rate=1.0, spm_rate=spm, level="document")
+    pieces = [rendered for _, rendered in renderer.pieces(
+        PlainText(PARAGRAPHS), "written", objective.longest_text(longest)
+    )]  # fmt: skip
+    assert len(pieces) > 3
+    texts = [objective.example(piece, 5 + index, ORIGIN) for index, piece in enumerate(pieces)]
+    drawing = Drawing(objective.corruption(words), 3)
+    seen = set()
+    for epoch in range(20):
+        rows = [drawing(text, epoch) for text in texts]
+        assert max(row.num_tokens for row in rows) <= longest
+        tokens = [token for row in rows for token in row.parts[0].tokens_T.tolist()]
+        assert whole_again(tokens, words) == PARAGRAPHS
+        seen.add(tuple(tokens))
+        assert all(row.num_learned == row.num_tokens - 1 for row in rows)
+    assert len(seen) == 20
+    never = FIM(rate=0.0, level="document")
+    kept = Drawing(never.corruption(words), 3)(texts[1], 0)
+    assert np.array_equal(kept.parts[0].tokens_T, pieces[1].tokens_T)
+
+
+def test_in_a_context_each_piece_and_each_document_of_a_row_is_moved_within_itself() -> None:
+    words = fim_vocabulary()
+    objective = FIM(rate=1.0)
+    documents = ["Der erste Text, etwas länger.", "Second text. <note>It has a mark.", "漢字"]
+    end = words.tokenizer.eos_token
+    (piece,) = [rendered for _, rendered in Renderer(words.tokenizer, None).pieces(
+        PlainText(str(end).join(documents)), "written", 512
+    )]  # fmt: skip
+    row = objective.example(piece, 0, ORIGIN)
+    assert row.piece is None
+    drawing = Drawing(objective.corruption(words), 3)
+    for epoch in range(30):
+        tokens = drawing(row, epoch).parts[0].tokens_T.tolist()
+        assert len(tokens) <= len(piece.tokens_T) + 16
+        ends = [at + 1 for at, token in enumerate(tokens) if token == words.end_id]
+        found = [tokens[start:stop] for start, stop in pairwise([0, *ends])]
+        assert [_undone(each, words) for each in found] == documents
+
+
+def _undone(tokens: list[int], words: Vocabulary) -> str:
+    """A document whichever way it was moved; of the prefix-first one and the suffix-first one."""
+    first, second = (words.id_of(mark, "objective.marks") for mark in FIM_MARKS[:2])
+    if tokens[:2] != [first, second]:
+        return whole_again(tokens, words)
+    at_middle = tokens.index(words.id_of(FIM_MARKS[2], "objective.marks"))
+    decode = words.tokenizer.decode
+    return str(decode(tokens[at_middle + 1 : -1]) + decode(tokens[2:at_middle]))
 
 
 # ── refusals ────────────────────────────────────────────────────────────────────────────────────────────────────────

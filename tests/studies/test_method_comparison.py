@@ -101,8 +101,9 @@ def test_the_report_has_a_line_a_method_and_a_picture(tmp_path: Path) -> None:
         study.Outcome(kind, kind, 0, 10**power, 5, 900, 3.0, 2.5, 0.5, 0.1, 7.0, 10**9)
         for power, kind in enumerate(("lora", "full"), start=3)
     )
-    write_comparison_report(MethodComparison(tmp_path, 10, outcomes))
+    write_comparison_report(MethodComparison(tmp_path, 10, outcomes, "squared error per text"))
     text = (tmp_path / REPORT).read_text()
+    assert "the base model's loss is 3.0000 squared error per text (mean of the rows)" in text
     assert "| lora | 0 | 1,000 | 2.5000 | 0.5000 | 0.1000 | 5.0 | 7 | 1.00 |" in text
     assert f"({PLOT})" in text
     assert (tmp_path / PLOT).read_bytes().startswith(b"\x89PNG")

@@ -17,7 +17,7 @@ from luthier.methods import LoRA, Method
 from luthier.objectives import SFT
 from luthier.ops.workers import Workers
 from luthier.training.checkpoint import Checkpoint
-from luthier.training.loop import Outside, Plan, Progress, train
+from luthier.training.loop import HeldOut, Outside, Plan, Progress, train
 from luthier.training.settings import TrainingSettings
 from luthier.types import Example
 
@@ -61,7 +61,7 @@ class Run:
             self.settings, 3, self.steps, self.peak_lr, self.evaluate_every, self.checkpoint_every, self.autocast,
             self.worst_start,
         )  # fmt: skip
-        evaluate = None if self.evaluate is None else lambda: self.evaluate(self)  # type: ignore[misc]
+        evaluate = None if self.evaluate is None else lambda: HeldOut(self.evaluate(self))  # type: ignore[misc]
         outside = Outside(evaluate, self.saved.append, self.record, self.announce, Path("."))
         with Workers(self.workers) as workers:
             return train(self.model, self.attachment, SFT(), batches, plan, outside, workers, resume_from)

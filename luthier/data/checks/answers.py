@@ -6,7 +6,10 @@ nearly all end with a full stop, or with a line such as `#### 42`, the few that 
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +29,7 @@ KINDS: Mapping[str, Severity] = {
 }
 
 _FEWEST = 20
+_LONGEST_EXTRACT = 400
 _ENDS = ".!?。！？…\"”’'»›)]}）】」』*_`~>||।؟。♪;:"
 _OPEN_ENDS = ",;(-–—&，、；（[{+=<"
 _LITTLE_WORDS = named(
@@ -50,25 +54,21 @@ _REFUSALS = (
         r"|\bas an ai(?: assistant| model)?,? (?:i|it)\b|^\W*抱歉，?我(?:不能|无法)"
     ),
 )
-_REFUSING = (
-    "ai",
-    "language model",
-    "can't",
-    "can’t",
-    "cannot",
-    "unable",
-    "not able",
-    "won't",
-    "won’t",
-    "cut",
-    "not comfortable",
-    "无法",
-    "不能",
-    "模型",
+_REFUSING = re.compile(
+    r"\bai\b|language model|can['’]t|cannot|unable|not able|won['’]t|cut|not comfortable|无法|不能|模型"
 )
-_REPEATED_LETTERS = re.compile(r"([^\s\d\W_]{2,12}?)\1{5,}|([^\W\d_])\2{15,}")
+_REPEATED_LETTERS = re.compile(r"([^\s\d\W_]{2,12}?)\1{5,}|([^\W\d_])\2{15,}|([!?,;'\"。！？、，])\3{19,}")
 _WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+(?:['’]\w+)?")
+_MOST_SENTENCES = 60
 _SENTENCE = re.compile(r"[^.!?。！？\n]+[.!?。！？\n]*")
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of the first rows, and the same in order."""
+
+    all: frozenset[str]
+    sorted: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Ends:
 
     marks: Mapping[str, str]
     stopped: frozenset[str]
-    words: frozenset[str]
+    words: Words
 
 
 def learn(views: Sequence[RowView]) -> Ends:
@@ -99,7 +99,7 @@ def learn(views: Sequence[RowView]) -> Ends:
         frozenset(
             peer for peer, found in stops.items() if found.total() >= _FEWEST and found[True] >= 0.96 * found.total()
         ),
-        frozenset(words),
+        Words(frozenset(words), tuple(sorted(words))),
     )
 
 
@@ -115,9 +115,7 @@ def look(view: RowView, layout: Layout, ends: Ends, notes: Notes) -> None:
     for cell in view.cells:
         if cell.part in ("id", "label", "tool") or cell.peer in layout.closed:
             continue
-        for kind in ("cut-text", "unclosed-fence", "unclosed-bracket"):
-            notes.looked(kind, cell.peer)
-        if cell.text.strip() and not layout.is_prose:
+        if cell.text.strip() and not layout.is_prose and not _is_extract(view, cell):
             _cut(view, cell, ends, notes)
             _unclosed(view, cell, notes)
         if cell.part in ("answer", "text"):
@@ -127,15 +125,23 @@ def look(view: RowView, layout: Layout, ends: Ends, notes: Notes) -> None:
     _echo(view, layout, notes)
 
 
-def _answer(view: RowView, cell: Cell, notes: Notes) -> None:
-    for kind in ("empty-answer", "refusal"):
-        notes.looked(kind, cell.peer)
+def _is_extract(view: RowView, cell: Cell) -> bool:
+    """Whether a short text stands in a longer one of its row: an answer quoted from its context ends where the quote does."""
     text = cell.text
-    if text.strip() and not any(sign.isalnum() or sign > "\u2000" for sign in text):
-        found = f"the answer is {text.strip()[:20]!r}, without a letter or a digit."
+    return len(text) <= _LONGEST_EXTRACT and any(
+        len(each.text) > 2 * len(text) and each.part != cell.part and text in each.text for each in view.cells
+    )
+
+
+def _answer(view: RowView, cell: Cell, notes: Notes) -> None:
+    if is_meant_bad(view, cell):
+        return
+    text = cell.text
+    if text.strip() and not any(unicodedata.category(sign)[0] in "LNS" for sign in text):
+        found = f"the answer is {text.strip()[:20]!r}, without a letter, a digit or a symbol."
         _suspect(view, cell, notes, "empty-answer", found, "Fill it in, or leave this row out.", 0.01)
     folded = text.casefold()
-    if not any(word in folded for word in _REFUSING):
+    if not _REFUSING.search(folded):
         return
     for level, pattern in enumerate(_REFUSALS):
         if match := pattern.search(text if level == 0 else text[:300]):
@@ -145,14 +151,32 @@ def _answer(view: RowView, cell: Cell, notes: Notes) -> None:
             return
 
 
+def is_meant_bad(view: RowView, cell: Cell) -> bool:
+    """Whether an answer is there to be avoided: the rejected one of two, or one that is marked as not wanted."""
+    if cell.field.startswith(_WORSE):
+        return True
+    return any(view.values.get(mark) is False for mark in _WANTED) and (
+        "messages" in view.values or "completion" in view.values
+    )
+
+
+_GIVEN = ("input", "context", "passage", "document")
+_WORSE = ("rejected", "non_preferred")
+_WANTED = ("label", "kto_tag")
+
+
 def _echo(view: RowView, layout: Layout, notes: Notes) -> None:
     halves = halves_of(view, layout)
     if halves.answer_field is None or halves.is_closed:
         return
     notes.looked("answer-is-prompt", "")
-    answer = normal(halves.answer)
-    prompts = [normal(cell.text) for cell in view.texts("prompt", "text") if not cell.peer.endswith("[]")]
-    if len(answer) < 4 or answer not in (*prompts, normal(halves.given)):
+    asked = [cell for cell in view.texts("prompt", "text") if not cell.peer.endswith("[]") and cell.text.strip()]
+    # with an instruction beside it, an input comes back unchanged where nothing in it was to be changed
+    prompts = [cell.text for cell in asked if len(asked) == 1 or cell.field not in _GIVEN]
+    # what is much longer or shorter is another text, which saves making each normal
+    like = [text for text in (*prompts, halves.given) if len(halves.answer) <= 2 * len(text) <= 4 * len(halves.answer)]
+    answer = normal(halves.answer) if like else ""
+    if len(answer) < 4 or answer not in map(normal, like):
         return
     found = f"the answer is the prompt again: {excerpt(halves.answer, 0, 40)}."
     finding = _finding(view, "answer-is-prompt", halves.answer_field, found, "Write the answer, or leave this row out.")
@@ -181,22 +205,33 @@ def _cut(view: RowView, cell: Cell, ends: Ends, notes: Notes) -> None:
         _suspect(view, cell, notes, "cut-text", found, mend, limit, level)
 
 
+_SIGNED = re.compile(r"[-–—~] ?[A-Z][\w.]*(?: [A-Z][\w.]*){0,4}$|#\w+$")
+"""Texts end with the name of who said it, and with a hashtag."""
+
 _CUT_LIMITS = (0.03, 0.012, 0.006, 0.006)
 _CODE = re.compile(
     r"(?m)^\s*(?:def|class|import|from|return|public|private|function|const|let|var|#include|SELECT)\b|;\s*$|[{}]\s*$|\)\s*:$"
 )
 
 
-def words_end_known(text: str, known: frozenset[str]) -> bool:
+def words_end_known(text: str, known: Words) -> bool:
     """Whether the last word is one that the set uses elsewhere: not the half of one."""
     words = _WORDS.findall(text[-80:])
-    return not words or words[-1].casefold() in known or not words[-1].isalpha()
+    return not words or words[-1].casefold() in known.all or not words[-1].isalpha()
 
 
-def _how_cut(text: str, others_stop: bool, known: frozenset[str]) -> int | None:
+def begins_a_word(piece: str, known: Words) -> bool:
+    """Whether the set does not know a word, but one that begins with it: then it is the half of one."""
+    if len(piece) < 2 or piece in known.all:
+        return False
+    at = bisect.bisect_left(known.sorted, piece)
+    return at < len(known.sorted) and known.sorted[at].startswith(piece)
+
+
+def _how_cut(text: str, others_stop: bool, known: Words) -> int | None:
     """How sure it is that a text was cut: 0 the surest; None if it seems whole."""
     last = text[-1]
-    if last in _ENDS or "```" in text.rpartition("\n")[2]:
+    if last in _ENDS or "```" in text.rpartition("\n")[2] or _SIGNED.search(text[-80:]):
         return None
     words = _WORDS.findall(text[-400:])
     paragraph = text.rpartition("\n")[2]
@@ -212,9 +247,13 @@ def _how_cut(text: str, others_stop: bool, known: frozenset[str]) -> int | None:
         return None  # a clause of a list, and the address of a page
     if word in _LITTLE_WORDS and words[-1].islower() and (word not in _STRANGE_LAST or others_stop):
         return 0
+    if is_prose and words[-1].islower() and (others_stop or ". " in text) and begins_a_word(word, known):
+        return 0
     if others_stop:
         return 1 if is_prose or last.isalpha() else 2
-    if word in _STRANGE_LAST or (is_prose and word not in known and last.isalpha()):
+    if word in _STRANGE_LAST and is_prose and ". " in text:
+        return 1
+    if word in _STRANGE_LAST or (is_prose and word not in known.all and last.isalpha()):
         return 2
     return 3 if is_prose and any(stop in text[:-1] for stop in (". ", ".\n", "。")) else None
 
@@ -236,6 +275,7 @@ def _unclosed(view: RowView, cell: Cell, notes: Notes) -> None:
 
 
 _SMILEY = re.compile(r"[:;][-']?[()\[\]]")
+_MENTIONED = re.compile(r"(['\"`‘“])[()\[\]{}]+['\"`’”]")
 _PAIRS = {")": "(", "]": "[", "}": "{"}
 _NEAR_END = 400
 _BRACKETS = re.compile(r"[()\[\]{}]")
@@ -246,7 +286,7 @@ def _left_open(text: str) -> str | None:
     if not any(sign in text for sign in "([{"):
         return None
     held: list[str] = []
-    for sign in _BRACKETS.findall(_SMILEY.sub("", text)):
+    for sign in _BRACKETS.findall(_MENTIONED.sub("", _SMILEY.sub("", text))):
         if sign in "([{":
             held.append(sign)
         elif held and held[-1] == _PAIRS[sign]:
@@ -261,7 +301,6 @@ def _left_open(text: str) -> str | None:
 
 
 def _repeated(view: RowView, cell: Cell, notes: Notes) -> None:
-    notes.looked("repetition", cell.peer)
     if len(cell.text) < 24:
         return
     unit = repeated_unit(cell.text)
@@ -273,18 +312,21 @@ def _repeated(view: RowView, cell: Cell, notes: Notes) -> None:
 def repeated_unit(text: str) -> str | None:
     """What a text says over and over, one after the other: a word six times, or a sentence of some length three times."""
     words = text.split()
-    for size in range(1, min(9, len(words) // 4 + 1)):
+    # four times the same leave at least so many pairs of words that were there before
+    may_repeat = len(words) - 1 - len(set(itertools.pairwise(words))) >= 4
+    for size in range(1, min(9, len(words) // 4 + 1)) if may_repeat else ():
         at = start_of_run(words, size, 6 if size == 1 else 5 if size == 2 else 4)
         unit = " ".join(words[at : at + size]) if at is not None else ""
         if sum(sign.isalpha() for sign in unit) >= 2:
             return unit
     sentences = [part.strip() for part in _SENTENCE.findall(text) if part.strip()]
-    for size in (1, 2, 3):
+    again = len(sentences) - len(set(sentences))  # a run of three has at least so many that were there before
+    for size in range(1, min(again // 2, _MOST_SENTENCES) + 1):
         at = start_of_run(sentences, size, 3)
         unit = " ".join(sentences[at : at + size]) if at is not None else ""
         if len(unit) >= 20:
             return unit
-    for word in words:
+    for word in words if max(map(len, words), default=0) > 15 else ():
         if len(word) > 15 and (match := _REPEATED_LETTERS.search(word)):
             return match[0][:20]
     return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import tempfile
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import closing
@@ -23,6 +23,7 @@ from luthier.data.checks import (
     languages,
     markers,
     offsets,
+    options,
     personal,
     preferences,
     scores,
@@ -41,7 +42,16 @@ from luthier.data.checks.source import Questions, stream_rows
 from luthier.data.checks.view import SAMPLE, Layout, RowView, learn_layout, view_of
 from luthier.data.formats.table import ROWS_TO_RECOGNISE
 from luthier.data.reading import Row
-from luthier.data.settings import FormatName
+from luthier.data.settings import (
+    NO_WISHES,
+    DataSettings,
+    FormatName,
+    RowTemplate,
+    Sources,
+    Wishes,
+    files_of,
+    sources_of,
+)
 from luthier.errors import DataError
 from luthier.types import Gives
 
@@ -70,7 +80,7 @@ class Learned:
     order: turns.Order
     spans: tuple[offsets.Span, ...]
     ranges: scores.Ranges
-    tongues: Mapping[str, tuple[str, str]]
+    tongues: languages.Tongues
     pairs: tuple[swapped.Pair, ...]
 
 
@@ -116,21 +126,24 @@ def check_data(
     announce: Announce,
     *,
     format: FormatName = "auto",
+    wishes: Wishes = NO_WISHES,
     num_processes: int = 2,
     rows_in_memory: int = ROWS_IN_MEMORY,
 ) -> Checked:
     """What is wrong with the rows of a source, and with those held out beside them.
 
-    Raises: NotFound, NetworkError; DataError for a source that is no file of rows at all.
+    format, wishes: how a recipe reads them; a template says which columns ask and which answer.
+
+    Raises: NotFound, NetworkError; DataError for a source that is no file of rows at all, or that lacks a template's column.
     """
     total, questions = Seen(), Questions()
-    train_rows = _questions(stream_rows(train, announce, total.notes), questions)
+    train_rows = questions.among(stream_rows(train, announce, total.notes))
     first = list(islice(train_rows, SAMPLE))
     if not first and not total.notes.findings:
         raise DataError("there are no rows in it.", "Give a file that holds at least one row.", file=_name(train))
-    learned = learn(first)
-    worker = Worker(learned, first[:ROWS_TO_RECOGNISE], format)
-    held_rows = _questions(stream_rows(held_out, announce, total.notes), questions) if held_out else iter(())
+    learned = learn(first, wishes.template)
+    worker = Worker(learned, first[:ROWS_TO_RECOGNISE], format, wishes)
+    held_rows = questions.among(stream_rows(held_out, announce, total.notes)) if held_out else iter(())
     with tempfile.TemporaryDirectory(prefix="luthier-check-") as folder:
         copies = Copies(Path(folder), rows_in_memory)
         with closing(copies):
@@ -159,9 +172,50 @@ def check_data(
     )
 
 
-def learn(first: Sequence[Row]) -> Learned:
+def check_sources(settings: DataSettings, held_out: Sources | None, announce: Announce) -> Checked:
+    """`check_data` of each source of the training rows, put together; the rows held out are compared with each.
+
+    Raises: as check_data.
+    """
+    held = None if held_out is None else files_of(held_out)
+    found = []
+    for source in sources_of(settings.train):
+        form, wishes = settings.form_of(source)
+        found.append(check_data(source.path, held, announce, format=form, wishes=wishes))
+    return found[0] if len(found) == 1 else _of_sources(found)
+
+
+def _of_sources(found: Sequence[Checked]) -> Checked:
+    """What was found of several sources."""
+    first = found[0]
+    is_alike = len({(each.form, each.gives) for each in found}) == 1
+    texts: dict[str, Counter[int]] = defaultdict(Counter)
+    labels: dict[str, Counter[str]] = defaultdict(Counter)
+    rows: Counter[int] = Counter()
+    for each in found:
+        rows.update(each.rows_by_length)
+        for name, lengths in each.texts_by_length.items():
+            texts[name].update(lengths)
+        for name, counts in each.labels.items():
+            labels[name].update(counts)
+    return Checked(
+        sum(each.num_rows for each in found),
+        first.num_held_out,
+        first.form if is_alike else None,
+        first.gives if is_alike else None,
+        first.reason
+        if is_alike
+        else f"the {len(found)} sources are read as {', '.join(str(each.form) for each in found)}",
+        tuple(dict.fromkeys(finding for each in found for finding in each.findings)),
+        rows,
+        texts,
+        labels,
+    )
+
+
+def learn(first: Sequence[Row], template: RowTemplate | None = None) -> Learned:
     """What is usual in a set that begins with these rows."""
-    layout = learn_layout(first)
+    layout = learn_layout(first, template)
     views = [view_of(row, layout) for row in first]
     return Learned(
         layout,
@@ -181,10 +235,10 @@ def learn(first: Sequence[Row]) -> Learned:
 class Worker:
     """What looks at chunks of rows: what was learned of the set, and its form."""
 
-    def __init__(self, learned: Learned, first: Sequence[Row], format: FormatName) -> None:
-        self.given = (learned, first, format)
+    def __init__(self, learned: Learned, first: Sequence[Row], format: FormatName, wishes: Wishes = NO_WISHES) -> None:
+        self.given = (learned, first, format, wishes)
         self.learned = learned
-        self.form = form.recognise_form(first, format) if first else None
+        self.form = form.recognise_form(first, format, wishes) if first else None
         self._minhash = MinHash()
 
     def examine(self, rows: Sequence[Row], is_held_out: bool) -> Seen:
@@ -201,7 +255,8 @@ class Worker:
 
     def _look(self, view: RowView, notes: Notes) -> None:
         learned = self.learned
-        for check in (encoding, markers, secrets, personal, preferences, tools):
+        notes.texts.update(cell.peer for cell in view.cells)
+        for check in (encoding, markers, secrets, personal, preferences, tools, options):
             check.look(view, learned.layout, notes)
         structure.look(view, learned.shapes, notes)
         answers.look(view, learned.layout, learned.ends, notes)
@@ -220,8 +275,8 @@ class Worker:
 _WORKER: list[Worker] = []  # of a process of the pool, set once as it starts
 
 
-def _begin(learned: Learned, first: Sequence[Row], format: FormatName) -> None:
-    _WORKER.append(Worker(learned, first, format))
+def _begin(learned: Learned, first: Sequence[Row], format: FormatName, wishes: Wishes) -> None:
+    _WORKER.append(Worker(learned, first, format, wishes))
 
 
 def _examine(rows: Sequence[Row], is_held_out: bool) -> Seen:
@@ -264,10 +319,6 @@ def _put_together(total: Seen, seen: Seen, copies: Copies) -> None:
 
 
 # ── what is said of them ────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _questions(rows: Iterator[Row], questions: Questions) -> Iterator[Row]:
-    return chain.from_iterable(map(questions.of_row, rows))
 
 
 def _said_once(findings: list[Finding]) -> list[Finding]:

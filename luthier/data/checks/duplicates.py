@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.data.checks.findings import Finding, Notes, Severity, excerpt
-from luthier.data.checks.minhash import Buckets, MinHash, band_keys, shingles, words_of
+from luthier.data.checks.minhash import Buckets, MinHash, band_keys, shingle_array, shingles, words_of
+from luthier.data.checks.preferences import sides_of
 from luthier.data.checks.view import Layout, RowView, halves_of, normal
 from luthier.types import Origin
 
@@ -40,19 +41,32 @@ KINDS: Mapping[str, Severity] = {
     "contradictory-answer": "warning",
 }
 
-LEVELS = ((0.95, 0.02), (0.85, 0.004), (0.75, 0.002), (0.7, 0.001))
+LEVELS = ((0.98, 0.03), (0.95, 0.02), (0.85, 0.004), (0.75, 0.002), (0.7, 0.001))
 """Jaccard similarity from which rows are near duplicates, and the share of rows up to which that is rare."""
 
 _MOST_NEARLY_ALIKE = 0.004
 """Share of rows up to which a label other than that of a row with nearly the same text is a fault."""
 
 _DIGITS = re.compile(r"\d+")
+_PIECE = "\x1f"
+_MOST_PIECES = 4
 _SHORT = 200
 _SHORTEST = 12
 _SHORTEST_PARAGRAPH = 200
 """Headings and short lines come again in any book."""
 
+Sets = tuple[frozenset[int | str], ...]
+
 _HELD_IN_MEMORY = 64 << 20
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A better and a worse answer to what is asked: a digest of it, that of the two the other way round, and the better's field."""
+
+    own: int
+    turned: int
+    field: str
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,7 @@ class Digest:
     is_short: bool
     is_prose: bool
     text: bytes
+    pair: Pair | None = None
 
 
 @dataclass
@@ -82,7 +97,7 @@ class Digests:
 def digest_rows(views: Sequence[RowView], layout: Layout, is_held_out: bool, minhash: MinHash) -> Digests:
     """What is kept of these rows."""
     rows = [digest_of(view, layout, is_held_out) for view in views]
-    sets = [shingles(words_of(row.text.decode("utf-8", "surrogatepass"))) for row in rows]
+    sets = [shingle_array(words_of(row.text.decode("utf-8", "surrogatepass"))) for row in rows]
     return Digests(rows, [band_keys(minhash.signatures(sets))] if rows else [])
 
 
@@ -91,8 +106,9 @@ def digest_of(view: RowView, layout: Layout, is_held_out: bool) -> Digest:
     halves = halves_of(view, layout)
     values = {key: value for key, value in view.values.items() if key not in layout.numbering}
     whole = json.dumps(_without_ids(values), sort_keys=True, ensure_ascii=False, default=str)
-    given, answer = normal(halves.given), normal(halves.answer)
-    text = given + ("\0" + answer if halves.answer_field is not None and not halves.is_closed else "")
+    pieces, answer = [normal(piece) for piece in halves.pieces], normal(halves.answer)
+    given = " ".join(filter(None, pieces))
+    text = _PIECE.join(pieces) + ("\0" + answer if halves.answer_field is not None and not halves.is_closed else "")
     return Digest(
         view.origin,
         is_held_out,
@@ -104,7 +120,17 @@ def digest_of(view: RowView, layout: Layout, is_held_out: bool) -> Digest:
         len(given) < (_SHORTEST_PARAGRAPH if layout.is_prose else _SHORTEST),
         layout.is_prose,
         text.encode("utf-8", "surrogatepass"),
+        _pair_of(view),
     )
+
+
+def _pair_of(view: RowView) -> Pair | None:
+    sides = sides_of(view.values)
+    if sides is None:
+        return None
+    asked = normal("\n".join(cell.text for cell in view.cells if cell.part not in ("answer", "id")))
+    name, better, worse = sides
+    return Pair(_hash(f"{asked}\0{better}\0{worse}"), _hash(f"{asked}\0{worse}\0{better}"), name)
 
 
 def _without_ids(value: Any) -> Any:
@@ -134,6 +160,8 @@ class Copies:
         self._fields: dict[str | None, int] = {}
         self._line, self._file, self._field = array("q"), array("i"), array("i")
         self._row, self._given, self._answer = array("q"), array("q"), array("q")
+        self._pairs: dict[int, int] = {}  # a pair of answers → the first row that has it
+        self._turned: list[tuple[int, Pair]] = []
         self._flags, self._ends = array("b"), array("q", [0])
         self._texts = tempfile.SpooledTemporaryFile(_HELD_IN_MEMORY, dir=str(folder))  # noqa: SIM115 (closed by close)
         self._buckets = Buckets(folder, rows_in_memory)
@@ -155,6 +183,9 @@ class Copies:
             self._flags.append(one.is_held_out | one.is_closed << 1 | one.is_short << 2 | one.is_prose << 3)
             self._ends.append(self._ends[-1] + len(one.text))
             self._texts.write(one.text)
+            if one.pair is not None:
+                self._pairs.setdefault(one.pair.own, len(self._line) - 1)
+                self._turned.append((len(self._line) - 1, one.pair))
         for keys in digests.keys:
             self._buckets.add(np.arange(first, first + len(keys), dtype=np.int64), keys)
 
@@ -168,6 +199,7 @@ class Copies:
         leaked = set[tuple[int, int]]()
         for group in _groups(np.frombuffer(self._given, np.int64)):
             yield from self._leaks(group, leaked)
+        yield from self._turned_round()
         self._contradictions(notes)
         self._near(copies, leaked, notes)
 
@@ -197,6 +229,15 @@ class Copies:
             found = f"the same is asked in {what}, {self._said(other, row)}: validation would measure what was learned by heart."
             leaked.add((min(row, other), max(row, other)))
             yield self._finding("leak", row, None, found, "Keep it in one of the two, best out of training.")
+
+    def _turned_round(self) -> Iterator[Finding]:
+        """The same two answers, of which another is the better one in an earlier row."""
+        for row, pair in self._turned:
+            other = self._pairs.get(pair.turned)
+            if other is not None and other < row:
+                found = f"the better and the worse answer are the other way round than in {self._said(other, row)}."
+                mend = "Keep the right one of the two rows."
+                yield self._finding("contradictory-label", row, pair.field, found, mend)
 
     def _contradictions(self, notes: Notes) -> None:
         """The same asked twice with other answers."""
@@ -229,7 +270,7 @@ class Copies:
         similar = lru_cache(maxsize=8192)(self._sets)
         for one, other in self._buckets.pairs():
             first, second = int(one), int(other)
-            if self._flags[second] & 2 and self._given[first] == self._given[second]:
+            if self._flags[second] & 2 and self._given[first] == self._given[second] and self._differ(first, second):
                 continue  # the same text with another label, which is told as a contradiction
             if first in copies or second in copies or (first, second) in leaked or self._flags[second] & 12 == 12:
                 continue
@@ -250,9 +291,9 @@ class Copies:
 
     def _tell_near(self, kind: str, row: int, other: int, level: int, likeness: float, notes: Notes) -> None:
         where = "" if kind == "near-duplicate" else "training, " if not self._flags[other] & 1 else "validation, "
-        text = excerpt(self._text(other).replace("\0", " "), 0, 50)
+        text = excerpt(self._text(other).replace("\0", " ").replace(_PIECE, " "), 0, 50)
         is_labelled = self._flags[row] & 2 and self._answer[row] != self._answer[other]
-        if is_labelled and kind == "near-duplicate" and level == 0:
+        if is_labelled and kind == "near-duplicate" and level <= 1:
             found = f"nearly the same is asked as in {self._said(other, row)}, and the label is another: {text}."
             mend = "Keep the right one, or say in the input what they differ in."
             finding = self._finding("contradictory-label", row, self._field_of(row), found, mend)
@@ -266,6 +307,9 @@ class Copies:
             notes.suspect("other", self._finding(kind, other, None, found, mend), LEVELS[level][1], level)
             notes.peers[kind, "other"] = len(self._line)
 
+    def _differ(self, one: int, other: int) -> bool:
+        return self._answer[one] != self._answer[other]
+
     # ── of one row ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _text(self, row: int) -> str:
@@ -273,9 +317,13 @@ class Copies:
         data: bytes = self._texts.read(self._ends[row + 1] - self._ends[row])
         return data.decode("utf-8", "surrogatepass")
 
-    def _sets(self, row: int) -> tuple[frozenset[int | str], ...]:
-        """The shingles of what a row asks and of what it answers."""
-        return tuple(_shingles_of(half) for half in self._text(row).split("\0"))
+    def _sets(self, row: int) -> tuple[Sets, ...]:
+        """The shingles of what a row asks, piece by piece, and of what it answers."""
+        asked, *answer = self._text(row).split("\0")
+        pieces = asked.split(_PIECE)
+        if len(pieces) > _MOST_PIECES:
+            pieces = [" ".join(pieces)]
+        return tuple(map(_shingles_of, pieces)), *((_shingles_of(each),) for each in answer)
 
     def _origin(self, row: int) -> Origin:
         return Origin(list(self._files)[self._file[row]], self._line[row])
@@ -311,9 +359,17 @@ def _shingles_of(text: str) -> frozenset[int | str]:
     return frozenset(shingles(words))
 
 
-def _likeness(one: Sequence[frozenset[int | str]], other: Sequence[frozenset[int | str]]) -> float:
+def _likeness(one: Sequence[Sets], other: Sequence[Sets]) -> float:
     """The lesser similarity of the two halves; an answer may differ a little more than what is asked."""
     if len(one) != len(other):
         return 0.0
-    values = [len(a & b) / len(a | b) if a | b else 1.0 for a, b in zip(one, other, strict=True)]
+    values = [_alike(a, b) for a, b in zip(one, other, strict=True)]
     return min(values[0], values[1] + 0.1) if len(values) == 2 else values[0]
+
+
+def _alike(one: Sets, other: Sets) -> float:
+    """The least Jaccard similarity of the pieces, so that a long text does not hide that another is asked about it; that of all
+    together where the two have another number of them."""
+    if len(one) != len(other):
+        one, other = (frozenset().union(*one),), (frozenset().union(*other),)
+    return min(len(a & b) / len(a | b) if a | b else 1.0 for a, b in zip(one, other, strict=True))

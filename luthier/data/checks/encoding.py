@@ -37,11 +37,14 @@ _GBK_RUN = re.compile("[\u4e00-\u9fff\u3400-\u4dbf€]{4,}")
 _CYRILLIC_RUN = re.compile("[\u0400-\u045f\u0490\u0491\u0080-\u00bf‚„…†‡€‰‹‘’“”•–—™›№]{4,}")
 _ENTITY = re.compile(r"&(#\d{2,6}|#[xX][0-9a-fA-F]{2,5}|[A-Za-z][A-Za-z0-9]{1,30});")
 _TAG = re.compile(
-    r"</?(p|br|div|span|b|i|em|strong|li|ul|ol|a|td|tr|table|h[1-6]|font|img|script|style|iframe)(\s[^<>]{0,200})?/?>|"
-    r"\[(b|i|u|url|quote|img|code|color|size)(=[^\[\]]{1,80})?\][^\[\]]*\[/\1?",
+    r"</?(?:p|br|div|span|b|i|u|em|strong|li|ul|ol|a|td|tr|th|table|tbody|h[1-6]|hr|font|img|small|sup|sub|pre|blockquote|center|"
+    r"nav|section|header|footer|article|form|input|button|label|html|head|body|meta|link|script|style|iframe|noscript|svg|video)"
+    r"(?:\s[^<>]{0,400})?/?>|<!--|"
+    r"\[(?P<mark>b|i|u|url|quote|img|code|color|size|list|center)(?:=[^\[\]]{1,80})?\][^\[\]]*\[/(?P=mark)\]",
     re.I,
 )
-_CODE = re.compile(r"```|html|<!doctype|xml|</?(body|head|script|style)\b|\bcss\b|\btags?\b|web ?page", re.I)
+_ABOUT_MARKUP = re.compile(r"```|\b(?:x?html5?|xml|css|svg|markup|jsx|bbcode)\b|=\s*[\"']<", re.I)
+_TAGS = re.compile(r"<!?[-/]{0,2}[A-Za-z!][^<>]*>")
 _IN_ADDRESS = re.compile(r"https?://\S+")
 _PERCENT = re.compile(r"(?:[A-Za-z]+%20){2}|(?:%[0-9A-F]{2}){2}")
 _ESCAPES = re.compile(r"\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}\\x[0-9a-fA-F]{2}|\\U000[0-9a-fA-F]{5}")
@@ -51,6 +54,7 @@ _INVISIBLE = re.compile(
     "[\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\u00ad\ufff9-\ufffb\u180e\U000e0000-\U000e007f]|[\u200c\u200d]"
 )
 _SPACE = re.compile("[\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\x0b\x0c\x85]")
+_BREAKS = "\x0b\x0c\x85\u2028\u2029"
 _MIXED = re.compile(
     "[A-Za-z]+[\u0400-\u04ff]+[A-Za-z]*|[\u0400-\u04ff]+[A-Za-z]+[\u0400-\u04ff]*|[A-Za-z]{2,}[\u0391\u0392\u0395-\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7\u03bf\u03bd]+[A-Za-z]+"
 )
@@ -62,22 +66,16 @@ _SAVE_UTF8 = "Read the source with its own encoding and save it as UTF-8."
 
 def look(view: RowView, layout: Layout, notes: Notes) -> None:
     """Note what is wrong with the letters of a row's texts."""
-    is_about_markup = any(_CODE.search(cell.text) for cell in view.cells if "<" in cell.text or "&" in cell.text)
+    is_about_markup: bool | None = None
     for cell in view.cells:
-        for kind in (
-            "unusual-space",
-            "html-entity",
-            "html-tag",
-            "escaped-text",
-            "mixed-alphabets",
-            "invisible-character",
-        ):
-            notes.looked(kind, cell.peer)
         text = cell.text
         if "\\" in text or "%" in text:
             _escapes(view, cell, notes)
-        if not is_about_markup and ("&" in text or "<" in text):
-            _markup(view, cell, notes)
+        if "&" in text or "<" in text or "[/" in text:
+            if is_about_markup is None:
+                is_about_markup = any(_ABOUT_MARKUP.search(_TAGS.sub(" ", each.text)) for each in view.cells)
+            if not is_about_markup:
+                _markup(view, cell, notes)
         if not (text.isascii() and (text.isprintable() or not _UNUSUAL.search(text))):
             _unusual(view, cell, notes)
 
@@ -126,12 +124,14 @@ def _unseen(view: RowView, cell: Cell, notes: Notes) -> None:
         found = f"{name} (U+{ord(match[0]):04X}) stands in it: {excerpt(text, match.start(), match.end())}."
         _suspect(view, cell, notes, "invisible-character", found, "Take it out.", 0.02)
         break
-    unusual = next((match for match in _SPACE.finditer(text) if not _is_usual(text, match)), None)
+    spaces = [match for match in _SPACE.finditer(text) if not _is_usual(text, match)]
+    unusual = next((match for match in spaces if match[0] in _BREAKS), spaces[0] if spaces else None)
     if unusual is not None:
         match = unusual
         name = unicodedata.name(match[0], "a page break or line separator").lower()
         found = f"{name} (U+{ord(match[0]):04X}) stands for a space: {excerpt(text, match.start(), match.end())}."
-        _suspect(view, cell, notes, "unusual-space", found, "Write a common space.", 0.005)
+        limit, level = (0.02, 0) if match[0] in _BREAKS else (0.005, 1)
+        _suspect(view, cell, notes, "unusual-space", found, "Write a common space.", limit, level)
 
 
 def joins(text: str, at: int) -> bool:
@@ -146,6 +146,8 @@ def _is_usual(text: str, match: re.Match[str]) -> bool:
     around = text[max(0, at - 1) : at] + text[at + 1 : at + 2]
     if match[0] == "\u3000":
         return any(sign > "\u2e7f" for sign in around) or at in (0, len(text) - 1)
+    if any(sign in "–—" for sign in around):
+        return match[0] in "\u2009\u200a\u202f"  # how dashes are set
     return match[0] in "\u00a0\u202f\u2009" and any(sign in "«»;:!?%€$£°" or sign.isdigit() for sign in around)
 
 
@@ -173,9 +175,13 @@ def _escapes(view: RowView, cell: Cell, notes: Notes) -> None:
         _suspect(view, cell, notes, "escaped-text", found, mend, 0.01)
 
 
-def _suspect(view: RowView, cell: Cell, notes: Notes, kind: str, found: str, mend: str, limit: float) -> None:
+def _suspect(
+    view: RowView, cell: Cell, notes: Notes, kind: str, found: str, mend: str, limit: float, level: int = 0
+) -> None:
     origin = view.origin
-    notes.suspect(cell.peer, Finding(kind, KINDS[kind], origin.file, origin.line, cell.field, found, mend), limit)
+    notes.suspect(
+        cell.peer, Finding(kind, KINDS[kind], origin.file, origin.line, cell.field, found, mend), limit, level
+    )
 
 
 # ── mojibake undone ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -73,10 +73,14 @@ class Suspicion:
 
 @dataclass
 class Notes:
-    """What was noted of some rows. Notes of two runs of rows are put together with `take`."""
+    """What was noted of some rows. Notes of two runs of rows are put together with `take`.
+
+    texts: how many texts each peer has, which is what a kind of fault is compared with that notes nothing else in `peers`.
+    """
 
     findings: list[Finding] = field(default_factory=list)
     peers: Counter[tuple[str, str]] = field(default_factory=Counter)
+    texts: Counter[str] = field(default_factory=Counter)
     suspicions: dict[tuple[str, str], list[Suspicion]] = field(default_factory=dict)
     uncounted: Counter[tuple[str, str]] = field(default_factory=Counter)
     num_rows: int = 0
@@ -102,8 +106,9 @@ class Notes:
         """Add what was noted of other rows."""
         self.num_rows += other.num_rows
         self.findings += other.findings
-        self.peers += other.peers
-        self.uncounted += other.uncounted
+        self.peers.update(other.peers)
+        self.texts.update(other.texts)
+        self.uncounted.update(other.uncounted)
         for key, more in other.suspicions.items():
             kept = self.suspicions.setdefault(key, [])
             room = MOST_KEPT - len(kept)
@@ -113,7 +118,8 @@ class Notes:
     def settled(self) -> Iterator[Finding]:
         """The suspicions that are rare enough to be faults; of those that are not, one word on the whole set."""
         for (kind, peer), suspicions in self.suspicions.items():
-            yield from self._rare(suspicions, self.peers[kind, peer], self.uncounted[kind, peer])
+            num_peers = self.peers[kind, peer] if (kind, peer) in self.peers else self.texts[peer]
+            yield from self._rare(suspicions, num_peers, self.uncounted[kind, peer])
 
     def _rare(self, suspicions: list[Suspicion], num_peers: int, num_uncounted: int) -> Iterator[Finding]:
         """Level by level, as long as all so far are few: of their peers, and the rows that they are in of all rows."""

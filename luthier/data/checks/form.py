@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from luthier.data.checks.findings import Finding
 from luthier.data.checks.view import RowView
-from luthier.data.formats import FORMS, recognise_any
-from luthier.data.formats.table import tabulate
+from luthier.data.formats import Natural, recognise_any
 from luthier.data.reading import Row
-from luthier.data.settings import FormatName
+from luthier.data.settings import FormatName, Wishes
 from luthier.errors import DataError
-from luthier.types import Gives, Record
 
 KIND = "unreadable-row"
 
 
-@dataclass(frozen=True)
-class ReadForm:
-    """A form that the first rows have: its name, what its rows give, why it was taken, and what reads a row."""
+def recognise_form(first: Sequence[Row], format: FormatName, wishes: Wishes) -> Natural | None:
+    """The form that the first rows are most naturally read as; None if they have no form that something learns from.
 
-    name: FormatName
-    gives: Gives
-    reason: str
-    to_records: Callable[[Row], Sequence[Record]]
-
-
-def recognise_form(first: Sequence[Row], format: FormatName) -> ReadForm | None:
-    """The form that the first rows are most naturally read as; None if they have no form that something learns from."""
+    Raises: DataError for a template that names a column which the rows do not have.
+    """
     try:
-        natural = recognise_any(first, format)
+        return recognise_any(first, format, wishes)
     except DataError:
+        if wishes.template is not None:
+            raise
         return None
-    table = tabulate(first)
-    recognition = next(
-        found
-        for form in FORMS
-        if (natural.name, natural.gives) == (form.NAME, form.GIVES) and (found := form.recognise(table)) is not None
-    )
-    return ReadForm(natural.name, natural.gives, natural.reason, recognition.to_records)
 
 
-def fault_of(view: RowView, form: ReadForm) -> Finding | None:
+def fault_of(view: RowView, form: Natural) -> Finding | None:
     """Why a row could not be read as its form; None if it can."""
     try:
         form.to_records(Row(view.values, view.origin))

@@ -21,16 +21,16 @@ _TOKENS = re.compile(
     re.MULTILINE,
 )
 _SPEAKERS = re.compile(
-    r"\n\n(?:Human|Assistant|H|A): |^(?:USER|ASSISTANT|SYSTEM|Human|Assistant|AI|Bot): |(?<=\s)(?:USER|ASSISTANT|Human|Assistant): (?=[A-Z])",
+    r"\n\n(?:Human|Assistant): |^(?:USER|ASSISTANT|SYSTEM|Human|Assistant|AI|Bot): |(?<=\s)(?:USER|ASSISTANT|Human|Assistant): (?=[A-Z])",
     re.MULTILINE,
 )
-_SPOKEN = ("Human:", "Assistant:", "USER:", "ASSISTANT:", "SYSTEM:", "AI:", "Bot:", "\nH:", "\nA:")
+_SPOKEN = ("Human:", "Assistant:", "USER:", "ASSISTANT:", "SYSTEM:", "AI:", "Bot:")
 _PLACEHOLDERS = re.compile(
-    r"\{\{ ?[A-Za-z_][\w.| ]{0,40} ?\}\}|\{%[^%\n]{1,60}%\}|(?<![\w$\\}{])\{[A-Za-z_][A-Za-z_0-9. ]{0,30}\}(?!\{)|(?<!\w)\{\d?\}"
+    r"\{\{ ?[A-Za-z_][\w.| ]{0,40} ?\}\}|\{%[^%\n]{1,60}%\}|(?<![\w$\\}{\"'`^~])\{[A-Za-z_][A-Za-z_0-9. ]{0,30}\}(?!\{)|(?:(?<=\s)|^)\{\d?\}(?=[\s.,!?]|$)"
     r"|<(?:[A-Z]{2,}(?:[_ ][A-Z0-9]{2,})*)>|<(?i:your|insert|enter|name|placeholder|answer here|user|company)[^<>\n]{0,40}>"
-    r"|\[(?i:insert|your|enter|add|fill|placeholder|todo|tbd|name|company|date|answer)\b[^\]\n]{0,40}\]|\[[A-Z]{3,}(?:[_ ][A-Z]{2,})*\]"
+    r"|\[(?i:insert|your|enter|add|fill|placeholder|todo|tbd|name|company|date|answer)\b[^\]\n]{0,40}\]|\[[A-Z]+(?:_[A-Z\d]+)+\]|\[(?:[A-Z]+ ){0,3}(?:NAMES?|DATE|TIME|COMPANY|ADDRESS|E-?MAIL|PHONE|CITY|STATE|COUNTRY|TITLE|NUMBER|ID|URL|LINK|PRODUCT|PERSON|AMOUNT|PRICE|TOPIC|USER|CUSTOMER|AGE|YEAR|TEXT|LOCATION|PLACEHOLDER|REDACTED)\]"
     r"|\$\{[A-Za-z_]\w{0,40}\}|%\([a-z_]+\)s|(?<!\w)%s(?!\w)|<%=? ?\w+ ?%>|__[A-Z]{3,}(?:_[A-Z]+)*__"
-    r"|(?i:lorem ipsum)|(?<![\w/])(?:TODO|FIXME|TBD|XXX+|PLACEHOLDER)(?::|\b)(?![\w/])"
+    r"|(?i:lorem ipsum)|(?<![\w/])(?<!// )(?<!# )(?<!\* )(?<!-- )(?:TODO|FIXME|TBD|XXX+|PLACEHOLDER)(?::|\b)(?![\w/])"
 )
 _MAY_BE_OPEN = ("{", "<", "[", "%", "__", "orem", "OREM", "TODO", "FIXME", "TBD", "XXX", "PLACEHOLDER")
 _NULLS = frozenset(
@@ -67,19 +67,17 @@ def look(view: RowView, layout: Layout, notes: Notes) -> None:
     for cell in view.cells:
         if cell.part == "id":
             continue
-        for kind in KINDS:
-            notes.looked(kind, cell.peer)
         text = cell.text
-        if len(text) < 20 and text.strip().casefold() in _NULLS:
+        if len(text) < 20 and text.strip().casefold() in _NULLS and not _is_quoted(view, cell):
             found = f"{text.strip()!r} stands for no value."
             _suspect(view, cell, notes, "null-word", found, "Fill it in, or leave this row out.", 0.005)
         match = _TOKENS.search(text) if "<" in text or "[" in text or "##" in text else None
-        if match is None and any(mark in text for mark in _SPOKEN):
+        if match is None and ": " in text and any(map(text.__contains__, _SPOKEN)):
             match = _SPEAKERS.search(text)
         if match is not None:
             found = f"{match[0].strip()!r} is a mark of a chat template or of a prompt: {_around(text, match)}."
             _suspect(view, cell, notes, "template-marker", found, _MEND_MARKER, 0.05)
-        if not any(sign in text for sign in _MAY_BE_OPEN) or any(_CODE.search(each.text) for each in view.cells):
+        if not any(map(text.__contains__, _MAY_BE_OPEN)) or any(_CODE.search(each.text) for each in view.cells):
             continue
         if match := _PLACEHOLDERS.search(text):
             level, limit = (0, 0.02) if match[0][0] in "{$%_" else (1, 0.008)
@@ -87,6 +85,16 @@ def look(view: RowView, layout: Layout, notes: Notes) -> None:
             _suspect(
                 view, cell, notes, "unfilled-placeholder", found, "Fill it in, or leave this row out.", limit, level
             )
+
+
+def _is_quoted(view: RowView, cell: Cell) -> bool:
+    """Whether the word is an answer taken from a longer text of the row."""
+    word = cell.text.strip()
+    return (
+        cell.part == "answer"
+        and len(word) > 2
+        and any(each.part != "answer" and len(each.text) > 40 and word in each.text for each in view.cells)
+    )
 
 
 def _around(text: str, match: re.Match[str]) -> str:

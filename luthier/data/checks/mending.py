@@ -14,14 +14,14 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from luthier.data.checks.checking import Checked, Source
 from luthier.data.checks.encoding import joins, repaired_mojibake
 from luthier.data.checks.findings import Finding, Notes
-from luthier.data.checks.source import stream_rows
+from luthier.data.checks.source import Questions, stream_rows
 from luthier.data.reading import Row
 from luthier.errors import DataError, UsageError
 from luthier.store.files import write_pieces
@@ -72,13 +72,23 @@ def _mended_rows(source: Source, checked: Checked, result: Mended, drop_faulty: 
     for finding in checked.findings:
         if finding.line is not None:
             by_row[finding.file, finding.line].append(finding)
+    questions = Questions()
     for row in stream_rows(source, lambda text: None, Notes()):
-        findings = by_row.pop((row.origin.file, row.origin.line), [])
+        findings = list(_findings_at(row, by_row, questions))
         if (kept := mended_row(row, findings, result, drop_faulty)) is not None:
             result.num_written += 1
             yield kept
     for findings in by_row.values():
         result.left_out.update(finding.kind for finding in findings if finding.kind == "broken-line")
+
+
+def _findings_at(row: Row, by_row: dict[tuple[str, int], list[Finding]], questions: Questions) -> Iterator[Finding]:
+    """The findings at a row, each with the way from there; those at the questions of an article are at the article."""
+    origins = [each.origin for each in questions.among([row])] if row.path else [row.origin]
+    for origin in origins:
+        for finding in by_row.pop((origin.file, origin.line), ()):
+            way = finding.field
+            yield replace(finding, field=None if way is None else way.removeprefix(f"{row.path}."))
 
 
 def mended_row(row: Row, findings: list[Finding], result: Mended, drop_faulty: bool) -> Row | None:

@@ -39,13 +39,26 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff
 
 def words_of(text: str) -> list[str]:
     """The words of a text, in small letters; of scripts without spaces each sign."""
+    if text.isascii():
+        return text.lower().translate(_SPACED).split()
     return _WORD.findall(text.casefold())
+
+
+_SPACED = {code: " " for code in range(128) if not (chr(code).isalnum() or chr(code) == "_")}
+"""Signs of ASCII that part words, each as a space."""
 
 
 def shingles(words: Sequence[str]) -> set[int]:
     """Each word and each two words in a row, as numbers."""
     hashed = list(map(_hash_of, words))
     return {*hashed, *((a * 0x9E3779B1 + b) & 0xFFFFFFFFFFFF for a, b in itertools.pairwise(hashed))}
+
+
+def shingle_array(words: Sequence[str]) -> Hashes:
+    """The same numbers as `shingles` gives, with those that come again, shape (N,)."""
+    hash_W = np.fromiter(map(_hash_of, words), np.uint64, len(words))
+    pair_W = (hash_W[:-1] * np.uint64(0x9E3779B1) + hash_W[1:]) & np.uint64(0xFFFFFFFFFFFF)
+    return np.concatenate([hash_W, pair_W])
 
 
 @lru_cache(maxsize=1 << 17)
@@ -66,13 +79,13 @@ class MinHash:
         self._factor_K = generator.integers(0, 1 << 63, NUM_HASHES, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
         self._shift_K = generator.integers(0, 1 << 63, NUM_HASHES, dtype=np.uint64)
 
-    def signatures(self, sets: Sequence[set[int]]) -> NDArray[np.uint32]:
-        """One signature (K,) a set; that of an empty set is all ones."""
+    def signatures(self, sets: Sequence[Hashes]) -> NDArray[np.uint32]:
+        """One signature (K,) a set, in which elements may come again; that of an empty set is all ones."""
         signature_RK = np.full((len(sets), NUM_HASHES), 0xFFFFFFFF, np.uint32)
-        filled = [index for index, each in enumerate(sets) if each]
+        filled = [index for index, each in enumerate(sets) if len(each)]
         if not filled:
             return signature_RK
-        shingle_N = np.fromiter((one for index in filled for one in sets[index]), np.uint64)
+        shingle_N = np.concatenate([sets[index] for index in filled])
         starts = np.cumsum([0, *(len(sets[index]) for index in filled[:-1])])
         for k in range(NUM_HASHES):
             hash_N = (shingle_N * self._factor_K[k] + self._shift_K[k]) >> np.uint64(32)

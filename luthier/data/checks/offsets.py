@@ -17,7 +17,11 @@ from luthier.data.checks.view import RowView
 KINDS: Mapping[str, Severity] = {"wrong-offset": "error"}
 
 _USUAL = 0.95
+_USUAL_VALUE = 0.7
+"""That a value stands just where two numbers say is hardly ever chance, so fewer rows need to show it."""
+
 _FEWEST = 10
+_RARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def _candidates(start: str, end: str, columns: Sequence[str]) -> Iterator[Span]:
 
 def _holds(views: Sequence[RowView], span: Span) -> bool:
     judged = [right for view in views if (right := _is_right(view.values, span)) is not None]
-    return len(judged) >= _FEWEST and sum(judged) >= _USUAL * len(judged)
+    return len(judged) >= _FEWEST and sum(judged) >= (_USUAL if span.value is None else _USUAL_VALUE) * len(judged)
 
 
 def _is_right(values: Mapping[str, Any], span: Span) -> bool | None:
@@ -101,12 +105,31 @@ def _whole(value: Any) -> int | None:
 def look(view: RowView, spans: tuple[Span, ...], notes: Notes) -> None:
     """Note places at which something else stands than should."""
     for span in spans:
+        is_right = _is_right(view.values, span)
+        if is_right is None:
+            continue
         notes.looked("wrong-offset", span.start)
-        if _is_right(view.values, span) is False:
+        if not is_right:
             place, found = _wrong(view.values, span)
-            notes.suspect(span.start, _finding(view, place, found), 0.05)
+            notes.suspect(span.start, _finding(view, place, found), _RARE, _how_wrong(view.values, span))
     for place, context, answer in _answers(view.values, "", None):
         _answer(view, place, context, answer, notes)
+
+
+def _how_wrong(values: Mapping[str, Any], span: Span) -> int:
+    """How sure it is that a place is wrong: 0 where nothing of that length can stand there, 1 where the value stands nowhere,
+    2 where it stands elsewhere, 3 where it differs in capitals alone."""
+    text, start, end = str(values[span.text]), _whole(values[span.start]) or 0, _whole(values[span.end]) or 0
+    if not 0 <= start < end <= len(text):
+        return 0
+    if span.value is None:
+        return 1
+    value = str(values[span.value])
+    if end - start != len(value):
+        return 0
+    if text[start:end].casefold() == value.casefold():
+        return 3
+    return 2 if value.casefold() in text.casefold() else 1
 
 
 def _wrong(values: Mapping[str, Any], span: Span) -> tuple[str, str]:

@@ -24,7 +24,7 @@ KINDS: Mapping[str, Severity] = {
 
 _EMAIL = re.compile(r"(?<![\w.+/:-])[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,18}(?![\w-])")
 _EXAMPLE_HOST = re.compile(
-    r"(?i)@(?:.+\.)?(?:example\.\w+|example|test|invalid|localhost|domain\.\w+|yourdomain\.\w+|company\.com|xyz\.com|abc\.com|email\.com|mail\.com)$"
+    r"(?i)@(?:.+\.)?(?:example\.\w+|example|test|invalid|localhost|domain\.\w+|yourdomain\.\w+|(?:my|your|the)?company\.com|xyz\.com|abc\.com|email\.com|mail\.com)$"
 )
 _EXAMPLE_NAME = re.compile(
     r"(?i)^(?:your|user(?:name)?|name|email|example|foo|bar|abc|xyz|test)\d*(?:[._-]?(?:name|email|address))?@"
@@ -41,13 +41,13 @@ _PHONE = re.compile(
 _DIGIT = re.compile(r"\d")
 _LONG_NUMBER = re.compile(r"\d(?:[ .()/:+–-]{0,2}[\dA-Fa-f]){6}|[A-Z]{2} ?\d\d|\d{4,}[A-Z]\b|::")
 _SPOKEN = re.compile(
-    r"(?i)(?:phone|tel|telephone|mobile|cell|call(?: me| us)?(?: at| on)?|fax|whatsapp|电话|手机)\W{1,4}(?:\w+\W+){0,3}?(\+?[\d][\d .()/-]{6,17}\d)(?!\w)"
+    r"(?i)(?:phone|tel|telephone|mobile|cell|call(?: me| us| at| on)+|fax|whatsapp|电话|手机)\W{1,4}(?:\w+\W+){0,3}?(\+?[\d][\d .()/-]{6,17}\d)(?!\w)"
 )
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?\b")
 _CARD = re.compile(
     r"(?<![\w.,+=/-])[2-6]\d{3}([ -]?)\d{4}\1\d{4}\1\d{4}(?![\w,/-]|\.\d)|(?<![\w.,-])3[47]\d{2}([ -]?)\d{6}\2\d{5}(?![\w-])"
 )
-_IP = re.compile(r"(?<![\w.:/-])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\w-]|\.\d)")
+_IP = re.compile(r"(?<![\w.:/-])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\w-]|\.\d|/\d)")
 _IP6 = re.compile(
     r"(?<![\w:])(?:[0-9a-fA-F]{1,4}:){7}[0-9a-fA-F]{1,4}(?![\w:])|(?<![\w:])(?:[0-9a-fA-F]{1,4}:){2,6}:(?:[0-9a-fA-F]{1,4}:?){1,4}(?![\w:])"
 )
@@ -105,12 +105,17 @@ def is_real_address(address: str) -> bool:
 def phone_in(text: str) -> str | None:
     """A telephone number: written with its country's code or in groups, or named as one."""
     for match in _PHONE.finditer(text):
-        if is_varied(match[0]) and 8 <= len(_digits(match[0])) <= 15:
+        if is_varied(match[0]) and 8 <= len(_digits(match[0])) <= _MOST_DIGITS:
             return match[0]
     for match in _SPOKEN.finditer(text):
-        if is_varied(match[1]) and 7 <= len(_digits(match[1])) <= 15:
+        is_date = re.fullmatch(r"(?:19|20)\d\d[-./ ]\d\d?[-./ ]\d\d?", match[1])
+        if not is_date and is_varied(match[1]) and 7 <= len(_digits(match[1])) <= _MOST_DIGITS:
             return match[1]
     return None
+
+
+_MOST_DIGITS = 13
+"""E.164 allows 15; no country uses more than 13 of them."""
 
 
 def is_varied(number: str) -> bool:

@@ -36,6 +36,17 @@ def look(view: RowView, layout: Layout, notes: Notes) -> None:
             notes.tell("same-answers", "error", view.origin, second, found, mend)
 
 
+def sides_of(values: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """The field of the better answer of a row, and the two answers, the better one first; None for rows without a pair."""
+    for better, worse in _RANKED:
+        if better in values and worse in values:
+            return better, normal(_said(values[better])), normal(_said(values[worse]))
+    return None
+
+
+_RANKED = PAIRS[:3]
+
+
 def _said(value: Any) -> str:
     if isinstance(value, str):
         return value

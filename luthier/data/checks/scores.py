@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +15,9 @@ KINDS: Mapping[str, Severity] = {"out-of-range": "error", "wrong-rank": "error"}
 
 Ranges = Mapping[str, tuple[float, float]]
 """By peer: the least and the greatest number that is not out of range."""
+
+_BEYOND = 0.003
+"""Share of the values that may lie beyond the end of a scale."""
 
 _WHOLE_NUMBER_NAMES = ("start", "end", "offset", "line", "count", "length", "num_", "year", "tokens")
 
@@ -66,17 +69,24 @@ def _range(numbers: list[float]) -> tuple[float, float] | None:
     room = 0.5 * width if width else 0.0
     if distinct <= 12 and all(number.is_integer() for number in ordered[cut : len(ordered) - cut]):
         room = 0.0
-    if room and _is_bound(low, ordered):
-        return low, high if _is_bound(high, ordered) else high + room
+    bottom, top = _bound(ordered), _bound(ordered, from_above=True)
+    if room and (bottom is not None or top is not None):
+        return low - room if bottom is None else bottom, high + room if top is None else top
     least = max(low - room, 0.0) if low >= 0 else low - room
     greatest = min(high + room, 1.0) if least >= 0 and 0.5 < high <= 1 and low < 0.5 and distinct > 2 else high + room
     return least, greatest
 
 
-def _is_bound(number: float, ordered: Sequence[float]) -> bool:
-    """Whether a scale ends here: at a whole number that several rows have, and none of the others lies beyond it."""
-    beyond = sum(each < number for each in ordered), sum(each > number for each in ordered)
-    return number.is_integer() and 0 in beyond and ordered.count(number) >= max(3, len(ordered) // 400)
+def _bound(ordered: Sequence[float], *, from_above: bool = False) -> float | None:
+    """Where a scale ends: the outermost whole number that several values are, if hardly any lies beyond it; None if nowhere."""
+    beyond = 0
+    for number, many in sorted(Counter(ordered).items(), reverse=from_above):
+        if number.is_integer() and many >= max(3, len(ordered) // 400):
+            return number
+        beyond += many
+        if beyond > max(1, _BEYOND * len(ordered)):
+            return None
+    return None
 
 
 def look(view: RowView, ranges: Ranges, layout: Layout, notes: Notes) -> None:

@@ -40,7 +40,7 @@ _FORMS: tuple[tuple[str, str], ...] = (
         "a key or password that is set",
         r"(?i:\b(?:[a-z]+[_-])*(?:api[_-]?key|secret(?:[_-]?(?:access)?[_-]?key)?|access[_-]?token|auth[_-]?token|client[_-]?secret"
         r"|password|passwd|pwd|passphrase|private[_-]?key)(?:[\"']?\s*(?:=|:|=>)\s*[\"']?|\s+is:?\s+[\"']?))"
-        r"(?=[^\s\"']{0,60}[0-9!@#$%^&*_+-])(?=[^\s\"']{0,60}[A-Za-z])[^\s\"'<>{}()\[\],;]{8,80}",
+        r"(?=[^\s\"']{0,60}[0-9!@#$%^&*_+-]|(?=[^\s\"']{16})[^\s\"']{0,40}[a-z][A-Z])(?=[^\s\"']{0,60}[A-Za-z])[^\s\"'<>{}()\[\],;]{8,80}",
     ),
 )
 _ALL = re.compile("|".join(f"(?P<f{number}>{pattern})" for number, (_, pattern) in enumerate(_FORMS)))
@@ -49,7 +49,11 @@ _HINTS = (
     "glpat-", "xox", "hooks.slack", "AIza", "ya29.", "GOCSPX", "hf_", "npm_", "pypi-", "SG.", "key-", ":AA", "dop_v1_", "shp", "dapi", "nvapi-",
     "gsk_", "r8_", "sq0", "lin_api_", "figd_", "dckr_", "tskey-", "eyJ", "://", "AccountKey", "earer", "AC", "SK",
 )  # fmt: skip
+
 _WORDS = ("key", "secret", "token", "passw", "pwd", "passphrase")
+_SHORTEST = 10
+"""Signs without a space that the shortest of them has."""
+
 _STAND_IN = re.compile(
     r"(?i)x{4,}|\*{3,}|\.{3}|your|<|\{|placeholder|changeme|redacted|\$\(|\bpassword\b.{0,3}password|(.)\1{6,}|user(name)?:pass(word)?@|abcdef|123456"
 )
@@ -59,10 +63,10 @@ def look(view: RowView, layout: Layout, notes: Notes) -> None:
     """Note every secret in a row's texts, once a field."""
     notes.looked("password", "")
     for cell in view.cells:
-        folded = cell.text.casefold()
-        may_be_set = any(word in folded for word in _WORDS)
-        if not may_be_set and not any(hint in cell.text for hint in _HINTS):
-            continue
+        if not any(map(cell.text.casefold().__contains__, _WORDS)):
+            longest = max(map(len, cell.text.split()), default=0)
+            if longest < _SHORTEST or not any(map(cell.text.__contains__, _HINTS)):
+                continue
         for match in _ALL.finditer(cell.text):
             number = int(str(match.lastgroup)[1:])
             if number and _STAND_IN.search(match[0]):

@@ -6,7 +6,9 @@ about. Bytes that are not UTF-8 stay in the text as the code points U+DC80 to U+
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,39 +23,92 @@ Announce = Callable[[str], None]
 BROKEN = "broken-line"
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a question stands: the line of its row in a file of lines (of a JSON document None, as there a finding's line is
+    the question's running number), the ways to its article, its paragraph and itself, and the paragraph's first question.
+    """
+
+    line: int | None
+    article: str
+    paragraph: str
+    own: str
+    first: int
+
+
 @dataclass
 class Questions:
-    """Where in its article each question stands: while the check lasts, a question's line is its number."""
+    """SQuAD's articles taken apart into their questions, each a row with the paragraph that it is about.
 
-    places: dict[tuple[str, int], tuple[int, str, str]] = field(default_factory=dict)
+    In a JSON document a question is known by its running number, as any row is, and by the path that leads to it, such as
+    data[3].paragraphs[0].qas[2]. In a file of lines it is known by its line and the path from there; while the check lasts,
+    its number then is negative, so that it is no other row's.
+    """
 
-    def of_row(self, row: Row) -> Iterator[Row]:
-        """The questions of an article; any other row as it is."""
-        paragraphs = row.values.get("paragraphs")
-        if not isinstance(paragraphs, list) or not any(_is_paragraph(each) for each in paragraphs):
-            yield row
-            return
-        about = {key: value for key, value in row.values.items() if key != "paragraphs"}
-        for number, paragraph in enumerate(paragraphs):
+    places: dict[tuple[str, int], Place] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def among(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """The rows, and in the place of an article its questions."""
+        for row in rows:
+            if "paragraphs" in row.values and is_article(row):
+                yield from self.of_article(row)
+            elif self.counts and row.path:
+                self.counts[row.origin.file] += 1
+                yield Row(row.values, Origin(row.origin.file, self.counts[row.origin.file]), row.path)
+            else:
+                yield row
+
+    def of_article(self, row: Row) -> Iterator[Row]:
+        """The questions of an article."""
+        file = row.origin.file
+        if row.path and not self.counts[file]:
+            self.counts[file] = row.origin.line - 1
+        above = {key: value for key, value in row.values.items() if key != "paragraphs"}
+        for number, paragraph in enumerate(row.values["paragraphs"]):
             if not _is_paragraph(paragraph):
                 continue
             given = {key: value for key, value in paragraph.items() if key != "qas"}
+            way = f"{row.path}.paragraphs[{number}]" if row.path else f"paragraphs[{number}]"
+            first = self.counts[file] + 1
             for index, pair in enumerate(paragraph["qas"]):
                 if isinstance(pair, dict):
-                    origin = Origin(row.origin.file, len(self.places) + 1)
-                    above = f"paragraphs[{number}]"
-                    self.places[origin.file, origin.line] = (row.origin.line, above, f"{above}.qas[{index}]")
-                    yield Row({**about, **given, **pair}, origin)
+                    self.counts[file] += 1
+                    line = self.counts[file] if row.path else -self.counts[file]
+                    own = f"{way}.qas[{index}]"
+                    known = None if row.path else row.origin.line
+                    self.places[file, line] = Place(known, row.path, way, own, first if row.path else -first)
+                    yield Row({**above, **given, **pair}, Origin(file, line), own)
 
     def in_article(self, finding: Finding) -> Finding:
-        """A finding at a question as one at its article, with the path that leads to the question."""
+        """A finding at a question with the way that leads there; what is wrong with a paragraph, at its first question."""
         place = None if finding.line is None else self.places.get((finding.file, finding.line))
         if place is None:
             return finding
-        line, above, own = place
-        name = finding.field
-        path = own if name is None else name if name == "title" else f"{above if name == 'context' else own}.{name}"
-        return replace(finding, line=line, field=path)
+        name, line = finding.field, finding.line
+        if name is None:
+            way = place.own
+        elif name == "title":
+            way = f"{place.article}.title" if place.article else "title"
+        elif name == "context":
+            way, line = f"{place.paragraph}.context", place.first
+        else:
+            way = f"{place.own}.{name}"
+        found = _HELD_LINE.sub(lambda match: self._said(finding.file, int(match[1])), finding.found)
+        return replace(finding, line=line if place.line is None else place.line, field=way, found=found)
+
+    def _said(self, file: str, line: int) -> str:
+        place = self.places[file, line]
+        return f"line {place.line}, {place.own}"
+
+
+_HELD_LINE = re.compile(r"line (-\d+)")
+
+
+def is_article(row: Row) -> bool:
+    """Whether a row holds paragraphs with questions."""
+    paragraphs = row.values.get("paragraphs")
+    return isinstance(paragraphs, list) and any(_is_paragraph(each) for each in paragraphs)
 
 
 def _is_paragraph(value: Any) -> bool:

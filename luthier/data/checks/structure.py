@@ -165,10 +165,12 @@ def look(view: RowView, shapes: Shapes, notes: Notes) -> None:
     for cell in view.cells:
         _form(view, cell, shapes, notes)
     for first, second in shapes.pairs:
-        notes.looked("wrong-length", first)
+        peer = f"{first}, {second}"
+        notes.looked("wrong-length", peer)
         if _length(view, first) != _length(view, second) and -1 not in (_length(view, first), _length(view, second)):
             found = f"{first} has {_length(view, first)} elements, {second} has {_length(view, second)}."
-            _suspect(view, notes, "wrong-length", first, second, found, f"Give each element of {first} its own.", 0.01)
+            mend = f"Give each element of {first} its own."
+            _suspect(view, notes, "wrong-length", peer, second, found, mend, 0.02)
 
 
 def _keys(view: RowView, peer: str, value: dict[str, Any], shapes: Shapes, notes: Notes) -> None:
@@ -213,8 +215,6 @@ def _form(view: RowView, cell: Cell, shapes: Shapes, notes: Notes) -> None:
     bare = _bare(peer)
     usual = shapes.kinds.get(bare)
     notes.looked("wrong-type", bare)
-    for kind in ("empty-text", "stray-space", "broken-json"):
-        notes.looked(kind, peer)
     if usual not in (None, "text"):
         found = f"it is text ({excerpt(text, 0, 30)!r}), where others hold {usual}."
         _suspect(view, notes, "wrong-type", bare, cell.field, found, f"Write {usual}, or leave this row out.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from luthier.data.checks.findings import Finding, Notes, Severity, excerpt
@@ -41,18 +41,14 @@ class Pair:
         return sum(self.odds.get(trait, self.unseen) for trait in traits(text))
 
 
-def traits(text: str) -> Iterator[str]:
+def traits(text: str) -> list[str]:
     """What a text is known by."""
-    words = _WORD.findall(text[:120])
-    yield f"long {len(text).bit_length()}"
-    yield f"lines {min(3, text.count(chr(10)))}"
-    yield f"end {text.rstrip()[-1:]}"
-    for word in words[:2]:
-        yield f"first {word.lower()}"
-    for word in {word.lower() for word in words[:12]}:
-        yield f"has {word}"
-    if text[-40:].strip():
-        yield f"last {_WORD.findall(text[-40:])[-1].lower()}" if _WORD.findall(text[-40:]) else "last"
+    words = [word.lower() for word in _WORD.findall(text[:120])]
+    found = [f"long {len(text).bit_length()}", f"lines {min(3, text.count(chr(10)))}", f"end {text.rstrip()[-1:]}"]
+    found += ["first " + word for word in words[:2]]
+    found += ["has " + word for word in set(words[:12])]
+    tail = _WORD.findall(text[-40:])
+    return [*found, "last " + tail[-1].lower() if tail else "last"]
 
 
 def learn(views: Sequence[RowView], layout: Layout) -> tuple[Pair, ...]:

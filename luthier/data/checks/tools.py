@@ -7,24 +7,47 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from luthier.data.checks.findings import Notes, Severity, excerpt
+from luthier.data.checks.findings import Finding, Notes, Severity, excerpt
 from luthier.data.checks.view import Layout, RowView, turns_in
 
-KINDS: Mapping[str, Severity] = {"broken-call": "error", "unknown-tool": "error", "wrong-arguments": "error"}
+KINDS: Mapping[str, Severity] = {
+    "broken-call": "error",
+    "unknown-tool": "error",
+    "wrong-arguments": "error",
+    "no-tools": "error",
+}
 
 
 def look(view: RowView, layout: Layout, notes: Notes) -> None:
     """Note every call of a row that could not be carried out."""
     offered = _offered(view.values)
+    has_called = False
     for column, turns in turns_in(view):
         for index, turn in enumerate(turns):
             for place, value in _calls(f"{column}[{index}]", turn):
                 _call(view, place, value, offered, notes)
+                has_called = True
+    if has_called:
+        _no_offer(view, offered, notes)
+
+
+def _no_offer(view: RowView, offered: Mapping[str, Any], notes: Notes) -> None:
+    """Note a row that calls tools and describes none, where others that call do."""
+    notes.looked("no-tools", "")
+    if not offered:
+        column = next((name for name in _OFFERS if name in view.values), None)
+        found = "tools are called, and the row describes none."
+        mend = "Describe the tools that are called, or leave this row out."
+        finding = Finding("no-tools", "error", view.origin.file, view.origin.line, column, found, mend)
+        notes.suspect("", finding, 0.05)
+
+
+_OFFERS = ("tools", "functions")
 
 
 def _offered(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The tools that a row offers, by name, each with its parameters."""
-    for column in ("tools", "functions"):
+    for column in _OFFERS:
         listed = _parsed(values.get(column))
         if not isinstance(listed, list):
             continue

@@ -13,10 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.data.checks.findings import Finding, Notes, Severity
-from luthier.data.checks.view import RowView, turns_in
+from luthier.data.checks.findings import Finding, Notes, Severity, excerpt
+from luthier.data.checks.view import RowView, normal, turns_in
 
-KINDS: Mapping[str, Severity] = {"role-order": "error", "unknown-role": "error", "empty-turn": "error"}
+KINDS: Mapping[str, Severity] = {
+    "role-order": "error",
+    "unknown-role": "error",
+    "empty-turn": "error",
+    "echoed-turn": "error",
+}
 
 ROLES = {
     "system": "system",
@@ -99,6 +104,7 @@ def look(view: RowView, order: Order, notes: Notes) -> None:
             _role(view, column, place, role, known, notes)
         _order(view, column, _known(spoken), order, notes)
         _empty(view, column, notes)
+        _echoed(view, column, notes)
 
 
 def _role(view: RowView, column: str, place: str, role: str, known: frozenset[str], notes: Notes) -> None:
@@ -156,6 +162,26 @@ def _empty(view: RowView, column: str, notes: Notes) -> None:
                 found, mend = "the turn is empty.", "Fill it in, or leave this row out."
                 notes.looked("empty-turn", column)
                 notes.suspect(column, _finding(view, "empty-turn", f"{column}[{index}].{key}", found, mend), 1.0)
+
+
+def _echoed(view: RowView, column: str, notes: Notes) -> None:
+    """Note an answer that says what the user said right before it; a greeting is given back rightly."""
+    notes.looked("echoed-turn", column)
+    value: Any = view.values.get(column)
+    turns = [turn for turn in value if isinstance(turn, dict)] if isinstance(value, list) else []
+    for index, (before, turn) in enumerate(itertools.pairwise(turns), start=1):
+        roles = [ROLES.get(str(each.get("role", each.get("from"))).lower()) for each in (before, turn)]
+        key = "content" if "content" in turn else "value"
+        said, answer = before.get(key), turn.get(key)
+        if roles != ["user", "assistant"] or not isinstance(said, str) or not isinstance(answer, str):
+            continue
+        if len(answer) >= _SHORTEST_ECHO and normal(said) == normal(answer):
+            found = f"the answer is what the user said: {excerpt(answer, 0, 40)}."
+            finding = _finding(view, "echoed-turn", f"{column}[{index}].{key}", found, "Write the answer.")
+            notes.suspect(column, finding, 0.02)
+
+
+_SHORTEST_ECHO = 12
 
 
 def _finding(view: RowView, kind: str, place: str, found: str, mend: str) -> Finding:

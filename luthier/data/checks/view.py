@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from luthier.data.reading import Row, kind_of
 from luthier.data.reading.content import PACKINGS
+from luthier.data.settings import RowTemplate
 from luthier.types import Origin
 
 Part = Literal["prompt", "answer", "system", "tool", "text", "label", "id", "other"]
@@ -112,13 +113,14 @@ class Layout:
     num_sampled: int = 0
 
 
-def learn_layout(rows: Sequence[Row]) -> Layout:
-    """The layout of a set, from its first rows."""
+def learn_layout(rows: Sequence[Row], template: RowTemplate | None = None) -> Layout:
+    """The layout of a set, from its first rows, and from what a template makes of its columns."""
     columns = dict.fromkeys(column for row in rows for column in row.values)
+    named = {} if template is None else dict(_parts_in(template))
     parts: dict[str, Part] = {}
     for column in columns:
         values = [row.values[column] for row in rows if row.values.get(column) is not None]
-        parts[column] = _part_of_column(column, values)
+        parts[column] = named[column] if column in named else _part_of_column(column, values)
     _settle_text_and_label(parts, rows)
     numbering = frozenset(column for column, part in parts.items() if part == "id" and _names_rows(column, rows))
     is_prose = bool(rows) and rows[0].origin.file.lower().endswith(TEXT_ENDINGS) and [*columns] == ["text"]
@@ -129,6 +131,18 @@ def learn_layout(rows: Sequence[Row]) -> Layout:
             seen[cell.peer][cell.text.strip().casefold()] += 1
     layout.closed = frozenset(peer for peer, counts in seen.items() if _is_closed(counts))
     return layout
+
+
+def _parts_in(template: RowTemplate) -> Iterator[tuple[str, Part]]:
+    """The part of each column that a template names; of one that it names twice, the last."""
+    for name, column in template.columns:
+        yield column.partition(".")[0], _TEMPLATE_PARTS.get(name, "text")
+
+
+_TEMPLATE_PARTS: dict[str, Part] = {
+    "prompt": "prompt", "user": "prompt", "system": "system", "completion": "answer", "assistant": "answer",
+    "chosen": "answer", "rejected": "answer", "label": "label", "score": "other",
+}  # fmt: skip
 
 
 def _part_of_column(column: str, values: Sequence[Any]) -> Part:
@@ -167,7 +181,7 @@ def _settle_text_and_label(parts: dict[str, Part], rows: Sequence[Row]) -> None:
     texts = [column for column, part in parts.items() if part in ("text", "other")]
     for column in texts:
         values = [row.values.get(column) for row in rows]
-        words = Counter(str(value) for value in values if isinstance(value, str | int | bool))
+        words = _repeated(Counter(str(value) for value in values if isinstance(value, str | int | bool)))
         is_small = 2 <= len(words) <= max(2, len(rows) // 20) and max(map(len, words)) <= 40
         if is_small and len(texts) > 1 and sum(words.values()) > 0.9 * len(rows):
             parts[column] = "label"
@@ -175,8 +189,15 @@ def _settle_text_and_label(parts: dict[str, Part], rows: Sequence[Row]) -> None:
 
 def _is_closed(counts: Counter[str]) -> bool:
     """Whether texts are drawn from a small set."""
-    total = counts.total()
-    return total >= 20 and len(counts) <= max(2, total // 10) and max(map(len, counts)) <= 120
+    total, often = counts.total(), _repeated(counts)
+    if total < 20 or not often or often.total() < 0.95 * total:
+        return False
+    return len(counts) <= max(2, total // 10) and max(map(len, often)) <= 120
+
+
+def _repeated(counts: Counter[str]) -> Counter[str]:
+    """Those that come more than once: what is there once in a set of labels may be a slip."""
+    return Counter({value: count for value, count in counts.items() if count > 1})
 
 
 # ── one row ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -252,12 +273,18 @@ def turns_in(view: RowView) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 @dataclass(frozen=True)
 class Halves:
-    """What a row gives and what it wants for it. answer_field is where the answer stands; None where there is none."""
+    """What a row gives, piece by piece, and what it wants for it. answer_field is where the answer stands; None where there is
+    none."""
 
-    given: str
+    pieces: tuple[str, ...]
     answer: str
     answer_field: str | None
     is_closed: bool
+
+    @property
+    def given(self) -> str:
+        """The pieces together."""
+        return "\n".join(self.pieces)
 
 
 def halves_of(view: RowView, layout: Layout) -> Halves:
@@ -269,18 +296,18 @@ def halves_of(view: RowView, layout: Layout) -> Halves:
     ]
     if labels:
         column, _ = labels[0]
-        given = "\n".join(cell.text for cell in view.cells if cell.part not in ("label", "id"))
+        given = tuple(cell.text for cell in view.cells if cell.part not in ("label", "id"))
         numbers = "\n".join(
             str(leaf.value)
             for leaf in view.leaves
             if isinstance(leaf.value, int | float) and layout.parts.get(leaf.field) == "other"
         )
         label = json.dumps([value for _, value in labels], default=str)
-        return Halves(f"{given}\n{numbers}" if numbers else given, label, column, True)
+        return Halves((*given, numbers) if numbers else given, label, column, True)
     answers = [cell for cell in view.cells if cell.part == "answer"]
-    given = "\n".join(cell.text for cell in view.cells if cell.part not in ("answer", "id", "label"))
-    if not answers or not given.strip():
-        return Halves("\n".join(cell.text for cell in view.cells if cell.part != "id"), "", None, False)
+    given = tuple(cell.text for cell in view.cells if cell.part not in ("answer", "id", "label"))
+    if not answers or not any(map(str.strip, given)):
+        return Halves(tuple(cell.text for cell in view.cells if cell.part != "id"), "", None, False)
     last = answers[-1]
     is_closed = len(answers) == 1 and last.peer in layout.closed
     return Halves(given, "\n".join(cell.text for cell in answers), last.field, is_closed)

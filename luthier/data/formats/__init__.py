@@ -8,7 +8,7 @@ give what it learns from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -128,20 +128,37 @@ def to_records(
 
     Raises: DataError, if no form fits, or for the first row at fault; it says how many more there are.
     """
+    form = reading_of(rows, format, takes, wishes)
+    records, found = _convert(rows, form.to_records)
+    if found:
+        raise summary_of(found, len(rows), form.name)
+    if not records:
+        raise nothing_in(rows[0].origin.file, form.name)
+    holding = {(origin.file, origin.line) for _, origin in records}
+    num_empty = sum((row.origin.file, row.origin.line) not in holding for row in rows)
+    return Recognised(form.name, form.reason, (*form.notes, *said_of_empty(num_empty)), records)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read: the form, why they were taken for it, what a user should know, and what becomes of a row."""
+
+    name: FormatName
+    reason: str
+    notes: tuple[str, ...]
+    to_records: Callable[[Row], Sequence[Record]]
+
+
+def reading_of(rows: Sequence[Row], format: FormatName, takes: Gives = "text", wishes: Wishes = NO_WISHES) -> Reading:
+    """How rows that begin so are read; arguments and errors as those of `to_records`, but for single rows."""
     table = tabulate(rows, wishes)
     name, recognition = _recognise(table, format, takes)
-    records, found = _convert(rows, recognition)
-    if found:
-        raise _summary(found, len(rows), name)
-    if not records:
-        none = f"the rows have the form {name}, but none of them holds what is to be learned."
-        raise DataError(none, "Give rows that do, such as trees in which replies are ranked.", file=rows[0].origin.file)
-    notes = [*recognition.notes, *_empty(rows, records)]
+    notes = list(recognition.notes)
     ignored = [column for column in table.kinds if column not in recognition.reads]
     if ignored:
         notes.insert(0, f"Ignored columns: {', '.join(ignored)}.")
     reason = recognition.reason if format == "auto" else "data.format says so"
-    return Recognised(name, reason, tuple(notes), records)
+    return Reading(name, reason, tuple(notes), recognition.to_records)
 
 
 def faults(
@@ -152,19 +169,20 @@ def faults(
         _, recognition = _recognise(tabulate(rows, wishes), format, takes)
     except DataError as error:
         return [error]
-    return _convert(rows, recognition)[1]
+    return _convert(rows, recognition.to_records)[1]
 
 
 class Natural(NamedTuple):
     """The form that rows are most naturally read as, what they then give, and why.
 
-    objective: the kind of objective that they are made for.
+    objective: the kind of objective that they are made for. to_records: what reads a row.
     """
 
     name: FormatName
     gives: Gives
     reason: str
     objective: str
+    to_records: Callable[[Row], Sequence[Record]]
 
 
 def recognise_any(rows: Sequence[Row], format: FormatName = "auto", wishes: Wishes = NO_WISHES) -> Natural:
@@ -176,7 +194,9 @@ def recognise_any(rows: Sequence[Row], format: FormatName = "auto", wishes: Wish
     file = _file_of(table)
     if wishes.template is not None:
         made = by_template(table, wishes.template)
-        return Natural("template", wishes.template.gives, made.reason, OBJECTIVES[wishes.template.gives])
+        return Natural(
+            "template", wishes.template.gives, made.reason, OBJECTIVES[wishes.template.gives], made.to_records
+        )
     refusal: DataError | None = None
     for form in FORMS:
         if format not in ("auto", form.NAME):
@@ -188,29 +208,35 @@ def recognise_any(rows: Sequence[Row], format: FormatName = "auto", wishes: Wish
             continue
         if recognition is not None:
             reason = recognition.reason if format == "auto" else "data.format says so"
-            return Natural(form.NAME, form.GIVES, reason, OBJECTIVES[form.GIVES])
+            return Natural(form.NAME, form.GIVES, reason, OBJECTIVES[form.GIVES], recognition.to_records)
     raise refusal or _nothing_fits(table, format, file, None)
 
 
-def _convert(rows: Sequence[Row], recognition: Recognition) -> tuple[list[tuple[Record, Origin]], list[DataError]]:
+def _convert(
+    rows: Sequence[Row], to_records: Callable[[Row], Sequence[Record]]
+) -> tuple[list[tuple[Record, Origin]], list[DataError]]:
     records: list[tuple[Record, Origin]] = []
     found: list[DataError] = []
     for row in rows:
         try:
-            records += [(record, row.origin) for record in recognition.to_records(row)]
+            records += [(record, row.origin) for record in to_records(row)]
         except DataError as error:
             found.append(error)
     return records, found
 
 
-def _empty(rows: Sequence[Row], records: Sequence[tuple[Record, Origin]]) -> list[str]:
+def said_of_empty(num_rows: int) -> list[str]:
     """A note on rows that hold nothing to learn, as trees without ranked siblings hold no pairs."""
-    holding = {(origin.file, origin.line) for _, origin in records}
-    empty = sum((row.origin.file, row.origin.line) not in holding for row in rows)
-    return [f"{empty} rows hold nothing of what is to be learned."] if empty else []
+    return [f"{num_rows} rows hold nothing of what is to be learned."] if num_rows else []
 
 
-def _summary(found: list[DataError], num_rows: int, name: FormatName) -> DataError:
+def nothing_in(file: str, name: FormatName) -> DataError:
+    """That no row holds what is to be learned."""
+    none = f"the rows have the form {name}, but none of them holds what is to be learned."
+    return DataError(none, "Give rows that do, such as trees in which replies are ranked.", file=file)
+
+
+def summary_of(found: list[DataError], num_rows: int, name: FormatName) -> DataError:
     """The first fault, with the number of all and where the first of them are."""
     first = found[0]
     if len(found) == 1:

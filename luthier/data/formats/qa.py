@@ -74,10 +74,10 @@ DECIDED = FurtherForm(NAME, GIVES, "context (or passage), question and label (or
 def to_record(row: Row, context: str = "context", question: str = "question", answer: str = "answer") -> Completion:
     """The row's text (where it has one) and question with a line break, and the first answer."""
     given = row.values.get(context)
-    text = as_joined_text(row, context, given, "the text").strip() if given not in (None, "", []) else ""
+    text = as_joined_text(row, context, given, "the text") if given not in (None, "", []) else ""
     asked = as_filled_text(row, question, required(row, row.values, question, question), "the question").strip()
     value = required(row, row.values, answer, answer)
-    return Completion(_prompt(text, asked), _answers(row, answer, value, text)[0])
+    return Completion(_prompt(text.strip(), asked), _answers(row, answer, value, text)[0])
 
 
 def _prompt(text: str, asked: str) -> str:

@@ -86,7 +86,8 @@ def _column_evidence(cell: str, below: Sequence[str]) -> list[_Evidence]:
     if _is_number(cell):
         return [_Evidence(-2 if not filled or _are_numbers(filled) else -1, f"{shown} is a number, not a name")]
     if _are_numbers(filled):
-        return [_Evidence(2, f"{shown} stands over numbers")]
+        # a sentence there is a row's text that came into the wrong column, not the name of one
+        return [] if len(cell) > _LONGEST_NAME else [_Evidence(2, f"{shown} stands over numbers")]
     counts = Counter(filled)
     if len(filled) >= 4 and 2 * len(counts) <= len(filled):
         if cell in counts:

@@ -38,9 +38,10 @@ def read_json(content: Content, announce: Announce) -> Iterator[Row]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"this cannot be read as JSON: {error}.", _SAVE_ROWS, file=content.name) from error
     is_suspect = content.on_fault is None and may_hold_surrogates(text)
-    for number, element in enumerate(_elements(value, content.name, announce), start=1):
+    key, elements = _elements(value, content.name, announce)
+    for number, element in enumerate(elements, start=1):
         try:
-            row = _row(element, content.name, number)
+            row = _row(element, content.name, number, f"{key}[{number - 1}]")
         except DataError as error:
             content.tell(error)
         else:
@@ -52,20 +53,20 @@ def _as_jsonl(content: Content, announce: Announce) -> Iterator[Row]:
     return read_jsonl(content, announce)
 
 
-def _row(element: object, name: str, number: int) -> Row:
+def _row(element: object, name: str, number: int, path: str) -> Row:
     if not isinstance(element, dict):
         mend = 'Each element of the array must be an object, such as {"prompt": "…", "completion": "…"}.'
         raise DataError(f"row {number} is {kind_of(element)}, not an object.", mend, file=name, line=number)
-    return Row(element, Origin(name, number))
+    return Row(element, Origin(name, number), path)
 
 
 # ── where the rows are ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _elements(value: object, name: str, announce: Announce) -> list[Any]:
-    """The list of rows in a document."""
+def _elements(value: object, name: str, announce: Announce) -> tuple[str, list[Any]]:
+    """The list of rows in a document, after the key that it stands under."""
     if isinstance(value, list):
-        return value
+        return "", value
     mend = (
         f"Give an array of objects, an object with one such array under {', '.join(ROW_KEYS)}, "
         "or an object that holds each row under its id."
@@ -77,13 +78,12 @@ def _elements(value: object, name: str, announce: Announce) -> list[Any]:
         others = [repr(key) for key in value if key != lists[0]]
         if others:
             announce(f"{name}: the rows are those under {lists[0]!r}; {', '.join(others[:8])} beside it is not read.")
-        rows: list[Any] = value[lists[0]]
-        return rows
+        return lists[0], value[lists[0]]
     if not lists and _is_by_column(value):
         found = "the document holds a column under each key, not a row."
         raise DataError(found, "Save it by rows; pandas does so with orient='records'.", file=name)
     if not lists and _is_by_id(value):
-        return _rows_by_id(value, name, announce)
+        return "", _rows_by_id(value, name, announce)
     keys = ", ".join(repr(key) for key in islice(value, 8))
     what = f"lists under {' and '.join(map(str, lists))}" if lists else "no list under any of those names"
     raise DataError(f"the document is an object with the keys {keys}: {what}.", mend, file=name)

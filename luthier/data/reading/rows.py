@@ -23,10 +23,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it stands in its file: column → value."""
+    """One row as it stands in its file: column → value.
+
+    path: where in a JSON document it stands, such as data[3]; empty in files whose lines are rows.
+    """
 
     values: dict[str, Any]
     origin: Origin
+    path: str = ""
 
 
 def kind_of(value: object) -> str:

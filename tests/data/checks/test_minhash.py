@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from luthier.data.checks.minhash import (
     NUM_HASHES,
@@ -13,6 +14,7 @@ from luthier.data.checks.minhash import (
     MinHash,
     band_keys,
     probability_of_meeting,
+    shingle_array,
     shingles,
     words_of,
 )
@@ -25,11 +27,22 @@ def pairs_of_sets(similarity: float, count: int, generator: np.random.Generator)
     return [(set(each[:60]), set(each[60 - shared :])) for each in drawn]
 
 
+def as_array(elements: set[int]) -> NDArray[np.uint64]:
+    return np.fromiter(elements, np.uint64, len(elements))
+
+
+def test_shingles_are_the_same_numbers_as_a_set_and_as_an_array():
+    words = words_of("The cat saw the cat, and THE dog.")
+    assert words == ["the", "cat", "saw", "the", "cat", "and", "the", "dog"]
+    assert set(shingle_array(words).tolist()) == shingles(words)
+    assert len(shingle_array([])) == 0
+
+
 @pytest.mark.parametrize("similarity", [0.3, 0.5, 0.8])
 def test_signatures_agree_at_so_many_places_as_the_sets_are_similar(similarity: float):
     pairs = pairs_of_sets(similarity, 200, np.random.default_rng(1))
     true = np.mean([len(a & b) / len(a | b) for a, b in pairs])
-    first, second = (MinHash().signatures([pair[side] for pair in pairs]) for side in (0, 1))
+    first, second = (MinHash().signatures([as_array(pair[side]) for pair in pairs]) for side in (0, 1))
     # 200 · 64 places: the standard error of their mean is at most 0.5 / √12,800 < 0.0045
     assert np.mean(first == second) == pytest.approx(true, abs=4 * 0.0045)
 
@@ -42,7 +55,8 @@ def test_rows_meet_with_the_probability_of_the_s_curve(similarity: float):
     for start in range(0, count, 50):  # other hashes each time: one set of hashes favours some pairs
         minhash = MinHash(seed=start)
         first, second = (
-            band_keys(minhash.signatures([pair[side] for pair in pairs[start : start + 50]])) for side in (0, 1)
+            band_keys(minhash.signatures([as_array(pair[side]) for pair in pairs[start : start + 50]]))
+            for side in (0, 1)
         )
         met += int((first == second).any(axis=1).sum())
     expected = probability_of_meeting(true)
@@ -76,4 +90,4 @@ def test_no_rows_make_no_pairs(tmp_path: Path):
 def test_words_are_those_of_any_script_and_an_empty_set_has_a_signature():
     assert words_of("Don't stop, Äpfel! 你好") == ["don", "t", "stop", "äpfel", "你", "好"]
     assert len(shingles(["a", "b", "a"])) == 4
-    assert MinHash().signatures([set()]).tolist() == [[0xFFFFFFFF] * NUM_HASHES]
+    assert MinHash().signatures([as_array(set())]).tolist() == [[0xFFFFFFFF] * NUM_HASHES]

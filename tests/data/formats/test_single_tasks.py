@@ -154,6 +154,13 @@ def test_the_final_answer_of_what_is_learned_is_the_answer_of_the_row(answer: st
     assert found in (answer, (final_answer(f"#### {answer}")))
 
 
+def test_places_count_from_the_text_as_it_is_written_also_where_it_begins_with_a_space():
+    values = {"context": " Ann ran.", "question": "Who?", "answers": {"text": ["Ann"], "answer_start": [1]}}
+    (record,) = records_of(values)
+    assert isinstance(record, Completion)
+    assert (record.prompt, record.completion) == ("Ann ran.\n\nWho?\n", "Ann")
+
+
 # ── faults ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 GSM = {"question": "2+3?", "answer": "It is\n#### 5"}

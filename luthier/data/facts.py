@@ -1,0 +1,170 @@
+"""What is asked of every row at once: numbers of tokens and of targets, and what the gate looks for, a line of numbers a row.
+
+They are counted from the examples, or were counted when these became tokens, by the same functions; so a set that is kept on
+the disk is judged without being read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from luthier.data.sequences import Chosen, Joined
+from luthier.data.split import Keys, prompt_key
+from luthier.types import (
+    Choice,
+    Completion,
+    Conversation,
+    Example,
+    IntArray,
+    Labelled,
+    Layout,
+    PlainText,
+    Preference,
+    Record,
+    Scored,
+    Similar,
+    Tagged,
+    Verdict,
+)
+
+T = TypeVar("T")
+Table = NDArray[np.void]
+Digests = NDArray[np.uint8]
+
+FACTS = np.dtype(
+    [
+        ("tokens", "<i8"),  # all that is computed
+        ("real", "<i8"),  # of these, no placeholders
+        ("padded", "<i8"),  # where parts are padded to the longest
+        ("source", "<i8"),  # tokens of it
+        ("parts", "<i8"),  # how many
+        ("longest", "<i8"),  # positions that the model needs at once
+        ("learned", "<i8"),  # targets
+        ("highest", "<i8"),  # token; -1 where there is none
+        ("first", "<i8"),  # token of what is read first; -1 where there is none
+        ("second", "<i8"),
+        ("teaches", "?"),  # whether a target has a weight
+    ]
+)
+
+KINDS: tuple[type[Record], ...] = (
+    Conversation, Completion, PlainText, Labelled, Scored, Tagged, Choice, Similar, Preference, Verdict,
+)  # fmt: skip
+"""The classes of records; a record's kind is its place here."""
+
+RECORD_FACTS = np.dtype([("kind", "i1"), ("extras", "?"), ("key", "S64")])
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """Rows, or records, whose facts were counted when they were made."""
+
+    @property
+    def facts_R(self) -> Table: ...
+
+
+@runtime_checkable
+class Hashed(Protocol):
+    """Rows whose digests were taken when they were made."""
+
+    @property
+    def digests_R(self) -> Digests: ...
+
+
+def facts_of(rows: Sequence[Example]) -> Table:
+    """The facts of examples, shape (R,), of dtype `FACTS`."""
+    return _counted(rows, lambda each: np.array([fact_of(row) for row in each], dtype=FACTS))
+
+
+def digests_of(rows: Sequence[Example]) -> Digests:
+    """The digest of each example, shape (R, 32)."""
+    if isinstance(rows, Hashed):
+        return rows.digests_R
+    if isinstance(rows, Chosen):
+        return digests_of(rows.rows)[rows.at_R]
+    if isinstance(rows, Joined):
+        return np.concatenate([digests_of(part) for part in rows.parts])
+    return np.frombuffer(b"".join(map(digest_of, rows)), dtype=np.uint8).reshape(-1, 32)
+
+
+def digest_of(example: Example) -> bytes:
+    """The SHA-256 of all that training and evaluation take from an example: tokens, targets, weights."""
+    arrays: list[NDArray[Any]] = [part.tokens_T for part in example.parts]
+    arrays += [example.source_N, example.token_N, example.weight_N, example.sample_N]
+    arrays += [array for array in (example.source_S, example.types_P, example.value_N) if array is not None]
+    parents = ",".join(f"{part.parent} {part.causal}" for part in example.parts)
+    lengths = np.array([len(array) for array in arrays], dtype="<i8")
+    return hashlib.sha256(b"".join([parents.encode(), lengths.tobytes(), *(a.tobytes() for a in arrays)])).digest()
+
+
+def keys_of(records: Sequence[Record]) -> Keys:
+    """The hashes of records' prompts, shape (R,)."""
+    return _counted(records, lambda each: np.array([_key_alone(record) for record in each], dtype=RECORD_FACTS))["key"]
+
+
+def kinds_of(records: Sequence[Record]) -> tuple[IntArray, NDArray[np.bool_]]:
+    """Which of `KINDS` each record is, and whether it has extras, each shape (R,)."""
+    facts_R = _counted(records, lambda each: np.array([_kind_alone(record) for record in each], dtype=RECORD_FACTS))
+    return facts_R["kind"].astype(np.int64), facts_R["extras"]
+
+
+def _counted(rows: Sequence[T], count: Callable[[Sequence[T]], Table]) -> Table:
+    if isinstance(rows, Counted):
+        return rows.facts_R
+    if isinstance(rows, Chosen):
+        return _counted(rows.rows, count)[rows.at_R]
+    if isinstance(rows, Joined):
+        return np.concatenate([_counted(part, count) for part in rows.parts])
+    return count(rows)
+
+
+def _key_alone(record: Record) -> tuple[int, bool, bytes]:
+    return 0, False, prompt_key(record).encode()
+
+
+def _kind_alone(record: Record) -> tuple[int, bool, bytes]:
+    return KINDS.index(type(record)), has_extras(record), b""
+
+
+def fact_of(example: Example) -> tuple[int | bool, ...]:
+    """The facts of one example, in the order of `FACTS`."""
+    arrays = [part.tokens_T for part in example.parts]
+    read = arrays if example.source_S is None else [*arrays, example.source_S]
+    begins: IntArray = (
+        example.source_S if example.source_S is not None else arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    )[:2]
+    first, second = [*map(int, begins), -1, -1][:2]
+    return (
+        example.num_tokens,
+        example.num_real_tokens,
+        len(arrays) * max(len(array) for array in arrays) + example.num_source_tokens,
+        example.num_source_tokens,
+        len(arrays),
+        example.longest_stream,
+        example.num_learned,
+        max(int(array.max(initial=-1)) for array in read),
+        first,
+        second,
+        bool((example.weight_N > 0).any()),
+    )
+
+
+def record_fact_of(record: Record) -> tuple[int, bool, bytes]:
+    """The facts of one record, in the order of `RECORD_FACTS`."""
+    return KINDS.index(type(record)), has_extras(record), prompt_key(record).encode()
+
+
+def has_extras(record: Record) -> bool:
+    """Whether a chat offers tools, or has messages with more than a role and a content."""
+    return isinstance(record, Conversation) and (bool(record.tools) or any(m.extra for m in record.messages))
+
+
+def laid_out(facts_R: Table, layout: Layout) -> IntArray:
+    """Tokens that each example takes in a micro-batch: in padded rows its parts are of equal length."""
+    tokens_R: IntArray = facts_R["tokens" if layout == "packed" else "padded"]
+    return tokens_R

@@ -1,0 +1,90 @@
+"""What a grader owes those who ask it: a score for each answer, or why there is none.
+
+Graders judge answers in evaluation, and are rewards in reinforcement learning. Their settings have the names and meaning of
+OpenAI's grader types where there is one, so that a grader written for that service is read as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from luthier.types import Message, Settings
+
+Item = Mapping[str, Any]
+"""The row that an answer belongs to: its columns, which graders read references from."""
+
+Ask = Callable[[Sequence[tuple[Message, ...]], Mapping[str, Any]], list[str]]
+"""Puts several chats to a model, with sampling settings, and gives its answers in their order."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An answer that is graded, and the prompt that it was given to."""
+
+    text: str
+    prompt: str = ""
+
+    @cached_property
+    def json(self) -> Any:
+        """The answer read as JSON; None where it is none."""
+        try:
+            return json.loads(self.text)
+        except (ValueError, RecursionError):
+            return None
+
+
+@dataclass(frozen=True)
+class Grade:
+    """score: None where there is none to give, and `fault` then says why. parts: the scores that it was made of, by name."""
+
+    score: float | None
+    fault: str | None = None
+    parts: Mapping[str, float | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, score: float) -> Grade:
+        """A grade of a number; one that is not finite is a fault."""
+        return cls(float(score)) if math.isfinite(score) else cls(None, f"the score is {score}")
+
+
+@dataclass(frozen=True)
+class Aids:
+    """What graders may use: a model to ask (None: there is none), and how many processes may run side by side."""
+
+    ask: Ask | None = None
+    processes: int = 2
+
+
+class Grader(Settings, ABC):
+    """The settings of a grader; `kind` (also written `type`) names it."""
+
+    asks_model: ClassVar[bool] = False
+
+    kind: str = Field(alias="type")
+    name: str = Field("score", description="What the score is called.")
+
+    @abstractmethod
+    def grade(self, sample: Sample, item: Item) -> Grade:
+        """The grade of one answer. Raises nothing that the answer or the row could cause: that is a fault in the grade."""
+
+    def grade_all(self, samples: Sequence[Sample], items: Sequence[Item], aids: Aids) -> list[Grade]:
+        """The grades of several answers, in their order."""
+        return [self.grade(sample, item) for sample, item in zip(samples, items, strict=True)]
+
+
+class ProcessGrader(Grader):
+    """A grader that runs code, in a process for each answer."""
+
+    def grade_all(self, samples: Sequence[Sample], items: Sequence[Item], aids: Aids) -> list[Grade]:
+        """The grades of several answers, as many processes at once as `aids` allows."""
+        with ThreadPoolExecutor(aids.processes) as pool:
+            return list(pool.map(self.grade, samples, items))

@@ -1,0 +1,52 @@
+"""Whether the answer is JSON of a given form, and how many fields are right."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from luthier.evaluation.grading.contract import Grade, Grader, Item, Sample
+from luthier.evaluation.grading.libraries import needed
+from luthier.evaluation.grading.templates import Missing, Template, filled
+from luthier.evaluation.metrics import field_accuracy, json_object
+from luthier.types import fault_at
+
+
+class JsonForm(Grader):
+    """1 if the answer as a whole is JSON that a JSON schema accepts, else 0."""
+
+    kind: Literal["json_schema"] = Field("json_schema", alias="type")
+    json_schema: dict[str, Any] = Field(alias="schema", description="A JSON schema, draft 2020-12.")
+
+    @model_validator(mode="after")
+    def _is_schema(self) -> Self:
+        library = needed("jsonschema")
+        try:
+            library.Draft202012Validator.check_schema(self.json_schema)
+        except library.SchemaError as error:
+            raise fault_at("schema", f"is no JSON schema ({error.message})") from None
+        return self
+
+    def grade(self, sample: Sample, item: Item) -> Grade:
+        """See the class. The text `null` is JSON."""
+        if sample.json is None and sample.text.strip() != "null":
+            return Grade.of(0)
+        return Grade.of(needed("jsonschema").Draft202012Validator(self.json_schema).is_valid(sample.json))
+
+
+class JsonFields(Grader):
+    """The share of the reference's fields that the answer, a JSON object, gives with the same value."""
+
+    kind: Literal["json_fields"] = Field("json_fields", alias="type")
+    reference: Template = Field(description="A JSON object, such as {{ item.completion }}.")
+
+    def grade(self, sample: Sample, item: Item) -> Grade:
+        """See the class."""
+        try:
+            wanted = json_object(filled(self.reference, sample, item))
+        except Missing as missing:
+            return Grade(None, str(missing))
+        return (
+            Grade.of(field_accuracy(sample.text, wanted)) if wanted else Grade(None, "the reference is no JSON object")
+        )

@@ -1,0 +1,304 @@
+"""Recipes of other tools: what each setting becomes, and that none is dropped in silence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from luthier.cli.main import main
+from luthier.errors import RecipeError
+from luthier.recipe import Recipe, load_recipe, make_recipe
+from luthier.recipe.importing import Imported, import_recipe
+
+LLAMA_FACTORY = """
+model_name_or_path: meta-llama/Meta-Llama-3-8B-Instruct
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_target: all
+lora_rank: 16
+quantization_bit: 4
+dataset: identity,support
+template: llama3
+cutoff_len: 2048
+max_samples: 1000
+overwrite_cache: true
+output_dir: saves/llama3-8b/lora/sft
+logging_steps: 10
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 8
+learning_rate: 1.0e-4
+num_train_epochs: 3.0
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+bf16: true
+val_size: 0.1
+deepspeed: examples/deepspeed/ds_z3_config.json
+"""
+
+AXOLOTL = """
+base_model: NousResearch/Llama-3.2-1B
+load_in_4bit: true
+adapter: qlora
+datasets:
+  - path: rows.jsonl
+    ds_type: json
+    type: alpaca
+val_set_size: 0.05
+output_dir: ./outputs/out
+sequence_len: 1024
+sample_packing: true
+lora_r: 32
+lora_alpha: 16
+lora_dropout: 0.05
+lora_target_modules: [q_proj, v_proj]
+gradient_accumulation_steps: 4
+micro_batch_size: 2
+num_epochs: 1
+optimizer: paged_adamw_8bit
+lr_scheduler: cosine
+learning_rate: 2e-4
+bf16: auto
+gradient_checkpointing: true
+warmup_steps: 10
+weight_decay: 0.01
+early_stopping_patience: 3
+wandb_project: mine
+special_tokens:
+  pad_token: "<|end_of_text|>"
+"""
+
+TORCHTUNE = """
+output_dir: /tmp/torchtune/lora
+model:
+  _component_: torchtune.models.llama3_2.qlora_llama3_2_1b
+  lora_attn_modules: ['q_proj', 'v_proj', 'output_proj']
+  apply_lora_to_mlp: True
+  lora_rank: 64
+  lora_alpha: 128
+  lora_dropout: 0.0
+tokenizer:
+  _component_: torchtune.models.llama3.llama3_tokenizer
+  path: /models/llama/original/tokenizer.model
+  max_seq_len: 1500
+checkpointer:
+  _component_: torchtune.training.FullModelHFCheckpointer
+  checkpoint_dir: /models/llama
+  checkpoint_files: [model.safetensors]
+  output_dir: ${output_dir}
+  model_type: LLAMA3_2
+dataset:
+  _component_: torchtune.datasets.alpaca_cleaned_dataset
+  packed: False
+seed: 7
+shuffle: True
+batch_size: 4
+gradient_accumulation_steps: 8
+optimizer:
+  _component_: torch.optim.AdamW
+  fused: True
+  weight_decay: 0.01
+  lr: 3e-4
+lr_scheduler:
+  _component_: torchtune.training.lr_schedulers.get_cosine_schedule_with_warmup
+  num_warmup_steps: 100
+loss:
+  _component_: torchtune.modules.loss.CEWithChunkedOutputLoss
+epochs: 1
+clip_grad_norm: null
+compile: False
+metric_logger:
+  _component_: torchtune.training.metric_logging.DiskLogger
+  log_dir: ${output_dir}/logs
+enable_activation_checkpointing: True
+dtype: bf16
+custom_sharded_layers: ['tok_embeddings']
+"""
+
+JOB = {
+    "object": "fine_tuning.job", "id": "ftjob-abc", "model": "gpt-4.1-mini-2025-04-14", "training_file": "file-abc123",
+    "validation_file": None, "status": "succeeded", "seed": 42, "suffix": "tickets",
+    "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": "auto", "learning_rate_multiplier": 1.8}}},
+    "integrations": [], "metadata": None,
+}  # fmt: skip
+
+
+def imported(folder: Path, text: str, data: str | None = None) -> tuple[Imported, Recipe]:
+    """What a file becomes, and the recipe that its text is, read back."""
+    path = folder / "theirs.yaml"
+    path.write_text(text)
+    found = import_recipe(path, data)
+    for name in ("rows.jsonl", "identity.jsonl", "support.jsonl", "file-abc123"):
+        (folder / name).write_text("{}")
+    (folder / "ours.yaml").write_text(found.as_yaml(path.name))
+    return found, load_recipe(folder / "ours.yaml")
+
+
+def lost(found: Imported) -> set[str]:
+    return {key for key, _, _ in found.lost}
+
+
+def test_a_recipe_of_llama_factory(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "support.json").write_text("[]")
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps({"support": {"file_name": "support.json"}}))
+    found, recipe = imported(tmp_path, LLAMA_FACTORY)
+    assert recipe.model.name == "meta-llama/Meta-Llama-3-8B-Instruct"
+    assert recipe.model.dtype == "bf16"
+    assert recipe.method.model_dump()["rank"] == 16
+    assert recipe.method.model_dump()["alpha"] == 32
+    assert recipe.quantization is not None
+    assert (recipe.quantization.kind, recipe.quantization.double) == ("nf4", True)
+    assert recipe.training.rows_per_step == 8
+    assert recipe.training.peak_lr == 1e-4
+    assert (recipe.training.schedule.kind, recipe.training.schedule.warmup_fraction) == ("cosine", 0.1)
+    assert (recipe.data.max_length, recipe.data.too_long, recipe.data.validation_fraction) == (2048, "truncate", 0.1)
+    assert recipe.data.max_rows == 1000
+    assert [Path(name).name for name in recipe.data.train] == ["identity.jsonl", "support.json"]
+    assert recipe.seed == 42
+    assert lost(found) == {"template", "deepspeed", "dataset"}
+
+
+def test_a_recipe_of_axolotl(tmp_path: Path) -> None:
+    found, recipe = imported(tmp_path, AXOLOTL)
+    assert recipe.model.name == "NousResearch/Llama-3.2-1B"
+    method = recipe.method.model_dump()
+    assert (method["kind"], method["rank"], method["alpha"], method["dropout"]) == ("lora", 32, 16, 0.05)
+    assert method["targets"] == ("q_proj", "v_proj")
+    assert recipe.quantization is not None
+    assert recipe.quantization.kind == "nf4"
+    assert (recipe.data.format, recipe.data.max_length) == ("alpaca", 1024)
+    assert recipe.training.rows_per_step == 8
+    assert recipe.training.peak_lr == 2e-4
+    assert recipe.training.optimizer.kind == "paged-adamw-8bit"
+    assert recipe.training.schedule.warmup_steps == 10
+    assert recipe.training.early_stopping is not None
+    assert recipe.training.early_stopping.patience == 3
+    assert recipe.training.gradient_checkpointing
+    assert recipe.training.trackers == ("wandb",)
+    assert lost(found) == {"special_tokens"}
+
+
+def test_a_recipe_of_torchtune(tmp_path: Path) -> None:
+    found, recipe = imported(tmp_path, TORCHTUNE)
+    assert recipe.model.name == "/models/llama"
+    method = recipe.method.model_dump()
+    assert (method["rank"], method["alpha"]) == (64, 128)
+    assert method["targets"] == ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    assert recipe.quantization is not None
+    assert recipe.data.train == "yahma/alpaca-cleaned"
+    assert (recipe.data.max_length, recipe.training.tokens_per_micro_batch) == (1500, 1500)
+    assert (recipe.training.rows_per_step, recipe.training.peak_lr) == (32, 3e-4)
+    assert recipe.training.clip_norm is None
+    assert recipe.training.schedule.warmup_steps == 100
+    assert (recipe.seed, recipe.training.epochs) == (7, 1)
+    assert lost(found) == {"custom_sharded_layers"}
+
+
+def test_a_fine_tuning_job_of_openai(tmp_path: Path) -> None:
+    found, recipe = imported(tmp_path, json.dumps(JOB), data="rows.jsonl")
+    assert recipe.model.name == "smollm2-135m"
+    assert recipe.training.epochs == 2
+    assert recipe.training.peak_lr == pytest.approx(1.8 * recipe.method.default_lr)
+    assert recipe.seed == 42
+    assert Path(str(recipe.data.train)).name == "rows.jsonl"
+    assert lost(found) == {"model"}
+    assert lost(imported(tmp_path, json.dumps(JOB))[0]) == {"model", "training_file"}
+
+
+def leaves(values: Mapping[str, Any], before: str = "") -> set[str]:
+    """The paths of all settings that say something."""
+    found: set[str] = set()
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= leaves(value, f"{before}{key}.")
+        elif value not in (None, "", []):
+            found.add(f"{before}{key}")
+    return found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [LLAMA_FACTORY, AXOLOTL, TORCHTUNE, json.dumps(JOB)],
+    ids=["llama-factory", "axolotl", "torchtune", "openai"],
+)
+def test_a_setting_that_nobody_knows_is_named_wherever_it_stands(text: str, tmp_path: Path) -> None:
+    values = yaml.safe_load(text)
+    values["frobnication"] = 3
+    for block in ("model", "dataset", "optimizer"):
+        if isinstance(values.get(block), dict):
+            values[block]["frobnication"] = 4
+    found, _ = imported(tmp_path, yaml.safe_dump(values))
+    named = {key for key in lost(found) if key.endswith("frobnication")}
+    assert named == {path for path in leaves(values) if path.endswith("frobnication")}
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ({"stage": "pt"}, {"objective": {"kind": "clm"}}),
+        ({"finetuning_type": "full", "quantization_bit": None}, {"method": {"kind": "full"}}),
+        (
+            {"finetuning_type": "freeze", "freeze_trainable_layers": 3, "quantization_bit": None},
+            {"method": {"kind": "top-layers", "num_layers": 3}},
+        ),
+        ({"use_dora": True}, {"method": {"kind": "dora"}}),
+        ({"optim": "adafactor"}, {"training": {"optimizer": {"kind": "adafactor"}}}),
+        ({"optim": "unheard_of"}, {"training": {"optimizer": {"kind": "adamw"}}}),
+        ({"lr_scheduler_type": "constant_with_warmup"}, {"training": {"schedule": {"kind": "constant"}}}),
+        ({"neftune_noise_alpha": 5}, {"objective": {"noise": 5}}),
+        ({"train_on_prompt": True}, {"data": {"learn": "all"}}),
+        ({"mask_history": True}, {"data": {"learn": "last_answer"}}),
+        ({"quantization_bit": 8}, {"quantization": {"kind": "int8"}}),
+    ],
+)
+def test_settings_of_llama_factory_one_by_one(extra: dict[str, Any], expected: dict[str, Any], tmp_path: Path) -> None:
+    values = {key: value for key, value in {**yaml.safe_load(LLAMA_FACTORY), **extra}.items() if value is not None}
+    found, _ = imported(tmp_path, yaml.safe_dump(values), data="rows.jsonl")
+
+    def holds(whole: Any, part: Any) -> bool:
+        return all(holds(whole[key], value) for key, value in part.items()) if isinstance(part, dict) else whole == part
+
+    assert holds(found.recipe, expected)
+
+
+def test_the_same_recipe_comes_out_whatever_the_order_of_the_settings(tmp_path: Path) -> None:
+    values = yaml.safe_load(AXOLOTL)
+    straight, _ = imported(tmp_path, yaml.safe_dump(values, sort_keys=False))
+    turned, _ = imported(tmp_path, yaml.safe_dump(dict(reversed(values.items())), sort_keys=False))
+    assert straight.recipe == turned.recipe
+    assert make_recipe({**straight.recipe, "data": {"train": str(tmp_path / "rows.jsonl")}}).method.kind == "lora"
+
+
+def test_a_file_of_no_known_tool_is_refused(tmp_path: Path) -> None:
+    for text in ("a: 1", "[1, 2]", "model: smollm2-135m\ndata: {train: x}"):
+        (tmp_path / "x.yaml").write_text(text)
+        with pytest.raises(RecipeError, match="no recipe of a tool"):
+            import_recipe(tmp_path / "x.yaml")
+    (tmp_path / "x.yaml").write_text("base_model: a\nadapter: lora\n")
+    with pytest.raises(RecipeError, match="names no training rows"):
+        import_recipe(tmp_path / "x.yaml")
+
+
+def test_the_command_writes_the_recipe_once_and_says_what_is_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}")
+    (tmp_path / "job.json").write_text(json.dumps(JOB))
+    words = ["import", str(tmp_path / "job.json"), "--data", "rows.jsonl"]
+    assert main([*words, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["tool"] == "OpenAI fine-tuning job"
+    assert [each["theirs"] for each in document["lost"]] == ["model"]
+    text = (tmp_path / "job.luthier.yaml").read_text()
+    assert text.startswith("# From job.json")
+    assert "gpt-4.1-mini" in text
+    assert load_recipe(tmp_path / "job.luthier.yaml").training.epochs == 2
+    assert main(words) == 2
+    assert "--force" in capsys.readouterr().err
+    assert main([*words, "--force"]) == 0
