@@ -58,7 +58,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def no_plot(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plot takes longer than the training."""
-    monkeypatch.setattr(run, "write_loss_plot", lambda metrics, path: None)
+    monkeypatch.setattr(run, "write_loss_plot", lambda *arguments: None)
 
 
 def values_of(desk: Path, kind: str, objective: dict[str, Any] | None = None, **parts: Any) -> dict[str, Any]:
