@@ -26,6 +26,7 @@ from luthier.evaluation.embedding import evaluate_embedding
 from luthier.evaluation.graded import Grading, columns_of, graded
 from luthier.evaluation.grading import Aids, Ask, Grader
 from luthier.evaluation.multiple_choice import evaluate_choices
+from luthier.evaluation.preference import evaluate_pairs, evaluate_verdicts
 from luthier.evaluation.pretraining import evaluate_targets
 from luthier.evaluation.regression import evaluate_scores
 from luthier.evaluation.rows import Rows
@@ -49,7 +50,7 @@ from luthier.prediction.readers import reader_for
 from luthier.prediction.scorer import Scorer
 from luthier.prediction.tagger import Tagger
 from luthier.prediction.text_model import Chat, Prompt, TextModel, make_sampling
-from luthier.prepared import asked_of, drawing_of, read_dataset
+from luthier.prepared import asked_of, drawing_of, laid_out, read_dataset
 from luthier.recipe import Recipe, load_recipe, make_recipe
 from luthier.recipe.loading import recipe_of_run
 from luthier.run import RunResult, train_recipe
@@ -288,6 +289,10 @@ def _evaluated(
         candidates = [Candidate("base", base.language_model, base.adapter), candidate]
         if isinstance(tuned, Embedder):
             return evaluate_embedding(candidates, rows, tuned.objective, passes, limit)
+        if recipe.objective.takes == "preferences":
+            return evaluate_pairs(candidates, rows, passes, limit)
+        if recipe.objective.takes == "verdicts":
+            return evaluate_verdicts(candidates, rows, passes, limit)
         if recipe.objective.splits:
             asking = tuned.asking if isinstance(tuned, TextModel) else AS_WRITTEN
             return evaluate_targets(candidates, rows, passes, limit, asking=asking, sampling=sampling)
@@ -328,8 +333,9 @@ def _rows_to_evaluate(recipe: Recipe, data: str | None, model: TextModel | Reade
     # what was too long to train on can be measured all the same; texts are cut into pieces as in training
     settings = recipe.data if objective.splits else recipe.data.model_copy(update={"max_length": 2**31})
     found = load_examples(data, settings, model.renderer, objective.example, announce, asked_of(objective))
+    found_rows = laid_out(found.examples, objective, loaded.anatomy.family, settings.max_length)
     drawing = drawing_of(recipe, objective, loaded.tokenizer, loaded.answer_start)
-    examples = found.examples if drawing is None else tuple(drawing.held_out(text) for text in found.examples)
+    examples = found_rows if drawing is None else tuple(drawing.held_out(text) for text in found_rows)
     return _rows(found.records, examples)
 
 
