@@ -21,7 +21,7 @@ from luthier.data.template import read_template
 from luthier.data.tokenizer_training import TokenizerSettings, TrainedTokenizer
 from luthier.errors import NotFound, UsageError
 from luthier.evaluation.classification import evaluate_classes
-from luthier.evaluation.compare import Candidate, evaluate_records
+from luthier.evaluation.compare import Candidate, evaluate_records, questions_of
 from luthier.evaluation.embedding import evaluate_embedding
 from luthier.evaluation.graded import Grading, columns_of, graded
 from luthier.evaluation.grading import Aids, Ask, Grader
@@ -72,6 +72,7 @@ __all__ = [
     "Tagger",
     "TextModel",
     "base_of",
+    "compare",
     "evaluate",
     "load",
     "load_any",
@@ -307,6 +308,49 @@ def _evaluated(
             limit=limit,
             progress=progress,
         )
+
+
+def compare(
+    runs: Sequence[str | Path],
+    data: str | None = None,
+    *,
+    limit: int | None = None,
+    sampling: Sampling | None = None,
+    announce: Announce = _log.info,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Several runs that learned to answer, on the same rows: those of `data`, or what the first run held out.
+
+    The first run is what the others are compared with. Arguments as `evaluate` has them.
+
+    Raises: as `evaluate`; UsageError for runs that learned anything else, or that read prompts in another way than the first.
+    """
+    first = recipe_of_run(find_run(str(runs[0]), RUNS))
+    if first.objective.splits or first.objective.takes != "text":
+        raise UsageError(
+            f"The run {runs[0]} did not learn to answer (objective {first.objective.kind}).",
+            "Compare its measures: 'luthier evaluate' gives them for each run.",
+        )
+    models = [load_text(run, announce) for run in runs]
+    rows = _rows_to_evaluate(first, data, models[0], announce).first(limit)
+    asked = questions_of(rows.records, models[0].renderer)
+    for run, model in zip(runs, models, strict=True):
+        if questions_of(rows.records, model.renderer) != asked:
+            raise UsageError(
+                f"The run {run} makes other tokens of a prompt than {runs[0]}: their answers are to different questions.",
+                "Compare runs of one tokenizer and one chat template.",
+            )
+    candidates = [
+        Candidate(str(run), model.language_model, model.adapter) for run, model in zip(runs, models, strict=True)
+    ]
+    examples = [replace(example, document=index) for index, example in enumerate(rows.examples)]
+    workers, budget = first.training.workers, first.training.tokens_per_micro_batch
+    with Workers(workers if isinstance(workers, int) else 1) as pool:
+        evaluation = evaluate_records(
+            candidates, rows.records, examples, models[0].renderer, sampling or Sampling(), pool,
+            tokens_per_micro_batch=budget, progress=progress,
+        )  # fmt: skip
+    return replace(evaluation, notes=(*rows.notes, *evaluation.notes))
 
 
 def _with_new_head(tuned: Reader, candidate: Candidate, rows: Rows, passes: Passes, limit: int | None) -> Evaluation:

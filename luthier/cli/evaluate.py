@@ -56,7 +56,7 @@ def evaluate(
         announce=say,
         progress=progress,
     )
-    emit({"run": run, **evaluation.as_json()}, _text(evaluation), as_json)
+    emit({"run": run, **evaluation.as_json()}, evaluation_text(evaluation), as_json)
 
 
 def _graders(files: Sequence[Path]) -> list[Grader]:
@@ -86,7 +86,8 @@ class ProgressLines:
             say(f"{task}: {done} of {total}")
 
 
-def _text(evaluation: Evaluation) -> str:
+def evaluation_text(evaluation: Evaluation) -> str:
+    """The measures, what they come to, and the first answers."""
     lines = [*aligned(evaluation.as_table()), "", evaluation.summary, *evaluation.notes]
     for answered in evaluation.answers[:_SHOWN]:
         lines += ["", f"{answered.origin}: {answered.asked}", f"  reference: {answered.reference}"]
