@@ -21,9 +21,12 @@ from luthier.data.template import read_template
 from luthier.data.tokenizer_training import TokenizerSettings, TrainedTokenizer
 from luthier.errors import NotFound, UsageError
 from luthier.evaluation.classification import evaluate_classes
-from luthier.evaluation.compare import Candidate, evaluate_records
+from luthier.evaluation.compare import Candidate, evaluate_records, questions_of
 from luthier.evaluation.embedding import evaluate_embedding
+from luthier.evaluation.graded import Grading, columns_of, graded
+from luthier.evaluation.grading import Aids, Ask, Grader
 from luthier.evaluation.multiple_choice import evaluate_choices
+from luthier.evaluation.preference import evaluate_pairs, evaluate_verdicts
 from luthier.evaluation.pretraining import evaluate_targets
 from luthier.evaluation.regression import evaluate_scores
 from luthier.evaluation.rows import Rows
@@ -47,14 +50,14 @@ from luthier.prediction.readers import reader_for
 from luthier.prediction.scorer import Scorer
 from luthier.prediction.tagger import Tagger
 from luthier.prediction.text_model import Chat, Prompt, TextModel, make_sampling
-from luthier.prepared import asked_of, drawing_of, read_dataset
+from luthier.prepared import asked_of, drawing_of, laid_out, read_dataset
 from luthier.recipe import Recipe, load_recipe, make_recipe
 from luthier.recipe.loading import recipe_of_run
 from luthier.run import RunResult, train_recipe
 from luthier.store.places import expanded
 from luthier.store.runs import find_run, is_run, list_runs, new_run_folder
 from luthier.tuned import load_base, load_run
-from luthier.types import Example, Record
+from luthier.types import Example, Message, Record
 
 __all__ = [
     "RUNS",
@@ -69,6 +72,7 @@ __all__ = [
     "Tagger",
     "TextModel",
     "base_of",
+    "compare",
     "evaluate",
     "load",
     "load_any",
@@ -225,6 +229,8 @@ def evaluate(
     *,
     limit: int | None = None,
     sampling: Sampling | None = None,
+    graders: Sequence[Grader] = (),
+    judge: str | None = None,
     announce: Announce = _log.info,
     progress: Progress = silent,
 ) -> Evaluation:
@@ -235,10 +241,42 @@ def evaluate(
     Args:
         limit: use only the first so many rows.
         sampling: how answers are drawn; unset, greedily.
+        graders: further measures of the answers. judge: the model (a run or a plain one) that graders by a model ask.
         progress: called with what is being done, how much of it is done, and how much there is.
 
-    Raises: NotFound for a run or data that is not there; DataError for rows that cannot be used.
+    Raises: NotFound for a run, a judge or data that is not there; DataError for rows that cannot be used; UsageError for
+    graders of a model that writes no answers, or that want a judge where none is named.
     """
+    asking = [grader.name for grader in graders if grader.asks_model]
+    if asking and judge is None:
+        raise UsageError(f"The grader {asking[0]!r} asks a model, and none is named.", "Name one with --judge MODEL.")
+    evaluation = _evaluated(run, data, limit, sampling, announce, progress)
+    if not graders:
+        return evaluation
+    asked = None if judge is None else _asked(load_any_text(judge, announce))
+    columns = columns_of(answered.origin for answered in evaluation.answers)
+    return graded(evaluation, Grading(graders, Aids(asked), columns), progress)
+
+
+def _asked(judge: TextModel) -> Ask:
+    """A model as graders ask it: greedily, with room for a few sentences, unless they say otherwise."""
+
+    def ask(chats: Sequence[tuple[Message, ...]], sampling: Mapping[str, Any]) -> list[str]:
+        settings = make_sampling({"max_new_tokens": 256, **sampling})
+        return [completed.text for completed in judge.complete(chats, settings)]
+
+    return ask
+
+
+def _evaluated(
+    run: str | Path,
+    data: str | None,
+    limit: int | None,
+    sampling: Sampling | None,
+    announce: Announce,
+    progress: Progress,
+) -> Evaluation:
+    """See `evaluate`."""
     recipe = recipe_of_run(find_run(str(run), RUNS))
     tuned = load(run, announce)
     rows = _rows_to_evaluate(recipe, data, tuned, announce)
@@ -252,6 +290,10 @@ def evaluate(
         candidates = [Candidate("base", base.language_model, base.adapter), candidate]
         if isinstance(tuned, Embedder):
             return evaluate_embedding(candidates, rows, tuned.objective, passes, limit)
+        if recipe.objective.takes == "preferences":
+            return evaluate_pairs(candidates, rows, passes, limit)
+        if recipe.objective.takes == "verdicts":
+            return evaluate_verdicts(candidates, rows, passes, limit)
         if recipe.objective.splits:
             asking = tuned.asking if isinstance(tuned, TextModel) else AS_WRITTEN
             return evaluate_targets(candidates, rows, passes, limit, asking=asking, sampling=sampling)
@@ -266,6 +308,49 @@ def evaluate(
             limit=limit,
             progress=progress,
         )
+
+
+def compare(
+    runs: Sequence[str | Path],
+    data: str | None = None,
+    *,
+    limit: int | None = None,
+    sampling: Sampling | None = None,
+    announce: Announce = _log.info,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Several runs that learned to answer, on the same rows: those of `data`, or what the first run held out.
+
+    The first run is what the others are compared with. Arguments as `evaluate` has them.
+
+    Raises: as `evaluate`; UsageError for runs that learned anything else, or that read prompts in another way than the first.
+    """
+    first = recipe_of_run(find_run(str(runs[0]), RUNS))
+    if first.objective.splits or first.objective.takes != "text":
+        raise UsageError(
+            f"The run {runs[0]} did not learn to answer (objective {first.objective.kind}).",
+            "Compare its measures: 'luthier evaluate' gives them for each run.",
+        )
+    models = [load_text(run, announce) for run in runs]
+    rows = _rows_to_evaluate(first, data, models[0], announce).first(limit)
+    asked = questions_of(rows.records, models[0].renderer)
+    for run, model in zip(runs, models, strict=True):
+        if questions_of(rows.records, model.renderer) != asked:
+            raise UsageError(
+                f"The run {run} makes other tokens of a prompt than {runs[0]}: their answers are to different questions.",
+                "Compare runs of one tokenizer and one chat template.",
+            )
+    candidates = [
+        Candidate(str(run), model.language_model, model.adapter) for run, model in zip(runs, models, strict=True)
+    ]
+    examples = [replace(example, document=index) for index, example in enumerate(rows.examples)]
+    workers, budget = first.training.workers, first.training.tokens_per_micro_batch
+    with Workers(workers if isinstance(workers, int) else 1) as pool:
+        evaluation = evaluate_records(
+            candidates, rows.records, examples, models[0].renderer, sampling or Sampling(), pool,
+            tokens_per_micro_batch=budget, progress=progress,
+        )  # fmt: skip
+    return replace(evaluation, notes=(*rows.notes, *evaluation.notes))
 
 
 def _with_new_head(tuned: Reader, candidate: Candidate, rows: Rows, passes: Passes, limit: int | None) -> Evaluation:
@@ -292,8 +377,9 @@ def _rows_to_evaluate(recipe: Recipe, data: str | None, model: TextModel | Reade
     # what was too long to train on can be measured all the same; texts are cut into pieces as in training
     settings = recipe.data if objective.splits else recipe.data.model_copy(update={"max_length": 2**31})
     found = load_examples(data, settings, model.renderer, objective.example, announce, asked_of(objective))
+    found_rows = laid_out(found.examples, objective, loaded.anatomy.family, settings.max_length)
     drawing = drawing_of(recipe, objective, loaded.tokenizer, loaded.answer_start)
-    examples = found.examples if drawing is None else tuple(drawing.held_out(text) for text in found.examples)
+    examples = found_rows if drawing is None else tuple(drawing.held_out(text) for text in found_rows)
     return _rows(found.records, examples)
 
 

@@ -17,7 +17,7 @@ from luthier.ops.workers import Workers, worker_count
 from luthier.prepared import Prepared
 from luthier.recipe import Recipe
 from luthier.recipe.base import fast_of
-from luthier.recipe.companions import base_of, run_of, run_recipe, told_of
+from luthier.recipe.companions import base_of, named, run_of, run_recipe, told_of
 from luthier.recipe.provenance import dataset_sha256
 from luthier.store.cache import cache_root
 from luthier.store.files import read_json, remove_folder, write_json
@@ -25,9 +25,11 @@ from luthier.training.companions import (
     FOLDER,
     AtHand,
     Companions,
-    KeptWords,
+    KeptSay,
+    Logprobs,
     Speaker,
     Voice,
+    Words,
     ask_once,
     by_document,
     kept_row_bytes,
@@ -37,6 +39,7 @@ from luthier.tuned import load_attached, load_tuned
 
 Announce = Callable[[str], None]
 _MADE_BY = "made_by.json"
+_FEWER_WORDS = "set objective.top_k lower"
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def hear(recipe: Recipe, prepared: Prepared, folder: Path, announce: Announce) -
     """
     voices: dict[str, Voice] = {}
     sha256: dict[str, str] = {}
-    for companion in prepared.objective.companions:
+    for companion in prepared.objective.others:
         hearing = _kept if companion.kept is not None else _at_hand
         with told_of(companion):
             voices[companion.role], sha256[companion.role] = hearing(companion, recipe, prepared, folder, announce)
@@ -73,7 +76,7 @@ def hear(recipe: Recipe, prepared: Prepared, folder: Path, announce: Announce) -
 def load_companion(companion: Companion, recipe: Recipe, announce: Announce) -> Loaded:
     """A companion's model: of a run, with what it learned. Raises as loading a model or a run does."""
     folder, device = run_of(companion), recipe.model.device
-    announce(f"The {companion.role} is {companion.model.name}.")
+    announce(f"The {companion.role} is {named(companion).name}.")
     if folder is None:
         model = load_model(base_of(companion, device), announce, fast=fast_of(recipe))
         return Loaded(model, None, model.identity.sha256)
@@ -113,20 +116,20 @@ def _kept(
         "count": kept.count,
         "temperature": kept.temperature,
         "words": num_words,
-        "model": companion.model.name,
+        "model": named(companion).name,
     }
     before = _made_by(place)
     if before is not None and {**before, "sha256": None} == {**asked, "sha256": None}:
-        words = KeptWords(place, kept, num_words, prepared.all_rows)
-        if not words.missing:
+        say = KeptSay(place, Words(kept, num_words), prepared.all_rows, _FEWER_WORDS)
+        if not say.missing:
             announce(f"What the {companion.role} says of the rows is kept from before; it is not loaded.")
-            return words, str(before["sha256"])
-        words.close()
+            return say, str(before["sha256"])
+        say.close()
     loaded = load_companion(companion, recipe, announce)
     if before != {**asked, "sha256": loaded.sha256}:
         remove_folder(place)
         write_json(place / _MADE_BY, {**asked, "sha256": loaded.sha256})
-    words = KeptWords(place, kept, num_words, prepared.all_rows)
+    say = KeptSay(place, Words(kept, num_words), prepared.all_rows, _FEWER_WORDS)
     gigabytes = sum(example.num_learned for example in prepared.all_rows) * kept_row_bytes(kept) / 1e9
     announce(
         f"The {companion.role} is asked once for all rows; its {kept.count} likeliest words at each learned token are kept "
@@ -134,11 +137,39 @@ def _kept(
     )
     device = loaded.model.device
     with Workers(worker_count(recipe.training.workers, device)) as workers:
-        ask_once(words, _speaker(loaded, recipe), prepared.all_rows, recipe.training.tokens_per_micro_batch, workers)
+        ask_once(say, _speaker(loaded, recipe), prepared.all_rows, recipe.training.tokens_per_micro_batch, workers)
     sha256 = loaded.sha256
     del loaded
     give_back(device)
-    return words, sha256
+    return say, sha256
+
+
+def hear_reference(
+    hearing: Hearing, recipe: Recipe, prepared: Prepared, model: LanguageModel, folder: Path, announce: Announce
+) -> Companions:
+    """The companions with the model's own reference, where the objective hears it; the method is attached already."""
+    roles = [companion.role for companion in prepared.objective.companions if companion.model is None]
+    if not roles:
+        return hearing.companions
+    (role,) = roles
+    rows, shares = prepared.all_rows, recipe.training.fast.prefix and model.device.type == "cpu"
+    reference = recipe.method.reference(model, recipe.seed, fast=recipe.training.fast.lora)
+    if reference is not None:
+        by_whom = "the base" if reference.adapter is None else "a frozen copy of what it begins with"
+        announce(f"The {role} is {by_whom}.")
+        voice: Voice = AtHand(Speaker(model, reference.adapter, shares), by_document(rows))
+        return Companions({**hearing.companions.voices, role: voice})
+    place = folder / FOLDER / role
+    made_by = {"rows": dataset_sha256(prepared.dataset), "model": model.identity.sha256}
+    if _made_by(place) != made_by:
+        remove_folder(place)
+        write_json(place / _MADE_BY, made_by)
+    say = KeptSay(place, Logprobs(), rows)
+    if say.missing:
+        announce(f"The {role} is the model as it begins: what it says of the rows is kept before step 1.")
+        with Workers(worker_count(recipe.training.workers, model.device)) as workers:
+            ask_once(say, Speaker(model, None, shares), rows, recipe.training.tokens_per_micro_batch, workers)
+    return Companions({**hearing.companions.voices, role: say})
 
 
 def _made_by(place: Path) -> dict[str, object] | None:

@@ -9,6 +9,7 @@ import numpy as np
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from luthier.corruption.vocabulary import Vocabulary
+from luthier.data.apart import laid_apart
 from luthier.data.dataset import Asked, Dataset, load_dataset
 from luthier.data.drawn import Drawing, Vary
 from luthier.data.facts import facts_of
@@ -64,7 +65,7 @@ def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
     answer_start = read_answer_start(source, config)
     companions = [
         (each, check_companion(each, recipe.model.device, config, tokenizer, answer_start, announce))
-        for each in recipe.objective.companions
+        for each in recipe.objective.others
     ]
     dataset, objective = read_dataset(recipe, config, tokenizer, announce, answer_start)
     drawing = drawing_of(recipe, objective, tokenizer, answer_start)
@@ -112,10 +113,29 @@ def read_dataset(
         answer_start=answer_start,
     )
     objective = objective.settled(dataset.labels)
+    train, validation = (
+        laid_out(rows, objective, family, recipe.data.max_length) for rows in (dataset.train, dataset.validation)
+    )
+    dataset = replace(dataset, train=train, validation=validation)
     drawing = drawing_of(recipe, objective, tokenizer, answer_start)
     if drawing is not None:
         dataset = replace(dataset, validation=mapped(drawing.held_out, dataset.validation))
     return dataset, objective
+
+
+def laid_out(rows: Sequence[Example], objective: Objective, family: Family, longest: int) -> Sequence[Example]:
+    """Rows as models of a family read them: with the answers of other rows where the objective needs some, and, where rows cannot
+    share tokens, with answers to one prompt apart. longest: most tokens of a row with another's answer.
+    """
+    if objective.needs_others:
+
+        def beside(index: int) -> Example:
+            return objective.beside_other(rows[index], rows[index - 1], longest)
+
+        places = range(len(rows))
+        rows = mapped(beside, tuple(places) if isinstance(rows, tuple) else places)
+    judges = objective.takes in ("preferences", "verdicts")
+    return mapped(laid_apart, rows) if judges and family.layout == "bucketed" else rows
 
 
 def asked_of(objective: Objective) -> Asked:

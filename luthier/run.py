@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from luthier.companions import hear
+from luthier.companions import hear, hear_reference
 from luthier.data.batches import StepBatches, evaluation_batches
 from luthier.data.dataset import Dataset
 from luthier.data.drawn import Drawing
@@ -163,6 +163,7 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *,
     announce(f"Method {recipe.method.kind}: {attachment.num_trainable:,} numbers train{in_head}.")
     for note in attachment.notes:
         announce(note)
+    companions = hear_reference(hearing, recipe, prepared, model, folder, announce)
     drawing = prepared.drawing
     placed = placed_rows(dataset, attachment.num_virtual, attachment.num_virtual_answer, draws=drawing is not None)
     check_lengths(placed, model.hf.config, attachment.num_virtual)
@@ -185,9 +186,9 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *,
         tracking(recipe.training.trackers, folder, values, steps_before) as trackers,
         Workers(worker_count(recipe.training.workers, model.device)) as workers,
     ):
-        held_out = _held_out(recipe, model, attachment, placed, plan, workers, hearing.companions)
+        held_out = _held_out(recipe, model, attachment, placed, plan, workers, companions)
         outside = _outside(recipe, folder, held_out, plan, trackers, announce, on_step)
-        objective, companions = recipe.objective, hearing.companions
+        objective = recipe.objective
         progress = train(model, attachment, objective, batches, plan, outside, workers, checkpoint, companions)
     return _finish(recipe, folder, attachment, progress, announce)
 

@@ -55,7 +55,13 @@ def sentences(first: int, count: int) -> str:
     return "".join(f"Anna{i}\tB-person\nsaw\tO\nRome\tB-place\n\n" for i in range(first, first + count))
 
 
+PAIRS = {"pairs.jsonl": lines(lambda i: {"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No idea."})}
+
 ROWS: dict[str, dict[str, str]] = {
+    **dict.fromkeys(("dpo", "orpo", "simpo", "cpo"), PAIRS),
+    "kto": {
+        "verdicts.jsonl": lines(lambda i: {"prompt": f"What is {i}?", "completion": f"It is {i}.", "label": i % 3 > 0})
+    },
     "chain-of-thought-maths": {
         "maths.jsonl": lines(lambda i: {"question": f"What is {i} + 1?", "answer": f"One more than {i}.\n#### {i + 1}"})
     },

@@ -18,6 +18,7 @@ from luthier.cli.cache import cache
 from luthier.cli.chat import chat
 from luthier.cli.check import check
 from luthier.cli.combine import combine
+from luthier.cli.compare import compare
 from luthier.cli.compare_methods import compare_methods
 from luthier.cli.doctor import doctor
 from luthier.cli.evaluate import evaluate
@@ -63,6 +64,7 @@ app.command(rich_help_panel=_BEGIN)(tokenizer)
 app.command(rich_help_panel=_TUNE)(train)
 app.command(rich_help_panel=_TUNE)(resume)
 app.command(rich_help_panel=_TUNE)(evaluate)
+app.command(rich_help_panel=_TUNE)(compare)
 app.command("compare-methods", rich_help_panel=_TUNE)(compare_methods)
 app.command(rich_help_panel=_TUNE)(tournament)
 app.command(rich_help_panel=_USE)(chat)

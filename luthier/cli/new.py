@@ -10,7 +10,7 @@ import typer
 
 from luthier.cli.options import Json
 from luthier.cli.output import emit, quoted, say
-from luthier.errors import DataError, UsageError
+from luthier.errors import UsageError
 
 if TYPE_CHECKING:
     from luthier.data.formats import Natural
@@ -47,7 +47,7 @@ def new(
     if recipe.exists() and not force:
         raise UsageError(f"{recipe} is there already.", "Choose another name with --out, or replace it with --force.")
     rows = read_rows(data, say)
-    kind = objective or _natural_kind(recognise_any(rows), data)
+    kind = objective or _natural_kind(recognise_any(rows))
     recognised = to_records(rows, "auto", objective_of(kind, "--objective").takes)
     for note in recognised.notes:
         say(note)
@@ -67,17 +67,9 @@ def new(
     emit(document, str(recipe), as_json)
 
 
-def _natural_kind(natural: Natural, data: str) -> str:
-    """The kind of objective that rows are made for. Raises: DataError where there is none."""
-    if natural.name == "text":
-        return "clm"
-    if natural.objective is None:
-        raise DataError(
-            f"The rows are {natural.name} ({natural.reason}), which no objective learns from.",
-            "Name what is to be learned from them with --objective, such as sft for the answers alone.",
-            file=data,
-        )
-    return natural.objective
+def _natural_kind(natural: Natural) -> str:
+    """The kind of objective that rows are made for."""
+    return "clm" if natural.name == "text" else natural.objective
 
 
 def _seen_from(recipe: Path, data: str) -> str:

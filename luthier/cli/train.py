@@ -84,7 +84,7 @@ def _asking(objective: Objective, folder: str) -> str:
     if reader is not None:
         return f"generate {folder} {reader.asking}"
     match objective.kind:
-        case "sft":
+        case "sft" | "distillation" | "dpo" | "kto" | "orpo" | "simpo" | "cpo":
             return f"chat {folder} --compare"
         case "span-corruption" | "ul2":
             return f"generate {folder} --prompt 'A text with <extra_id_0> in it.'"

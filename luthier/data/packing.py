@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from luthier.errors import RecipeError
+from luthier.ops.prefixes import common_prefix
 from luthier.types import Batch, Example, IntArray, Layout, Segment, Sources, Targets
 
 _LEAST_SAVED = 0.05  # share of a micro-batch's tokens below which a shared prefix costs more in attention than it saves
@@ -182,14 +183,6 @@ def shared_prefix(examples: Sequence[Example]) -> int:
     length = common_prefix(rows, min(ends))
     saved = length * (len(rows) - 1)
     return length if saved >= _LEAST_SAVED * sum(len(row) for row in rows) else 0
-
-
-def common_prefix(rows: Sequence[IntArray], most: int) -> int:
-    """How many tokens the rows begin with in common, at most `most`."""
-    for row in rows[1:]:
-        (differing,) = np.nonzero(row[:most] != rows[0][:most])
-        most = int(differing[0]) if len(differing) else most
-    return most
 
 
 def _packed(examples: Sequence[Example]) -> Batch:

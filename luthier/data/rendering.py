@@ -4,6 +4,7 @@
     prompt and completion   a question and its answer through the template, or [BOS] prompt completion EOS
     plain text              [BOS] text EOS, learned as a whole
     texts read as a whole   as the tokenizer writes them (`whole_texts`)
+    answers that are judged as any other; of a conversation the last answer is
 
 For an encoder-decoder the prompt is the source, as the tokenizer writes a text with all that it puts around one, and the
 answer is what the decoder learns: its first token, then the text and EOS, of which all but the first is learned.
@@ -28,7 +29,20 @@ from luthier.data.settings import DataSettings
 from luthier.data.template import FIELD, ChatTemplate, Tools, read_template
 from luthier.data.whole_texts import Whole, WholeTexts, even_cuts
 from luthier.errors import DataError, RecipeError
-from luthier.types import Completion, Conversation, Message, Origin, Piece, PlainText, Pooled, Record, Rendered, TextsAs
+from luthier.types import (
+    Completion,
+    Conversation,
+    Message,
+    Origin,
+    Piece,
+    PlainText,
+    Pooled,
+    Preference,
+    Record,
+    Rendered,
+    TextsAs,
+    Verdict,
+)
 
 Learn = Literal["answers", "last_answer", "all"]
 
@@ -66,6 +80,11 @@ class Renderer:
         Raises: DataError, at `origin`, for a conversation that the template refuses or rewrites; RecipeError where the
         tokenizer or the template lacks what the record needs.
         """
+        if isinstance(record, Preference):
+            chosen, rejected = (self._judging.render(each, origin) for each in (record.chosen, record.rejected))
+            return replace(chosen, beside=(rejected,))
+        if isinstance(record, Verdict):
+            return replace(self._judging.render(record.answered, origin), score=float(record.is_good))
         with _located(origin):
             if self.answer_start is not None:
                 return self._render_answer(record, self.answer_start)
@@ -78,6 +97,11 @@ class Renderer:
             return self.render_whole(record, origin)
         assert isinstance(record, PlainText)
         return self._render_plain("", record.text)
+
+    @cached_property
+    def _judging(self) -> Renderer:
+        """The same for answers that are judged: of a conversation the last one alone."""
+        return replace(self, learn="last_answer")
 
     def pieces(
         self, record: Record, texts: TextsAs, longest: int | None, origin: Origin | None = None

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luthier.data.packing import common_prefix
+from luthier.ops.prefixes import common_prefix
 from luthier.types import Segment
 
 _LEAST_SHARED = 8  # a shorter common beginning costs more in bookkeeping than it saves

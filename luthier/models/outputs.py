@@ -90,5 +90,12 @@ class Outputs:
         return self.head.logits(self.hidden_ND).float()
 
 
-Beside = Outputs | KnownWords
+@dataclass(frozen=True)
+class KnownLogprobs:
+    """log p of each target's token (nats, fp32) as it was kept, shape (N,)."""
+
+    logprob_N: Tensor
+
+
+Beside = Outputs | KnownWords | KnownLogprobs
 """What another model says of the targets: all that can be asked of it, or what is known of it."""

@@ -52,7 +52,7 @@ class TrunkCache:
         self.taps = taps
         self._width = width
         self._dtype = dtype
-        self._rows = RowCache(folder, width * dtype.itemsize)
+        self._rows = RowCache(folder, width * dtype.itemsize, "set training.trunk_cache_gb to 0")
         self._salt = hashlib.blake2b(f"{made_by} {taps} {dtype} by state".encode()).digest()
 
     def read(self, batch: Batch) -> Tapped | None:

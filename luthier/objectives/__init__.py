@@ -10,15 +10,20 @@ from luthier.errors import UsageError
 from luthier.objectives.classification import Classification
 from luthier.objectives.clm import CLM
 from luthier.objectives.contract import Companion, JointObjective, Objective
+from luthier.objectives.cpo import CPO
 from luthier.objectives.denoising import Denoising
 from luthier.objectives.distillation import Distillation
+from luthier.objectives.dpo import DPO
 from luthier.objectives.embedding import Embedding
 from luthier.objectives.fim import FIM
+from luthier.objectives.kto import KTO
 from luthier.objectives.mlm import MLM
 from luthier.objectives.multiple_choice import MultipleChoice
+from luthier.objectives.orpo import ORPO
 from luthier.objectives.prefix_lm import PrefixLM
 from luthier.objectives.regression import Regression
 from luthier.objectives.sft import SFT
+from luthier.objectives.simpo import SimPO
 from luthier.objectives.span_corruption import SpanCorruption
 from luthier.objectives.token_classification import TokenClassification
 from luthier.objectives.ul2 import UL2
@@ -38,6 +43,11 @@ OBJECTIVES: tuple[type[Objective], ...] = (
     MultipleChoice,
     Embedding,
     Distillation,
+    DPO,
+    KTO,
+    ORPO,
+    SimPO,
+    CPO,
 )
 
 
@@ -70,9 +80,13 @@ else:  # one of the list, told apart by its kind
 
 __all__ = [
     "CLM",
+    "CPO",
+    "DPO",
     "FIM",
+    "KTO",
     "MLM",
     "OBJECTIVES",
+    "ORPO",
     "SFT",
     "UL2",
     "AnyObjective",
@@ -86,6 +100,7 @@ __all__ = [
     "Objective",
     "PrefixLM",
     "Regression",
+    "SimPO",
     "SpanCorruption",
     "TokenClassification",
     "kind_of",

@@ -26,6 +26,10 @@ Corrupt = Callable[[Example, np.random.Generator], Example]
 """Makes of a text the example of one epoch, from draws that belong to the text and the epoch alone."""
 
 
+Sums = tuple[Tensor, int]
+"""A sum, of shape (), and how many numbers it is of: their mean over a step is that of any cut into micro-batches."""
+
+
 @dataclass(frozen=True)
 class Whole:
     """What a joint loss is a function of: a vector for each text, the row that it is of, and which of its texts it is.
@@ -65,11 +69,12 @@ class Kept:
 class Companion:
     """Another model that an objective hears of each batch's targets: `Outputs.beside[role]`.
 
-    model: which; its name may be a run's folder. field: where the recipe names it. kept: None where it is asked at each step.
+    model: which; its name may be a run's folder. None: the objective's own model, as it was before anything trained. field:
+    where the recipe names it. kept: None where it is asked at each step.
     """
 
     role: str
-    model: ModelSettings
+    model: ModelSettings | None
     field: str
     kept: Kept | None = None
 
@@ -81,6 +86,7 @@ class Objective(Settings, ABC):
     that are too long are cut into pieces, each a row of its own. kinds: which models it is for. learns_ends: whether a model
     that never learned to end a text is broken. writes: whether the model that comes out writes text. in_place: whether a target is learned at its own place, rather than at the
     one before. is_likelihood: whether the loss, of a model that writes, is nats a token, which a guess among all words bounds.
+    needs_others: whether a row has something of the row before it, as `beside_other` makes it.
     loss_unit: what the loss is, and of what the mean. targets_are: what its targets are called.
     """
 
@@ -92,6 +98,7 @@ class Objective(Settings, ABC):
     writes: ClassVar[bool] = True
     in_place: ClassVar[bool] = False
     is_likelihood: ClassVar[bool] = True
+    needs_others: ClassVar[bool] = False
     loss_unit: ClassVar[str] = "nats per learned token"
     targets_are: ClassVar[str] = "learned tokens"
 
@@ -140,6 +147,19 @@ class Objective(Settings, ABC):
         return ()
 
     @property
+    def others(self) -> tuple[Companion, ...]:
+        """Those that are not its own model."""
+        return tuple(each for each in self.companions if each.model is not None)
+
+    def beside_other(self, example: Example, other: Example, longest: int) -> Example:
+        """A row with what it needs of the row before it, where it `needs_others`. longest: most tokens of what is made."""
+        return example
+
+    def measured(self, outputs: Outputs) -> dict[str, Sums]:
+        """What of a micro-batch is written down beside the loss: by name a sum, and how many it is over."""
+        return {}
+
+    @property
     def alone(self) -> Objective:
         """What measures held-out rows where no companion is at hand."""
         return self
@@ -159,6 +179,10 @@ class JointObjective(Objective):
     @abstractmethod
     def joint_loss(self, whole: Whole) -> Tensor:
         """The loss summed over the rows of a whole step, before the division by its weight; shape ()."""
+
+    def measured_jointly(self, whole: Whole) -> dict[str, Sums]:
+        """What of a whole step is written down beside the loss, as `measured` has it."""
+        return {}
 
     def loss_sum(self, outputs: Outputs) -> Tensor:
         """The loss of a micro-batch that is a step of its own."""

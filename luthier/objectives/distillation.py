@@ -124,4 +124,5 @@ class Distillation(Objective):
         teacher, student_ND, head = outputs.beside[TEACHER], outputs.hidden_ND, outputs.head.logits
         if isinstance(teacher, KnownWords):
             return known_distance_recomputed(student_ND, teacher, head, self.measure)
+        assert isinstance(teacher, Outputs), "a teacher is asked for its words"
         return distance_recomputed(student_ND, teacher.hidden_ND, head, teacher.head.logits, self.measure)

@@ -11,9 +11,10 @@ from transformers import PreTrainedConfig
 from luthier.data.batches import evaluation_batches
 from luthier.data.packing import collate
 from luthier.methods import ADAPTER, Method
+from luthier.methods.contract import Reference
 from luthier.models.language_model import FastModel, LanguageModel
 from luthier.models.loading import Wishes
-from luthier.models.outputs import Outputs
+from luthier.models.outputs import KnownLogprobs, Outputs
 from luthier.objectives.contract import Kept
 from luthier.ops.imitation import KnownWords, likeliest_words
 from luthier.planner.skeleton import skeleton
@@ -78,6 +79,27 @@ class _Said(Voice):
         return KnownWords(words_NK, even.to(device).expand(count, self.kept.count + 1), self.num_words)
 
 
+@dataclass(frozen=True)
+class _SaidBefore(Voice):
+    """Log-probabilities that were kept, of any numbers."""
+
+    def say(self, batch: Batch) -> KnownLogprobs:
+        """One for each target."""
+        return KnownLogprobs(-torch.ones(len(batch.targets.token_N), device=batch.tokens_BT.device))
+
+
+def reference_of(reference: Reference | None, model: LanguageModel, rows: Sequence[Example], batch: Batch) -> Voice:
+    """What the recipe's own model said of a batch as it began: asked under its reference, or kept."""
+    if reference is None:
+        return _SaidBefore()
+    return _Speaks(speaker := Speaker(model, reference.adapter), _laid_out(speaker, rows, batch))
+
+
+def _laid_out(speaker: Speaker, rows: Sequence[Example], batch: Batch) -> Batch:
+    found = by_document(rows)
+    return collate([speaker.placed(found[row]) for row in batch.rows], speaker.model.layout, 0)
+
+
 def at_hand(others: Sequence[Other]) -> dict[str, Speaker]:
     """Those that stay in memory while the recipe's own model trains, by their roles."""
     return {other.role: other.speaker() for other in others if other.kept is None}
@@ -91,15 +113,13 @@ def voices_of(
     batch: Batch,
 ) -> Companions:
     """What all of them say of a batch of these rows."""
-    found, voices = by_document(rows), dict[str, Voice]()
+    voices = dict[str, Voice]()
     for other in others:
         if other.kept is not None:
             num_words = min(int(other.config.vocab_size), int(model.hf.config.vocab_size))
             voices[other.role] = _Said(other.kept, num_words)
             continue
-        speaker = speakers[other.role]
-        placed = [speaker.placed(found[row]) for row in batch.rows]
-        voices[other.role] = _Speaks(speaker, collate(placed, speaker.model.layout, 0))
+        voices[other.role] = _Speaks(speakers[other.role], _laid_out(speakers[other.role], rows, batch))
     return Companions(voices)
 
 

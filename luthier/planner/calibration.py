@@ -21,8 +21,7 @@ from luthier.models.language_model import LanguageModel
 from luthier.models.outputs import Outputs
 from luthier.objectives import JointObjective
 from luthier.ops.workers import Workers
-from luthier.planner.beside import at_hand, voices_of
-from luthier.planner.trace import Trace, Work, attached, load_of, skeleton_of
+from luthier.planner.trace import Beside, Trace, Work, attached, load_of, skeleton_of
 from luthier.quantization.packed import QuantizedLinear
 from luthier.training.companions import with_beside
 from luthier.training.loop import autocast
@@ -69,10 +68,10 @@ def _seconds_a_token(work: Work) -> float:
     _fill(model)
     attachment = attached(work, model)
     batch = load_of(work, model, attachment).batch
-    speakers = at_hand(work.others)
-    for speaker in speakers.values():
+    others = Beside(work, model)
+    for speaker in others.speakers.values():
         _fill(speaker.model)
-    voices = voices_of(work.others, speakers, model, work.rows, batch)
+    voices = others.voices(batch)
     trained = [tensor for group in attachment.groups for tensor in group.tensors.values()]
 
     def one_pass() -> None:

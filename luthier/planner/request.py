@@ -157,7 +157,7 @@ def work_of(recipe: Recipe, config: PreTrainedConfig, rows: Rows, device: torch.
         autocast=torch.bfloat16 if training.autocast == "bf16" or pays else None,
         tokenizer=rows.tokenizer,
         num_new_tokens=len(recipe.model.add_tokens),
-        others=tuple(_other(companion, recipe, is_gpu) for companion in recipe.objective.companions),
+        others=tuple(_other(companion, recipe, is_gpu) for companion in recipe.objective.others),
     )
 
 

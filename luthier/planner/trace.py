@@ -25,6 +25,7 @@ from luthier.data.mixture import Mixture
 from luthier.data.placeholders import with_placeholders
 from luthier.data.sequences import mapped
 from luthier.methods import ADAPTER, Attachment, Method
+from luthier.methods.contract import Reference
 from luthier.models.call import Draws
 from luthier.models.heads import Head
 from luthier.models.language_model import FastModel, LanguageModel
@@ -32,7 +33,7 @@ from luthier.models.loading import Wishes
 from luthier.models.outputs import Outputs
 from luthier.objectives import Objective
 from luthier.ops.kept import kept_apart
-from luthier.planner.beside import OTHERS, Other, ask, at_hand, heaviest, voices_of
+from luthier.planner.beside import OTHERS, Other, ask, at_hand, heaviest, reference_of, voices_of
 from luthier.planner.skeleton import skeleton
 from luthier.planner.tracker import Peak, Tracker, all_tensors, storages
 from luthier.quantization.packed import QuantizedLinear
@@ -107,11 +108,11 @@ def trace(work: Work, *, for_real: bool = False) -> Trace:
         with pretending, tracker:
             model = skeleton_of(work)
             attachment = attached(work, model)
-            speakers = at_hand(work.others)
-            for speaker in speakers.values():
+            beside = Beside(work, model)
+            for speaker in beside.speakers.values():
                 tracker.note(all_tensors(speaker.model.hf), OTHERS)
         load = load_of(work, model, attachment)
-        voices = voices_of(work.others, speakers, model, work.rows, load.batch)
+        voices = beside.voices(load.batch)
         with pretending, tracker:
             found = _steps(work, model, attachment, load, voices, tracker)
     kept_bytes = sum(other.disk_bytes(work.rows) for other in work.others)
@@ -153,8 +154,9 @@ def take_steps(work: Work) -> None:
     with torch.random.fork_rng():
         model = skeleton_of(work)
         attachment = attached(work, model)
+        beside = Beside(work, model)
         load = load_of(work, model, attachment)
-        voices = voices_of(work.others, at_hand(work.others), model, work.rows, load.batch)
+        voices = beside.voices(load.batch)
         trainables = FlatTrainables(attachment.groups, work.workers)
         optimizer, tracker = _optimizer(work, attachment, trainables), Tracker()
         for number in (1, 2):
@@ -185,6 +187,24 @@ def skeleton_of(work: Work) -> LanguageModel:
 def attached(work: Work, model: LanguageModel) -> Attachment:
     """Its method at work on it."""
     return work.method.attach(model, ADAPTER, work.seed, fast=work.training.fast.lora)
+
+
+class Beside:
+    """The models that a work's objective hears beside the one that trains, whose method is attached."""
+
+    def __init__(self, work: Work, model: LanguageModel) -> None:
+        self.work, self.model = work, model
+        self.speakers = at_hand(work.others)
+        roles = [companion.role for companion in work.objective.companions if companion.model is None]
+        made = work.method.reference(model, work.seed, fast=work.training.fast.lora) if roles else None
+        self.references: dict[str, Reference | None] = dict.fromkeys(roles, made)
+
+    def voices(self, batch: Batch) -> Companions:
+        """What they say of a batch of the work's rows."""
+        rows = self.work.rows
+        others = voices_of(self.work.others, self.speakers, self.model, rows, batch)
+        own = {role: reference_of(made, self.model, rows, batch) for role, made in self.references.items()}
+        return Companions({**others.voices, **own})
 
 
 @dataclass(frozen=True)

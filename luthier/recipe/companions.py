@@ -19,9 +19,15 @@ from luthier.store.places import expanded
 from luthier.store.runs import is_run
 
 
+def named(companion: Companion) -> ModelSettings:
+    """The model that a companion is, which is not the objective's own."""
+    assert companion.model is not None, "the objective's own model is not looked for"
+    return companion.model
+
+
 def run_of(companion: Companion) -> Path | None:
     """The folder of the run that a companion came out of; None for a base model."""
-    folder = expanded(companion.model.name)
+    folder = expanded(named(companion).name)
     return folder if is_run(folder) else None
 
 
@@ -41,14 +47,14 @@ def base_of(companion: Companion, device: str) -> ModelSettings:
     """The settings of a companion's weights; of a run's adapter, those of its base. device: where it is if it does not say."""
     folder = run_of(companion)
     if folder is None:
-        return _placed(companion.model, companion, device)
+        return _placed(named(companion), companion, device)
     recipe = run_recipe(companion, folder, device)
     return recipe.model.at(folder / recipe.method.output_folder) if recipe.method.tunes_base else recipe.model
 
 
 def _placed(settings: ModelSettings, companion: Companion, device: str) -> ModelSettings:
     """Model settings with the companion's own number format and device, else the student's device."""
-    own = companion.model
+    own = named(companion)
     dtype = settings.dtype if own.dtype == "auto" else own.dtype
     return settings.model_copy(update={"dtype": dtype, "device": device if own.device == "auto" else own.device})
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from luthier.objectives import OBJECTIVES
+from luthier.objectives import OBJECTIVES, objective_of
 from luthier.objectives import kind_of as objective_kind
 from luthier.recipe.fields import all_fields, fields_of, kind_of, places_at, type_text
 from luthier.recipe.settings import Recipe
@@ -59,9 +59,15 @@ def recipe_page() -> str:
 
 
 def commented_recipe(model: str, data: str, opening: str, objective: str = "sft") -> str:
-    """A recipe for these rows, each field under a comment that says what it means; `opening` stands above it."""
-    values = {"model": model, "data": {"train": data}, "objective": {"kind": objective}}
+    """A recipe for these rows, each field under a comment that says what it means; `opening` stands above it.
+
+    What the objective must be told, such as its teacher, is left to be filled in.
+    """
+    fields = objective_of(objective).model_fields.items()
+    asked = {name: f"YOUR-{name.upper()}" for name, field in fields if field.is_required()}
+    values = {"model": model, "data": {"train": data}, "objective": {"kind": objective, **asked}}
     defaults = Recipe.model_validate(values).model_dump(mode="json", by_alias=True)
+    defaults["objective"] |= asked
     meanings = {place.name: place.meaning for place in all_fields(Recipe)}
     for block in ("method", "objective"):  # kinds that are not the default have fields of the same names
         meanings |= {place.name: place.meaning for place in places_at(Recipe, (block,), defaults)}
@@ -72,7 +78,8 @@ def commented_recipe(model: str, data: str, opening: str, objective: str = "sft"
     defaults["model"] = model
     lines = [*(f"# {line}".rstrip() for line in opening.splitlines())]
     block = ""
-    for name in _SHOWN:
+    after = _SHOWN.index("objective.kind") + 1
+    for name in (*_SHOWN[:after], *(f"objective.{field}" for field in asked), *_SHOWN[after:]):
         outer, _, key = name.rpartition(".")
         if outer != block or not outer:
             lines += ["", *([f"{outer}:"] if outer else [])]

@@ -40,10 +40,10 @@ class _Entry:
 class RowCache:
     """A store of entries of rows, for one process and its threads."""
 
-    def __init__(self, folder: Path, row_bytes: int, lessen: str = "set training.trunk_cache_gb to 0") -> None:
+    def __init__(self, folder: Path, row_bytes: int, lessen: str | None = None) -> None:
         """Open the cache in a folder, with what is in it from before.
 
-        row_bytes: the width of every row. lessen: what a user can do for it to need less disk.
+        row_bytes: the width of every row. lessen: what a user can do for it to need less disk; None for nothing.
         """
         make_folder(folder)
         self._folder = folder
@@ -122,7 +122,7 @@ class RowCache:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskFull(
                     f"The disk is full: {self._folder / ROWS}.",
-                    f"Free some space, or {self._lessen}.",
+                    "Free some space." if self._lessen is None else f"Free some space, or {self._lessen}.",
                 ) from error
             raise
 

@@ -26,7 +26,7 @@ from luthier.data.packing import collate
 from luthier.data.placeholders import with_placeholders
 from luthier.errors import DataError
 from luthier.models.language_model import LanguageModel
-from luthier.models.outputs import Beside, Outputs
+from luthier.models.outputs import Beside, KnownLogprobs, Outputs
 from luthier.objectives.contract import Kept
 from luthier.ops.imitation import KnownWords, likeliest_words
 from luthier.ops.workers import Workers
@@ -120,25 +120,102 @@ class AtHand(Voice):
         return self.speaker.of_batch(own)
 
 
-def by_document(examples: Sequence[Example]) -> dict[int, Example]:
+class _ByDocument(Mapping[int, Example]):
+    """Examples by their documents; those that are made when they are asked for stay so."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._examples = examples
+        self._places = {example.document: place for place, example in enumerate(examples)}
+        assert len(self._places) == len(examples), "every row has a document number of its own"
+
+    def __getitem__(self, document: int) -> Example:
+        return self._examples[self._places[document]]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def by_document(examples: Sequence[Example]) -> Mapping[int, Example]:
     """Examples by their documents, of which no two are the same."""
-    found = {example.document: example for example in examples}
-    assert len(found) == len(examples), "every row has a document number of its own"
-    return found
+    return _ByDocument(examples)
 
 
 # ── what is kept ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class KeptWords(Voice):
-    """The likeliest words of a model at the targets of all rows, kept in a folder; of each target one row of bytes."""
+class Keeping(ABC):
+    """What of a model's say is kept of each target, as a row of bytes."""
 
-    def __init__(self, folder: Path, kept: Kept, num_words: int, examples: Sequence[Example]) -> None:
-        """Open what is kept. num_words: how many words the distributions are over. examples: all rows."""
-        self.kept = kept
-        self.num_words = num_words
+    @property
+    @abstractmethod
+    def row_bytes(self) -> int:
+        """How many bytes that is."""
+
+    @abstractmethod
+    def rows(self, outputs: Outputs) -> Bytes:
+        """What a model says of a batch's targets, shape (N, row_bytes)."""
+
+    @abstractmethod
+    def said(self, rows: Bytes, device: torch.device) -> Beside:
+        """The same again, from such rows."""
+
+
+@dataclass(frozen=True)
+class Words(Keeping):
+    """The likeliest words. num_words: how many words the distributions are over."""
+
+    kept: Kept
+    num_words: int
+
+    @property
+    def row_bytes(self) -> int:
+        """A number for each word, and log p of each and of all others."""
+        return kept_row_bytes(self.kept)
+
+    def rows(self, outputs: Outputs) -> Bytes:
+        """The likeliest words of each target."""
+        head, kept = outputs.head.logits, self.kept
+        known = likeliest_words(outputs.hidden_ND, head, kept.count, self.num_words, kept.temperature)
+        tokens, logprobs = known.token_NK.to("cpu", torch.int32).numpy(), known.logprob_NL.cpu().numpy()
+        return np.concatenate([np.ascontiguousarray(each).view(np.uint8) for each in (tokens, logprobs)], axis=1)
+
+    def said(self, rows: Bytes, device: torch.device) -> KnownWords:
+        """The same again."""
+        split = 4 * self.kept.count
+        token_NK = torch.from_numpy(rows[:, :split].copy().view(np.int32)).long()
+        logprob_NL = torch.from_numpy(rows[:, split:].copy().view(np.float32))
+        return KnownWords(token_NK.to(device), logprob_NL.to(device), self.num_words)
+
+
+@dataclass(frozen=True)
+class Logprobs(Keeping):
+    """log p of each target's token."""
+
+    @property
+    def row_bytes(self) -> int:
+        """One number."""
+        return 4
+
+    def rows(self, outputs: Outputs) -> Bytes:
+        """log p of each target."""
+        return np.ascontiguousarray(outputs.logprob_N.float().cpu().numpy()[:, None]).view(np.uint8)
+
+    def said(self, rows: Bytes, device: torch.device) -> KnownLogprobs:
+        """The same again."""
+        return KnownLogprobs(torch.from_numpy(rows.copy().view(np.float32)[:, 0]).to(device))
+
+
+class KeptSay(Voice):
+    """What a model said of the targets of all rows, kept in a folder; of each target one row of bytes."""
+
+    def __init__(self, folder: Path, keeping: Keeping, examples: Sequence[Example], lessen: str | None = None) -> None:
+        """Open what is kept. examples: all rows. lessen: as `RowCache` takes it."""
+        self.keeping = keeping
         self._counts = {row: example.num_learned for row, example in by_document(examples).items()}
-        self._rows = RowCache(folder, kept_row_bytes(kept), "set objective.top_k lower")
+        self._rows = RowCache(folder, keeping.row_bytes, lessen)
 
     @property
     def missing(self) -> frozenset[int]:
@@ -151,50 +228,37 @@ class KeptWords(Voice):
 
     def keep(self, batch: Batch, outputs: Outputs) -> None:
         """Keep what a model says of a batch."""
-        known = likeliest_words(
-            outputs.hidden_ND, outputs.head.logits, self.kept.count, self.num_words, self.kept.temperature
-        )
-        tokens, logprobs = known.token_NK.to("cpu", torch.int32).numpy(), known.logprob_NL.cpu().numpy()
-        rows = np.concatenate([np.ascontiguousarray(each).view(np.uint8) for each in (tokens, logprobs)], axis=1)
-        row_N = batch.targets.row_N.cpu().numpy()
+        rows, row_N = self.keeping.rows(outputs), batch.targets.row_N.cpu().numpy()
         for index, row in enumerate(batch.rows):
             own = rows[row_N == index]
             if len(own):
                 self._rows.put(str(row), own)
 
-    def say(self, batch: Batch) -> KnownWords:
+    def say(self, batch: Batch) -> Beside:
         """What is kept of a batch. Raises DataError if some of it is no longer there."""
-        rows = np.concatenate([*(self._read(row) for row in batch.rows), self._none()])
-        split = 4 * self.kept.count
-        device = batch.tokens_BT.device
-        token_NK = torch.from_numpy(rows[:, :split].copy().view(np.int32)).long()
-        logprob_NL = torch.from_numpy(rows[:, split:].copy().view(np.float32))
-        return KnownWords(token_NK.to(device), logprob_NL.to(device), self.num_words)
-
-    def _none(self) -> Bytes:
-        return np.empty((0, kept_row_bytes(self.kept)), np.uint8)
+        none = np.empty((0, self.keeping.row_bytes), np.uint8)
+        rows = np.concatenate([*(self._read(row) for row in batch.rows if self._counts[row]), none])
+        return self.keeping.said(rows, batch.tokens_BT.device)
 
     def _read(self, row: int) -> Bytes:
-        if not self._counts[row]:
-            return self._none()
         found = self._rows.get(str(row))
         if found is None or len(found) != self._counts[row]:
             raise DataError(
-                "What the teacher said of a row is no longer whole on the disk.",
+                "What another model said of a row before step 1 is no longer whole on the disk.",
                 "Go on with 'luthier resume': it is asked again.",
-                field="objective.top_k",
+                field="objective",
             )
         return found
 
 
 def kept_row_bytes(kept: Kept) -> int:
-    """What is kept of a target: a number for each word, and log p of each and of all others."""
+    """What is kept of a target's likeliest words: a number for each, and log p of each and of all others."""
     return 4 * kept.count + 4 * (kept.count + 1)
 
 
-def ask_once(words: KeptWords, speaker: Speaker, examples: Sequence[Example], budget: int, workers: Workers) -> None:
+def ask_once(say: KeptSay, speaker: Speaker, examples: Sequence[Example], budget: int, workers: Workers) -> None:
     """Have a model say of all rows what is missing of it. budget: most tokens computed at once, if no row is longer."""
-    missing, model = words.missing, speaker.model
+    missing, model = say.missing, speaker.model
     placed = [speaker.placed(example) for example in examples if example.num_learned]
     budget = max(budget, int(laid_out(facts_of(placed), model.layout).max(initial=0)))
     batches = evaluation_batches(placed, budget, 1, model.layout, model.pad_id, shares_prefix=speaker.shares)
@@ -207,7 +271,7 @@ def ask_once(words: KeptWords, speaker: Speaker, examples: Sequence[Example], bu
                     return
                 if missing.intersection(batch.rows):
                     with torch.inference_mode():
-                        words.keep(batch, speaker.of_batch(batch))
+                        say.keep(batch, speaker.of_batch(batch))
 
         return compute
 

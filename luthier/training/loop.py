@@ -26,7 +26,7 @@ from luthier.models.call import Draws
 from luthier.models.language_model import LanguageModel
 from luthier.models.noise import noise_embeddings
 from luthier.models.outputs import Outputs
-from luthier.objectives.contract import JointObjective, Objective, Whole
+from luthier.objectives.contract import JointObjective, Objective, Whole, joined
 from luthier.ops.shortage import is_shortage
 from luthier.ops.workers import Workers
 from luthier.training.checkpoint import Checkpoint
@@ -39,6 +39,7 @@ from luthier.training.optimizers import Optimizer, PerTensor, optimizer_of
 from luthier.training.schedule import lr_factor
 from luthier.training.settings import EarlyStopping, TrainingSettings
 from luthier.training.stop import StopRequest
+from luthier.training.tally import LossOf, Tally
 from luthier.types import Batch
 
 _CALMER = "Begin a new run with a lower training.peak_lr or a longer training.schedule.warmup_fraction."
@@ -181,7 +182,7 @@ class _Job:
         """The step's learning rate."""
         return self.plan.peak_lr * lr_factor(self.plan.settings.schedule, self.number, self.plan.num_steps)
 
-    def metrics(self, step: Step, loss: float, norm: float) -> dict[str, Any]:
+    def metrics(self, step: Step, loss: float, norm: float, tally: Tally) -> dict[str, Any]:
         """What is written down of the step."""
         return {
             "step": self.number,
@@ -191,6 +192,7 @@ class _Job:
             "real_tokens": step.real_tokens,
             "lr": self.lr,
             "grad_norm": norm,
+            **tally.means(),
         }
 
 
@@ -208,7 +210,7 @@ def _step(
 ) -> dict[str, Any]:
     """Compute one step's gradient and update; return its metrics."""
     plan, number, attachment, trainables = job.plan, job.number, job.attachment, job.trainables
-    loss, gradients = _gradient_that_fits(job, step, batches, announce)
+    loss, gradients, tally = _gradient_that_fits(job, step, batches, announce)
     norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise NotFinite(
@@ -229,27 +231,29 @@ def _step(
     optimizer.step(job.lr)
     if attachment.after_step(StepDone(number, plan.num_steps, trainables.by_name(gradients))):
         optimizer.exchange(attachment.groups)
-    return job.metrics(step, loss, norm)
+    return job.metrics(step, loss, norm, tally)
 
 
 def _step_in_backward(job: _Job, step: Step, optimizer: PerTensor) -> dict[str, Any]:
     """Compute one step's loss, and update within its backward pass; return its metrics."""
     (batch,) = step.micro_batches
+    tally = Tally()
     with autocast(job.model.device, job.plan.autocast):
         forward = _forward(job, batch.to(job.model.device))
-        loss = job.attachment.loss_sum(forward, job.objective.loss_sum) / step.learned_weight
+        loss_of = tally.noting(job.objective, job.objective.loss_sum)
+        loss = job.attachment.loss_sum(forward, loss_of) / step.learned_weight
     if not math.isfinite(float(loss.detach())):
         raise NotFinite(
             f"At step {job.number} the loss is {float(loss.detach())}; the weights were not touched.", _CALMER
         )
     norm = descend(loss, optimizer, job.lr)
-    return job.metrics(step, float(loss.detach()), norm)
+    return job.metrics(step, float(loss.detach()), norm, tally)
 
 
 def _gradient_that_fits(
     job: _Job, step: Step, batches: StepBatches, announce: Callable[[str], None]
-) -> tuple[float, list[Tensor]]:
-    """The step's loss and gradient, in micro-batches half as large as often as memory does not suffice.
+) -> tuple[float, list[Tensor], Tally]:
+    """The step's loss and gradient and what is written down beside them, in micro-batches half as large as often as memory does not suffice.
 
     Raises ResourceError if it does not suffice for the longest row either.
     """
@@ -275,8 +279,8 @@ def _gradient_that_fits(
         step = batches.again(step)
 
 
-def _gradient(job: _Job, step: Step) -> tuple[float, list[Tensor]]:
-    """The loss of a whole step, and its gradient as one flat vector for each group.
+def _gradient(job: _Job, step: Step) -> tuple[float, list[Tensor], Tally]:
+    """The loss of a whole step, its gradient as one flat vector for each group, and what is written down beside them.
 
     The sums over micro-batches are divided once, at the end and in fp32: a small divisor would cost half precision bits.
     Raises MemoryError where the process holds more than it may.
@@ -284,7 +288,8 @@ def _gradient(job: _Job, step: Step) -> tuple[float, list[Tensor]]:
     model, trainables, workers = job.model, job.trainables, job.workers
     limit = job.plan.settings.memory_limit_gb
     trainables.clear_gradients()
-    losses, known = _losses(job, step)
+    losses, known, whole = _losses(job, step)
+    tallies = {worker: Tally() for worker in sorted(set(step.worker_of))}
 
     def share_of(worker: int) -> Callable[[], float]:
         def compute() -> float:
@@ -294,7 +299,8 @@ def _gradient(job: _Job, step: Step) -> tuple[float, list[Tensor]]:
                     continue
                 on_device = batch.to(model.device)
                 with autocast(model.device, job.plan.autocast):
-                    loss = job.attachment.loss_sum(_forward(job, on_device), loss_of)
+                    noted = tallies[worker].noting(job.objective, loss_of)
+                    loss = job.attachment.loss_sum(_forward(job, on_device), noted)
                 if (
                     limit is not None and memory_bytes(model.device) > limit * 10**9
                 ):  # it is highest between the two passes
@@ -305,26 +311,24 @@ def _gradient(job: _Job, step: Step) -> tuple[float, list[Tensor]]:
 
         return compute
 
-    summed = sum(workers.run([share_of(worker) for worker in sorted(set(step.worker_of))]))
+    summed = sum(workers.run([share_of(worker) for worker in tallies]))
+    tally = whole.joined(tallies.values())
     loss_sum = summed if known is None else known
     gradients = trainables.sum_gradients()
     for gradient in gradients:
         gradient.div_(step.learned_weight)
     extra = job.attachment.extra_loss()
     if extra is None:
-        return loss_sum / step.learned_weight, gradients
+        return loss_sum / step.learned_weight, gradients, tally
     trainables.add_gradients(0, torch.autograd.grad(extra, trainables.tensors, allow_unused=True))
-    return loss_sum / step.learned_weight + float(extra.detach()), gradients
+    return loss_sum / step.learned_weight + float(extra.detach()), gradients, tally
 
 
-LossOf = Callable[[Outputs], Tensor]
-
-
-def _losses(job: _Job, step: Step) -> tuple[Sequence[LossOf], float | None]:
-    """What each micro-batch's loss is, and the summed loss of the step where that is known already."""
+def _losses(job: _Job, step: Step) -> tuple[Sequence[LossOf], float | None, Tally]:
+    """What each micro-batch's loss is, the summed loss of the step where that is known already, and what is known beside it."""
     objective, model = job.objective, job.model
     if not isinstance(objective, JointObjective):
-        return [objective.loss_sum] * len(step.micro_batches), None
+        return [objective.loss_sum] * len(step.micro_batches), None, Tally()
     parts: dict[int, Whole] = {}
 
     def share_of(worker: int) -> Callable[[], None]:
@@ -339,8 +343,10 @@ def _losses(job: _Job, step: Step) -> tuple[Sequence[LossOf], float | None]:
         return compute
 
     job.workers.run([share_of(worker) for worker in sorted(set(step.worker_of))])
-    known, gradients = gradients_of(objective, [parts[index] for index in range(len(step.micro_batches))])
-    return [partial(surrogate, objective, gradient_MD=gradient_MD) for gradient_MD in gradients], known
+    in_order, tally = [parts[index] for index in range(len(step.micro_batches))], Tally()
+    known, gradients = gradients_of(objective, in_order)
+    tally.add(objective.measured_jointly(joined(in_order)))
+    return [partial(surrogate, objective, gradient_MD=gradient_MD) for gradient_MD in gradients], known, tally
 
 
 def _forward(job: _Job, batch: Batch) -> Callable[[int], Outputs]:

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_examples import rows_of
 
-from luthier.data.packing import assign_workers, check_lengths, collate, common_prefix, plan_micro_batches
+from luthier.data.packing import assign_workers, check_lengths, collate, plan_micro_batches
 from luthier.errors import RecipeError
+from luthier.ops.prefixes import common_prefix
 from luthier.types import Batch, Example, Layout, Origin, Part
 
 LAYOUTS: tuple[Layout, ...] = ("packed", "bucketed")

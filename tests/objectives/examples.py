@@ -19,8 +19,12 @@ from luthier.models.families import Family, family_of
 from luthier.models.settings import ModelSettings
 from luthier.objectives import (
     CLM,
+    CPO,
+    DPO,
     FIM,
+    KTO,
     MLM,
+    ORPO,
     SFT,
     UL2,
     Classification,
@@ -31,13 +35,16 @@ from luthier.objectives import (
     Objective,
     PrefixLM,
     Regression,
+    SimPO,
     SpanCorruption,
     TokenClassification,
 )
+from luthier.prepared import laid_out
 from luthier.training.companions import AtHand, Companions, Speaker, by_document
 from luthier.types import Example, Origin, Rendered
 
 LENGTHS = (9, 6, 12)
+TEACHER = ModelSettings(name="t")
 
 
 @dataclass(frozen=True)
@@ -59,10 +66,11 @@ class Task:
     def rows(self) -> tuple[Example, ...]:
         """A few rows; texts that are drawn are those of the first epoch."""
         family = family_of(CONFIGS[self.family][0])
-        made = [
-            self.objective.example(self.rendered(number, length, family), number, Origin("rows", number + 1))
-            for number, length in enumerate(LENGTHS)
-        ]
+        rendered = {number: self.rendered(number, length, family) for number, length in enumerate(LENGTHS)}
+        examples = tuple(
+            self.objective.example(row, number, Origin("rows", number + 1)) for number, row in rendered.items()
+        )
+        made = laid_out(examples, self.objective, family, max(LENGTHS))
         corrupt = self.objective.corruption(vocabulary(STARTS.get(self.family)))
         return tuple(made) if corrupt is None else Drawing(corrupt, seed=5).of_all(made, 0)
 
@@ -101,6 +109,23 @@ def several(number: int, length: int, family: Family) -> Rendered:
     return replace(rows, beside=(rows.beside[0], pair))
 
 
+def two_answers(number: int, length: int, family: Family) -> Rendered:
+    """A text of which the second half is an answer, and another answer to the same."""
+    row = written(number, length, family)
+    other = text(3 + length // 2, 20 + number)
+    start = length // 2
+    tokens_T = np.concatenate([row.tokens_T[:start], other.tokens_T[:3]])
+    weight_T = (np.arange(len(tokens_T)) >= start).astype(np.float32)
+    return replace(row, beside=(replace(other, tokens_T=tokens_T, weight_T=weight_T),))
+
+
+def judged(number: int, length: int, family: Family) -> Rendered:
+    """A text of which the second half is an answer, and whether it is a good one."""
+    return replace(written(number, length, family), score=float(number % 2))
+
+
+REFERENCE = (("reference", "mistral"),)
+
 TASKS: tuple[Task, ...] = (
     Task(SFT(label_smoothing=0.1, z_loss=1e-2, noise=3.0), "llama", written),
     Task(SFT(), "bart", written),
@@ -123,10 +148,16 @@ TASKS: tuple[Task, ...] = (
     Task(Embedding(), "llama", several),
     Task(Embedding(), "bert", several),
     Task(
-        Distillation(teacher=ModelSettings(name="t"), alpha=0.3, temperature=2.0),
+        Distillation(teacher=TEACHER, alpha=0.3, temperature=2.0),
         "llama",
         written,
         (("teacher", "falcon"),),
     ),
-    Task(Distillation(teacher=ModelSettings(name="t"), direction="jsd"), "bart", written, (("teacher", "t5"),)),
+    Task(Distillation(teacher=TEACHER, direction="jsd"), "bart", written, (("teacher", "t5"),)),
+    Task(DPO(label_smoothing=0.1), "llama", two_answers, REFERENCE),
+    Task(DPO(loss="ipo", beta=0.5), "bloom", two_answers, REFERENCE),
+    Task(KTO(undesirable_weight=1.5), "llama", judged, REFERENCE),
+    Task(ORPO(), "llama", two_answers),
+    Task(SimPO(), "gpt2", two_answers),
+    Task(CPO(), "llama", two_answers),
 )

@@ -116,7 +116,7 @@ WRONG = [
     ("method: {rank: 8.0}", 3, "method.rank", "Give a whole number."),
     ("method: {targets: [1]}", 3, "method.targets[0]", "Give text."),
     ("method: {rank_pattern: {'(': 3}}", 3, "method", "regular expression"),
-    ("objective: {kind: dpo}", 3, "objective.kind", "Use sft, clm, mlm, "),
+    ("objective: {kind: magic}", 3, "objective.kind", "Use sft, clm, mlm, "),
     ("quantization: {kind: nf3}", 3, "quantization.kind", "Give 'nf4', 'fp4', 'int8', 'mxfp4' or 'gguf'."),
     ("training: 3", 3, "training", "Give a mapping with some of the fields epochs, steps"),
     ("training: {epochs: 0}", 3, "training.epochs", "Give more than 0."),

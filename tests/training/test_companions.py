@@ -20,12 +20,22 @@ from luthier.data.placeholders import with_placeholders
 from luthier.errors import DataError
 from luthier.methods import LoRA, Method, PromptTuning
 from luthier.models.language_model import LanguageModel
-from luthier.models.outputs import Outputs
+from luthier.models.outputs import KnownLogprobs, Outputs
 from luthier.objectives.contract import Kept
 from luthier.ops.imitation import KnownWords
 from luthier.ops.workers import Workers
 from luthier.store.rows import INDEX, ROWS
-from luthier.training.companions import AtHand, Companions, KeptWords, Speaker, ask_once, by_document
+from luthier.training.companions import (
+    AtHand,
+    Companions,
+    Keeping,
+    KeptSay,
+    Logprobs,
+    Speaker,
+    Words,
+    ask_once,
+    by_document,
+)
 from luthier.types import Batch, Example, Part
 
 KEPT = Kept(count=5, temperature=1.5)
@@ -109,8 +119,14 @@ def test_a_companion_shares_the_beginning_that_rows_have_in_common(rows: list[Ex
 # ── kept words ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def kept_in(folder: Path, rows: list[Example], budget: int = 24, workers: int = 1) -> KeptWords:
-    words = KeptWords(folder, KEPT, VOCABULARY, rows)
+def say_in(folder: Path, rows: list[Example], keeping: Keeping | None = None) -> KeptSay:
+    return KeptSay(folder, keeping or Words(KEPT, VOCABULARY), rows)
+
+
+def kept_in(
+    folder: Path, rows: list[Example], budget: int = 24, workers: int = 1, keeping: Keeping | None = None
+) -> KeptSay:
+    words = say_in(folder, rows, keeping)
     with Workers(workers) as pool:
         ask_once(words, Speaker(tiny_model("gpt2"), None), rows, budget, pool)
     assert not words.missing
@@ -139,11 +155,13 @@ def test_what_a_dead_process_left_is_gone_on_with_to_the_same_bits(tmp_path: Pat
     data = bytearray((tmp_path / "broken" / ROWS).read_bytes())
     data[json.loads(lines[1])["start"] * 44 + 3] ^= 1  # and the disk lost a bit
     (tmp_path / "broken" / ROWS).write_bytes(data)
-    again = KeptWords(tmp_path / "broken", KEPT, VOCABULARY, rows)
+    again = say_in(tmp_path / "broken", rows)
     assert len(again.missing) == 3
     again = kept_in(tmp_path / "broken", rows, workers=2)
     batch = batch_for(tiny_model("gpt2"), rows)
     one, other = whole.say(batch), again.say(batch)
+    assert isinstance(one, KnownWords)
+    assert isinstance(other, KnownWords)
     assert torch.equal(one.token_NK, other.token_NK)
     assert torch.equal(one.logprob_NL, other.logprob_NL)
 
@@ -153,14 +171,26 @@ def test_rows_that_teach_nothing_are_not_asked_of(tmp_path: Path) -> None:
     assert not rows[1].num_learned
     words = kept_in(tmp_path, rows)
     count = rows[0].num_learned + rows[2].num_learned
-    assert len(words.say(batch_for(tiny_model("gpt2"), rows)).token_NK) == count
-    assert words.say(batch_for(tiny_model("gpt2"), rows[1:2])).token_NK.shape == (0, KEPT.count)
+    known = words.say(batch_for(tiny_model("gpt2"), rows))
+    assert isinstance(known, KnownWords)
+    assert len(known.token_NK) == count
+    nothing = words.say(batch_for(tiny_model("gpt2"), rows[1:2]))
+    assert isinstance(nothing, KnownWords)
+    assert nothing.token_NK.shape == (0, KEPT.count)
 
 
 def test_words_that_are_lost_while_it_trains_are_told(tmp_path: Path, rows: list[Example]) -> None:
     kept_in(tmp_path, rows)
-    words = KeptWords(tmp_path, KEPT, VOCABULARY, rows)
+    words = say_in(tmp_path, rows)
     (tmp_path / ROWS).write_bytes(b"")
     with pytest.raises(DataError, match="no longer whole") as told:
         words.say(batch_for(tiny_model("gpt2"), rows))
     assert "luthier resume" in told.value.mend
+
+
+def test_kept_log_probabilities_are_those_of_the_model_in_any_batch(tmp_path: Path, rows: list[Example]) -> None:
+    say, model = kept_in(tmp_path, rows, keeping=Logprobs()), tiny_model("gpt2")
+    for some in (rows, [rows[3], rows[0]], rows[1:2]):
+        known = say.say(batch_for(model, some))
+        assert isinstance(known, KnownLogprobs)
+        assert_near(known.logprob_N, model.forward(batch_for(model, some)).logprob_N)

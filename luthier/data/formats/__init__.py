@@ -102,12 +102,11 @@ def gives(format: FormatName, takes: Gives, wishes: Wishes = NO_WISHES) -> bool:
 
 
 def objectives_for(format: FormatName, wishes: Wishes = NO_WISHES) -> tuple[str, ...]:
-    """The kinds of objective that learn from rows of a form; none for forms that no objective learns from."""
+    """The kinds of objective that rows of a form are made for."""
     given = (
         [form.GIVES for form in FORMS if format == form.NAME] if wishes.template is None else [wishes.template.gives]
     )
-    kinds = (OBJECTIVES[gives] for gives in given)
-    return tuple(dict.fromkeys(kind for kind in kinds if kind is not None))
+    return tuple(dict.fromkeys(OBJECTIVES[gives] for gives in given))
 
 
 @dataclass(frozen=True)
@@ -176,13 +175,13 @@ def faults(
 class Natural(NamedTuple):
     """The form that rows are most naturally read as, what they then give, and why.
 
-    objective: the kind of objective that learns from them; None where there is none. to_records: what reads a row.
+    objective: the kind of objective that they are made for. to_records: what reads a row.
     """
 
     name: FormatName
     gives: Gives
     reason: str
-    objective: str | None
+    objective: str
     to_records: Callable[[Row], Sequence[Record]]
 
 

@@ -21,17 +21,17 @@ from luthier.data.formats.verdicts import verdict_column
 from luthier.data.settings import FormatName
 from luthier.types import Gives
 
-OBJECTIVES: Mapping[Gives, str | None] = {
+OBJECTIVES: Mapping[Gives, str] = {
     "text": "sft",
     "labels": "classification",
     "scores": "regression",
     "tags": "token-classification",
     "choices": "multiple-choice",
     "similar": "embedding",
-    "preferences": None,
-    "verdicts": None,
+    "preferences": "dpo",
+    "verdicts": "kto",
 }
-"""The kind of objective that learns from what rows give; None where there is none."""
+"""The kind of objective that rows are made for by what they give."""
 
 PAIRS = (*PREFERENCES, ("output_1", "output_2"))
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
@@ -199,10 +199,8 @@ def _of_another_objective(table: Table) -> Doubt | None:
 
 def _send_to(gives: Gives) -> str:
     """Which objective to set."""
-    kind = OBJECTIVES[gives]
-    assert kind is not None, "rows are sent to objectives that there are"
     to = {"labels": "tell classes apart", "scores": "give the numbers", "tags": "tag the words"}
-    return f"To {to.get(gives, 'learn from them')}, set objective.kind to {kind}."
+    return f"To {to.get(gives, 'learn from them')}, set objective.kind to {OBJECTIVES[gives]}."
 
 
 def _by_template(prompt: str, answer: str) -> str:
@@ -211,7 +209,7 @@ def _by_template(prompt: str, answer: str) -> str:
 
 def _preference(preferred: str, other: str) -> Doubt:
     found = f"they are preference pairs ({preferred} and {other}), which sft does not take."
-    mend = f"To learn the answers in {preferred} alone, write them as prompt and completion, or as messages."
+    mend = f"To learn which is better, set objective.kind to dpo. To learn the answers in {preferred} alone, write them as prompt and completion, or as messages."
     return Doubt(
         found, f'{mend} Where they are text, data.template does that: {{prompt: …, completion: "{{{preferred}}}"}}.'
     )

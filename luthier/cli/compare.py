@@ -1,0 +1,62 @@
+"""`luthier compare`: runs beside each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from luthier.cli.evaluate import ProgressLines, evaluation_text
+from luthier.cli.options import Json, MaxNewTokens
+from luthier.cli.output import aligned, emit, say
+
+if TYPE_CHECKING:
+    from luthier.evaluation.verdict import Evaluation
+    from luthier.studies.run_comparison import RunsCompared
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Two runs or more; the others are compared with the first.")],
+    answers: Annotated[
+        bool, typer.Option("--answers", help="Load the models too, and compare loss and answers on the same rows.")
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Rows for --answers; unset: what the first run held out.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first so many rows.")] = None,
+    max_new_tokens: MaxNewTokens = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Write the curves of all runs as a PNG.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show in what runs differ, how their losses went and what they cost; with --answers also which model is better."""
+    from luthier import api
+    from luthier.prediction.text_model import make_sampling
+    from luthier.store.places import expanded
+    from luthier.store.runs import find_run
+    from luthier.studies.run_comparison import compare_runs, write_curves
+
+    compared = compare_runs([find_run(run, api.RUNS) for run in runs])
+    if plot is not None:
+        write_curves(compared, expanded(plot))
+        say(f"Curves: {plot}")
+    evaluation = None
+    if answers or data is not None:
+        sampling = None if max_new_tokens is None else make_sampling({"max_new_tokens": max_new_tokens})
+        evaluation = api.compare(runs, data, limit=limit, sampling=sampling, announce=say, progress=ProgressLines())
+    document: dict[str, Any] = compared.as_json()
+    if evaluation is not None:
+        document["evaluation"] = evaluation.as_json()
+    emit(document, _text(compared, evaluation), as_json)
+
+
+def _text(compared: RunsCompared, evaluation: Evaluation | None) -> str:
+    from luthier.studies.run_comparison import shown
+
+    lines = aligned(compared.as_table())
+    rows = [["setting", *(run.name for run in compared.runs)]]
+    rows += [[name, *map(shown, values)] for name, values in compared.differences]
+    lines += ["", *(aligned(rows) if len(rows) > 1 else ["Their recipes are the same."])]
+    if evaluation is not None:
+        lines += ["", evaluation_text(evaluation)]
+    return "\n".join(lines)

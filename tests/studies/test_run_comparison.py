@@ -1,0 +1,84 @@
+"""Runs beside each other: settings that differ, curves, costs, and answers to the same rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_runs import begin, recipe_values, write_rows
+
+from luthier import api
+from luthier.cli.main import main
+from luthier.errors import UsageError
+from luthier.generation.settings import Sampling
+from luthier.studies.run_comparison import compare_runs, write_curves
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """Three runs: `a` and `b` differ in rank and rate, `c` learned from texts."""
+    desk = tmp_path_factory.mktemp("desk")
+    held_out = str(write_rows(desk / "held-out.jsonl", 12, start=40))
+    rows = write_rows(desk / "rows.jsonl", 12)
+    for name, rank, rate in (("a", 2, 0.01), ("b", 4, 1e-6)):
+        changes = {
+            "training": {"peak_lr": rate, "steps": 24},
+            "method": {"rank": rank},
+            "data": {"validation": held_out},
+        }
+        begin(recipe_values(tiny_model, rows, **changes), desk / name)
+    texts = desk / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"A lamp stands on chair {n}."}) + "\n" for n in range(20)))
+    begin(recipe_values(tiny_model, texts, objective={"kind": "clm"}, training={"steps": 2}), desk / "c")
+    return desk
+
+
+def test_only_what_differs_is_told(desk: Path) -> None:
+    compared = compare_runs([desk / "a", desk / "b"])
+    assert dict(compared.differences) == {"method.rank": (2, 4), "training.peak_lr": (0.01, 1e-6)}
+    assert compare_runs([desk / "a", desk / "a"]).differences == []
+
+
+def test_numbers_and_curves_are_those_of_the_runs(desk: Path, tmp_path: Path) -> None:
+    compared = compare_runs([desk / "a", desk / "b", desk / "c"])
+    head, *rows = compared.as_table()
+    assert [row[:3] for row in rows] == [["a", "finished", "24"], ["b", "finished", "24"], ["c", "finished", "2"]]
+    lines = [json.loads(line) for line in (desk / "a" / "metrics.jsonl").read_text().splitlines()]
+    last = [line["loss"] for line in lines][-2:]
+    assert rows[0][head.index("training loss")] == f"{sum(last) / 2:.3f}"
+    document = compared.as_json()
+    assert document["runs"][0]["validation_loss"][-1] == [24, lines[-1]["validation_loss"]]
+    write_curves(compared, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_run_that_learned_is_better_on_the_same_rows(desk: Path) -> None:
+    evaluation = api.compare([desk / "b", desk / "a"], sampling=Sampling(max_new_tokens=4))
+    assert evaluation.candidates == (str(desk / "b"), str(desk / "a"))
+    loss = evaluation.measures[0]
+    assert loss.verdict(1) == "better"
+    alone = api.evaluate(desk / "a", sampling=Sampling(max_new_tokens=4))
+    assert loss.estimates[1].value == pytest.approx(alone.measures[0].estimates[1].value, rel=1e-5)
+    same = api.compare([desk / "a", desk / "a"], limit=10, sampling=Sampling(max_new_tokens=4))
+    assert same.measures[0].comparisons[0].difference.value == 0
+    assert any("first 10 of 12" in note for note in same.notes)
+
+
+def test_runs_that_cannot_be_compared_are_refused(desk: Path) -> None:
+    with pytest.raises(UsageError, match="One run alone"):
+        compare_runs([desk / "a"])
+    with pytest.raises(UsageError, match="did not learn to answer"):
+        api.compare([desk / "c", desk / "a"])
+
+
+def test_the_command_tells_all_and_draws(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", str(desk / "a"), str(desk / "b"), "--plot", str(tmp_path / "c.png")]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "method.rank" in text
+    assert (tmp_path / "c.png").exists()
+    assert main([*words, "--answers", "--limit", "10", "--max-new-tokens", "4", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["differences"]["method.rank"] == [2, 4]
+    assert document["evaluation"]["rows"] == 10
