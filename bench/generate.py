@@ -23,19 +23,19 @@ from bench.processes import SideFailed, run_module
 GENERATE_BATCHES = (16, 32, 64)
 TASKS: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str]] = {
     "mixed": (
-        "64 prompts of mixed length, greedy, up to 128 new tokens",
+        "{prompts} prompts of mixed length, greedy, up to {new} new tokens",
         {"num_prompts": 64, "prompt_tokens": None, "samples": 1, "temperature": 0.0, "max_new_tokens": 128},
         ("luthier-64", *(f"generate-{batch}" for batch in GENERATE_BATCHES), "continuous-64"),
         "best peer",
     ),
     "samples": (
-        "8 answers to each of 16 prompts, drawn, up to 64 new tokens",
+        "8 answers to each of {prompts} prompts, drawn, up to {new} new tokens",
         {"num_prompts": 16, "prompt_tokens": None, "samples": 8, "temperature": 1.0, "max_new_tokens": 64},
         ("luthier-128", "generate-64", "generate-128"),
         "best peer",
     ),
     "shared": (
-        "8 answers to each of 8 prompts of 256 tokens, drawn, up to 64 new tokens",
+        "8 answers to each of {prompts} prompts of 256 tokens, drawn, up to {new} new tokens",
         {"num_prompts": 8, "prompt_tokens": 256, "samples": 8, "temperature": 1.0, "max_new_tokens": 64},
         ("luthier-64", "luthier-apart-64"),
         "our own separate prompts",
@@ -136,6 +136,7 @@ def run_task(options: argparse.Namespace, task: str, folder: Path) -> tuple[dict
     work["num_prompts"] = min(options.prompts or work["num_prompts"], work["num_prompts"])
     work["max_new_tokens"] = min(options.new_tokens or work["max_new_tokens"], work["max_new_tokens"])
     work["texts"] = read_texts(work["num_prompts"] if work["prompt_tokens"] is None else 64)
+    title = title.format(prompts=work["num_prompts"], new=work["max_new_tokens"])
     path = folder / f"{task}.json"
     path.write_text(json.dumps(work), "utf-8")
     run_module("bench.generate_side", ["prepare", str(path), str(path)], folder / "prepare.log", offline=False)
