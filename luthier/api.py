@@ -23,6 +23,8 @@ from luthier.errors import NotFound, UsageError
 from luthier.evaluation.classification import evaluate_classes
 from luthier.evaluation.compare import Candidate, evaluate_records
 from luthier.evaluation.embedding import evaluate_embedding
+from luthier.evaluation.graded import Grading, columns_of, graded
+from luthier.evaluation.grading import Aids, Ask, Grader
 from luthier.evaluation.multiple_choice import evaluate_choices
 from luthier.evaluation.preference import evaluate_pairs, evaluate_verdicts
 from luthier.evaluation.pretraining import evaluate_targets
@@ -55,7 +57,7 @@ from luthier.run import RunResult, train_recipe
 from luthier.store.places import expanded
 from luthier.store.runs import find_run, is_run, list_runs, new_run_folder
 from luthier.tuned import load_base, load_run
-from luthier.types import Example, Record
+from luthier.types import Example, Message, Record
 
 __all__ = [
     "RUNS",
@@ -226,6 +228,8 @@ def evaluate(
     *,
     limit: int | None = None,
     sampling: Sampling | None = None,
+    graders: Sequence[Grader] = (),
+    judge: str | None = None,
     announce: Announce = _log.info,
     progress: Progress = silent,
 ) -> Evaluation:
@@ -236,10 +240,42 @@ def evaluate(
     Args:
         limit: use only the first so many rows.
         sampling: how answers are drawn; unset, greedily.
+        graders: further measures of the answers. judge: the model (a run or a plain one) that graders by a model ask.
         progress: called with what is being done, how much of it is done, and how much there is.
 
-    Raises: NotFound for a run or data that is not there; DataError for rows that cannot be used.
+    Raises: NotFound for a run, a judge or data that is not there; DataError for rows that cannot be used; UsageError for
+    graders of a model that writes no answers, or that want a judge where none is named.
     """
+    asking = [grader.name for grader in graders if grader.asks_model]
+    if asking and judge is None:
+        raise UsageError(f"The grader {asking[0]!r} asks a model, and none is named.", "Name one with --judge MODEL.")
+    evaluation = _evaluated(run, data, limit, sampling, announce, progress)
+    if not graders:
+        return evaluation
+    asked = None if judge is None else _asked(load_any_text(judge, announce))
+    columns = columns_of(answered.origin for answered in evaluation.answers)
+    return graded(evaluation, Grading(graders, Aids(asked), columns), progress)
+
+
+def _asked(judge: TextModel) -> Ask:
+    """A model as graders ask it: greedily, with room for a few sentences, unless they say otherwise."""
+
+    def ask(chats: Sequence[tuple[Message, ...]], sampling: Mapping[str, Any]) -> list[str]:
+        settings = make_sampling({"max_new_tokens": 256, **sampling})
+        return [completed.text for completed in judge.complete(chats, settings)]
+
+    return ask
+
+
+def _evaluated(
+    run: str | Path,
+    data: str | None,
+    limit: int | None,
+    sampling: Sampling | None,
+    announce: Announce,
+    progress: Progress,
+) -> Evaluation:
+    """See `evaluate`."""
     recipe = recipe_of_run(find_run(str(run), RUNS))
     tuned = load(run, announce)
     rows = _rows_to_evaluate(recipe, data, tuned, announce)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from luthier.cli.options import Json, MaxNewTokens
 from luthier.cli.output import aligned, emit, say
+from luthier.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from luthier.evaluation.grading import Grader
     from luthier.evaluation.verdict import Evaluation
 
 _SHOWN = 3
@@ -24,6 +29,15 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first so many rows.")] = None,
     max_new_tokens: MaxNewTokens = None,
+    grader: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--grader", help="A further measure of the answers: a YAML or JSON file with a grader; repeatable."
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option("--judge", help="The model that graders by a model ask: a run, or as in a recipe.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare base and tuned model on the same rows, by the measures of what the run learned, with 95 % intervals."""
@@ -32,8 +46,30 @@ def evaluate(
 
     sampling = None if max_new_tokens is None else make_sampling({"max_new_tokens": max_new_tokens})
     progress = ProgressLines()
-    evaluation = api.evaluate(run, data, limit=limit, sampling=sampling, announce=say, progress=progress)
+    evaluation = api.evaluate(
+        run,
+        data,
+        limit=limit,
+        sampling=sampling,
+        graders=_graders(grader or ()),
+        judge=judge,
+        announce=say,
+        progress=progress,
+    )
     emit({"run": run, **evaluation.as_json()}, _text(evaluation), as_json)
+
+
+def _graders(files: Sequence[Path]) -> list[Grader]:
+    """The graders of all files."""
+    from luthier.evaluation.grading import graders_in
+    from luthier.recipe.loading import read_yaml
+    from luthier.store.places import expanded
+
+    found = [each for file in files for each in graders_in(read_yaml(expanded(file)).values, str(file))]
+    names = [each.name for each in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError(f"Two graders are called {twice!r}.", "Give each a name of its own.", field="name")
+    return found
 
 
 class ProgressLines:

@@ -17,7 +17,7 @@ from luthier.data.checks.view import RowView
 KINDS: Mapping[str, Severity] = {"wrong-offset": "error"}
 
 _USUAL = 0.95
-_USUAL_VALUE = 0.7
+_USUAL_VALUE = 0.85
 """That a value stands just where two numbers say is hardly ever chance, so fewer rows need to show it."""
 
 _FEWEST = 10

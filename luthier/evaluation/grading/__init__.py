@@ -8,11 +8,11 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from luthier.errors import UsageError
-from luthier.evaluation.grading.contract import Aids, Grade, Grader, Item, Sample
+from luthier.evaluation.grading.contract import Aids, Ask, Grade, Grader, Item, Sample
 from luthier.evaluation.grading.kinds import OneGrader
 from luthier.evaluation.grading.multi import Multi
 
-__all__ = ["Aids", "AnyGrader", "Grade", "Grader", "Item", "Multi", "Sample", "grader_of"]
+__all__ = ["Aids", "AnyGrader", "Ask", "Grade", "Grader", "Item", "Multi", "Sample", "grader_of", "graders_in"]
 
 AnyGrader = Annotated[OneGrader | Multi, Field(discriminator="kind")]
 _ADAPTER: TypeAdapter[OneGrader | Multi] = TypeAdapter(AnyGrader)
@@ -30,3 +30,17 @@ def grader_of(values: Mapping[str, Any]) -> Grader:
         field = ".".join(part for part in (place, str(context.get("field", ""))) if part) or "type"
         found = str(context.get("message", context.get("error", fault["msg"]))).removesuffix(".")
         raise UsageError(f"The grader's {field}: {found}.", "docs/grading.md shows each kind.", field=field) from error
+
+
+def graders_in(values: Any, file: str) -> list[Grader]:
+    """The graders of a file's values: one, or a list. Raises: UsageError."""
+    found = [
+        grader_of(each) if isinstance(each, Mapping) else None
+        for each in (values if isinstance(values, list) else [values])
+    ]
+    graders = [grader for grader in found if grader is not None]
+    if not graders or len(graders) < len(found):
+        raise UsageError(
+            f"{file} holds no grader.", "A grader is a mapping with a type; docs/grading.md shows each kind."
+        )
+    return graders

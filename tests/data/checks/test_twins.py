@@ -154,11 +154,22 @@ def test_a_scale_ends_where_many_rows_have_its_last_number(score: float, is_told
 
 def test_an_offset_is_told_also_in_a_set_where_many_values_are_written_otherwise(tmp_path: Path):
     rows = rows_of("spans")
-    for row in rows[::6]:
+    for row in rows[1::8]:
         row["value"] = row["value"].upper()
     assert told(tmp_path, rows) == []
     rows[LINE - 1]["start_offset"] += 4
     assert ("wrong-offset", LINE, "start_offset") in told(tmp_path, rows)
+
+
+def test_the_plain_form_of_a_word_may_name_its_place(tmp_path: Path):
+    rows = []
+    for number, row in enumerate(rows_of("answers")):
+        start = row["completion"].index("friends")
+        word = "friend" if number % 4 == 0 else "friends"
+        rows.append({"text": row["completion"], "word": word, "start": start, "end": start + 7})
+    assert "wrong-offset" not in {kind for kind, _, _ in told(tmp_path, rows)}
+    rows[LINE - 1]["end"] -= 2
+    assert ("wrong-offset", LINE, "end") in told(tmp_path, rows)
 
 
 # ── questions of articles ───────────────────────────────────────────────────────────────────────────────────────────
