@@ -81,7 +81,8 @@ def _cpu_seconds() -> tuple[float, float]:
 def table_of_sets(data: Path) -> str:
     """A line for each file of rows under a folder: what it is read as, how many rows it has, and what is found there."""
     rows = [_line_of(data, path) for path in sorted(data.glob("*/*")) if path.suffix in READABLE]
-    return table(("file", "read as", "rows", "errors", "warnings", "kinds"), [row for row in rows if row is not None])
+    head = (("file", "read as", "rows", "errors", "warnings", "kinds"), ("---", "---", "--:", "--:", "--:", "---"))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (*head, *(row for row in rows if row is not None)))
 
 
 def _line_of(data: Path, path: Path) -> tuple[str, ...] | None:
