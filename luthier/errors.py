@@ -13,7 +13,8 @@
     ├── NotAllowed              5  something only an operator may turn on
     ├── ResourceError           6  the machine has too little of something
     │   ├── DiskFull            6  a write found no room
-    │   └── NotFinite           6  a loss or gradient became NaN or infinite
+    │   ├── NotFinite           6  a loss or gradient became NaN or infinite
+    │   └── QueueFull           6  as many answers wait as may
     ├── NetworkError            7  something had to be fetched and could not be
     └── Interrupted       130/143  Ctrl-C or SIGTERM, after the state was saved
 
@@ -138,6 +139,10 @@ class DiskFull(ResourceError):
 
 class NotFinite(ResourceError):
     """A loss or a gradient became NaN or infinite."""
+
+
+class QueueFull(ResourceError):
+    """As many answers wait in an engine as may."""
 
 
 class NetworkError(LuthierError):

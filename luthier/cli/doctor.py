@@ -31,7 +31,7 @@ PACKAGES = {
     "gguf": ("0.10", "0.19.0"),
 }
 
-OPTIONAL = ("datasets", "tensorboard", "wandb", "mlflow", "peft", "trl")
+OPTIONAL = ("datasets", "llguidance", "tensorboard", "wandb", "mlflow", "peft", "trl")
 
 _LITTLE_MEMORY = 4 * 10**9
 _LITTLE_DISK = 5 * 10**9

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from luthier.cli.options import Json, MaxNewTokens
+from luthier.cli.options import Json, MaxNewTokens, PlainAllocator
 from luthier.cli.output import aligned, emit, say
+from luthier.cli.process import keep_freed_memory
 from luthier.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first so many rows.")] = None,
     max_new_tokens: MaxNewTokens = None,
+    plain_allocator: PlainAllocator = False,
     grader: Annotated[
         list[Path] | None,
         typer.Option(
@@ -41,6 +43,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Compare base and tuned model on the same rows, by the measures of what the run learned, with 95 % intervals."""
+    if not plain_allocator:
+        keep_freed_memory(say)
     from luthier import api
     from luthier.prediction.text_model import make_sampling
 

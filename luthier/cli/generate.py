@@ -7,12 +7,33 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from luthier.cli.options import Json, MaxNewTokens, MinP, Seed, Stop, System, Temperature, TopK, TopP, given
+from luthier.cli.options import (
+    FrequencyPenalty,
+    Json,
+    JsonSchema,
+    LogitBias,
+    MaxNewTokens,
+    MinP,
+    PlainAllocator,
+    PresencePenalty,
+    Regex,
+    RepetitionPenalty,
+    Seed,
+    Stop,
+    System,
+    Temperature,
+    TopK,
+    TopP,
+    biases_of,
+    given,
+    schema_of,
+)
 from luthier.cli.output import emit, reading_standard_in, say
+from luthier.cli.process import keep_freed_memory
 from luthier.errors import UsageError
 
 if TYPE_CHECKING:
-    from luthier.generation.engine import Completed
+    from luthier.generation.requests import Completed
     from luthier.generation.settings import Sampling
     from luthier.prediction.contract import Reader
     from luthier.prediction.text_model import Prompt, TextModel
@@ -36,10 +57,28 @@ def generate(
     stop: Stop = None,
     seed: Seed = None,
     max_new_tokens: MaxNewTokens = None,
+    repetition_penalty: RepetitionPenalty = None,
+    frequency_penalty: FrequencyPenalty = None,
+    presence_penalty: PresencePenalty = None,
+    logit_bias: LogitBias = None,
+    regex: Regex = None,
+    json_schema: JsonSchema = None,
+    answers: Annotated[int, typer.Option("--answers", min=1, help="So many answers to each prompt.")] = 1,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            "--logprobs", min=0, help="With --json: tokens with log-probabilities, and so many of the likeliest each."
+        ),
+    ] = None,
+    plain_allocator: PlainAllocator = False,
     as_json: Json = False,
 ) -> None:
     """Print the answers to prompts; one prompt's answer appears as it is written. Models that read say what they learned to."""
+    if logprobs is not None and not as_json:
+        raise UsageError("Log-probabilities are told in JSON only.", "Add --json, or leave out --logprobs.")
     texts = list(prompt or [_standard_in()])
+    if not plain_allocator:
+        keep_freed_memory(say)
     from luthier.api import base_of, load_any
     from luthier.prediction.contract import Reader
     from luthier.prediction.text_model import make_sampling
@@ -52,11 +91,18 @@ def generate(
         stop=stop,
         seed=seed,
         max_new_tokens=max_new_tokens,
+        repetition_penalty=repetition_penalty,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        logit_bias=biases_of(logit_bias),
+        regex=regex,
+        json_schema=schema_of(json_schema),
     )
     sampling = make_sampling(settings)
     loaded = load_any(model, say)
     if isinstance(loaded, Reader):
-        if (base and not loaded.base_answers) or system is not None or settings:
+        asks_for_text = system is not None or bool(settings) or answers > 1 or logprobs is not None
+        if (base and not loaded.base_answers) or asks_for_text:
             raise _draws_nothing(model, loaded)
         _print_told(model, base_of(model, loaded, say) if base else loaded, texts, option or [], as_json)
         return
@@ -65,10 +111,11 @@ def generate(
     if base:
         loaded = base_of(model, loaded, say)
     prompts: list[Prompt] = [text if system is None else _chat(system, text) for text in texts]
-    if len(prompts) == 1 and not as_json:
+    if len(prompts) == 1 and answers == 1 and not as_json:
         _print_stream(loaded, prompts[0], sampling)
         return
-    _print_answers(model, loaded, texts, loaded.complete(prompts, sampling), sampling, as_json)
+    completed = loaded.complete(prompts, sampling, num_answers=answers, top_logprobs=logprobs)
+    _print_answers(model, loaded, texts, completed, sampling, as_json)
 
 
 def _draws_nothing(model: str, reader: Reader) -> UsageError:
@@ -83,17 +130,40 @@ def _draws_nothing(model: str, reader: Reader) -> UsageError:
 def _print_answers(
     model: str, asked: TextModel, texts: list[str], answers: list[Completed], sampling: Sampling, as_json: bool
 ) -> None:
-    """What a model that writes answers to the texts."""
+    """What a model that writes answers to the texts, as many times to each."""
+    times = len(answers) // len(texts)
     document = {
         "model": model,
         "adapter": asked.adapter,
         "sampling": sampling.model_dump(mode="json"),
-        "answers": [
-            {"prompt": text, "text": answer.text, "finish_reason": answer.finish_reason, "tokens": len(answer.tokens)}
-            for text, answer in zip(texts, answers, strict=True)
-        ],
+        "answers": [_told_answer(asked, texts[index // times], answer) for index, answer in enumerate(answers)],
     }
     emit(document, "\n".join(answer.text for answer in answers), as_json)
+
+
+def _told_answer(model: TextModel, prompt: str, answer: Completed) -> dict[str, object]:
+    """An answer for the JSON document."""
+    told: dict[str, object] = {
+        "prompt": prompt,
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "tokens": len(answer.tokens),
+    }
+    if answer.logprobs is not None:
+        tokenizer = model.language_model.tokenizer
+        told["logprobs"] = [
+            {
+                "token": token,
+                "text": tokenizer.decode([token]),
+                "logprob": each.logprob,
+                "likeliest": [
+                    {"token": other, "text": tokenizer.decode([other]), "logprob": logprob}
+                    for other, logprob in each.likeliest
+                ],
+            }
+            for token, each in zip(answer.tokens, answer.logprobs, strict=True)
+        ]
+    return told
 
 
 def _print_told(model: str, reader: Reader, texts: list[str], options: list[str], as_json: bool) -> None:

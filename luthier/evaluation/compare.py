@@ -19,7 +19,7 @@ from luthier.errors import DataError
 from luthier.evaluation.intervals import Estimate, bootstrap_difference, bootstrap_mean, sign_test, wilson
 from luthier.evaluation.metrics import exact_match, perplexity, rouge_l, token_f1
 from luthier.evaluation.verdict import Answered, Comparison, Evaluation, Measure
-from luthier.generation.engine import Request, generate
+from luthier.generation.engine import MAX_ROWS, Request, generate
 from luthier.generation.settings import Sampling
 from luthier.models.language_model import LanguageModel
 from luthier.ops.workers import Workers
@@ -62,7 +62,7 @@ def evaluate_records(
     *,
     tokens_per_micro_batch: int = 1024,
     limit: int | None = None,
-    max_rows: int = 64,
+    max_rows: int = MAX_ROWS,
     progress: Progress = silent,
 ) -> Evaluation:
     """All candidates on the same rows: loss and perplexity, and by generation exact match, token F1 and ROUGE-L.

@@ -1,122 +1,329 @@
 """Text from a model: requests go in, tokens and text come out.
 
-Callers hand over requests and read what comes back; key-value caches, padding (`rows`), batches and threads stay in here.
-Rows of like length are computed together and leave the batch when their answer ends. On a CPU several batches are
-computed side by side, each by one thread with one core.
-
-Shapes: B rows in the batch, V vocabulary.
+An `Engine` takes requests at any time and computes one token for all live answers at each step; answers that end make room
+for those that wait. Lanes compute the scores (`lanes`, `paged_lane`), `choosing` makes tokens of them, and this file moves
+answers between the two. `generate` and `stream` are an engine for requests that are all there from the beginning.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
-from typing import Literal
 
 import torch
-from torch import Tensor
 
 from luthier.data.placeholders import PLACEHOLDER
-from luthier.errors import DataError
-from luthier.generation.rows import Decoder, PromptRows, Rows, SourceRows
-from luthier.generation.sampling import sample, uniforms
-from luthier.generation.settings import Sampling
-from luthier.generation.text import TextStream, decode_text
+from luthier.errors import DataError, QueueFull
+from luthier.generation.answers import Answer, Asked
+from luthier.generation.choosing import Chooser
+from luthier.generation.lanes import BatchLane, Lane
+from luthier.generation.paged_lane import PagedLane
+from luthier.generation.requests import Completed, FinishReason, Request, reading_of
+from luthier.generation.rows import Decoder
 from luthier.ops.workers import Workers
 
-FinishReason = Literal["stop", "length", "stop_string"]
+__all__ = ["Completed", "Engine", "FinishReason", "Progress", "Request", "generate", "stream"]
+
+MAX_ROWS = 128
+CACHE_TOKENS = 65_536
+
 Progress = Callable[[int, int], None]
-"""Called with the number of requests answered and the number of all requests."""
+"""Called with the number of answers that have ended and the number of all that were asked for."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """A prompt in tokens, how to go on from it, and the adapter to use (None: the base model).
+class Engine:
+    """Computes answers to requests that may come at any time.
 
-    stop_ids: tokens that end the answer beside the model's own, such as a chat template's end of turn.
-    causal: whether a decoder reads the prompt left to right; else each of its tokens sees all of it.
-    shown_ids: special tokens that the answer's text keeps.
+    One thread takes the steps; `submit` and `cancel` may be called from others.
+
+    Args:
+        max_rows: most answers computed together.
+        cache_tokens: most tokens (prompts and answers) that the key-value cache holds; `cache_bytes_per_token` says what
+            one costs. It is asked for at the first step and never grows.
+        max_waiting: most answers that wait for a row.
     """
 
-    prompt: tuple[int, ...]
-    sampling: Sampling
-    adapter: str | None = None
-    stop_ids: frozenset[int] = frozenset()
-    causal: bool = True
-    shown_ids: frozenset[int] = frozenset()
+    def __init__(
+        self,
+        model: Decoder,
+        *,
+        max_rows: int = MAX_ROWS,
+        cache_tokens: int = CACHE_TOKENS,
+        max_waiting: int = 4096,
+    ) -> None:
+        self.model = model
+        self.cache_tokens = cache_tokens
+        self.max_rows = max_rows
+        self._max_waiting = max_waiting
+        self._begin()
+        self._chooser = Chooser(model)
+        self._lock = threading.Lock()
 
+    def _begin(self) -> None:
+        """Begin with nothing."""
+        self._paged = PagedLane(self.model, self.max_rows, self.cache_tokens)
+        self._batches = BatchLane(self.model, self.max_rows, self.cache_tokens)
+        self._inbox: deque[tuple[Lane, list[Answer]]] = deque()
+        self._num_waiting = 0
+        self._open: dict[int, Asked] = {}
 
-@dataclass(frozen=True)
-class Completed:
-    """An answer.
+    @property
+    def is_idle(self) -> bool:
+        """Whether every answer has ended."""
+        return not self._inbox and self._paged.is_idle and self._batches.is_idle
 
-    tokens: all new tokens; the stop token is among them, and so are those that made a stop text.
-    text: the answer without special tokens but those to be shown, cut before the stop text.
-    finish_reason: a stop token, a stop text, or the length limit (`max_new_tokens` or the end of the context).
-    """
+    @property
+    def cache_bytes(self) -> int:
+        """The memory that the pages of the cache hold; 0 before the first step."""
+        return self._paged.bytes_held
 
-    tokens: tuple[int, ...]
-    text: str
-    finish_reason: FinishReason
+    def submit(self, request: Request, *, watched: bool = False) -> Asked:
+        """Take a request in; its answers appear in what is given back as they end.
+
+        watched: keep the pieces of text for `pieces` to give out.
+        Raises: DataError, if the prompt is empty or leaves no room in the context; ResourceError, if it has no room in the
+        cache even alone; QueueFull, if as many answers wait as may.
+        """
+        placed = _placed(self.model, request)
+        asked = Asked(request, placed, _token_budget(self.model, request, placed), watched)
+        asked.answers = [None] * request.num_answers
+        model = self.model
+        answers = [Answer(asked, number, model.stop_ids, model.tokenizer) for number in range(request.num_answers)]
+        lane = self._paged if _goes_through_pages(model, request.adapter) else self._batches
+        lane.check_fits(answers[0])
+        self._chooser.check(request)
+        with self._lock:
+            if self._num_waiting and self._num_waiting + len(answers) > self._max_waiting:
+                raise QueueFull(
+                    f"{self._num_waiting} answers wait, and {len(answers)} more would pass {self._max_waiting}.",
+                    "Ask again when some have ended, or give the engine a larger max_waiting.",
+                )
+            self._num_waiting += len(answers)
+            self._open[id(asked)] = asked
+            self._inbox.append((lane, answers))
+        return asked
+
+    def cancel(self, asked: Asked) -> None:
+        """End all answers to a request at the next step, as they are."""
+        asked.is_cancelled = True
+
+    def forget(self) -> None:
+        """Compute all prompts anew from now on: the weights have changed. Answers on their way go on."""
+        self._paged.forget()
+
+    def step(self) -> list[Asked]:
+        """Give every live answer one token; the requests of which an answer ended with it, once for each.
+
+        Raises: NotFinite, if the model gives NaN. After any error, and an interruption, all that was asked is cancelled, and
+        the engine takes new requests.
+        """
+        try:
+            return self._stepped()
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        """Cancel everything and begin anew: a step that broke off may have left anything half done."""
+        for asked in self._open.values():
+            asked.answers = [answer or Completed((), "", "cancelled") for answer in asked.answers]
+        with self._lock:
+            self._begin()
+
+    def _stepped(self) -> list[Asked]:
+        self._take_in()
+        done: list[Asked] = []
+        for lane in (self._paged, self._batches):
+            done += self._cancelled(lane)
+            if not lane.is_idle:
+                done += self._advance(lane)
+        return done
+
+    def pieces(self, asked: Asked) -> Iterator[tuple[int, str]]:
+        """The text of a watched request piece by piece, each with the number of its answer, while it is computed."""
+        try:
+            while not asked.is_done:
+                self.step()
+                while asked.pieces:
+                    yield asked.pieces.popleft()
+        finally:
+            self.cancel(asked)
+
+    def stream(self, request: Request) -> Generator[str, None, Completed]:
+        """The text of a request's only answer piece by piece; the generator's value is the answer."""
+        asked = self.submit(request, watched=True)
+        for _, piece in self.pieces(asked):
+            yield piece
+        return asked.completed[0]
+
+    def _take_in(self) -> None:
+        with self._lock:
+            arrived, self._inbox = self._inbox, deque()
+        for lane, answers in arrived:
+            lane.waiting.extend(answers)
+
+    def _cancelled(self, lane: Lane) -> list[Asked]:
+        """End the answers of a lane that were cancelled."""
+        ended = [answer for answer in [*lane.live, *lane.waiting] if answer.asked.is_cancelled]
+        if not ended:
+            return []
+        for answer in lane.waiting:
+            if answer.asked.is_cancelled:
+                lane.leave(answer)
+        with self._lock:
+            self._num_waiting -= sum(answer.asked.is_cancelled for answer in lane.waiting)
+        lane.waiting = deque(answer for answer in lane.waiting if not answer.asked.is_cancelled)
+        for answer in ended:
+            answer.cancel()
+        self._release(lane)
+        return [self._end(answer) for answer in ended]
+
+    def _advance(self, lane: Lane) -> list[Asked]:
+        """One token for every live answer of a lane."""
+        num_waiting = len(lane.waiting)
+        logits_BV = lane.scores()
+        with self._lock:
+            self._num_waiting -= num_waiting - len(lane.waiting)
+        for answer, token in zip(lane.live, self._chooser.choose(logits_BV, lane.live), strict=True):
+            answer.add(token)
+        ended = [answer for answer in lane.live if answer.finish_reason is not None]
+        if ended:
+            self._release(lane)
+        return [self._end(answer) for answer in ended]
+
+    def _release(self, lane: Lane) -> None:
+        lane.keep([row for row, answer in enumerate(lane.live) if answer.finish_reason is None])
+
+    def _end(self, answer: Answer) -> Asked:
+        answer.asked.answers[answer.number] = answer.completed()
+        if answer.asked.is_done:
+            del self._open[id(answer.asked)]
+        return answer.asked
 
 
 def generate(
     model: Decoder,
     requests: Sequence[Request],
     *,
-    max_rows: int = 64,
-    max_cache_tokens: int = 65_536,
+    max_rows: int = MAX_ROWS,
+    max_cache_tokens: int = CACHE_TOKENS,
     progress: Progress | None = None,
 ) -> list[Completed]:
-    """One answer for each request, in their order.
+    """The answers to requests, in their order; several answers to one request side by side.
 
     Args:
-        max_rows: most requests computed together.
+        max_rows: most answers computed together.
         max_cache_tokens: most tokens (prompts, answers and padding) that the caches may come to hold.
         progress: called as answers end.
 
-    Raises: DataError, if a prompt is empty or leaves no room in the context; NotFinite, if the model gives NaN.
+    Raises: DataError, if a prompt is empty or leaves no room in the context; ResourceError, if one has no room in the
+    cache; NotFinite, if the model gives NaN.
     """
-    requests = [_placed(model, request) for request in requests]
-    budgets = [_token_budget(model, request) for request in requests]
-    ended = _Ended(len(requests), progress)
-    with Workers(_num_threads(model, len(requests))) as workers:
-        share = math.ceil(min(max_rows, len(requests)) / workers.count)
-        batches = _plan(requests, budgets, share, max_cache_tokens // workers.count)
+    placed = [_placed(model, request) for request in requests]
+    budgets = [_token_budget(model, *each) for each in zip(requests, placed, strict=True)]
+    told = _Told(sum(request.num_answers for request in requests), progress)
+    answers: dict[int, list[Completed]] = {}
+    paged = [row for row, request in enumerate(requests) if _goes_through_pages(model, request.adapter)]
+    if paged:
+        # the longest first: if memory does not suffice, that shows at once, and rows of like length end up side by side
+        paged.sort(key=lambda row: (requests[row].adapter or "", -len(placed[row])))
+        needed = [len(placed[row]) + budgets[row] for row in paged for _ in range(requests[row].num_answers)]
+        together = sum(sorted((-(-each // 64) + 1) * 64 for each in needed)[-max_rows:])
+        engine = Engine(model, max_rows=max_rows, cache_tokens=min(max_cache_tokens, together))
+        answers |= _answered(engine, requests, paged, told, threading.Event())
+    others = [row for row in range(len(requests)) if row not in answers]
+    if others:
+        answers |= _in_batches(
+            model,
+            requests,
+            others,
+            [len(p) + b for p, b in zip(placed, budgets, strict=True)],
+            max_rows,
+            max_cache_tokens,
+            told,
+        )
+    return [answer for row in range(len(requests)) for answer in answers[row]]
 
-        def answer(rows: Sequence[int]) -> None:
-            batch = _LiveBatch(model, [_Answer(row, requests[row], budgets[row], model) for row in rows])
-            while batch.answers and not workers.are_stopping.is_set():
-                for answer in batch.step():
-                    ended.add(answer.row, answer.completed())
 
-        workers.run([partial(answer, rows) for rows in batches])
-    return [ended.completed[row] for row in range(len(requests))]
+class _Told:
+    """How many answers have ended, counted from several threads."""
 
-
-class _Ended:
-    """The answers that have ended, taken in from several threads."""
-
-    def __init__(self, num_requests: int, progress: Progress | None) -> None:
-        self.completed: dict[int, Completed] = {}
-        self._num_requests = num_requests
+    def __init__(self, num_answers: int, progress: Progress | None) -> None:
+        self._num_answers = num_answers
         self._progress = progress
+        self._num_ended = 0
         self._lock = threading.Lock()
 
-    def add(self, row: int, completed: Completed) -> None:
-        """Take in the answer to a request and tell of it."""
+    def add(self) -> None:
+        """One answer more has ended."""
         with self._lock:
-            self.completed[row] = completed
+            self._num_ended += 1
             if self._progress is not None:
-                self._progress(len(self.completed), self._num_requests)
+                self._progress(self._num_ended, self._num_answers)
+
+
+def _answered(
+    engine: Engine, requests: Sequence[Request], rows: Sequence[int], told: _Told, is_stopping: threading.Event
+) -> dict[int, list[Completed]]:
+    """The answers to some requests by one engine."""
+    asked = {row: engine.submit(requests[row]) for row in rows}
+    while not engine.is_idle and not is_stopping.is_set():
+        for _ in engine.step():
+            told.add()
+    return {row: each.completed for row, each in asked.items()}
+
+
+def _in_batches(
+    model: Decoder,
+    requests: Sequence[Request],
+    rows: Sequence[int],
+    lengths: Sequence[int],
+    max_rows: int,
+    max_cache_tokens: int,
+    told: _Told,
+) -> dict[int, list[Completed]]:
+    """The answers to requests that need batches of their own: on a CPU several side by side, each by one thread."""
+    answers: dict[int, list[Completed]] = {}
+    with Workers(_num_threads(model, len(rows))) as workers:
+        share = math.ceil(min(max_rows, len(rows)) / workers.count)
+        tokens = max_cache_tokens // workers.count
+
+        def answer(batch: Sequence[int]) -> None:
+            engine = Engine(model, max_rows=max(share, 1), cache_tokens=tokens)
+            answers.update(_answered(engine, requests, batch, told, workers.are_stopping))
+
+        workers.run([partial(answer, batch) for batch in _plan(requests, rows, lengths, share, tokens)])
+    return answers
 
 
 def _num_threads(model: Decoder, num_requests: int) -> int:
     """On a CPU as many threads as torch would use for one operation, if there is a request for each."""
     return min(torch.get_num_threads(), max(1, num_requests)) if model.device.type == "cpu" else 1
+
+
+def _plan(
+    requests: Sequence[Request], rows: Sequence[int], lengths: Sequence[int], max_rows: int, max_cache_tokens: int
+) -> list[list[int]]:
+    """Batches of requests that are read alike and of like length, each within the limits (or of one request).
+
+    The longest prompts come first: if memory does not suffice, that shows at once.
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for row in sorted(rows, key=lambda row: (*reading_of(requests[row]), -len(requests[row].prompt))):
+        batch = batches[-1] if batches else []
+        together = max(longest, lengths[row])
+        fits = len(batch) < max_rows and (len(batch) + 1) * together <= max_cache_tokens
+        if batch and fits and reading_of(requests[batch[0]]) == reading_of(requests[row]):
+            batch.append(row)
+            longest = together
+        else:
+            batches.append([row])
+            longest = lengths[row]
+    return batches
 
 
 def stream(model: Decoder, request: Request) -> Generator[str, None, Completed]:
@@ -125,29 +332,32 @@ def stream(model: Decoder, request: Request) -> Generator[str, None, Completed]:
     Pieces are never empty, never split a character, and never hold the beginning of a stop text.
     Raises: as `generate`, at the first piece.
     """
-    request = _placed(model, request)
-    answer = _Answer(0, request, _token_budget(model, request), model, watches_text=True)
-    batch = _LiveBatch(model, [answer])
-    while batch.answers:
-        batch.step()
-        if answer.fresh_text:
-            yield answer.fresh_text
-    return answer.completed()
+    answer: Completed = yield from Engine(model, max_rows=1, cache_tokens=num_tokens(model, request)).stream(request)
+    return answer
 
 
-def _placed(model: Decoder, request: Request) -> Request:
-    """The request with placeholders for its adapter's virtual tokens before its prompt."""
+def num_tokens(model: Decoder, request: Request) -> int:
+    """The most tokens that a request of one answer comes to. Raises: DataError, as `generate`."""
+    placed = _placed(model, request)
+    return len(placed) + _token_budget(model, request, placed)
+
+
+def _goes_through_pages(model: Decoder, adapter: str | None) -> bool:
+    return model.layout == "packed" and model.answer_start is None and model.keeps_pages(adapter)
+
+
+def _placed(model: Decoder, request: Request) -> tuple[int, ...]:
+    """The prompt with placeholders for its adapter's virtual tokens before it."""
     if not request.prompt:
         raise DataError("A prompt has no tokens, so there is nothing to go on from.", "Give at least one character.")
-    before = (PLACEHOLDER,) * model.num_virtual(request.adapter)
-    return replace(request, prompt=before + request.prompt) if before else request
+    return (PLACEHOLDER,) * model.num_virtual(request.adapter) + request.prompt
 
 
-def _token_budget(model: Decoder, request: Request) -> int:
-    """The most new tokens that the request may get."""
+def _token_budget(model: Decoder, request: Request, placed: Sequence[int]) -> int:
+    """The most new tokens that each answer to the request may get."""
     if model.context_length is None:
         return request.sampling.max_new_tokens
-    room = model.context_length - len(request.prompt)
+    room = model.context_length - len(placed)
     if model.answer_start is not None:  # source and answer have positions of their own
         opening = model.num_virtual_answer(request.adapter) + 1
         room = model.context_length - opening if room >= 0 else room + 1
@@ -155,111 +365,7 @@ def _token_budget(model: Decoder, request: Request) -> int:
         num_virtual = model.num_virtual(request.adapter)
         counted = f" ({num_virtual} of them virtual)" if num_virtual else ""
         raise DataError(
-            f"A prompt has {len(request.prompt)} tokens{counted}, but the model holds {model.context_length}, answer included.",
+            f"A prompt has {len(placed)} tokens{counted}, but the model holds {model.context_length}, answer included.",
             f"Shorten the prompt by at least {1 - room} tokens, or choose a model with a longer context.",
         )
     return min(room, request.sampling.max_new_tokens)
-
-
-def _plan(requests: Sequence[Request], budgets: Sequence[int], max_rows: int, max_cache_tokens: int) -> list[list[int]]:
-    """Batches of requests that are read alike and of like length, each within the limits (or of one request).
-
-    The longest prompts come first: if memory does not suffice, that shows at once.
-    """
-    batches: list[list[int]] = []
-    longest = 0
-    for row in sorted(range(len(requests)), key=lambda row: (*_reading(requests[row]), -len(requests[row].prompt))):
-        batch = batches[-1] if batches else []
-        length = len(requests[row].prompt) + budgets[row]
-        together = max(longest, length)
-        fits = len(batch) < max_rows and (len(batch) + 1) * together <= max_cache_tokens
-        if batch and fits and _reading(requests[batch[0]]) == _reading(requests[row]):
-            batch.append(row)
-            longest = together
-        else:
-            batches.append([row])
-            longest = length
-    return batches
-
-
-def _reading(request: Request) -> tuple[str, bool]:
-    """What requests of a batch must have in common: the adapter, and how a prompt is read."""
-    return request.adapter or "", request.causal
-
-
-class _Answer:
-    """One request on its way: what it has got so far, and whether it has ended."""
-
-    def __init__(self, row: int, request: Request, budget: int, model: Decoder, watches_text: bool = False) -> None:
-        self.row = row
-        self.request = request
-        self.tokens: list[int] = []
-        self.fresh_text = ""  # what the latest token added
-        self.finish_reason: FinishReason | None = None
-        self._budget = budget
-        self._stop_ids = model.stop_ids | request.stop_ids
-        self._tokenizer = model.tokenizer
-        needs_text = watches_text or bool(request.sampling.stop)
-        self._text = TextStream(model.tokenizer, request.sampling.stop, request.shown_ids) if needs_text else None
-
-    def add(self, token: int) -> None:
-        """Take the next token; may end the answer."""
-        self.tokens.append(token)
-        if token in self._stop_ids:
-            self.finish_reason = "stop"
-        elif len(self.tokens) == self._budget:
-            self.finish_reason = "length"
-        if self._text is None:
-            return
-        self.fresh_text = "" if self.finish_reason == "stop" else self._text.add(token)
-        if self.finish_reason is not None:
-            self.fresh_text += self._text.end()
-        if self._text.is_stopped:
-            self.finish_reason = "stop_string"
-
-    def completed(self) -> Completed:
-        """The answer, once it has ended."""
-        assert self.finish_reason is not None
-        spoken = self.tokens[:-1] if self.finish_reason == "stop" else self.tokens
-        shown_ids = self.request.shown_ids
-        text = decode_text(self._tokenizer, spoken, shown_ids) if self._text is None else self._text.text
-        return Completed(tuple(self.tokens), text, self.finish_reason)
-
-
-class _LiveBatch:
-    """Answers that are computed together; those that end leave it."""
-
-    def __init__(self, model: Decoder, answers: Sequence[_Answer]) -> None:
-        self.answers = list(answers)
-        prompts = [answer.request.prompt for answer in answers]
-        adapter, causal = answers[0].request.adapter, answers[0].request.causal
-        self._rows: Rows
-        if model.answer_start is None:
-            self._rows = PromptRows(model, prompts, adapter, causal=causal)
-        else:
-            self._rows = SourceRows(model, prompts, adapter)
-        self._token_B: Tensor | None = None
-
-    @torch.no_grad()
-    def step(self) -> list[_Answer]:
-        """Add one token to every answer; return those that ended with it."""
-        logits_BV = self._rows.first_scores() if self._token_B is None else self._rows.next_scores(self._token_B)
-        samplings = [answer.request.sampling for answer in self.answers]
-        number = [len(answer.tokens) for answer in self.answers]
-        self._token_B = sample(logits_BV, samplings, uniforms([sampling.seed for sampling in samplings], number))
-        for answer, token in zip(self.answers, self._token_B.tolist(), strict=True):
-            answer.add(token)
-        return self._release_ended()
-
-    def _release_ended(self) -> list[_Answer]:
-        """Take the rows out of the batch whose answers have ended."""
-        ended = [answer for answer in self.answers if answer.finish_reason is not None]
-        if ended:
-            live = [row for row, answer in enumerate(self.answers) if answer.finish_reason is None]
-            self.answers = [self.answers[row] for row in live]
-            if live:
-                assert self._token_B is not None
-                rows = torch.tensor(live, device=self._token_B.device)
-                self._token_B = self._token_B[rows]
-                self._rows.keep(rows)
-        return ended

@@ -22,6 +22,7 @@ from luthier.data.placeholders import PLACEHOLDER
 from luthier.errors import RecipeError
 from luthier.generation.cache import GrowingCache, PackedKeys
 from luthier.generation.prefill import groups_within, pack_prompts
+from luthier.models.call import HeldKeys, Run
 from luthier.models.stacks import Encoded
 from luthier.types import Layout, Segment, Sources
 
@@ -66,6 +67,20 @@ class Decoder(Protocol):
 
     def encode(self, sources: Sources, adapters: str | None = None) -> Encoded:
         """What an encoder-decoder's encoder gives for prompts."""
+
+    def keeps_pages(self, adapter: str | None) -> bool:
+        """Whether `read` computes an adapter."""
+
+    def read(
+        self,
+        tokens_1T: Tensor,
+        positions_1T: Tensor,
+        runs: tuple[Run, ...],
+        prompt_T: Tensor,
+        last_B: Tensor,
+        held: HeldKeys,
+    ) -> Tensor:
+        """Scores of the tokens that follow some tokens of a packed row, fp32, shape (B, V); `held` takes the keys."""
 
     def prefill(
         self,

@@ -62,6 +62,8 @@ def sample(logits_BV: Tensor, samplings: Sequence[Sampling], uniform_B: Tensor) 
 def probabilities(logits_BV: Tensor, temperature: float) -> Tensor:
     """softmax(logits / temperature) in fp32, shape (B, V); exact down to the smallest temperatures."""
     logits_BV = logits_BV.float()
+    if temperature == 1:
+        return torch.softmax(logits_BV, dim=-1)
     scaled_BV = logits_BV - logits_BV.amax(-1, keepdim=True)  # at most 0: dividing cannot overflow to +inf
     scaled_BV.div_(temperature)
     return torch.softmax(scaled_BV, dim=-1, out=scaled_BV)  # in place: a fresh V-wide tensor costs as much as the sum

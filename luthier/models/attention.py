@@ -105,6 +105,8 @@ def _with(
         k, v = with_prefixes(prefixes, int(vars(module)["layer_idx"]), k, v, k.shape[2] if crosses else q.shape[2])
     if call.states is not None:
         call.states[crosses, int(vars(module)["layer_idx"])] = (k, v)
+    if call.held is not None:
+        return call.held.attend(int(vars(module)["layer_idx"]), q, k, v, terms).transpose(1, 2), None
     share_N = None if gated is None else taken_shares(gated, module)
     if call.watched is not None and segments is not None:
         seen_TT = dense_mask(segments, q.shape[2], terms.window, q.device)
@@ -120,11 +122,11 @@ def _with(
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """No mask for a packed call, whose documents say what is seen; else a boolean mask, never left to `is_causal`.
+    """No mask for a packed call, whose documents or held keys say what is seen; else a boolean mask, never left to `is_causal`.
 
     Nor is it left out where nothing is padded: to find that out is to look at numbers, which a plan has none of.
     """
-    if current_call().segments is not None:
+    if current_call().segments is not None or current_call().held is not None:
         return None
     kwargs["allow_is_causal_skip"] = kwargs["allow_is_bidirectional_skip"] = False
     mask: Tensor | None = sdpa_mask(*args, **kwargs)

@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from luthier.models.taps import Tapped
+from luthier.ops.attention import AttentionTerms
 from luthier.ops.draws import token_keys
 from luthier.ops.recompute import Recomputable
 from luthier.ops.segments import segment_positions
@@ -102,6 +104,13 @@ class PlacedEdit:
     added: Callable[[int, Tensor], Tensor]
 
 
+class HeldKeys(Protocol):
+    """Keys and values of rows in generation, held apart from the call, that its attention goes on from."""
+
+    def attend(self, layer: int, q_1HTE: Tensor, k_1KTE: Tensor, v_1KTE: Tensor, terms: AttentionTerms) -> Tensor:
+        """Take the new keys and values of a layer, and attend over all that each token sees; shape (1, H, T, E)."""
+
+
 @dataclass(frozen=True)
 class Call:
     """One forward call.
@@ -130,6 +139,7 @@ class Call:
     source_gated: which of those each of its tokens takes a share of; None where every token takes all of them.
     states: takes the keys and values of each attention, by whether it is a cross-attention and its number in its stack.
     noise_N: how much noise is added to each token's embedding, before the width counts; None adds none.
+    held: of a packed row in generation, the keys and values of what stands before its tokens; None: nothing is held.
     untaken: with how many virtual tokens that take no position each row begins, for a model that counts its positions
     itself; empty where none does.
     """
@@ -154,6 +164,7 @@ class Call:
     source_prefixes: tuple[PlacedPrefix, ...] = ()
     source_gated: GatedPrefixes | None = None
     states: dict[tuple[bool, int], tuple[Tensor, Tensor]] | None = None
+    held: HeldKeys | None = None
     untaken: tuple[int, ...] = ()
     noise_N: Tensor | None = None
 

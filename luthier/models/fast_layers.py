@@ -102,11 +102,10 @@ def use_fast_layers(model: PreTrainedModel, anatomy: Anatomy, *, norm: bool, gat
 
 def use_fast_linears(model: PreTrainedModel, anatomy: Anatomy) -> None:
     """Exchange every `nn.Linear` of the layers and the head, on processors where another product is the faster."""
-    if not prefers_onednn():
-        return
     for name in (*anatomy.linears, *anatomy.head_linears):
         linear = model.get_submodule(name)
-        if type(linear) is nn.Linear:  # not a subclass, which computes something else
+        # not a subclass, which computes something else
+        if type(linear) is nn.Linear and prefers_onednn(linear.out_features):
             replace_module(model, name, FastLinear(linear))
 
 

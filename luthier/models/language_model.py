@@ -22,6 +22,7 @@ from luthier.models.call import (
     Call,
     Draws,
     Gate,
+    HeldKeys,
     Run,
     call_of_batch,
     calling,
@@ -435,6 +436,34 @@ class LanguageModel:
             )
             last_BD = hidden_1TD[0, last_B]
         return self._next_logits(last_BD, adapters)
+
+    def keeps_pages(self, adapter: str | None) -> bool:
+        """Whether `read` computes an adapter: its layers see a packed row and ask nothing of a cache of their own."""
+        virtual = None if adapter is None else self.virtual_tokens.get(adapter)
+        is_gated = virtual is not None and virtual.gate is not None
+        return self.layout == "packed" and self.anatomy.encoder is None and adapter not in self.sides and not is_gated
+
+    def read(
+        self,
+        tokens_1T: Tensor,
+        positions_1T: Tensor,
+        runs: tuple[Run, ...],
+        prompt_T: Tensor,
+        last_B: Tensor,
+        held: HeldKeys,
+    ) -> Tensor:
+        """fp32 logits of the tokens that follow some tokens of a packed row, shape (B, V); `held` takes the keys.
+
+        The row's tokens may be the next ones of any rows. runs: the adapters over them, which `keeps_pages` must allow.
+        prompt_T: for each token of a prompt the prompt's length, else 0. last_B: which tokens, in rising order.
+        """
+        call = Call(None, runs, held=held)
+        if self._edits_in(call):
+            call = replace(call, prompt_N=prompt_T)
+        with torch.inference_mode():
+            hidden_1TD = self._trunk(call, input_ids=tokens_1T, position_ids=positions_1T, use_cache=False)
+            with calling(call.at(last_B)):
+                return logits(self.hf, self.anatomy, hidden_1TD[0, last_B]).float()
 
     def decode(
         self,

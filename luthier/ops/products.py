@@ -1,8 +1,8 @@
 """The matrix product x Wᵀ, by whichever of torch's two CPU libraries is the faster on this processor.
 
 For fp32 torch calls MKL. On AMD processors with AVX-512, oneDNN, which torch carries too, is 5–15 % faster at the shapes
-of linear layers and up to 40 % faster at a head's (its work space makes a training run a tenth larger); on Intel processors
-the two are equal and MKL stays. torch gives no public way to choose, so the operation that its own compiler emits is
+of linear layers and up to 40 % faster at a head's (its work space makes a training run a tenth larger); on those with AVX2 alone
+it is the faster at a head's only, by a fifth to two thirds; on Intel processors the two are equal and MKL stays. torch gives no public way to choose, so the operation that its own compiler emits is
 called where it exists, and `F.linear` elsewhere.
 Shapes: N tokens, I inputs, O outputs.
 """
@@ -18,6 +18,8 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_HEAD = 16_384  # outputs from which on a product is a head's
 
 
 class Packed(ABC):
@@ -87,7 +89,7 @@ def plain_linear(x: Tensor, weight_OI: Weight, bias_O: Tensor | None = None) -> 
 def linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x Wᵀ + c, shape (N, O); for use inside functions that compute their own gradients. W may be a transposed view."""
     is_plain_fp32 = x_NI.device.type == "cpu" and x_NI.dtype == weight_OI.dtype == torch.float32
-    if is_plain_fp32 and prefers_onednn() and not torch.is_autocast_enabled("cpu"):
+    if is_plain_fp32 and prefers_onednn(weight_OI.shape[0]) and not torch.is_autocast_enabled("cpu"):
         product = torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, bias_O, "none", [], "")
         return cast(Tensor, product)
     return F.linear(x_NI, weight_OI, bias_O)
@@ -125,14 +127,21 @@ def _computed_in(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
+def prefers_onednn(outputs: int) -> bool:
+    """Whether a product with so many outputs is for oneDNN here."""
+    least = _least_outputs()
+    return least is not None and outputs >= least
+
+
 @cache
-def prefers_onednn() -> bool:
-    """Whether this is an AMD processor with AVX-512 under a torch that has oneDNN's operation."""
-    if platform.machine() != "x86_64" or torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return False
+def _least_outputs() -> int | None:
+    """With how many outputs and more oneDNN is the faster: on AMD processors, under a torch that has its operation."""
+    least = {"AVX512": 1, "AVX2": _HEAD}.get(torch.backends.cpu.get_cpu_capability())
+    if platform.machine() != "x86_64" or least is None:
+        return None
     try:
         info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
         torch.ops.mkldnn._linear_pointwise  # noqa: B018  (the look-up itself is the question)
     except (OSError, AttributeError):
-        return False
-    return "AuthenticAMD" in info
+        return None
+    return least if "AuthenticAMD" in info else None

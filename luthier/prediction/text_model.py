@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from luthier.data.rendering import Renderer
 from luthier.errors import UsageError
 from luthier.faults import setting_fault
-from luthier.generation.engine import Completed, Request, generate, stream
+from luthier.generation.engine import Completed, Engine, Request, generate, num_tokens, stream
 from luthier.generation.settings import Sampling
 from luthier.models.language_model import LanguageModel
 from luthier.objectives.asking import AS_WRITTEN, Asking
@@ -47,18 +47,31 @@ class TextModel:
 
     def stream(self, prompt: Prompt, **sampling: Any) -> Generator[str, None, Completed]:
         """The same piece by piece."""
-        return stream(self.language_model, self._request(prompt, make_sampling(sampling)))
+        return stream(self.language_model, self.request(prompt, make_sampling(sampling)))
 
-    def complete(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completed]:
-        """The answers to several prompts, computed together."""
-        return generate(self.language_model, [self._request(prompt, sampling) for prompt in prompts])
+    def complete(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        *,
+        num_answers: int = 1,
+        top_logprobs: int | None = None,
+    ) -> list[Completed]:
+        """The answers to several prompts, computed together; several to one prompt stand side by side.
+
+        top_logprobs: tell the log-probabilities of the answer's tokens, and of so many of the likeliest in each place.
+        """
+        requests = [self.request(prompt, sampling) for prompt in prompts]
+        asked = [replace(each, num_answers=num_answers, top_logprobs=top_logprobs) for each in requests]
+        return generate(self.language_model, asked)
 
     def chat(self, system: str | None = None, **sampling: Any) -> Chat:
         """A conversation that remembers what was said; `system` is an instruction that stands before it."""
         opening = () if system is None else (Message("system", system),)
         return Chat(self, make_sampling(sampling), opening, list(opening))
 
-    def _request(self, prompt: Prompt, sampling: Sampling) -> Request:
+    def request(self, prompt: Prompt, sampling: Sampling) -> Request:
+        """A prompt as generation takes it."""
         end_of_turn = self.renderer.end_of_turn_id
         stop_ids = frozenset() if end_of_turn is None else frozenset([end_of_turn])
         asking = self.asking
@@ -92,6 +105,7 @@ def _message(value: Message | Mapping[str, str]) -> Message:
 class Chat:
     """A conversation with a model: `messages` holds what was said so far, the opening included.
 
+    Its engine keeps what was computed for earlier turns, as long as the weights stay as they are.
     A model without a chat template goes on from what is said now alone, as plain text.
     """
 
@@ -99,6 +113,7 @@ class Chat:
     sampling: Sampling
     opening: tuple[Message, ...] = ()
     messages: list[Message] = field(default_factory=list)
+    _engine: Engine | None = field(default=None, init=False, repr=False, compare=False)
 
     def say(self, text: str) -> str:
         """The model's answer to what the user says now."""
@@ -109,10 +124,18 @@ class Chat:
         messages = [*self.messages, Message("user", text)]
         is_plain = self.model.renderer.chat is None and not self.opening
         answer = ""
-        for piece in self.model.stream(text if is_plain else messages, **self.sampling.model_dump()):
+        request = self.model.request(text if is_plain else messages, self.sampling)
+        for piece in self._engine_for(request).stream(request):
             answer += piece
             yield piece
         self.messages = [*messages, Message("assistant", answer)]
+
+    def _engine_for(self, request: Request) -> Engine:
+        """The engine, or a larger one where the request has no room in it."""
+        length = num_tokens(self.model.language_model, request)
+        if self._engine is None or length > self._engine.cache_tokens:
+            self._engine = Engine(self.model.language_model, max_rows=1, cache_tokens=2 * length)
+        return self._engine
 
     def reset(self) -> None:
         """Forget everything but the opening."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -289,6 +290,34 @@ def test_generate_names_the_setting_that_is_wrong(trained: Path, run: Run):
     ended = run("generate", "latest", "--prompt", "a", "--top-p", "2", "--json", folder=trained)
     assert (ended.code, ended.document["error"]["field"]) == (2, "top_p")
     assert run("generate", "latest", folder=trained).code == 2  # nothing on standard in
+
+
+def test_generate_gives_several_answers_with_their_log_probabilities(trained: Path, run: Run):
+    words = ("generate", "latest", "--prompt", "a", "--prompt", "b", "--temperature", "1", "--max-new-tokens", "6")
+    answers = run(*words, "--answers", "3", "--logprobs", "2", "--json", folder=trained).document["answers"]
+    assert [answer["prompt"] for answer in answers] == ["a"] * 3 + ["b"] * 3
+    assert len({answer["text"] for answer in answers[:3]}) > 1
+    for answer in answers:
+        assert len(answer["logprobs"]) == answer["tokens"]
+        for token in answer["logprobs"]:
+            assert token["likeliest"][0]["logprob"] >= token["logprob"] - 1e-6
+    first = run(*words, "--json", folder=trained).document["answers"]
+    assert [answer["text"] for answer in first] == [answers[0]["text"], answers[3]["text"]]
+    assert run(*words, "--logprobs", "2", folder=trained).code == 2
+
+
+def test_generate_keeps_to_biases_and_constraints(trained: Path, tmp_path: Path, run: Run):
+    words = ("generate", "latest", "--prompt", "a", "--json")
+    biased = run(*words, "--logit-bias", "7=1e4", "--max-new-tokens", "4", "--logprobs", "0", folder=trained)
+    assert [token["token"] for token in biased.document["answers"][0]["logprobs"]] == [7] * 4
+    assert run(*words, "--logit-bias", "seven", folder=trained).code == 2
+    assert run(*words, "--json-schema", tmp_path / "none.json", folder=trained).code == 4
+    pytest.importorskip("llguidance", reason="llguidance is not installed")
+    matched = run(*words, "--regex", "[0-9]{3}", folder=trained).document["answers"][0]
+    assert re.fullmatch("[0-9]{3}", matched["text"])
+    (tmp_path / "schema.json").write_text('{"enum": ["bug", "wish"]}', "utf-8")
+    answer = run(*words, "--json-schema", tmp_path / "schema.json", folder=trained).document["answers"][0]
+    assert json.loads(answer["text"]) in ("bug", "wish")
 
 
 def test_chat_answers_line_by_line_and_remembers(trained: Path, run: Run):

@@ -81,7 +81,7 @@ def test_each_switch_alone_changes_nothing(switch: str) -> None:
 def test_fast_linears_compute_and_train_as_those_of_torch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for onednn in (True, False):
-        monkeypatch.setattr("luthier.models.fast_layers.prefers_onednn", lambda onednn=onednn: onednn)
+        monkeypatch.setattr("luthier.models.fast_layers.prefers_onednn", lambda outputs, onednn=onednn: onednn)
         model = tiny_model(name)
         linears = [type(model.hf.get_submodule(target)) for target in (*model.anatomy.linears, model.anatomy.head)]
         assert (FastLinear in linears) == onednn
