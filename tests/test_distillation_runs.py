@@ -45,7 +45,7 @@ def no_plot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "write_loss_plot", nothing_written)
 
 
-def nothing_written(metrics: object, path: Path) -> None:
+def nothing_written(*_: object) -> None:
     """Write no plot."""
 
 

@@ -43,6 +43,4 @@ class CPO(PreferenceObjective):
 
     def rewards(self, outputs: Outputs) -> Pairs:
         """β log π."""
-        policy = self.policy(outputs)
-        tokens = policy.chosen_tokens_B, policy.rejected_tokens_B
-        return Pairs(self.beta * policy.chosen_B, self.beta * policy.rejected_B, *tokens)
+        return self.policy(outputs).times(self.beta)

@@ -82,6 +82,4 @@ class DPO(PreferenceObjective):
 
     def rewards(self, outputs: Outputs) -> Pairs:
         """β log π / π_ref."""
-        ratios = self.ratios(outputs)
-        tokens = ratios.chosen_tokens_B, ratios.rejected_tokens_B
-        return Pairs(self.beta * ratios.chosen_B, self.beta * ratios.rejected_B, *tokens)
+        return self.ratios(outputs).times(self.beta)

@@ -67,6 +67,4 @@ class ORPO(PreferenceObjective):
 
     def rewards(self, outputs: Outputs) -> Pairs:
         """λ times the mean log-probability."""
-        means = self.policy(outputs).means()
-        tokens = means.chosen_tokens_B, means.rejected_tokens_B
-        return Pairs(self.beta * means.chosen_B, self.beta * means.rejected_B, *tokens)
+        return self.policy(outputs).means().times(self.beta)

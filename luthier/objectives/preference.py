@@ -47,6 +47,11 @@ class Pairs:
         chosen_B, rejected_B = self.chosen_B - reference.chosen_B, self.rejected_B - reference.rejected_B
         return Pairs(chosen_B, rejected_B, self.chosen_tokens_B, self.rejected_tokens_B)
 
+    def times(self, factor: float) -> Pairs:
+        """The same, each log p times a number."""
+        tokens = self.chosen_tokens_B, self.rejected_tokens_B
+        return Pairs(factor * self.chosen_B, factor * self.rejected_B, *tokens)
+
     @property
     def gap_B(self) -> Tensor:
         """How much likelier the better answer is."""

@@ -40,6 +40,4 @@ class SimPO(PreferenceObjective):
 
     def rewards(self, outputs: Outputs) -> Pairs:
         """β p̄."""
-        means = self.policy(outputs).means()
-        tokens = means.chosen_tokens_B, means.rejected_tokens_B
-        return Pairs(self.beta * means.chosen_B, self.beta * means.rejected_B, *tokens)
+        return self.policy(outputs).means().times(self.beta)

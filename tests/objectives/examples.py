@@ -72,7 +72,8 @@ class Task:
         )
         made = laid_out(examples, self.objective, family, max(LENGTHS))
         corrupt = self.objective.corruption(vocabulary(STARTS.get(self.family)))
-        return tuple(made) if corrupt is None else Drawing(corrupt, seed=5).of_all(made, 0)
+        drawing = None if corrupt is None else Drawing(corrupt, seed=5)
+        return tuple(made) if drawing is None else tuple(drawing(text, 0) for text in made)
 
     @cache  # noqa: B019 - likewise
     def companions(self) -> Companions:

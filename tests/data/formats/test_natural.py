@@ -20,8 +20,8 @@ NATURAL: list[tuple[dict[str, Any], str, str | None]] = [
     ({"text": "Nice film", "label": 1}, "classification", "classification"),
     ({"instruction": "Hi", "context": "", "response": "Hello", "category": "chat"}, "qa", "sft"),
     ({"question": "Hi", "answer": "Hello", "category": "chat"}, "completion", "sft"),
-    ({"instruction": "Hi", "output": "a", "chosen": "b", "rejected": "c"}, "preferences", None),
-    ({"prompt": "Hi", "completion": "a", "label": False}, "verdicts", None),
+    ({"instruction": "Hi", "output": "a", "chosen": "b", "rejected": "c"}, "preferences", "dpo"),
+    ({"prompt": "Hi", "completion": "a", "label": False}, "verdicts", "kto"),
     ({"messages": [USER, ANSWER], "category": "chat"}, "chat", "sft"),
     ({"sentence_A": "a", "sentence_B": "b", "relatedness_score": 3.5, "entailment_judgment": "NO"}, "classification", "classification"),
     ({"sentence1": "a", "sentence2": "b", "label": 3.5}, "scores", "regression"),
@@ -30,9 +30,7 @@ NATURAL: list[tuple[dict[str, Any], str, str | None]] = [
 
 
 @pytest.mark.parametrize(("values", "form", "objective"), NATURAL)
-def test_rows_are_taken_for_what_they_most_naturally_are(
-    values: dict[str, Any], form: str, objective: str | None
-) -> None:
+def test_rows_are_taken_for_what_they_most_naturally_are(values: dict[str, Any], form: str, objective: str) -> None:
     found = recognise_any(rows_of(values, values))
     assert (found.name, found.objective) == (form, objective)
     assert found.reason
@@ -40,7 +38,7 @@ def test_rows_are_taken_for_what_they_most_naturally_are(
 
 def test_a_form_that_is_named_is_not_guessed() -> None:
     found = recognise_any(rows_of({"text": "Nice film", "label": 1}), "text")
-    assert found == ("text", "text", "data.format says so", "sft")
+    assert found[:4] == ("text", "text", "data.format says so", "sft")
     with pytest.raises(DataError, match=r"data\.format is tags, but the rows do not have that form") as caught:
         recognise_any(rows_of({"text": "Nice film"}), "tags")
     assert "tokens and tags" in caught.value.mend
