@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ def test_a_run_takes_the_steps_of_any_other_method_and_its_result_is_measured_as
     model = load_run(desk / kind, nothing)
     assert model.num_virtual(ADAPTER) == 5
     recipe = make_recipe(values_of(desk, kind))
-    rows = load_dataset(recipe.data, model.tokenizer, recipe.objective.example, nothing).validation
+    held_out = load_dataset(recipe.data, model.tokenizer, recipe.objective.example, nothing).validation
+    rows = [replace(example, document=index) for index, example in enumerate(held_out)]
     with Workers(1) as workers:
         losses = losses_by_row(
             Candidate("tuned", model, ADAPTER), rows, len(rows), 192, workers, lambda task, done, total: None
