@@ -178,10 +178,10 @@ def test_forms_that_sft_does_not_learn_from_are_refused_in_the_recipe(form: str)
     [
         ("chat", "classification", "or set objective.kind to sft."),
         ("classification", "sft", "or set objective.kind to classification."),
-        ("hh-rlhf", "sft", "Change data.format."),
+        ("hh-rlhf", "sft", "or set objective.kind to dpo."),
     ],
 )
-def test_a_form_for_another_objective_is_refused_with_the_objective_if_there_is_one(
+def test_a_form_for_another_objective_is_refused_with_the_objective_for_it(
     form: str, kind: str, mend: str
 ) -> None:
     with pytest.raises(RecipeError) as caught:
