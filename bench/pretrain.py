@@ -37,15 +37,17 @@ class Case:
     config: str
     objective: dict[str, Any]
     steps: int
+    tokens_per_step: int
     peak_lr: float
     max_length: int
     target: float
 
 
 CASES = {
-    "decoder": Case("llama-2m", {"kind": "clm"}, 300, 3e-3, 256, 0.25),
-    "encoder": Case("bert-2m", {"kind": "mlm"}, 300, 2e-3, 128, 0.10),
-    "encoder-decoder": Case("t5-2m", {"kind": "span-corruption"}, 300, 3e-3, 160, 0.10),
+    "decoder": Case("llama-2m", {"kind": "clm"}, 300, 4096, 3e-3, 256, 0.25),
+    # Few targets a token: many small steps, because it takes some hundreds before context is read at all.
+    "encoder": Case("bert-2m", {"kind": "mlm"}, 1200, 1024, 1e-3, 128, 0.10),
+    "encoder-decoder": Case("t5-2m", {"kind": "span-corruption"}, 1200, 1024, 3e-3, 160, 0.10),
 }
 
 
@@ -57,7 +59,7 @@ def recipe_of(case: Case, tokenizer: Path, data: Path, steps: int) -> dict[str, 
         "objective": case.objective,
         "method": {"kind": "full"},
         "training": {
-            "steps": steps, "tokens_per_step": 4096, "tokens_per_micro_batch": 2048, "peak_lr": case.peak_lr,
+            "steps": steps, "tokens_per_step": case.tokens_per_step, "tokens_per_micro_batch": max(case.max_length, case.tokens_per_step // 2), "peak_lr": case.peak_lr,
             "schedule": {"kind": "cosine", "warmup_fraction": 0.05}, "evaluate_every": max(1, steps // 4),
             "optimizer": {"kind": "adamw", "weight_decay": 0.01},
         },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -119,7 +120,8 @@ def read_dataset(
     dataset = replace(dataset, train=train, validation=validation)
     drawing = drawing_of(recipe, objective, tokenizer, answer_start)
     if drawing is not None:
-        dataset = replace(dataset, validation=mapped(drawing.held_out, dataset.validation))
+        held_out = partial(drawing.held_out, first=dataset.first_held_out)
+        dataset = replace(dataset, validation=mapped(held_out, dataset.validation))
     return dataset, objective
 
 

@@ -126,7 +126,9 @@ def test_the_resolved_recipe_tells_all_that_a_run_was_made_with(lora: Path) -> N
     resolved = yaml.safe_load((lora / "recipe.resolved.yaml").read_text())
     assert resolved["seed"] == 7
     assert (resolved["training"]["steps"], resolved["method"]["alpha"]) == (4, 8.0)
-    assert set(resolved["provenance"]) == {"luthier", "torch", "transformers", "model_sha256", "data_sha256"}
+    facts = {"luthier", "torch", "transformers", "model_sha256", "data_sha256", "companions"}
+    assert set(resolved["provenance"]) == facts
+    assert resolved["provenance"]["companions"] == {}
     assert resolved["provenance"]["luthier"] == package.__version__
     assert json.loads((lora / "environment.json").read_text())["torch"] == torch.__version__
     assert yaml.safe_load((lora / "recipe.yaml").read_text())["training"]["steps"] == 4

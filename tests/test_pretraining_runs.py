@@ -142,7 +142,7 @@ def test_a_prompt_has_the_tokens_of_the_objectives_inputs(desk: Path) -> None:
     decoder, t5, spans = (api.load_text(desk / "runs" / name) for name in ("ul2", "ul2-t5", "span-corruption"))
 
     def read(model: api.TextModel, prompt: str) -> str:
-        request = model._request(prompt, api.make_sampling({}))
+        request = model.request(prompt, api.make_sampling({}))
         return str(model.language_model.tokenizer.decode(request.prompt))
 
     end = decoder.language_model.tokenizer.eos_token

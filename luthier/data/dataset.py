@@ -77,7 +77,8 @@ class Dataset:
 
     format, reason: the form of the training rows, and why they were taken for it; of a mixture, of its first source.
     sha256: of the training rows' content, before any are held out. labels: those of the training rows likewise, each once,
-    sorted. mixture: how many rows of each source an epoch takes; None where it takes all.
+    sorted. mixture: how many rows of each source an epoch takes; None where it takes all. first_held_out: the number of the
+    first document held out, where those have a file of their own.
     """
 
     train: Sequence[Example]
@@ -91,6 +92,7 @@ class Dataset:
     sha256: str
     labels: tuple[str, ...] = ()
     mixture: Mixture | None = None
+    first_held_out: int = 0
 
 
 def load_dataset(
@@ -141,6 +143,7 @@ def _split(
     settings: DataSettings, renderer: Renderer, source: Examples, loader: _Loader, announce: Announce
 ) -> Dataset:
     held_out: Examples | None = None
+    first_held_out = 0
     train_at, validation_at = list(range(len(source.examples))), list[int]()
     sizes = source.sizes
     if settings.validation == "auto":
@@ -151,7 +154,8 @@ def _split(
     elif settings.validation == "none":
         note = "No rows are held out (data.validation: none)."
     else:
-        held_out = loader.load(settings.validation, None, _after_last(source.examples, 0))
+        first_held_out = _after_last(source.examples, 0)
+        held_out = loader.load(settings.validation, None, first_held_out)
         names = ", ".join(files_of(settings.validation))
         note = f"The {len(held_out.examples)} rows of {names} are held out."
     notes = [note]
@@ -173,6 +177,7 @@ def _split(
         sha256=source.sha256,
         labels=loader.labels,
         mixture=mixture,
+        first_held_out=first_held_out,
     )
 
 

@@ -31,15 +31,18 @@ class Drawing:
 
     def __call__(self, text: Example, epoch: int) -> Example:
         """The example of a training text in an epoch. Raises: DataError, at its line, for a text that gives none."""
-        return self._drawn(text, epoch, 0)
+        return self._drawn(text, epoch, text.drawn_as, 0)
 
-    def held_out(self, text: Example) -> Example:
-        """The example of a text that is held out, always the same. Raises as `__call__`."""
-        return self._drawn(text, 0, _HELD_OUT)
+    def held_out(self, text: Example, first: int = 0) -> Example:
+        """The example of a text that is held out, always the same. Raises as `__call__`.
 
-    def _drawn(self, text: Example, epoch: int, salt: int) -> Example:
+        first: the number of the file's first document, so that a file gives the same examples wherever its numbers begin.
+        """
+        return self._drawn(text, 0, text.drawn_as - first, _HELD_OUT)
+
+    def _drawn(self, text: Example, epoch: int, number: int, salt: int) -> Example:
         try:
-            return self.corrupt(text, generator(self.seed, epoch, text.drawn_as, salt))
+            return self.corrupt(text, generator(self.seed, epoch, number, salt))
         except DataError as error:
             origin = text.origin
             raise DataError(error.found, error.mend, file=origin.file, line=origin.line, field=error.field) from error

@@ -49,6 +49,8 @@ def divergence(ratio_M: Tensor) -> Tensor:
 class KTO(JointObjective):
     """Write more like what was called good, and less like what was called bad."""
 
+    loss_unit: ClassVar[str] = "per answer"
+    targets_are: ClassVar[str] = "tokens of answers"
     takes: ClassVar[Gives] = "verdicts"
     kinds: ClassVar[tuple[ModelKind, ...]] = ("decoder",)
     is_likelihood: ClassVar[bool] = False

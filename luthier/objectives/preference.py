@@ -83,6 +83,8 @@ def reference_logprobs(outputs: Outputs) -> Tensor:
 class PreferenceObjective(Objective):
     """An objective over pairs. asks_reference: whether it hears the model as it was before anything trained."""
 
+    loss_unit: ClassVar[str] = "per pair"
+    targets_are: ClassVar[str] = "tokens of answers"
     takes: ClassVar[Gives] = "preferences"
     kinds: ClassVar[tuple[ModelKind, ...]] = ("decoder",)
     is_likelihood: ClassVar[bool] = False

@@ -114,5 +114,7 @@ def test_the_report_and_the_plot_say_what_the_loss_of_an_objective_is(tmp_path, 
     assert f"10 {objective.targets_are} in 30 tokens" in text
     assert f"2.000 → 2.000 {objective.loss_unit}" in text
     is_squared = objective.model_fields["kind"].default == "regression"
-    assert ("squared error" in text) == is_squared == ("nats" not in text)
+    is_compared = objective.takes in ("preferences", "verdicts")
+    assert ("squared error" in text) == is_squared
+    assert ("nats" not in text) == (is_squared or is_compared)
     assert ("learned token" in text) == (objective.takes == "text" and not objective.in_place)

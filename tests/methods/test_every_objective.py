@@ -28,7 +28,7 @@ from luthier.models.heads import ClassHead, Head, is_read
 from luthier.models.language_model import LanguageModel
 from luthier.models.loading import check_head, load_model
 from luthier.models.settings import ModelSettings
-from luthier.objectives import OBJECTIVES, kind_of
+from luthier.objectives import OBJECTIVES, JointObjective, kind_of
 from luthier.ops.workers import Workers
 from luthier.training.checkpoint import Checkpoint
 from luthier.training.companions import with_beside
@@ -135,7 +135,9 @@ def gradients(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return {key.removeprefix("exp_avg."): moment / 0.1 for key, moment in state if key.startswith("exp_avg.")}
 
 
-def assert_same_gradient(one: dict[str, Tensor], other: dict[str, Tensor], idle: set[str]) -> None:
+def assert_same_gradient(
+    one: dict[str, Tensor], other: dict[str, Tensor], idle: set[str], rounding: float = 5e-5
+) -> None:
     """Fail unless they are equal up to rounding; what is 0 but for rounding, as a key's bias, is so beside the largest."""
     assert set(one) == set(other)
     other = {name: gradient for name, gradient in other.items() if name not in idle}
@@ -143,7 +145,7 @@ def assert_same_gradient(one: dict[str, Tensor], other: dict[str, Tensor], idle:
     for name, gradient in other.items():
         worst = float((one[name] - gradient).abs().max())
         own = float(gradient.abs().max())
-        assert worst <= 1e-4 * own + 5e-5 * largest, f"{name}: {worst:.3g} of {own:.3g}"
+        assert worst <= 1e-4 * own + rounding * largest, f"{name}: {worst:.3g} of {own:.3g}"
 
 
 def said(task: Task, model: LanguageModel, adapter: str | None) -> tuple[Tensor, Tensor]:
@@ -183,7 +185,9 @@ def test_a_method_learns_by_an_objective_or_says_why_not(method: Method, task: T
     cut = trained(task, attached(method, task), steps, 0)[0]
     at_once = trained(task, attachment, max(2, steps), ONE_CUT)[0]
     idle = {name for name in at_once.trainables if is_idle(method, task, attachment.model, name)}
-    assert_same_gradient(gradients(cut), gradients(at_once), idle)
+    # a contrast divides small differences of likeness by the temperature, and their rounding with them
+    rounding = 5e-4 if isinstance(task.objective, JointObjective) else 5e-5
+    assert_same_gradient(gradients(cut), gradients(at_once), idle, rounding)
     assert {name for name, gradient in gradients(at_once).items() if not gradient.any()} <= idle
     folder = tmp_path / method.output_folder
     folder.mkdir()

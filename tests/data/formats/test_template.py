@@ -181,9 +181,7 @@ def test_forms_that_sft_does_not_learn_from_are_refused_in_the_recipe(form: str)
         ("hh-rlhf", "sft", "or set objective.kind to dpo."),
     ],
 )
-def test_a_form_for_another_objective_is_refused_with_the_objective_for_it(
-    form: str, kind: str, mend: str
-) -> None:
+def test_a_form_for_another_objective_is_refused_with_the_objective_for_it(form: str, kind: str, mend: str) -> None:
     with pytest.raises(RecipeError) as caught:
         recipe_with(kind, format=form)
     assert str(caught.value).rstrip().endswith(mend)
