@@ -46,7 +46,7 @@ class Case:
 CASES = {
     "decoder": Case("llama-2m", {"kind": "clm"}, 300, 4096, 3e-3, 256, 0.25),
     # Few targets a token: many small steps, because it takes some hundreds before context is read at all.
-    "encoder": Case("bert-2m", {"kind": "mlm"}, 1200, 1024, 1e-3, 128, 0.10),
+    "encoder": Case("bert-2m", {"kind": "mlm"}, 1400, 1024, 1.2e-3, 128, 0.10),
     "encoder-decoder": Case("t5-2m", {"kind": "span-corruption"}, 1200, 1024, 3e-3, 160, 0.10),
 }
 
