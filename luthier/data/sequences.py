@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, overload
 
@@ -15,9 +16,9 @@ T = TypeVar("T")
 class Lazy(Sequence[T]):
     """A sequence whose items are made when they are asked for; a slice of it is one too."""
 
+    @abstractmethod
     def item(self, index: int) -> T:
         """The item at an index from 0 to the length less one."""
-        raise NotImplementedError
 
     @overload
     def __getitem__(self, index: int) -> T: ...

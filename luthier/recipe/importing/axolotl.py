@@ -11,7 +11,9 @@ from luthier.recipe.importing.common import (
     put_length,
     put_objective,
     put_optimizer,
+    put_output,
     put_schedule,
+    put_trainer_arguments,
 )
 from luthier.recipe.importing.taken import Taken, names, number
 
@@ -182,10 +184,7 @@ def _training(taken: Taken) -> None:
     put_schedule(taken, "cosine")
     if (least := number(taken.take("cosine_min_lr_ratio"))) is not None:
         taken.put("training.schedule.final_fraction", least, "cosine_min_lr_ratio")
-    taken.move("max_grad_norm", "training.clip_norm")
-    taken.move("save_steps", "training.checkpoint_every")
-    taken.move("save_total_limit", "training.keep_last")
-    taken.move("eval_steps", "training.evaluate_every")
+    put_trainer_arguments(taken)
     if (patience := taken.take("early_stopping_patience")) is not None:
         taken.put("training.early_stopping.patience", int(patience), "early_stopping_patience")
     if taken.take("gradient_checkpointing"):
@@ -198,5 +197,4 @@ def _training(taken: Taken) -> None:
         if any(taken.take(key) for key in keys):
             taken.put("training.trackers", [tracker], ", ".join(keys))
     taken.move("seed", "seed", 42)
-    if (folder := taken.take("output_dir")) is not None:
-        taken.needless.append(("output_dir", f"luthier train RECIPE --out {folder}"))
+    put_output(taken)

@@ -84,3 +84,17 @@ def put_objective(taken: Taken, kind: str, theirs: str, **settings: Any) -> None
     for name, value in settings.items():
         if value is not None:
             taken.put(f"objective.{name}", value)
+
+
+def put_trainer_arguments(taken: Taken) -> None:
+    """What both hand on to the trainer of transformers as it is."""
+    taken.move("max_grad_norm", "training.clip_norm")
+    taken.move("save_steps", "training.checkpoint_every")
+    taken.move("save_total_limit", "training.keep_last")
+    taken.move("eval_steps", "training.evaluate_every")
+
+
+def put_output(taken: Taken) -> None:
+    """Their folder of results, which is an option of a command here."""
+    if (folder := taken.take("output_dir")) is not None:
+        taken.needless.append(("output_dir", f"luthier train RECIPE --out {folder}"))

@@ -17,7 +17,9 @@ from luthier.recipe.importing.common import (
     put_length,
     put_objective,
     put_optimizer,
+    put_output,
     put_schedule,
+    put_trainer_arguments,
 )
 from luthier.recipe.importing.taken import Taken, names, number
 
@@ -174,10 +176,7 @@ def _training(taken: Taken) -> None:
     taken.put("training.peak_lr", number(taken.take("learning_rate", 5e-5)), "learning_rate")
     put_optimizer(taken, "optim")
     put_schedule(taken, "linear")
-    taken.move("max_grad_norm", "training.clip_norm")
-    taken.move("save_steps", "training.checkpoint_every")
-    taken.move("save_total_limit", "training.keep_last")
-    taken.move("eval_steps", "training.evaluate_every")
+    put_trainer_arguments(taken)
     for theirs, dtype in (("bf16", "bf16"), ("fp16", "fp16")):
         if taken.take(theirs):
             taken.put("model.dtype", dtype, theirs)
@@ -185,5 +184,4 @@ def _training(taken: Taken) -> None:
     if trackers:
         taken.put("training.trackers", trackers, "report_to")
     taken.move("seed", "seed", 42)
-    if (folder := taken.take("output_dir")) is not None:
-        taken.needless.append(("output_dir", f"luthier train RECIPE --out {folder}"))
+    put_output(taken)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from luthier.recipe.importing.common import put_objective
+from luthier.recipe.importing.common import put_objective, put_output
 from luthier.recipe.importing.taken import Taken, number
 
 TOOL = "torchtune"
@@ -181,5 +181,4 @@ def _training(taken: Taken) -> None:
         taken.put("training.trackers", ["tensorboard" if logger.startswith("Tensor") else "wandb"], "metric_logger")
     taken.take("metric_logger.log_dir")
     taken.move("seed", "seed")
-    if (folder := taken.take("output_dir")) is not None:
-        taken.needless.append(("output_dir", f"luthier train RECIPE --out {folder}"))
+    put_output(taken)
