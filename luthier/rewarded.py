@@ -102,6 +102,7 @@ def begin(
     autocast: torch.dtype | None,
     folder: Path,
     exits: ExitStack,
+    announce: Announce,
     progress: Progress = silent,
 ) -> tuple[Rollouts, Companions, Callable[[], HeldOut] | None]:
     """The steps of the run, whom its objective hears, and what measures held-out prompts (None: there are none).
@@ -111,7 +112,7 @@ def begin(
     objective, training = recipe.objective, recipe.training
     assert isinstance(objective, RolloutObjective)
     assert training.rows_per_step is not None
-    rewards = exits.enter_context(Rewards(objective.rewards, Aids()))
+    rewards = exits.enter_context(Rewards(objective.rewards, Aids(), objective.watched))
     end_of_turn = dataset.renderer.end_of_turn_id
     stop_ids = frozenset() if end_of_turn is None else frozenset([end_of_turn])
     policy = Policy(model, others.attachment, stop_ids, autocast)
@@ -126,6 +127,7 @@ def begin(
         recipe.seed,
         folder,
         Ear(others.reference, None if others.critic is None else others.critic.of_examples),
+        announce,
     )
     companions = Companions({})
     if others.critic is not None:

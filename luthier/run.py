@@ -24,6 +24,7 @@ from luthier.data.rendering import Renderer
 from luthier.data.settings import files_of
 from luthier.errors import CheckpointNotFound, NotFound, RecipeError, UsageError
 from luthier.evaluation.loss import held_out_by_task
+from luthier.evaluation.reward_report import has_rewards, write_reward_plot
 from luthier.evaluation.report import write_loss_plot, write_report
 from luthier.methods import ADAPTER, Attachment
 from luthier.models.drawing import with_values
@@ -255,7 +256,7 @@ def _of_rollouts(
     settled = _settled(recipe, prompts_per_step, workers, num_steps)
 
     def start(plan: Plan, workers: Workers, exits: ExitStack) -> tuple[Steps, Companions, Evaluate | None]:
-        return begin(settled, dataset, model, others, num_steps, workers, plan.autocast, folder, exits)
+        return begin(settled, dataset, model, others, num_steps, workers, plan.autocast, folder, exits, announce)
 
     return _Course(settled, others.attachment, num_steps, start)
 
@@ -461,6 +462,8 @@ def _finish(recipe: Recipe, folder: Path, attachment: Attachment, progress: Prog
     write_folder(output, lambda partial: attachment.write(partial, announce), replace=True)
     metrics = read_metrics(folder)
     write_loss_plot(metrics, folder / "loss.png", type(recipe.objective))
+    if has_rewards(metrics):
+        write_reward_plot(metrics, folder / "rewards.png")
     write_report(
         folder / "report.md",
         metrics,

@@ -29,7 +29,7 @@ class Step:
     number: counted from 1. worker_of: for each micro-batch, who computes it. learned_weight: the sum of all targets'
     weights, which the loss is divided by. real_tokens: input tokens, neither padding nor placeholders. rows: indices into
     the examples, in the order of the epoch. epoch: passes over the rows that are complete once this step is done.
-    measured: what is to be written down of it beside the loss, by name.
+    measured: what is to be written down of it beside the loss, by name. ends_run: whether the run should stop after it.
     """
 
     number: int
@@ -41,6 +41,7 @@ class Step:
     rows: tuple[int, ...]
     epoch: float
     measured: Mapping[str, float] = field(default_factory=dict)
+    ends_run: bool = False
 
 
 class Steps(Iterator[Step]):

@@ -38,7 +38,8 @@ def gae(reward_T: Numbers, value_T: Numbers, gamma: float, lam: float) -> tuple[
 
 def rewards_to_go(reward_T: Numbers) -> Numbers:
     """Σ_{k ≥ t} r_k of each token, shape (T,)."""
-    return np.cumsum(reward_T[::-1])[::-1].copy()
+    summed_T: Numbers = np.cumsum(reward_T[::-1])[::-1].copy()
+    return summed_T
 
 
 def leave_one_out(reward_G: Numbers) -> Numbers:

@@ -68,13 +68,21 @@ class RolloutObjective(Objective):
         0.0, ge=0, description="What a nat of entropy of the next token's distribution is worth; 0 leaves it alone."
     )
 
+    watched: tuple[Reward, ...] = Field(
+        (),
+        description="Measured and told, but not rewarded: an independent measure that must not fall while the reward rises.",
+    )
+    stop_on_signs: bool = Field(
+        False,
+        description="Whether the run stops, its state saved, when the rollouts show that the reward is earned in a way nobody wished.",
+    )
     held_out_prompts: int = Field(
         64, ge=1, description="Most held-out prompts that are answered, greedily, at each evaluation."
     )
 
     @model_validator(mode="after")
     def _rewards_differ(self) -> Self:
-        names = [reward.called for reward in self.rewards]
+        names = [reward.called for reward in (*self.rewards, *self.watched)]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise fault_at("objective.rewards", f"Two rewards are called {twice!r}; give each a name.")
@@ -82,11 +90,14 @@ class RolloutObjective(Objective):
 
     def with_paths(self, found: Callable[[str], str]) -> Self:
         """With the files of reward functions where they are."""
-        rewards = tuple(
-            each if each.function is None else each.model_copy(update={"function": found(each.function)})
-            for each in self.rewards
-        )
-        return self.model_copy(update={"rewards": rewards})
+
+        def placed(rewards: Sequence[Reward]) -> tuple[Reward, ...]:
+            return tuple(
+                each if each.function is None else each.model_copy(update={"function": found(each.function)})
+                for each in rewards
+            )
+
+        return self.model_copy(update={"rewards": placed(self.rewards), "watched": placed(self.watched)})
 
     # ── prompts ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

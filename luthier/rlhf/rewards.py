@@ -104,18 +104,11 @@ class Graded:
 class Rewards:
     """All parts together, for the length of a run: as a context it ends the processes of functions."""
 
-    def __init__(
-        self, parts: Sequence[Reward], aids: Aids, further: Mapping[str, tuple[Scorer, float]] | None = None
-    ) -> None:
-        """further: parts that are given as they are, each with its weight, by name."""
+    def __init__(self, parts: Sequence[Reward], aids: Aids, watched: Sequence[Reward] = ()) -> None:
+        """watched: parts that are measured and told, and count nothing. All have names of their own."""
         self._exits = ExitStack()
-        self._parts: dict[str, tuple[Scorer, float]] = dict(further or {})
-        for part in parts:
-            if part.called in self._parts:
-                raise RewardFault(
-                    f"Two rewards are called {part.called!r}.", "Give each a name.", field="objective.rewards"
-                )
-            self._parts[part.called] = self._scorer(part, aids), part.weight
+        self._parts = {part.called: (self._scorer(part, aids), part.weight) for part in parts}
+        self._watched = {part.called: self._scorer(part, aids) for part in watched}
 
     def _scorer(self, part: Reward, aids: Aids) -> Scorer:
         if part.grader is not None:
@@ -131,11 +124,6 @@ class Rewards:
     ) -> None:
         self._exits.close()
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What the parts are called."""
-        return tuple(self._parts)
-
     def __call__(self, answers: Sequence[Answer]) -> list[Worth]:
         """What each answer is worth.
 
@@ -143,8 +131,12 @@ class Rewards:
         answer has a reward.
         """
         grades = {name: (scorer(answers), weight) for name, (scorer, weight) in self._parts.items()}
+        seen = {name: scorer(answers) for name, scorer in self._watched.items()}
         worths = [
-            _summed({name: (of_all[index], weight) for name, (of_all, weight) in grades.items()})
+            _summed(
+                {name: (of_all[index], weight) for name, (of_all, weight) in grades.items()},
+                {name: of_all[index].score for name, of_all in seen.items()},
+            )
             for index in range(len(answers))
         ]
         if worths and all(worth.reward is None for worth in worths):
@@ -156,17 +148,13 @@ class Rewards:
         return worths
 
 
-def _summed(parts: Mapping[str, tuple[Grade, float]]) -> Worth:
+def _summed(parts: Mapping[str, tuple[Grade, float]], watched: Mapping[str, float | None]) -> Worth:
     numbers = {name: grade.score for name, (grade, _) in parts.items()}
     missing = next((name for name, number in numbers.items() if number is None), None)
     if missing is not None:
-        return Worth(None, numbers, f"{missing}: {parts[missing][0].fault}")
-    reward = math.fsum(
-        weight * number
-        for (_, weight), number in zip(parts.values(), numbers.values(), strict=True)
-        if number is not None
-    )
-    return Worth(reward, numbers)
+        return Worth(None, {**numbers, **watched}, f"{missing}: {parts[missing][0].fault}")
+    reward = math.fsum(weight * grade.score for grade, weight in parts.values() if grade.score is not None)
+    return Worth(reward, {**numbers, **watched})
 
 
 OfAnswers = Callable[[Sequence[Answer]], list[Worth]]

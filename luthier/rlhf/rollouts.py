@@ -30,6 +30,7 @@ from luthier.models.language_model import LanguageModel
 from luthier.ops.draws import salt_of
 from luthier.prediction.passes import Passes, Said, said_of_each
 from luthier.rlhf.contract import RolloutObjective
+from luthier.rlhf.diagnosis import Course, course_of, signs
 from luthier.rlhf.experience import Given, chunks_within, example_of, split_by_sample
 from luthier.rlhf.rewards import Answer, OfAnswers
 from luthier.rlhf.samples import Sample, by_group, sample_of, with_said
@@ -109,8 +110,9 @@ class Rollouts(Steps):
         seed: int,
         folder: Path,
         ear: Ear = Ear(),
+        announce: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Stand before the first step. folder: of the run, which keeps the rollouts.
+        """Stand before the first step. folder: of the run, which keeps the rollouts. announce: is told what is wrong with them.
 
         Raises: DataError without prompts.
         """
@@ -120,6 +122,9 @@ class Rollouts(Steps):
         self.objective, self.prompts, self.policy, self.rewards = objective, prompts, policy, rewards
         self.passes, self.size, self.seed, self.ear = passes, size, seed, ear
         self.folder = make_rollout_folder(folder)
+        self.announce = announce
+        self.history: list[Course] = []
+        self.signs: dict[str, str] = {}  # what was wrong so far, in words, by its kind
         self.examples: dict[int, Example] = {}  # of the step at hand, by their documents, without placeholders
         self._budget = size.budget
         self._kl_weight = objective.kl_start
@@ -169,6 +174,7 @@ class Rollouts(Steps):
             rows=tuple(sorted({sample.row for sample in learned})) or tuple(groups),
             epoch=taken / len(self.prompts.examples),
             measured=measured,
+            ends_run=self.objective.stop_on_signs and bool(self.signs),
         )
 
     def _batches(self, examples: Sequence[Example]) -> list[Any]:
@@ -239,9 +245,21 @@ class Rollouts(Steps):
             write_text(file, "".join(sample.line() + "\n" for sample in samples))
         seconds = time.perf_counter() - began
         self._rollout = self._credited(samples, seconds)
+        self._look(samples)
         self._number += 1
         self._part = 0
         self._kl_weight = self.objective.kl_after(self._kl_weight, samples)
+
+    def _look(self, samples: Sequence[Sample]) -> None:
+        """Note what a rollout came to, and say what is wrong the first time that it is."""
+        course = course_of(samples, [each.called for each in self.objective.watched])
+        if course is None:
+            return
+        self.history.append(course)
+        for sign in signs(self.history):
+            if sign.kind not in self.signs:
+                self.signs[sign.kind] = sign.words
+                self.announce(f"After {self._step} steps: {sign.words}")
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:06d}.jsonl"
@@ -372,7 +390,7 @@ class Rollouts(Steps):
         """Which step of which rollout comes next; the answers themselves are on the disk."""
         return {
             "rollout": self._number, "part": self._part, "step": self._step, "budget": self._budget,
-            "kl_weight": self._kl_weight, "kl_weight_before": self._weight_before,
+            "kl_weight": self._kl_weight, "kl_weight_before": self._weight_before, "signs": dict(self.signs),
         }  # fmt: skip
 
     @property
@@ -392,6 +410,10 @@ class Rollouts(Steps):
         for file in sorted(self.folder.glob("*.jsonl")):  # of steps that are taken anew
             if int(file.stem) > self._number:
                 remove_file(file)
+        self.signs = dict(state["signs"])
+        watched = [each.called for each in self.objective.watched]
+        kept = [read_rollout(self._file(number)) for number in range(self._number)]
+        self.history = [course for samples in kept if samples and (course := course_of(samples, watched)) is not None]
         if 0 < self._part < self.objective.steps_per_rollout:
             samples = read_rollout(self._file(self._number - 1))
             if samples is None:

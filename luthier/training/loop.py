@@ -141,7 +141,8 @@ def train(
             metrics["tokens_per_second"] = step.real_tokens / metrics["seconds"]
             metrics["memory_bytes"] = memory_bytes(model.device)
             metrics["peak_memory_bytes"] = peak_memory_bytes(model.device)
-            is_last = progress.step == plan.num_steps
+            progress.stopped_early |= step.ends_run
+            is_last = progress.step == plan.num_steps or progress.stopped_early
             if stop.signal is not None and not is_last:
                 outside.announce("Stopping once the state is saved; asked again, at once.")
             if outside.evaluate is not None and (progress.step % plan.evaluate_every == 0 or is_last):

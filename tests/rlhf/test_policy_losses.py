@@ -25,7 +25,15 @@ def test_at_ratio_one_the_loss_is_minus_the_advantage() -> None:
 
 @pytest.mark.parametrize(
     ("ratio", "advantage", "has_one"),
-    [(1.0, 1, True), (1.29, 1, True), (1.31, 1, False), (0.5, 1, True), (0.79, -1, False), (0.81, -1, True), (5.0, -1, True)],
+    [
+        (1.0, 1, True),
+        (1.29, 1, True),
+        (1.31, 1, False),
+        (0.5, 1, True),
+        (0.79, -1, False),
+        (0.81, -1, True),
+        (5.0, -1, True),
+    ],
 )
 def test_the_gradient_ends_where_the_clip_begins(ratio: float, advantage: float, has_one: bool) -> None:
     assert (gradient(ratio, advantage) != 0) == has_one
@@ -42,7 +50,10 @@ def test_the_dual_clip_ends_the_gradient_of_far_ratios_with_a_negative_advantage
 def test_the_estimates_of_the_divergence_against_enumeration() -> None:
     """A policy of 3 tokens out of 4 words that are drawn one by one: all 64 answers, each with its probability."""
     torch.manual_seed(0)
-    logits, reference = torch.randn(3, 4, dtype=torch.float64, requires_grad=True), torch.randn(3, 4, dtype=torch.float64)
+    logits, reference = (
+        torch.randn(3, 4, dtype=torch.float64, requires_grad=True),
+        torch.randn(3, 4, dtype=torch.float64),
+    )
     answers = torch.tensor(list(itertools.product(range(4), repeat=3)))
 
     def logprobs(scores: Tensor) -> Tensor:
@@ -60,7 +71,9 @@ def test_the_estimates_of_the_divergence_against_enumeration() -> None:
     for loss in (divergence(delta, "k2"), ratio * divergence(delta, "k3")):
         (found,) = torch.autograd.grad((chance.detach()[:, None] * loss).sum(), logits, retain_graph=True)
         torch.testing.assert_close(found, expected)
-    (nothing,) = torch.autograd.grad((chance.detach()[:, None] * divergence(delta, "k1")).sum(), logits, retain_graph=True)
+    (nothing,) = torch.autograd.grad(
+        (chance.detach()[:, None] * divergence(delta, "k1")).sum(), logits, retain_graph=True
+    )
     torch.testing.assert_close(nothing, torch.zeros_like(nothing))
 
 

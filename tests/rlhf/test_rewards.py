@@ -80,13 +80,20 @@ def test_a_function_that_reads_nothing_does_not_hold_the_run_up(tmp_path: Path) 
     file = tmp_path / "deaf.py"
     file.write_text("import time\ndef reward(prompts, answers, rows):\n    time.sleep(60)\n")
     long = [Answer("", "x" * 10**6, {})] * 3
-    with rewards({"function": str(file), "timeout_seconds": 0.5}) as both, pytest.raises(RewardFault, match="took more"):
+    with (
+        rewards({"function": str(file), "timeout_seconds": 0.5}) as both,
+        pytest.raises(RewardFault, match="took more"),
+    ):
         both(long)
 
 
 @pytest.mark.parametrize(
     ("text", "found"),
-    [("def other(): pass", "defines no function reward"), ("1 +", "SyntaxError"), ("import nothing_of_that_name", "ModuleNotFoundError")],
+    [
+        ("def other(): pass", "defines no function reward"),
+        ("1 +", "SyntaxError"),
+        ("import nothing_of_that_name", "ModuleNotFoundError"),
+    ],
 )
 def test_a_file_that_cannot_be_used_is_told_with_its_line(text: str, found: str, tmp_path: Path) -> None:
     file = tmp_path / "wish.py"

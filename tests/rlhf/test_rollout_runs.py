@@ -19,7 +19,9 @@ from luthier.rlhf import rollouts
 from luthier.rlhf.rollouts import FOLDER, read_rollout
 from luthier.rlhf.samples import Sample
 
-VOWELS = "def reward(prompts, answers, rows):\n    return [sum(c in 'aeiou' for c in a) / (1 + len(a)) for a in answers]\n"
+VOWELS = (
+    "def reward(prompts, answers, rows):\n    return [sum(c in 'aeiou' for c in a) / (1 + len(a)) for a in answers]\n"
+)
 SHORT = {"max_new_tokens": 6, "num_answers": 2, "held_out_prompts": 2}
 KINDS: dict[str, dict[str, Any]] = {
     "ppo": {"minibatches": 2, "epochs": 2, "kl_target": 1.0},
