@@ -73,8 +73,8 @@ def others_of(recipe: Recipe, model: LanguageModel, attachment: Attachment, anno
     if not recipe.method.tunes_base:
         made = recipe.method.reference(model, recipe.seed, fast=recipe.training.fast.lora)
         assert made is not None
-        reference: Speaker | None = Speaker(model, made.adapter)
-        frozen: LanguageModel | None = model
+        reference = Speaker(model, made.adapter)
+        frozen = model
     elif objective.needs_reference or objective.asks_critic:
         announce("The base itself trains, so that a frozen copy of it stands beside it.")
         frozen = load_base_of(recipe, announce)

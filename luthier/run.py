@@ -24,8 +24,8 @@ from luthier.data.rendering import Renderer
 from luthier.data.settings import files_of
 from luthier.errors import CheckpointNotFound, NotFound, RecipeError, UsageError
 from luthier.evaluation.loss import held_out_by_task
-from luthier.evaluation.reward_report import has_rewards, write_reward_plot
 from luthier.evaluation.report import write_loss_plot, write_report
+from luthier.evaluation.reward_report import has_rewards, write_reward_plot
 from luthier.methods import ADAPTER, Attachment
 from luthier.models.drawing import with_values
 from luthier.models.language_model import LanguageModel

@@ -63,7 +63,8 @@ def group_relative(reward_G: Numbers) -> Numbers:
     known = reward_G[~np.isnan(reward_G)]
     if len(known) < 2:
         return np.zeros_like(reward_G)
-    return centred(reward_G) / (known.std(ddof=1) + _EPSILON_GROUP)
+    scaled_G: Numbers = centred(reward_G) / (known.std(ddof=1) + _EPSILON_GROUP)
+    return scaled_G
 
 
 def whitened(parts: Sequence[Numbers], *, keeps_mean: bool = False) -> list[Numbers]:

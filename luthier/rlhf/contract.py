@@ -60,7 +60,7 @@ class RolloutObjective(Objective):
         ge=1,
         description="How many optimizer steps the answers of a rollout are split into; a rollout takes so many times training.rows_per_step prompts.",
     )
-    epochs: int = Field(1, ge=1, description="How often each answer is learned from.")
+    reuse: int = Field(1, ge=1, description="How often each answer is learned from.")
     unended_penalty: float = Field(
         0.0, ge=0, description="Taken from the reward of an answer that was cut off at max_new_tokens."
     )
@@ -129,7 +129,7 @@ class RolloutObjective(Objective):
     @property
     def steps_per_rollout(self) -> int:
         """How many optimizer steps learn from one rollout."""
-        return self.minibatches * self.epochs
+        return self.minibatches * self.reuse
 
     def sampling(self, seed: int) -> Sampling:
         """How answers are drawn: from the policy itself, but for the temperature; anything else would falsify ratios."""

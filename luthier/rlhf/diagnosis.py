@@ -9,6 +9,7 @@ The bounds are working values of ours.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -172,5 +173,5 @@ def _error_of(first: Sequence[Course], last: Sequence[Course]) -> float:
 
 
 def _distinct(tokens: Sequence[int]) -> float:
-    pairs = list(zip(tokens, tokens[1:], strict=False))
+    pairs = list(itertools.pairwise(tokens))
     return len(set(pairs)) / len(pairs) if pairs else 1.0

@@ -42,7 +42,7 @@ class PPO(ClippedObjective):
 
     kind: Literal["ppo"] = "ppo"
     num_answers: int = Field(1, ge=1, description="How many answers to each prompt are drawn.")
-    epochs: int = Field(4, ge=1, description="How often each answer is learned from.")
+    reuse: int = Field(4, ge=1, description="How often each answer is learned from.")
     kl: float = Field(0.05, ge=0, description="β: what a nat of log π / π_ref takes from a token's reward.")
     kl_target: float | None = Field(
         None, gt=0, description="Nats of KL(π ‖ π_ref) of an answer that β is moved towards; unset: β stays."

@@ -71,7 +71,7 @@ class RLOO(ClippedObjective):
 def answers_of(targets: Targets) -> Tensor:
     """Which answer each target is of, counted over the micro-batch from 0, shape (N,)."""
     most = int(targets.sample_N.max()) + 1
-    _, answer_N = torch.unique(targets.row_N * most + targets.sample_N, return_inverse=True)
+    answer_N: Tensor = torch.unique(targets.row_N * most + targets.sample_N, return_inverse=True)[1]
     return answer_N
 
 

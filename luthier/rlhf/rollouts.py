@@ -199,7 +199,7 @@ class Rollouts(Steps):
         prompt = self.prompts.examples[samples[0].row]
         room = self._room(prompt)
         chunks = [list(range(len(samples)))] if self.objective.keeps_groups else chunks_within(prompt, samples, room)
-        made = []
+        made: list[Example] = []
         for chunk in chunks:
             chosen = [samples[index] for index in chunk]
             weights = [self.objective.token_weight(sample) for sample in chosen]

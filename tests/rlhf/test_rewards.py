@@ -70,7 +70,7 @@ def test_a_function_that_sleeps_is_stopped_and_the_next_call_starts_anew(reward_
     body = f"import os, time; slow = not os.path.exists({str(tmp_path / 'seen')!r}); open({str(tmp_path / 'seen')!r}, 'w'); time.sleep(60 * slow); return [1, 1]"
     with rewards({"function": str(reward_file(body)), "timeout_seconds": 0.5}) as both:
         began = time.monotonic()
-        with pytest.raises(RewardFault, match="took more than 0.5 s"):
+        with pytest.raises(RewardFault, match=r"took more than 0\.5 s"):
             both(ANSWERS)
         assert time.monotonic() - began < 30
         assert [worth.reward for worth in both(ANSWERS)] == [1, 1]

@@ -24,7 +24,7 @@ VOWELS = (
 )
 SHORT = {"max_new_tokens": 6, "num_answers": 2, "held_out_prompts": 2}
 KINDS: dict[str, dict[str, Any]] = {
-    "ppo": {"minibatches": 2, "epochs": 2, "kl_target": 1.0},
+    "ppo": {"minibatches": 2, "reuse": 2, "kl_target": 1.0},
     "rloo": {"num_answers": 3, "temperature": 0.8},
     "reinforce++": {"baseline": "group"},
     "grpo": {"kl": 0.1, "minibatches": 2, "entropy_bonus": 0.01},
@@ -74,7 +74,7 @@ def written(folder: Path) -> dict[str, str]:
 def test_a_run_that_dies_at_any_step_goes_on_to_the_same_bits(kind: str, desk: Path, tmp_path: Path) -> None:
     with one_thread():
         begin(values_of(desk, kind), tmp_path / "whole")
-        for step in (1, 3, 4):
+        for step in (1, 4) if kind in ("ppo", "grpo") else (3,):
             folder = tmp_path / f"cut-{step}"
             with pytest.raises(Cut):
                 begin(values_of(desk, kind), folder, cut_after(step))
@@ -167,9 +167,10 @@ def test_micro_batches_of_any_size_give_the_same_step(desk: Path, tmp_path: Path
 
 
 def test_it_learns_what_is_rewarded(desk: Path, tmp_path: Path) -> None:
-    settings = {"num_answers": 8, "max_new_tokens": 4}
-    training = {"steps": 40, "rows_per_step": 4, "peak_lr": 0.03, "evaluate_every": 40, "tokens_per_micro_batch": 256}
-    begin(values_of(desk, "grpo", {**settings, "minibatches": 1}, training=training), tmp_path / "run")
+    objective = {"num_answers": 8, "max_new_tokens": 3, "minibatches": 1, "kl": 0.0, "entropy_bonus": 0.0}
+    training = {"steps": 30, "rows_per_step": 4, "peak_lr": 0.005, "evaluate_every": 30, "tokens_per_micro_batch": 256}
+    method = {"kind": "full", "rank": None}
+    begin(values_of(desk, "grpo", objective, training=training, method=method), tmp_path / "run")
     rewards = [line["reward"] for line in said(tmp_path / "run")]
     assert sum(rewards[-5:]) > 2 * sum(rewards[:5])
 
