@@ -103,7 +103,7 @@ def forms_for(takes: Gives) -> tuple[Form, ...]:
     Prompts are all that comes before answers too.
     """
     own = tuple(form for form in _WITH_PROMPTS if takes == form.GIVES)
-    return (*_ASKED, *own) if takes == "prompts" else own
+    return (*own, *_ASKED, prompts.BY_NAME) if takes == "prompts" else own
 
 
 def gives(format: FormatName, takes: Gives, wishes: Wishes = NO_WISHES) -> bool:

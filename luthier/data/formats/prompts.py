@@ -16,7 +16,7 @@ from typing import Protocol
 
 from luthier.data.formats.chat import message
 from luthier.data.formats.completion import PROMPTS
-from luthier.data.formats.table import Recognition, Table, as_filled_text, as_list, fault, one, required
+from luthier.data.formats.table import FurtherForm, Recognition, Table, as_filled_text, as_list, fault, one, required
 from luthier.data.formats.turns import tools_of
 from luthier.data.reading import Row
 from luthier.data.settings import FormatName
@@ -26,7 +26,7 @@ NAME: FormatName = "prompts"
 GIVES: Gives = "prompts"
 COLUMNS = "prompt (or question, input, query, instruction, problem) or messages: a text, or a list of messages"
 
-NAMES = (*PROMPTS, "problem", "messages")
+NAMES = (*PROMPTS, "problem")
 
 
 class Answered(Protocol):
@@ -43,8 +43,20 @@ class Answered(Protocol):
 
 
 def recognise(table: Table) -> Recognition | None:
-    """Rows with one column that asks."""
-    named = table.column("prompt") or table.named(NAMES, ("text", "a list"))
+    """Rows with a prompt, or with messages."""
+    return _asks(table.column("prompt") or table.named(("messages",), ("a list",)))
+
+
+def _recognise_named(table: Table) -> Recognition | None:
+    """Rows with another column that asks."""
+    return _asks(table.named(NAMES, ("text", "a list")))
+
+
+BY_NAME = FurtherForm(NAME, GIVES, COLUMNS, _recognise_named)
+"""Tried last: rows with answers say better what asks."""
+
+
+def _asks(named: str | None) -> Recognition | None:
     if named is None:
         return None
     return Recognition(f"{named} asks", frozenset({named, "tools", "functions"}), one(to_record, prompt=named))
@@ -53,7 +65,7 @@ def recognise(table: Table) -> Recognition | None:
 def to_record(row: Row, prompt: str = "prompt") -> Prompt:
     """The row's prompt."""
     asked = required(row, row.values, prompt, prompt)
-    if isinstance(asked, str) and prompt != "messages":
+    if isinstance(asked, str):
         return Prompt(as_filled_text(row, prompt, asked, "the prompt"))
     turns = as_list(row, prompt, asked, "messages")
     messages = asking([message(row, f"{prompt}[{index}]", turn) for index, turn in enumerate(turns)])
