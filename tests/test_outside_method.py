@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from processes import PATIENCE_SECONDS, environment
+from program import within
 from tiny_runs import recipe_values, write_rows
 
 from luthier.errors import UsageError
@@ -88,10 +89,9 @@ def test_a_package_brings_a_method_that_trains_and_answers(site: Path, tmp_path:
 
 
 def test_without_that_package_the_kind_is_unknown(tmp_path: Path) -> None:
-    (tmp_path / "nowhere").mkdir()
-    ((code, _, said),) = commands(tmp_path / "nowhere", tmp_path, ("methods", "scale"))
-    assert code == 2
-    assert "no method 'scale'" in said
+    ended = within("methods", "scale", folder=tmp_path)
+    assert ended.code == 2
+    assert "no method 'scale'" in ended.err
 
 
 @pytest.mark.parametrize(
