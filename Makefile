@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest
+# Two processes, each with a part of the files until the other has none left: most tests of a file share what it sets up.
+PAIR := -n 2 --dist worksteal
 # Each test process computes with one thread; two processes share the machine's cores.
 export OMP_NUM_THREADS ?= 1
 
@@ -33,7 +35,9 @@ $(VENV)/.test: $(VENV)/.core
 quickstart: env
 	env -u OMP_NUM_THREADS $(BIN)/luthier quickstart
 
-test: lint types docs-check fast slow
+# The documentation is checked by fast tests; fast and slow ones in one go, since tests are collected once and no core idles.
+test: lint types
+	$(PYTEST) $(PAIR) -m "not soak"
 
 lint: env-test
 	$(BIN)/ruff check .
@@ -47,10 +51,10 @@ types: env-test
 	$(BIN)/mypy
 
 fast: env-test
-	$(PYTEST) -n 2 -m "not slow and not soak"
+	$(PYTEST) $(PAIR) -m "not slow and not soak"
 
 slow: env-test
-	$(PYTEST) -m slow
+	$(PYTEST) $(PAIR) -m slow
 
 docs: env-test
 	$(BIN)/luthier schema --markdown > docs/recipe.md

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from copies import pass_by_garbage
 from failing_disk import failing_at
 from tiny_model import write_tiny_model
 
@@ -14,10 +18,34 @@ __all__ = ["failing_at"]
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection() -> None:
+    """Importing the tests and what they import makes millions of objects and no garbage."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """Every run of a test looks for garbage; what the imports and the collected tests hold never is any."""
-    gc.collect()
-    gc.freeze()
+    gc.enable()
+    pass_by_garbage()
+
+
+HELD = pytest.StashKey[tuple[int, Path]]()
+
+
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Nor is what fixtures have imported since, or what an earlier file of tests has left in caches."""
+    held = (len(sys.modules), item.path)
+    if item.config.stash.get(HELD, None) != held:
+        item.config.stash[HELD] = held
+        pass_by_garbage()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unwaited() -> Iterator[None]:
+    """No test of this process waits for the disk itself: a real fsync takes milliseconds, and runs ask for thousands."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,6 @@ def every_moment_of(attempt: Callable[[], object], folder: Path, into: Path) -> 
         return path
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
         for name in OPERATIONS:
             patch.setattr(disk, name, moments.watching(name, vars(disk)[name]))
         patch.setattr(checkpoint, "save_file", moments.watching("save_file", checkpoint.save_file))

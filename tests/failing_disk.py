@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -65,7 +64,6 @@ def failing_at(monkeypatch: pytest.MonkeyPatch) -> FailingAt:
     once: it alone finds no room. full: from it on there is no room, though deleting works. crash: the process dies there.
     After full and crash the process counts as ended, so that what it left may be recovered or removed.
     """
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # thousands of real ones would take minutes
 
     @contextmanager
     def failing(n: int, kind: Kind) -> Iterator[Fault]:

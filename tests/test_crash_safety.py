@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import errno
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ from luthier import run, tuned
 from luthier.errors import DiskFull, LuthierError, NotFinite
 from luthier.models.loading import load_model
 from luthier.store import disk, files, owners
-from luthier.store.files import write_bytes
 from luthier.store.runs import read_run
 from luthier.training import checkpoint
 from luthier.training.checkpoint import load_checkpoint
@@ -43,7 +41,7 @@ class Short:
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Short]:
-    """The model is read from the disk once, and the plot, which takes longer than the training, has a stand-in."""
+    """The model is read from the disk once."""
     folder = tmp_path_factory.mktemp("crash")
     values = recipe_values(
         write_tiny_model(folder / "model"),
@@ -60,7 +58,6 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Short]:
 
     with pytest.MonkeyPatch.context() as patch, one_thread():
         patch.setenv("HOME", str(folder))
-        patch.setattr(run, "write_loss_plot", lambda metrics, path, objective: write_bytes(path, b"plot"))
         patch.setattr(tuned, "load_model", load_once)
         begin(values, folder / "unbroken")
         yield Short(values, folder / "unbroken")
@@ -80,7 +77,6 @@ def half_done_files(folder: Path) -> list[str]:
 
 
 def assert_all_end_alike(moments: Moments, short: Short, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     for module in (files, owners):
         monkeypatch.setattr(module, "owner_is_alive", lambda tag: False)  # that process has ended
     expected = outcome(short.unbroken)

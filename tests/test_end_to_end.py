@@ -13,6 +13,7 @@ import torch
 import yaml
 from near import assert_near
 from processes import luthier
+from program import within
 from tiny_model import write_tiny_model
 from tiny_runs import nothing, recipe_values, write_rows
 from torch import Tensor
@@ -42,7 +43,18 @@ class Ended:
 
 
 def ended_well(*words: str | Path, folder: Path, given: str = "") -> Ended:
-    code, out, err = luthier(*words, folder=folder, given=given)
+    return well(*luthier(*words, folder=folder, given=given))
+
+
+def ended_well_within(*words: str | Path, folder: Path, given: str = "") -> Ended:
+    """In this process: for a command that another test takes through the program."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(folder))
+        ended = within(*words, folder=folder, given=given)
+    return well(ended.code, ended.out, ended.err)
+
+
+def well(code: int, out: str, err: str) -> Ended:
     assert code == 0, err
     assert "Traceback" not in err
     assert "Warning" not in err
@@ -83,7 +95,7 @@ def lora(desk: Path, trained: Ended) -> Path:
 @pytest.fixture(scope="module")
 def full(desk: Path) -> Ended:
     """`luthier train` with full tuning into the folder that it chooses, for people to read."""
-    return ended_well("train", "full.yaml", "--set", "training.steps=2", folder=desk)
+    return ended_well_within("train", "full.yaml", "--plain-allocator", "--set", "training.steps=2", folder=desk)
 
 
 # ── a run and what it leaves ────────────────────────────────────────────────────────────────────────────────────────
@@ -150,7 +162,7 @@ def test_resuming_a_finished_run_gives_its_result_again(desk: Path, lora: Path, 
 
 def test_check_takes_a_file_of_rows_or_a_recipe(desk: Path) -> None:
     of_rows = ended_well("check", "rows.jsonl", "--model", "model", "--json", folder=desk).document
-    of_recipe = ended_well("check", "recipe.yaml", "--json", folder=desk).document
+    of_recipe = ended_well_within("check", "recipe.yaml", "--json", folder=desk).document
     assert of_rows["ok"] is True
     assert of_rows["gate"]["rows"] + of_rows["gate"]["held_out_rows"] == of_rows["rows"] == 60
     learned = {piece["text"] for row in of_rows["gate"]["shown"] for piece in row["pieces"] if piece["learned"]}
@@ -160,7 +172,9 @@ def test_check_takes_a_file_of_rows_or_a_recipe(desk: Path) -> None:
 
 
 def test_a_dry_run_ends_with_what_the_gate_says(desk: Path) -> None:
-    document = ended_well("train", "recipe.yaml", "--out", "dry", "--dry-run", "--json", folder=desk).document
+    document = ended_well_within(
+        "train", "recipe.yaml", "--out", "dry", "--dry-run", "--plain-allocator", "--json", folder=desk
+    ).document
     assert (document["ok"], document["rows"]) == (True, 48)
     assert not (desk / "dry").exists()
 
@@ -189,7 +203,7 @@ def test_chat_reads_lines_from_a_pipe_and_compares(desk: Path, lora: Path) -> No
 
 
 def test_chat_prints_answers_alone_on_standard_out(desk: Path, lora: Path) -> None:
-    plain = ended_well("chat", "lora", "--max-new-tokens", "1", folder=desk, given=PROMPT)
+    plain = ended_well_within("chat", "lora", "--max-new-tokens", "1", folder=desk, given=PROMPT)
     assert plain.out
     assert "weights" not in plain.out
     assert "weights" in plain.err
@@ -199,7 +213,10 @@ def test_new_writes_a_recipe_that_a_dry_run_takes(desk: Path) -> None:
     words = ["new", "rows.jsonl", "--model", "model", "--out", "mine.yaml", "--json"]
     document = ended_well(*words, folder=desk).document
     assert (document["recipe"], document["format"], document["rows"]) == ("mine.yaml", "completion", 60)
-    assert ended_well("train", "mine.yaml", "--dry-run", "--json", folder=desk).document["ok"] is True
+    assert (
+        ended_well_within("train", "mine.yaml", "--dry-run", "--plain-allocator", "--json", folder=desk).document["ok"]
+        is True
+    )
 
 
 def test_runs_lists_the_runs(desk: Path, full: Ended) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
+import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-from processes import PATIENCE_SECONDS, PROGRAM, environment
+from processes import PATIENCE_SECONDS, environment
+from program import within
 from tiny_runs import recipe_values, write_rows
 
 from luthier.errors import UsageError
@@ -37,17 +40,32 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def luthier(site: Path, folder: Path, *words: str | Path) -> tuple[int, str, str]:
+# Methods of other packages are looked for as Luthier is imported; one process takes all commands, for that takes seconds.
+SCRIPT = """
+import contextlib, io, json, sys
+from luthier.cli.main import main
+
+ended = []
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = main(words)
+    ended.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(ended))
+"""
+
+
+def commands(site: Path, folder: Path, *commands: tuple[str, ...]) -> list[tuple[int, str, str]]:
+    """How `luthier WORDS` ends for each of some commands, with the packages of a site: code, standard out, standard error."""
     done = subprocess.run(
-        [str(PROGRAM), *map(str, words)],
+        [sys.executable, "-c", SCRIPT, json.dumps(commands)],
         cwd=folder,
-        env={**environment(folder), "PYTHONPATH": str(site)},
+        env={**environment(folder), "PYTHONPATH": os.pathsep.join([str(site), str(CONTRIBUTING.parent)])},
         capture_output=True,
         text=True,
         timeout=PATIENCE_SECONDS,
-        check=False,
+        check=True,
     )
-    return done.returncode, done.stdout, done.stderr
+    return [tuple(ended) for ended in json.loads(done.stdout)]
 
 
 def test_a_package_brings_a_method_that_trains_and_answers(site: Path, tmp_path: Path, tiny_model: Path) -> None:
@@ -55,21 +73,25 @@ def test_a_package_brings_a_method_that_trains_and_answers(site: Path, tmp_path:
     stack = {"kind": "stack", "parts": [{"kind": "scale", "targets": ["q_proj"]}, {"kind": "prompt-tuning"}]}
     for name, method in (("scale", {"kind": "scale", "targets": ["q_proj"]}), ("both", stack)):
         (tmp_path / f"{name}.yaml").write_text(json.dumps({**values, "method": method}))
-        code, _, said = luthier(site, tmp_path, "train", f"{name}.yaml", "--out", name)
-        assert code == 0, said
-    code, found, _ = luthier(site, tmp_path, "generate", "scale", "--prompt", "Where is order 3?", "--json")
-    assert code == 0
-    assert json.loads(found)
-    code, found, _ = luthier(site, tmp_path, "methods", "scale", "--json")
-    assert code == 0
-    assert json.loads(found)["count"] == "Σ O over the adapted layers"
+    scale, both, answered, told = commands(
+        site,
+        tmp_path,
+        ("train", "scale.yaml", "--out", "scale"),
+        ("train", "both.yaml", "--out", "both"),
+        ("generate", "scale", "--prompt", "Where is order 3?", "--json"),
+        ("methods", "scale", "--json"),
+    )
+    assert (scale[0], both[0]) == (0, 0), scale[2] + both[2]
+    assert answered[0] == 0, answered[2]
+    assert json.loads(answered[1])
+    assert told[0] == 0
+    assert json.loads(told[1])["count"] == "Σ O over the adapted layers"
 
 
-def test_without_that_package_the_kind_is_unknown(tmp_path: Path, tiny_model: Path) -> None:
-    (tmp_path / "nowhere").mkdir()
-    code, _, said = luthier(tmp_path / "nowhere", tmp_path, "methods", "scale")
-    assert code == 2
-    assert "no method 'scale'" in said
+def test_without_that_package_the_kind_is_unknown(tmp_path: Path) -> None:
+    ended = within("methods", "scale", folder=tmp_path)
+    assert ended.code == 2
+    assert "no method 'scale'" in ended.err
 
 
 @pytest.mark.parametrize(

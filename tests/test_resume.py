@@ -19,10 +19,8 @@ from safetensors.torch import load_file, save_file
 from tiny_model import write_tiny_model
 from tiny_runs import Cut, begin, course, cut_after, files_of, go_on, one_thread, outcome, recipe_values, write_rows
 
-from luthier import run
 from luthier.errors import Interrupted, LuthierError, NotFound, RecipeError, RunMismatch
 from luthier.recipe import load_recipe
-from luthier.store.files import write_bytes
 from luthier.store.runs import read_run
 
 Part = dict[str, Any]
@@ -110,7 +108,6 @@ class Workshop:
         return self.unbroken_runs[kind]
 
 
-# The plot, which takes longer than the training, has a stand-in here.
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     """A model, 18 rows and 5 held-out ones."""
@@ -120,7 +117,6 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     write_rows(folder / "held-out.jsonl", 5, start=100)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(folder))
-        patch.setattr(run, "write_loss_plot", lambda metrics, path, objective: write_bytes(path, b"plot"))
         with one_thread():
             yield Workshop(folder, {})
 

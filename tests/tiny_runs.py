@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from luthier import run
 from luthier.recipe import make_recipe
 from luthier.run import RunResult, resume_run, train_recipe
-from luthier.store.files import MANIFEST, sha256_file
+from luthier.store.files import MANIFEST, sha256_file, write_bytes
 
 CLOCK_AND_MEMORY = {"seconds", "tokens_per_second", "memory_bytes", "peak_memory_bytes", "rollout_seconds"}
 THINGS = ("lamp", "chair", "green kettle", "radio", "blue box", "small round table")
@@ -57,8 +59,9 @@ def begin(
     on_step: Callable[[dict[str, Any]], None] = nothing,
     announce: Callable[[str], None] = nothing,
 ) -> RunResult:
-    """Carry out a recipe given as plain values."""
-    return train_recipe(make_recipe(values), folder, announce=announce, on_step=on_step)
+    """Carry out a recipe given as plain values, but for the plot."""
+    with without_plot():
+        return train_recipe(make_recipe(values), folder, announce=announce, on_step=on_step)
 
 
 def go_on(
@@ -66,8 +69,17 @@ def go_on(
     on_step: Callable[[dict[str, Any]], None] = nothing,
     announce: Callable[[str], None] = nothing,
 ) -> RunResult:
-    """Resume a run."""
-    return resume_run(folder, announce=announce, on_step=on_step)
+    """Resume a run, but for the plot."""
+    with without_plot():
+        return resume_run(folder, announce=announce, on_step=on_step)
+
+
+@contextmanager
+def without_plot() -> Iterator[None]:
+    """Within: the plot of a run, which takes longer than the training, has a stand-in."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "write_loss_plot", lambda metrics, path, objective: write_bytes(path, b"plot"))
+        yield
 
 
 class Cut(BaseException):

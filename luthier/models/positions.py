@@ -9,7 +9,7 @@ from luthier.models.families import family_of
 
 def context_length(config: PreTrainedConfig) -> int | None:
     """The most positions that the model was made for; None if its config does not say."""
-    values = config.to_dict()
+    values = vars(config)  # what to_dict() makes a deep copy of, and this is asked of every prompt
     for key in ("max_position_embeddings", "n_positions") if family_of(config.model_type).positions_end else ():
         if values.get(key) is not None:
             return int(values[key]) - first_position(config)
@@ -26,7 +26,7 @@ def longest_stable_row(config: PreTrainedConfig) -> int | None:
 
     `dynamic` and `longrope` scaling choose their frequencies by the longest position of the whole call.
     """
-    values = config.to_dict()
+    values = vars(config)
     rope = values.get("rope_parameters") or {}
     if rope.get("rope_type") not in ("dynamic", "longrope"):
         return None

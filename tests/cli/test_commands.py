@@ -1,4 +1,4 @@
-"""Every command once through the program itself, and the finer points of each within this process."""
+"""The finer points of each command, within this process; `test_end_to_end.py` takes each through the program itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from program import Ended, luthier
+from program import luthier, within
 
 import luthier as package
 from luthier.cli import chat as chat_command
@@ -21,18 +21,9 @@ Run = Any
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run() -> Run:
     """Run a command in this process, in a folder, with text on standard in."""
-
-    def run(*words: str | Path, folder: Path, given: str = "") -> Ended:
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr("sys.stdin", io.StringIO(given))
-        capsys.readouterr()
-        code = main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return Ended(code, out, err)
-
-    return run
+    return within
 
 
 # ── train, resume, runs ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -99,7 +90,7 @@ def test_an_unbroken_and_a_resumed_run_end_in_the_same_bits(trained: Path, tmp_p
     went = folder / "runs" / "recipe-1"
     shutil.rmtree(went / "checkpoints" / "step-4")
     shutil.rmtree(went / "adapter")
-    ended = luthier("resume", "latest", "--json", folder=folder)
+    ended = within("resume", "latest", "--plain-allocator", "--json", folder=folder)
     assert ended.code == 0, ended.err
     assert ended.document["steps"] == 4
     name = "runs/recipe-1/adapter/adapter_model.safetensors"
@@ -126,7 +117,7 @@ def test_runs_says_how_to_begin_where_there_is_none(tmp_path: Path, run: Run):
 
 
 def test_check_takes_a_file_of_rows_alone(desk: Path, tiny_model: Path):
-    ended = luthier("check", "rows.jsonl", "--model", tiny_model, "--json", folder=desk)
+    ended = within("check", "rows.jsonl", "--model", tiny_model, "--json", folder=desk)
     assert ended.code == 0, ended.err
     document = ended.document
     assert (document["ok"], document["rows"], document["form"], document["findings"]) == (True, 40, "completion", [])
@@ -172,7 +163,7 @@ def test_check_refuses_rows_that_the_models_positions_do_not_reach(desk: Path, r
 
 
 def test_new_writes_a_recipe_that_train_takes(desk: Path, tiny_model: Path, run: Run):
-    ended = luthier("new", "rows.jsonl", "--model", tiny_model, "--out", "mine.yaml", folder=desk)
+    ended = within("new", "rows.jsonl", "--model", tiny_model, "--out", "mine.yaml", folder=desk)
     assert (ended.code, ended.out) == (0, "mine.yaml\n")
     text = (desk / "mine.yaml").read_text()
     assert "# 40 completion rows from rows.jsonl" in text
@@ -198,14 +189,14 @@ def test_new_writes_the_objective_that_rows_are_made_for_or_the_one_asked_for(
     tmp_path: Path, row: dict[str, Any], options: tuple[str, ...], kind: str
 ) -> None:
     (tmp_path / "mine.jsonl").write_text((json.dumps(row) + "\n") * 5)
-    document = luthier("new", "mine.jsonl", *options, "--json", folder=tmp_path).document
+    document = within("new", "mine.jsonl", *options, "--json", folder=tmp_path).document
     assert (document["objective"], document["rows"]) == (kind, 5)
     assert f"kind: {kind}" in (tmp_path / "mine.yaml").read_text()
 
 
 def test_new_tells_objectives_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 5)
-    ended = luthier("new", "pairs.jsonl", "--objective", "magic", folder=tmp_path)
+    ended = within("new", "pairs.jsonl", "--objective", "magic", folder=tmp_path)
     assert (ended.code, "no objective 'magic'" in ended.err) == (2, True)
 
 
@@ -230,7 +221,7 @@ def test_schema_is_a_json_schema(tmp_path: Path, run: Run):
 
 def test_evaluate_compares_base_and_tuned(trained: Path):
     words = ("evaluate", "recipe-1", "--data", "rows.jsonl", "--limit", "12", "--max-new-tokens", "4", "--json")
-    ended = luthier(*words, folder=trained)
+    ended = within(*words, folder=trained)
     assert ended.code == 0, ended.err
     document = ended.document
     assert document["candidates"] == ["base", "tuned"]
@@ -249,7 +240,7 @@ def test_evaluate_without_data_takes_what_the_run_held_out(trained: Path, run: R
 
 
 def test_generate_prints_the_answer_and_nothing_else(trained: Path, run: Run):
-    ended = luthier("generate", "recipe-1", "--prompt", "Where is parcel 3?", "--max-new-tokens", "3", folder=trained)
+    ended = within("generate", "recipe-1", "--prompt", "Where is parcel 3?", "--max-new-tokens", "3", folder=trained)
     assert ended.code == 0, ended.err
     piped = run("generate", "recipe-1", "--max-new-tokens", "3", folder=trained, given="Where is parcel 3?\n")
     assert piped.out == ended.out
@@ -357,7 +348,7 @@ def test_a_mistyped_run_is_told_with_the_runs_near_it(trained: Path, run: Run):
 
 
 def test_chat_through_the_program_ends_with_its_input(trained: Path):
-    ended = luthier("chat", "latest", "--max-new-tokens", "2", folder=trained, given="hello\n")
+    ended = within("chat", "latest", "--max-new-tokens", "2", folder=trained, given="hello\n")
     assert ended.code == 0, ended.err
     assert ended.out.endswith("\n")
 
@@ -393,7 +384,7 @@ def test_a_run_that_is_not_there_is_not_found(trained: Path, run: Run, command: 
 
 
 def test_doctor_finds_this_environment_well(tmp_path: Path):
-    ended = luthier("doctor", "--json", folder=tmp_path)
+    ended = within("doctor", "--json", folder=tmp_path)
     assert ended.code == 0, ended.out
     report = ended.document
     assert report["problems"] == []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from methods.answers import answers, uncached_answer
+from methods.answers import answers, uncached_answers
 from methods.examples import ENCODERS, EXAMPLES, FAMILIES, REFUSED, TRIED, model_for, ready
 from models.tiny import ENCODER_DECODERS, purpose_of
 from models.tuned import logprobs, quiet, randomize, usual_batch
@@ -28,6 +28,8 @@ CASES = [
 WRITERS = [case for case in CASES if purpose_of(case.values[1]) == "words"]
 ADAPTERS = [case for case in CASES if not case.values[0].tunes_base]
 NUM_STEPS = 3
+NUM_ANSWERED = 3
+"""One new token after the prompt, one over the prompt's cache, and one over a cache that has grown."""
 
 
 @pytest.fixture
@@ -188,7 +190,6 @@ def test_generation_with_a_cache_is_as_without_and_a_batch_as_one_by_one(method:
     attachment = method.attach(model, "default", seed=0)
     randomize(attachment)
     prompts = [(5, 9, 30, 4, 17, 8), (7,), (11, 50, 3)]
-    together = answers(model, prompts, attachment.adapter, 5)
-    assert together == [answers(model, [prompt], attachment.adapter, 5)[0] for prompt in prompts]
-    for prompt, answer in zip(prompts, together, strict=True):
-        assert uncached_answer(model, prompt, attachment.adapter, len(answer)) == answer
+    together = answers(model, prompts, attachment.adapter, NUM_ANSWERED)
+    assert together == [answers(model, [prompt], attachment.adapter, NUM_ANSWERED)[0] for prompt in prompts]
+    assert together == uncached_answers(model, prompts, attachment.adapter, [len(answer) for answer in together])

@@ -6,11 +6,15 @@ rows, and no gain is 1 and no bias 0, so that a part that is forgotten or turned
 
 from __future__ import annotations
 
+import copy
 import zlib
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import cache
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
+from copies import copied, pass_by_garbage
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import (
@@ -39,6 +43,8 @@ VOCABULARY = 61
 MASK = VOCABULARY - 1
 Purpose = Literal["words", "classes", "mask", "tags", "number", "number at mask"]
 """What a head is over: words, classes, or classes read off a mask by the layers of an encoder's head over words; or numbers."""
+P = ParamSpec("P")
+T = TypeVar("T")
 _AT_MASK = ("mask", "number at mask")
 PLAIN = FastModel(attention=False, head=False, gated_mlp=False, norm=False, linear=False)
 
@@ -208,7 +214,27 @@ def plain_model(
 
     purpose: what its head is over; unset, what the family's models are made for. For mask it is the head over words alone.
     """
-    config, purpose = tiny_config(name), purpose or purpose_of(name)
+    return copied(_built_plain(name, repr(CONFIGS[name]), attention, dtype, purpose or purpose_of(name)))
+
+
+def _kept(build: Callable[P, T]) -> Callable[P, T]:
+    """Build once for all tests of the process, and let nobody look for garbage in it.
+
+    values: what `CONFIGS` says of the name now, since a test may put its own there.
+    """
+
+    @cache
+    def building(*settings: P.args, **named: P.kwargs) -> T:
+        built = build(*settings, **named)
+        pass_by_garbage()
+        return built
+
+    return building
+
+
+@_kept
+def _built_plain(name: str, values: str, attention: str, dtype: torch.dtype, purpose: Purpose) -> PreTrainedModel:
+    config = tiny_config(name)
     writer = AutoModelForSeq2SeqLM if name in ENCODER_DECODERS else AutoModelForCausalLM
     autos: dict[Purpose, Any] = {
         "words": AutoModelForMaskedLM if name in ENCODERS else writer,
@@ -261,8 +287,20 @@ def tiny_model(
     name: str, fast: FastModel | None = None, dtype: torch.dtype = torch.float32, purpose: Purpose | None = None
 ) -> LanguageModel:
     """The tiny model as Luthier loads it: the same weights as `plain_model`. Of a head over classes the last layer is new."""
-    fast = fast or FastModel()
-    purpose = purpose or purpose_of(name)
+    built = _built(name, repr(CONFIGS[name]), fast or FastModel(), dtype, purpose or purpose_of(name))
+    return replace(
+        built,
+        hf=copied(built.hf),
+        tokenizer=copy.deepcopy(built.tokenizer),
+        sides={},
+        virtual_tokens={},
+        edits={},
+        prepared={},
+    )
+
+
+@_kept
+def _built(name: str, values: str, fast: FastModel, dtype: torch.dtype, purpose: Purpose) -> LanguageModel:
     family = family_of(CONFIGS[name][0])
     register_attention()
     hf = plain_model(name, implementation_of(family, fast.attention), dtype, purpose)

@@ -108,6 +108,15 @@ def test_contents_reach_the_disk_before_the_name_and_the_name_before_the_end(
     assert asked == ["write", "fsync", "replace", "fsync"]
 
 
+def test_what_is_flushed_is_the_file_and_the_folder_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.fstat(descriptor).st_ino))
+    write_bytes(tmp_path / "file", b"data")
+    assert flushed == [(tmp_path / "file").stat().st_ino, tmp_path.stat().st_ino]
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_named_with_its_free_bytes_and_the_mend(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from program import within
 from tiny_runs import nothing, recipe_values, write_rows
 
 import luthier.studies.method_comparison as study
@@ -33,6 +36,16 @@ def compared(
     return compare_methods(recipe, contenders_of_kinds(recipe, kinds, seeds), folder, nothing, **rest)
 
 
+@pytest.fixture
+def within_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run is trained here, and not in a process of its own, which takes seconds to begin."""
+
+    def run(command: list[str], **rest: Any) -> SimpleNamespace:
+        return SimpleNamespace(returncode=within(*command[3:], "--plain-allocator", folder=Path.cwd()).code)
+
+    monkeypatch.setattr(study, "subprocess", SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL))
+
+
 def test_each_method_is_measured_on_the_same_rows_and_falls_are_paired(tiny_model: Path, tmp_path: Path) -> None:
     found = compared(recipe_of(tmp_path, tiny_model), tmp_path / "study")
     assert [outcome.kind for outcome in found.outcomes] == ["lora", "full"]
@@ -49,6 +62,7 @@ def test_each_method_is_measured_on_the_same_rows_and_falls_are_paired(tiny_mode
     assert lora.fall > 0
 
 
+@pytest.mark.usefixtures("within_this_process")
 def test_what_is_finished_is_not_trained_again(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,6 +76,7 @@ def test_what_is_finished_is_not_trained_again(
     assert json.loads((tmp_path / "study" / RESULTS).read_text())["outcomes"][0]["kind"] == "lora"
 
 
+@pytest.mark.usefixtures("within_this_process")
 def test_a_budget_in_tokens_sets_the_steps_for_all_alike(tiny_model: Path, tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, tiny_model)
     found = compared(recipe, tmp_path / "study", kinds=("lora",), budget_tokens=600, seeds=2)
@@ -71,6 +86,7 @@ def test_a_budget_in_tokens_sets_the_steps_for_all_alike(tiny_model: Path, tmp_p
         assert abs(outcome.real_tokens - 600) <= a_step
 
 
+@pytest.mark.usefixtures("within_this_process")
 def test_a_run_that_fails_is_told_and_the_finished_ones_are_kept(tiny_model: Path, tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, tiny_model)
     broken = tmp_path / "study" / "full-seed-7"
@@ -88,6 +104,7 @@ def test_a_recipe_without_held_out_rows_is_refused_before_anything_trains(tiny_m
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.usefixtures("within_this_process")
 def test_a_finished_run_is_not_taken_for_one_of_other_settings(tiny_model: Path, tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, tiny_model)
     compared(recipe, tmp_path / "study", kinds=("lora",))
