@@ -35,6 +35,7 @@ from luthier.cli.quickstart import quickstart
 from luthier.cli.resume import resume
 from luthier.cli.runs import runs
 from luthier.cli.schema import schema
+from luthier.cli.selftest import selftest
 from luthier.cli.tokenizer import tokenizer
 from luthier.cli.tournament import tournament
 from luthier.cli.train import train
@@ -77,6 +78,7 @@ app.command(rich_help_panel=_LOOK)(runs)
 app.command(rich_help_panel=_LOOK)(methods)
 app.command(rich_help_panel=_LOOK)(schema)
 app.command(rich_help_panel=_LOOK)(doctor)
+app.command(rich_help_panel=_LOOK)(selftest)
 app.add_typer(cache, name="cache", rich_help_panel=_LOOK)
 
 
