@@ -14,6 +14,7 @@ from typing import Annotated, cast
 
 import typer
 
+from luthier.cli.bundle import bundle, replay
 from luthier.cli.cache import cache
 from luthier.cli.chat import chat
 from luthier.cli.check import check
@@ -73,6 +74,8 @@ app.command(rich_help_panel=_USE)(generate)
 app.command(rich_help_panel=_USE)(combine)
 app.command(rich_help_panel=_USE)(shrink)
 app.command(rich_help_panel=_USE)(export)
+app.command(rich_help_panel=_USE)(bundle)
+app.command(rich_help_panel=_USE)(replay)
 app.command(rich_help_panel=_LOOK)(inspect)
 app.command(rich_help_panel=_LOOK)(runs)
 app.command(rich_help_panel=_LOOK)(methods)
