@@ -24,7 +24,8 @@ from luthier.data.rendering import Renderer
 from luthier.data.settings import files_of
 from luthier.errors import CheckpointNotFound, NotFound, RecipeError, UsageError
 from luthier.evaluation.loss import held_out_by_task
-from luthier.evaluation.report import write_loss_plot, write_report
+from luthier.evaluation.report import write_loss_plot
+from luthier.evaluation.run_report import ENVIRONMENT, PLOT, write_run_report
 from luthier.methods import ADAPTER, Attachment
 from luthier.models.drawing import with_values
 from luthier.models.language_model import LanguageModel
@@ -66,7 +67,6 @@ from luthier.tuned import load_base_of
 Announce = Callable[[str], None]
 OnStep = Callable[[dict[str, Any]], None]
 
-ENVIRONMENT = "environment.json"
 _WORSE_THAN_GUESSING = 1.5  # nats: what a random start may cost beyond a guess
 _FEWEST_WORDS = 1024
 
@@ -378,7 +378,7 @@ def _prune(recipe: Recipe, folder: Path, step: int, best_step: int | None) -> No
 
 
 def _finish(recipe: Recipe, folder: Path, attachment: Attachment, progress: Progress, announce: Announce) -> RunResult:
-    """Write the adapter or model, the plot and the report."""
+    """Write the adapter or model, the plot and the reports."""
     _prune(recipe, folder, progress.step, progress.best_step)
     if recipe.training.early_stopping is not None and progress.best_step not in (None, progress.step):
         _go_back(folder, attachment, progress, announce)
@@ -387,19 +387,15 @@ def _finish(recipe: Recipe, folder: Path, attachment: Attachment, progress: Prog
     output = folder / recipe.method.output_folder
     write_folder(output, lambda partial: attachment.write(partial, announce), replace=True)
     metrics = read_metrics(folder)
-    write_loss_plot(metrics, folder / "loss.png", type(recipe.objective))
-    write_report(
-        folder / "report.md",
-        metrics,
-        {
-            "Model": recipe.model.name,
-            "Method": f"{recipe.method.kind}, {attachment.num_trainable:,} numbers trained",
-            "Data": ", ".join(files_of(recipe.data.train)),
-            "Steps": str(progress.step),
-            "Result": str(output),
-        },
-        objective=type(recipe.objective),
-    )
+    write_loss_plot(metrics, folder / PLOT, type(recipe.objective))
+    facts = {
+        "Model": recipe.model.name,
+        "Method": f"{recipe.method.kind}, {attachment.num_trainable:,} numbers trained",
+        "Data": ", ".join(files_of(recipe.data.train)),
+        "Steps": str(progress.step),
+        "Result": str(output),
+    }
+    write_run_report(folder, facts, type(recipe.objective))
     return _result(folder, metrics, progress)
 
 

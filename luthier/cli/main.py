@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signals = Signals()
     try:
         with signals:
-            code = app(words, prog_name="luthier", standalone_mode=False)
+            code = app(words, prog_name="luthier", standalone_mode=False, obj=tuple(words))
         if code == 128 + signal.SIGINT:  # what some versions of typer make of a KeyboardInterrupt
             raise KeyboardInterrupt
     except _UsageFault as raised:

@@ -43,7 +43,8 @@ def write_report(
     Raises: DiskFull.
     """
     sections = [f"# {path.absolute().parent.name}", _table(["", ""], list(facts.items())), "## Training"]
-    sections += [_training(metrics, objective), "![Loss by step](loss.png)"]
+    told = "\n".join(f"- {line}" for line in training_lines(metrics, objective))
+    sections += [told, "![Loss by step](loss.png)"]
     if evaluation is not None:
         head, *rows = evaluation.as_table()
         sections += ["## Held-out rows", evaluation.summary, _table(head, rows), *evaluation.notes]
@@ -122,11 +123,11 @@ def _column(metrics: Metrics, name: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in pairs], [value for _, value in pairs]
 
 
-def _training(metrics: Metrics, objective: type[Objective]) -> str:
-    """The course of the training as a list of sentences."""
+def training_lines(metrics: Metrics, objective: type[Objective]) -> list[str]:
+    """The course of the training, a sentence each."""
     steps, losses = _column(metrics, "loss")
     if not steps:
-        return "No step was made."
+        return ["No step was made."]
     tenth = max(1, len(losses) // 10)
     first, last = statistics.mean(losses[:tenth]), statistics.mean(losses[-tenth:])
     seconds = sum(_column(metrics, "seconds")[1])
@@ -145,7 +146,7 @@ def _training(metrics: Metrics, objective: type[Objective]) -> str:
         lines.append(f"{statistics.median(speeds):,.0f} real tokens per second (median step).")
     if peaks := _column(metrics, "peak_memory_bytes")[1]:
         lines.append(f"Peak memory {max(peaks) / 2**30:.2f} GiB.")
-    return "\n".join(f"- {line}" for line in lines)
+    return lines
 
 
 def _sum(metrics: Metrics, name: str) -> int:

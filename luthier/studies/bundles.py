@@ -26,11 +26,11 @@ from luthier.data.hub import is_hub_name
 from luthier.data.reading.places import places_of
 from luthier.data.settings import files_of
 from luthier.errors import DataError, NotFound, RunMismatch, UsageError
+from luthier.evaluation.run_report import ENVIRONMENT
 from luthier.prepared import check_recipe
 from luthier.recipe import Recipe, dump_recipe
 from luthier.recipe.loading import recipe_of_run
 from luthier.recipe.provenance import dataset_sha256
-from luthier.run import ENVIRONMENT
 from luthier.store.files import MANIFEST as FOLDER_MANIFEST
 from luthier.store.files import folder_fault, read_json, sha256_file, write_pieces
 from luthier.store.places import expanded
