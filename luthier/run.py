@@ -33,6 +33,7 @@ from luthier.ops.workers import Workers, worker_count
 from luthier.prepared import announce_gate, check_lengths, check_recipe, placed_draws, placed_rows
 from luthier.recipe import Recipe, dump_recipe, load_recipe
 from luthier.recipe.base import default_lr_of
+from luthier.recipe.model_card import RunFacts, write_card
 from luthier.recipe.provenance import check_same, environment, provenance_of
 from luthier.recipe.settings import Provenance
 from luthier.store.files import (
@@ -190,7 +191,8 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *,
         outside = _outside(recipe, folder, held_out, plan, trackers, announce, on_step)
         objective = recipe.objective
         progress = train(model, attachment, objective, batches, plan, outside, workers, checkpoint, companions)
-    return _finish(recipe, folder, attachment, progress, announce)
+    num_rows = len(dataset.train), len(dataset.validation)
+    return _finish(recipe, folder, attachment, progress, made_from, num_rows, announce)
 
 
 def _dated(recipe: Recipe, renderer: Renderer, announce: Announce) -> Recipe:
@@ -377,16 +379,29 @@ def _prune(recipe: Recipe, folder: Path, step: int, best_step: int | None) -> No
     prune_checkpoints(folder, recipe.training.keep_last, keep)
 
 
-def _finish(recipe: Recipe, folder: Path, attachment: Attachment, progress: Progress, announce: Announce) -> RunResult:
+def _finish(
+    recipe: Recipe,
+    folder: Path,
+    attachment: Attachment,
+    progress: Progress,
+    made_from: Provenance,
+    num_rows: tuple[int, int],
+    announce: Announce,
+) -> RunResult:
     """Write the adapter or model, the plot and the reports."""
     _prune(recipe, folder, progress.step, progress.best_step)
     if recipe.training.early_stopping is not None and progress.best_step not in (None, progress.step):
         _go_back(folder, attachment, progress, announce)
     for kept in (TRUNK_FOLDER, COMPANIONS_FOLDER):
         remove_folder(folder / kept)
-    output = folder / recipe.method.output_folder
-    write_folder(output, lambda partial: attachment.write(partial, announce), replace=True)
-    metrics = read_metrics(folder)
+    output, metrics, model = folder / recipe.method.output_folder, read_metrics(folder), attachment.model
+    made = RunFacts(recipe, made_from, model.anatomy, metrics, attachment.num_trainable, num_rows, len(model.classes))
+
+    def fill(partial: Path) -> None:
+        attachment.write(partial, announce)
+        write_card(partial, made)
+
+    write_folder(output, fill, replace=True)
     write_loss_plot(metrics, folder / PLOT, type(recipe.objective))
     facts = {
         "Model": recipe.model.name,

@@ -125,16 +125,31 @@ def _column(metrics: Metrics, name: str) -> tuple[list[int], list[float]]:
 
 def training_lines(metrics: Metrics, objective: type[Objective]) -> list[str]:
     """The course of the training, a sentence each."""
-    steps, losses = _column(metrics, "loss")
+    steps, _ = _column(metrics, "loss")
     if not steps:
         return ["No step was made."]
-    tenth = max(1, len(losses) // 10)
-    first, last = statistics.mean(losses[:tenth]), statistics.mean(losses[-tenth:])
     seconds = sum(_column(metrics, "seconds")[1])
     lines = [
         f"{steps[-1]} steps in {_duration(seconds)}, {_sum(metrics, 'learned_tokens'):,} {objective.targets_are} "
         f"in {_sum(metrics, 'real_tokens'):,} tokens.",
-        f"Training loss {first:.3f} → {last:.3f} {objective.loss_unit} (means of the first and last {tenth} steps).",
+        *loss_lines(metrics, objective),
+    ]
+    if speeds := _column(metrics, "tokens_per_second")[1]:
+        lines.append(f"{statistics.median(speeds):,.0f} real tokens per second (median step).")
+    if peaks := _column(metrics, "peak_memory_bytes")[1]:
+        lines.append(f"Peak memory {max(peaks) / 2**30:.2f} GiB.")
+    return lines
+
+
+def loss_lines(metrics: Metrics, objective: type[Objective]) -> list[str]:
+    """How the losses went, a sentence each; none without a step."""
+    _, losses = _column(metrics, "loss")
+    if not losses:
+        return []
+    tenth = max(1, len(losses) // 10)
+    first, last = statistics.mean(losses[:tenth]), statistics.mean(losses[-tenth:])
+    lines = [
+        f"Training loss {first:.3f} → {last:.3f} {objective.loss_unit} (means of the first and last {tenth} steps)."
     ]
     held_out_steps, held_out = _column(metrics, "validation_loss")
     if held_out:
@@ -142,10 +157,6 @@ def training_lines(metrics: Metrics, objective: type[Objective]) -> list[str]:
         lines.append(
             f"Held-out loss {held_out[-1]:.3f} at the end; best {held_out[best]:.3f} after step {held_out_steps[best]}."
         )
-    if speeds := _column(metrics, "tokens_per_second")[1]:
-        lines.append(f"{statistics.median(speeds):,.0f} real tokens per second (median step).")
-    if peaks := _column(metrics, "peak_memory_bytes")[1]:
-        lines.append(f"Peak memory {max(peaks) / 2**30:.2f} GiB.")
     return lines
 
 
