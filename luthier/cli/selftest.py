@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from luthier.cli.export import Dtype, Quantize
+from luthier.cli.export import Quantize
 from luthier.cli.options import Json
 from luthier.cli.output import aligned, emit, say
+
+
+class Precision(StrEnum):
+    """What --dtype takes."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
 
 
 def selftest(
@@ -16,8 +25,9 @@ def selftest(
         str, typer.Option("--model", help="A built-in name, a folder, a hub id or a .gguf file.")
     ] = "smollm2-135m",
     dtype: Annotated[
-        Dtype, typer.Option("--dtype", help="Number format of the weights; in half precision little can be told apart.")
-    ] = Dtype.FP32,
+        Precision,
+        typer.Option("--dtype", help="Number format of the weights; in half precision little can be told apart."),
+    ] = Precision.FP32,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
     quantize: Annotated[
         Quantize | None,
