@@ -33,7 +33,7 @@ from luthier.ops.workers import Workers, worker_count
 from luthier.prepared import announce_gate, check_lengths, check_recipe, placed_draws, placed_rows
 from luthier.recipe import Recipe, dump_recipe, load_recipe
 from luthier.recipe.base import default_lr_of
-from luthier.recipe.model_card import RunFacts, write_card
+from luthier.recipe.model_card import RunFacts, card_numbers, write_card
 from luthier.recipe.provenance import check_same, environment, provenance_of
 from luthier.recipe.settings import Provenance
 from luthier.store.files import (
@@ -394,12 +394,12 @@ def _finish(
         _go_back(folder, attachment, progress, announce)
     for kept in (TRUNK_FOLDER, COMPANIONS_FOLDER):
         remove_folder(folder / kept)
-    output, metrics, model = folder / recipe.method.output_folder, read_metrics(folder), attachment.model
-    made = RunFacts(recipe, made_from, model.anatomy, metrics, attachment.num_trainable, num_rows, len(model.classes))
+    output, metrics = folder / recipe.method.output_folder, read_metrics(folder)
+    numbers = card_numbers(attachment.model, attachment.num_trainable, num_rows)
 
     def fill(partial: Path) -> None:
         attachment.write(partial, announce)
-        write_card(partial, made)
+        write_card(partial, RunFacts(recipe, made_from, metrics, numbers))
 
     write_folder(output, fill, replace=True)
     write_loss_plot(metrics, folder / PLOT, type(recipe.objective))
@@ -410,7 +410,7 @@ def _finish(
         "Steps": str(progress.step),
         "Result": str(output),
     }
-    write_run_report(folder, facts, type(recipe.objective))
+    write_run_report(folder, facts, numbers.model_dump(), type(recipe.objective))
     return _result(folder, metrics, progress)
 
 

@@ -1,7 +1,7 @@
 """The reports in a run's folder, `report.md` and `report.html`, written from what the run left there.
 
-`report.json` holds the facts that both begin with; it is written when a run ends, so that an evaluation later can write the
-reports anew with what it found, which it leaves in `evaluation.json`.
+`report.json` holds the facts that both begin with, and numbers for a model card; it is written when a run ends, so that an
+evaluation later can write the reports anew with what it found, which it leaves in `evaluation.json`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.evaluation.report import write_report
 from luthier.evaluation.report_page import RunPage, write_page
@@ -24,9 +24,11 @@ FACTS, EVALUATION, ENVIRONMENT = "report.json", "evaluation.json", "environment.
 REPORT, PAGE, PLOT = "report.md", "report.html", "loss.png"
 
 
-def write_run_report(folder: Path, facts: Mapping[str, str], objective: type[Objective]) -> None:
+def write_run_report(
+    folder: Path, facts: Mapping[str, str], numbers: Mapping[str, Any], objective: type[Objective]
+) -> None:
     """Write what a run leaves for people to read once it has ended. Raises: DiskFull."""
-    write_json(folder / FACTS, {"facts": dict(facts)})
+    write_json(folder / FACTS, {"facts": dict(facts), "numbers": dict(numbers)})
     _write(folder, facts, objective, None, ())
 
 
@@ -36,12 +38,16 @@ def write_evaluation(folder: Path, evaluation: Evaluation, objective: type[Objec
     _write(folder, _facts(folder), objective, evaluation, (command,))
 
 
-def _facts(folder: Path) -> dict[str, str]:
-    """What the run said of itself when it ended; nothing where an older version carried it out."""
+def read_report(folder: Path) -> Mapping[str, Any]:
+    """What the run noted of itself when it ended: facts and numbers; nothing where an older version carried it out."""
     if not (folder / FACTS).is_file():
         return {}
     values = read_json(folder / FACTS)
-    facts = values.get("facts") if isinstance(values, dict) else None
+    return values if isinstance(values, dict) else {}
+
+
+def _facts(folder: Path) -> dict[str, str]:
+    facts = read_report(folder).get("facts")
     return {str(name): str(value) for name, value in facts.items()} if isinstance(facts, dict) else {}
 
 

@@ -16,17 +16,21 @@ import yaml
 from luthier.data.hub import is_hub_name
 from luthier.data.settings import files_of
 from luthier.evaluation.report import loss_lines
+from luthier.evaluation.run_report import read_report
 from luthier.methods.adapter_files import OwnForm, task_type
+from luthier.methods.adapterhub_files import WEIGHTS as ADAPTERHUB_WEIGHTS
 from luthier.methods.peft_files import WEIGHTS as PEFT_WEIGHTS
-from luthier.models.anatomy import Anatomy
+from luthier.models.language_model import LanguageModel
 from luthier.models.licenses import Published, published
 from luthier.recipe.loading import dump_recipe
 from luthier.recipe.settings import Provenance, Recipe
 from luthier.store.files import write_text
+from luthier.store.runs import read_metrics
+from luthier.types import Settings
 
 CARD = "README.md"
 
-Library = Literal["peft", "adapters", "transformers", "luthier"]
+Library = Literal["peft", "adapters", "transformers", "luthier", "gguf"]
 
 _AUTO_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
@@ -37,32 +41,62 @@ _AUTO_CLASSES = {
 }
 
 
-@dataclass(frozen=True)
-class RunFacts:
-    """What a run came to. num_trained: how many numbers. num_rows: that it learned from, and that it held out.
-    num_classes: of its head; 0 for one over words."""
+class Numbers(Settings):
+    """What is known of a model once a run has ended, beside its recipe and its losses.
 
-    recipe: Recipe
-    made_from: Provenance
-    anatomy: Anatomy
-    metrics: Sequence[Mapping[str, Any]]
+    num_trained: how many numbers. num_rows: that it learned from, and that it held out. num_classes: of its head; 0 for one
+    over words. auto_class: what transformers loads such a model with.
+    """
+
     num_trained: int
     num_rows: tuple[int, int]
     num_classes: int
+    auto_class: str
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a run was made from and what it came to."""
+
+    recipe: Recipe
+    made_from: Provenance
+    metrics: Sequence[Mapping[str, Any]]
+    numbers: Numbers
+
+
+def card_numbers(model: LanguageModel, num_trained: int, num_rows: tuple[int, int]) -> Numbers:
+    """Of a run's model, and of how many numbers and rows it was trained."""
+    anatomy = model.anatomy
+    fills_masks = anatomy.family.kind == "encoder" and anatomy.purpose == "words"
+    auto_class = "AutoModelForMaskedLM" if fills_masks else _AUTO_CLASSES[task_type(anatomy)]
+    return Numbers(num_trained=num_trained, num_rows=num_rows, num_classes=len(model.classes), auto_class=auto_class)
+
+
+def facts_of_run(folder: Path, recipe: Recipe) -> RunFacts | None:
+    """Of a finished run, from its folder; None where an older version carried it out, which did not note them.
+
+    Raises: DataError for metrics that cannot be read.
+    """
+    noted = read_report(folder).get("numbers")
+    if recipe.provenance is None or not isinstance(noted, dict):
+        return None
+    return RunFacts(recipe, recipe.provenance, read_metrics(folder), Numbers.model_validate(noted))
 
 
 def write_card(folder: Path, facts: RunFacts) -> None:
-    """Write the card into the folder of the result, whose other files are there already. Raises: DiskFull."""
-    write_text(folder / CARD, model_card(facts, library_of(folder, facts.recipe)))
+    """Write the card into a folder whose other files are there already: a run's result, or an export. Raises: DiskFull."""
+    write_text(folder / CARD, model_card(facts, library_of(folder)))
 
 
-def library_of(folder: Path, recipe: Recipe) -> Library:
-    """Which library reads what a run gave away."""
-    if recipe.method.tunes_base:
-        return "transformers"
+def library_of(folder: Path) -> Library:
+    """Which library reads what is in a folder."""
     if (folder / OwnForm.CONFIG).is_file():
         return "luthier"
-    return "peft" if (folder / PEFT_WEIGHTS).is_file() else "adapters"
+    if (folder / PEFT_WEIGHTS).is_file():
+        return "peft"
+    if (folder / ADAPTERHUB_WEIGHTS).is_file():
+        return "adapters"
+    return "gguf" if any(folder.glob("*.gguf")) else "transformers"
 
 
 def model_card(facts: RunFacts, library: Library) -> str:
@@ -91,7 +125,7 @@ def _header(recipe: Recipe, base: Published, library: Library) -> dict[str, Any]
         values["license"] = base.license
     if base.name is not None:
         values["base_model"] = base.name
-        if not recipe.method.tunes_base:
+        if library in ("peft", "adapters", "luthier"):
             values["base_model_relation"] = "adapter"
     if on_hub := [name for name in files_of(recipe.data.train) if is_hub_name(name)]:
         values["datasets"] = on_hub
@@ -126,14 +160,14 @@ def _about(facts: RunFacts, base: Published) -> str:
     if recipe.model.config is not None:
         begun = f"none: random weights of seed {recipe.seed}"
     of_base = base.license or "not stated in its files; look at the base model's own page"
-    held_out = f", and {facts.num_rows[1]:,} held out" if facts.num_rows[1] else ""
+    held_out = f", and {facts.numbers.num_rows[1]:,} held out" if facts.numbers.num_rows[1] else ""
     lines = [
         f"- Base: {begun}.",
         f"- License of the base, which holds for what is derived of it: {of_base}."
         if recipe.model.config is None
         else "",
-        f"- Data: {', '.join(_data(recipe))}: {facts.num_rows[0]:,} rows{held_out}; SHA-256 of rows and tokens `{from_.data_sha256}`.",
-        f"- Method: {recipe.method.kind}, {facts.num_trained:,} numbers trained; objective {recipe.objective.kind}; seed {recipe.seed}.",
+        f"- Data: {', '.join(_data(recipe))}: {facts.numbers.num_rows[0]:,} rows{held_out}; SHA-256 of rows and tokens `{from_.data_sha256}`.",
+        f"- Method: {recipe.method.kind}, {facts.numbers.num_trained:,} numbers trained; objective {recipe.objective.kind}; seed {recipe.seed}.",
         f"- Made with Luthier {from_.luthier}, torch {from_.torch}, transformers {from_.transformers}.",
     ]
     return "\n".join(line for line in lines if line)
@@ -163,9 +197,7 @@ def _without_folders(value: Any) -> Any:
 
 
 def _loading(facts: RunFacts, base: Published, library: Library) -> str:
-    auto = _AUTO_CLASSES[task_type(facts.anatomy)]
-    if facts.anatomy.family.kind == "encoder" and facts.anatomy.purpose == "words":
-        auto = "AutoModelForMaskedLM"
+    auto = facts.numbers.auto_class
     name = base.name or "FOLDER_OF_THE_BASE"
     match library:
         case "transformers":
@@ -184,6 +216,8 @@ def _loading(facts: RunFacts, base: Published, library: Library) -> str:
                 f'from adapters import AutoAdapterModel\n\nmodel = AutoAdapterModel.from_pretrained("{name}")\n'
                 'model.load_adapter("THIS_FOLDER", use_safetensors=True, set_active=True)'
             )
+        case "gguf":
+            return "llama.cpp, and what builds on it, reads the `.gguf` file in this folder."
         case "luthier":
             return (
                 "The adapter is in Luthier's own form. A recipe goes on from it with `method: {from: THIS_FOLDER}`; with the "
@@ -193,7 +227,8 @@ def _loading(facts: RunFacts, base: Published, library: Library) -> str:
 
 def _labels(facts: RunFacts) -> str:
     """What a base must be told of a head that it does not have."""
-    return f", num_labels={facts.num_classes}" if facts.num_classes else ""
+    count = facts.numbers.num_classes
+    return f", num_labels={count}" if count else ""
 
 
 def _python(code: str) -> str:

@@ -137,7 +137,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_a_finished_run_has_both_reports_with_the_command_to_repeat_it(run: Path):
-    write_run_report(run, {"Model": "tiny"}, SFT)
+    write_run_report(run, {"Model": "tiny"}, {}, SFT)
     page = Page((run / "report.html").read_text())
     assert "| Model | tiny |" in (run / "report.md").read_text()
     assert {"tiny", "2.x", "model: tiny\n"} <= set(page.text)
@@ -148,7 +148,7 @@ def test_a_finished_run_has_both_reports_with_the_command_to_repeat_it(run: Path
 def test_an_evaluation_is_put_into_both_reports_beside_what_they_said(run: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Evaluation, "summary", "tuned is better.")
     monkeypatch.setattr(Evaluation, "as_json", lambda self: {"summary": "tuned is better."})
-    write_run_report(run, {"Model": "tiny"}, SFT)
+    write_run_report(run, {"Model": "tiny"}, {}, SFT)
     write_evaluation(run, evaluation(answered(1, "a", "b", "a")), SFT, "luthier evaluate 'my run'")
     page = Page((run / "report.html").read_text())
     assert {"tiny", "tuned is better.", "luthier evaluate 'my run'", "question 1"} <= set(page.text)

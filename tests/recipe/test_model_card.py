@@ -16,6 +16,8 @@ from luthier import run
 from luthier.models.licenses import Published, published
 from luthier.models.settings import ModelSettings
 from luthier.recipe import make_recipe
+from luthier.recipe.loading import recipe_of_run
+from luthier.recipe.model_card import facts_of_run, library_of, model_card, write_card
 from luthier.store.files import folder_fault
 
 
@@ -106,6 +108,22 @@ def test_an_adapter_in_our_own_form_names_our_own_door(base: Path, tmp_path: Pat
     assert header_of(card)["library_name"] == "luthier"
     assert "luthier chat RUN" in card
     assert "```python" not in card
+
+
+def test_an_export_gets_the_card_of_its_own_files_from_the_runs_folder(base: Path, tmp_path: Path):
+    card = card_of(base, tmp_path)
+    folder = tmp_path / "run"
+    facts = facts_of_run(folder, recipe_of_run(folder))
+    assert facts is not None
+    assert model_card(facts, library_of(folder / "adapter")) == card
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "model.gguf").touch()
+    write_card(tmp_path / "export", facts)
+    exported = (tmp_path / "export" / "README.md").read_text()
+    assert header_of(exported)["library_name"] == "gguf"
+    assert exported.split("## Figures")[1].split("## How to load")[0] in card
+    (folder / "report.json").unlink()
+    assert facts_of_run(folder, recipe_of_run(folder)) is None
 
 
 def test_a_base_without_a_license_is_not_given_one(tmp_path: Path):
