@@ -60,12 +60,12 @@ def write_page(
     path: Path,
     page: RunPage,
     metrics: Metrics,
-    plot: Path | None,
+    plots: Sequence[Path],
     evaluation: Evaluation | None = None,
     *,
     objective: type[Objective] = SFT,
 ) -> None:
-    """Write a run's page to `path`. plot: a PNG to put into it. Raises: DiskFull."""
+    """Write a run's page to `path`. plots: PNGs to put into it. Raises: DiskFull."""
     from jinja2 import (  # a moment that commands without a page need not spend
         Environment,
         PackageLoader,
@@ -81,7 +81,7 @@ def write_page(
         evaluation=evaluation,
         measures=None if evaluation is None else evaluation.as_table(),
         training=training_lines(metrics, objective),
-        plot=None if plot is None else base64.b64encode(plot.read_bytes()).decode("ascii"),
+        plots=[base64.b64encode(plot.read_bytes()).decode("ascii") for plot in plots],
         samples=samples[:_MOST_SAMPLES],
         num_samples=len(samples),
         counts=_counts(samples),

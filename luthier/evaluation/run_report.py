@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from luthier.evaluation.verdict import Evaluation
 
 FACTS, EVALUATION, ENVIRONMENT = "report.json", "evaluation.json", "environment.json"
-REPORT, PAGE, PLOT = "report.md", "report.html", "loss.png"
+REPORT, PAGE = "report.md", "report.html"
+PLOT, REWARDS_PLOT = "loss.png", "rewards.png"
 
 
 def write_run_report(
@@ -64,8 +65,8 @@ def _write(
     name = folder.absolute().name
     again = f"luthier train {shlex.quote(str(folder / RECIPE))} --out {shlex.quote(f'{name}-again')}"
     page = RunPage(name, facts, settings.read_text("utf-8"), environment, (again, *commands))
-    plot = folder / PLOT
-    write_page(folder / PAGE, page, metrics, plot if plot.is_file() else None, evaluation, objective=objective)
+    plots = [folder / plot for plot in (PLOT, REWARDS_PLOT) if (folder / plot).is_file()]
+    write_page(folder / PAGE, page, metrics, plots, evaluation, objective=objective)
     write_report(
         folder / REPORT, metrics, facts, evaluation, objective=objective
     )  # last: it says that the run is finished

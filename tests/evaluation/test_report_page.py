@@ -58,7 +58,7 @@ def evaluation(*rows: Answered, notes: tuple[str, ...] = ()) -> Evaluation:
 def page_of(folder: Path, found: Evaluation | None, text: str = "plain") -> Page:
     write_loss_plot(METRICS, folder / "loss.png")
     about = RunPage(text, {text: text}, f"seed: 1 # {text}", {"cpu": text}, (f"luthier train {text}",))
-    write_page(folder / "report.html", about, METRICS, folder / "loss.png", found)
+    write_page(folder / "report.html", about, METRICS, [folder / "loss.png"], found)
     return Page((folder / "report.html").read_text())
 
 
