@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,7 @@ import typer
 from luthier.cli.options import Json, MaxNewTokens, PlainAllocator
 from luthier.cli.output import aligned, emit, say
 from luthier.cli.process import keep_freed_memory
-from luthier.errors import UsageError
+from luthier.errors import LuthierError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +25,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 def evaluate(
+    context: typer.Context,
     run: Annotated[str, typer.Argument(help="The run: its folder, its name under runs/, or latest.")],
     data: Annotated[
         str | None, typer.Option("--data", help="Rows to evaluate on; unset: what the run held out.")
@@ -60,6 +62,7 @@ def evaluate(
         announce=say,
         progress=progress,
     )
+    _write_reports(run, evaluation, context)
     emit({"run": run, **evaluation.as_json()}, evaluation_text(evaluation), as_json)
 
 
@@ -74,6 +77,23 @@ def _graders(files: Sequence[Path]) -> list[Grader]:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(f"Two graders are called {twice!r}.", "Give each a name of its own.", field="name")
     return found
+
+
+def _write_reports(run: str, evaluation: Evaluation, context: typer.Context) -> None:
+    """Write the run's reports anew, with what was found and the command that found it."""
+    from luthier import api
+    from luthier.evaluation.run_report import PAGE, write_evaluation
+    from luthier.recipe.loading import recipe_of_run
+    from luthier.store.runs import find_run
+
+    folder = find_run(run, api.RUNS)
+    command = shlex.join(["luthier", *context.find_root().obj])
+    try:
+        write_evaluation(folder, evaluation, type(recipe_of_run(folder).objective), command)
+    except LuthierError as error:  # what was found must not be lost with it
+        say(f"The reports of {folder} could not be written: {error}")
+    else:
+        say(f"Report: {folder / PAGE}")
 
 
 class ProgressLines:

@@ -14,6 +14,7 @@ from typing import Annotated, cast
 
 import typer
 
+from luthier.cli.bundle import bundle, replay
 from luthier.cli.cache import cache
 from luthier.cli.chat import chat
 from luthier.cli.check import check
@@ -35,6 +36,7 @@ from luthier.cli.quickstart import quickstart
 from luthier.cli.resume import resume
 from luthier.cli.runs import runs
 from luthier.cli.schema import schema
+from luthier.cli.selftest import selftest
 from luthier.cli.tokenizer import tokenizer
 from luthier.cli.tournament import tournament
 from luthier.cli.train import train
@@ -72,11 +74,14 @@ app.command(rich_help_panel=_USE)(generate)
 app.command(rich_help_panel=_USE)(combine)
 app.command(rich_help_panel=_USE)(shrink)
 app.command(rich_help_panel=_USE)(export)
+app.command(rich_help_panel=_USE)(bundle)
+app.command(rich_help_panel=_USE)(replay)
 app.command(rich_help_panel=_LOOK)(inspect)
 app.command(rich_help_panel=_LOOK)(runs)
 app.command(rich_help_panel=_LOOK)(methods)
 app.command(rich_help_panel=_LOOK)(schema)
 app.command(rich_help_panel=_LOOK)(doctor)
+app.command(rich_help_panel=_LOOK)(selftest)
 app.add_typer(cache, name="cache", rich_help_panel=_LOOK)
 
 
@@ -105,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signals = Signals()
     try:
         with signals:
-            code = app(words, prog_name="luthier", standalone_mode=False)
+            code = app(words, prog_name="luthier", standalone_mode=False, obj=tuple(words))
         if code == 128 + signal.SIGINT:  # what some versions of typer make of a KeyboardInterrupt
             raise KeyboardInterrupt
     except _UsageFault as raised:
