@@ -136,7 +136,7 @@ def laid_out(rows: Sequence[Example], objective: Objective, family: Family, long
 
         places = range(len(rows))
         rows = mapped(beside, tuple(places) if isinstance(rows, tuple) else places)
-    judges = objective.takes in ("preferences", "verdicts")
+    judges = objective.takes in ("preferences", "verdicts", "rankings")
     return mapped(laid_apart, rows) if judges and family.layout == "bucketed" else rows
 
 

@@ -25,6 +25,7 @@ from luthier.types import (
     Layout,
     PlainText,
     Preference,
+    Ranking,
     Record,
     Scored,
     Similar,
@@ -53,7 +54,7 @@ FACTS = np.dtype(
 )
 
 KINDS: tuple[type[Record], ...] = (
-    Conversation, Completion, PlainText, Labelled, Scored, Tagged, Choice, Similar, Preference, Verdict,
+    Conversation, Completion, PlainText, Labelled, Scored, Tagged, Choice, Similar, Preference, Verdict, Ranking,
 )  # fmt: skip
 """The classes of records; a record's kind is its place here."""
 

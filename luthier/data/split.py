@@ -20,6 +20,7 @@ from luthier.types import (
     Labelled,
     PlainText,
     Preference,
+    Ranking,
     Record,
     Scored,
     Similar,
@@ -63,6 +64,8 @@ def _prompt(record: Record) -> object:
             return _prompt(chosen)
         case Verdict(answered):
             return _prompt(answered)
+        case Ranking(answers):
+            return _prompt(answers[0])
 
 
 def num_held_out(num_rows: int, fraction: float) -> int:

@@ -22,6 +22,7 @@ from luthier.types import (
     PlainText,
     Preference,
     Record,
+    Ranking,
     Scored,
     Similar,
     Tagged,
@@ -113,5 +114,7 @@ def shown(record: Record) -> str:
             return "\n".join([f"{anchor} = ⟦{positive}⟧", *(f"{anchor} ≠ {negative}" for negative in negatives)])
         case Preference(chosen, rejected):
             return f"better:\n{shown(chosen)}\nworse:\n{shown(rejected)}"
+        case Ranking(answers, places):
+            return "\n".join(f"{place}. {shown(answer)}" for answer, place in zip(answers, places, strict=True))
         case Verdict(answered, is_good):
             return f"{'good' if is_good else 'bad'}:\n{shown(answered)}"
