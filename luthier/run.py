@@ -28,8 +28,12 @@ from luthier.evaluation.report import write_loss_plot, write_report
 from luthier.methods import ADAPTER, Attachment
 from luthier.models.drawing import with_values
 from luthier.models.language_model import LanguageModel
+from luthier.objectives import Reward
 from luthier.ops.workers import Workers, worker_count
-from luthier.prepared import announce_gate, check_lengths, check_recipe, placed_draws, placed_rows
+from luthier.prediction.passes import Passes
+from luthier.prediction.reward import RewardScorer, settled_scale
+from luthier.prediction.scale import Scale, write_scale
+from luthier.prepared import Prepared, announce_gate, check_lengths, check_recipe, placed_draws, placed_rows
 from luthier.recipe import Recipe, dump_recipe, load_recipe
 from luthier.recipe.base import default_lr_of
 from luthier.recipe.provenance import check_same, environment, provenance_of
@@ -69,6 +73,7 @@ OnStep = Callable[[dict[str, Any]], None]
 ENVIRONMENT = "environment.json"
 _WORSE_THAN_GUESSING = 1.5  # nats: what a random start may cost beyond a guess
 _FEWEST_WORDS = 1024
+_ROWS_OF_SCALE = 1000
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,7 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *,
         outside = _outside(recipe, folder, held_out, plan, trackers, announce, on_step)
         objective = recipe.objective
         progress = train(model, attachment, objective, batches, plan, outside, workers, checkpoint, companions)
-    return _finish(recipe, folder, attachment, progress, announce)
+    return _finish(recipe, folder, attachment, progress, prepared, announce)
 
 
 def _dated(recipe: Recipe, renderer: Renderer, announce: Announce) -> Recipe:
@@ -377,7 +382,14 @@ def _prune(recipe: Recipe, folder: Path, step: int, best_step: int | None) -> No
     prune_checkpoints(folder, recipe.training.keep_last, keep)
 
 
-def _finish(recipe: Recipe, folder: Path, attachment: Attachment, progress: Progress, announce: Announce) -> RunResult:
+def _finish(
+    recipe: Recipe,
+    folder: Path,
+    attachment: Attachment,
+    progress: Progress,
+    prepared: Prepared,
+    announce: Announce,
+) -> RunResult:
     """Write the adapter or model, the plot and the report."""
     _prune(recipe, folder, progress.step, progress.best_step)
     if recipe.training.early_stopping is not None and progress.best_step not in (None, progress.step):
@@ -385,7 +397,14 @@ def _finish(recipe: Recipe, folder: Path, attachment: Attachment, progress: Prog
     for kept in (TRUNK_FOLDER, COMPANIONS_FOLDER):
         remove_folder(folder / kept)
     output = folder / recipe.method.output_folder
-    write_folder(output, lambda partial: attachment.write(partial, announce), replace=True)
+    scale = _scale(recipe, attachment, prepared, announce)
+
+    def write(partial: Path) -> None:
+        attachment.write(partial, announce)
+        if scale is not None:
+            write_scale(scale, partial)
+
+    write_folder(output, write, replace=True)
     metrics = read_metrics(folder)
     write_loss_plot(metrics, folder / "loss.png", type(recipe.objective))
     write_report(
@@ -401,6 +420,19 @@ def _finish(recipe: Recipe, folder: Path, attachment: Attachment, progress: Prog
         objective=type(recipe.objective),
     )
     return _result(folder, metrics, progress)
+
+
+def _scale(recipe: Recipe, attachment: Attachment, prepared: Prepared, announce: Announce) -> Scale | None:
+    """The scale of a reward model that has just been trained; None for what else was learned."""
+    if not isinstance(recipe.objective, Reward):
+        return None
+    model, training, rows = attachment.model, recipe.training, prepared.dataset.validation or prepared.first_rows
+    model.trunk_cache = None  # it knows the rows of the training by their numbers
+    scorer = RewardScorer(model, prepared.dataset.renderer, attachment.adapter)
+    with Workers(worker_count(training.workers, model.device)) as workers:
+        passes = Passes(workers, training.tokens_per_micro_batch)
+        rows = [rows[index] for index in range(min(len(rows), _ROWS_OF_SCALE))]
+        return settled_scale(scorer, recipe.objective, rows, passes, announce)
 
 
 def _go_back(folder: Path, attachment: Attachment, progress: Progress, announce: Announce) -> None:

@@ -55,7 +55,8 @@ class Reward(Objective):
 
     kind: Literal["reward"] = "reward"
     ranking: Literal["pairs", "plackett-luce", "best-of"] = Field(
-        "pairs", description="The loss of rows with more than two answers: every two, the whole order, or the best alone."
+        "pairs",
+        description="The loss of rows with more than two answers: every two, the whole order, or the best alone.",
     )
     label_noise: float = Field(
         0.0, ge=0.0, lt=1.0, description="ε: the share of labels that are taken for guesses; for ranking pairs."
@@ -157,7 +158,9 @@ def scored_example(texts: Sequence[Rendered], document: int, origin: Origin) -> 
     places = np.array([text.place for text in texts], dtype=np.int64)
     margins = np.array([text.score or 0.0 for text in texts], dtype=np.float32)
     if texts[0].pooled == "first":
-        example = apart(texts, [np.array([pooled_at(text)], dtype=np.int64) for text in texts], shares, document, origin)
+        example = apart(
+            texts, [np.array([pooled_at(text)], dtype=np.int64) for text in texts], shares, document, origin
+        )
         return replace(example, token_N=places, value_N=margins)
     learned = learned_places(texts, origin)
     tokens = [text.tokens_T[: at_N[-1] + 1] for text, at_N in zip(texts, learned, strict=True)]

@@ -72,7 +72,9 @@ def recognise(table: Table) -> Recognition | None:
 def _tells_worth(value: object) -> bool:
     """Whether a list has answers with a rank or a score beside each."""
     known = {*RANKS, *SCORES}
-    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) and known & set(each) for each in value)
+    return (
+        isinstance(value, list) and bool(value) and all(isinstance(each, dict) and known & set(each) for each in value)
+    )
 
 
 def to_record(row: Row, columns: Columns = Columns("prompt", "answers", "ranks", "scores")) -> Ranking:
@@ -129,7 +131,9 @@ def _places(row: Row, columns: Columns, listed: Sequence[Any]) -> list[int]:
     return list(range(len(listed)))
 
 
-def _worths(row: Row, answers: str, column: str | None, names: tuple[str, ...], listed: Sequence[Any]) -> list[float] | None:
+def _worths(
+    row: Row, answers: str, column: str | None, names: tuple[str, ...], listed: Sequence[Any]
+) -> list[float] | None:
     """The numbers of a list of its own, or those beside the answers; None where there are neither."""
     if column is not None and row.values.get(column) is not None:
         numbers = as_list(row, column, row.values[column], "numbers")

@@ -21,7 +21,10 @@ WAYS: list[tuple[str, dict[str, Any]]] = [
     ("scores as text", {"question": "Hi", "answers": ["Hello", "Go", "Ho"], "scores": ["9", "1", "2"]}),
     (
         "ranks beside answers",
-        {"prompt": "Hi", "answers": [{"text": "Hello", "rank": 0}, {"text": "Go", "rank": 7}, {"text": "Ho", "rank": 2}]},
+        {
+            "prompt": "Hi",
+            "answers": [{"text": "Hello", "rank": 0}, {"text": "Go", "rank": 7}, {"text": "Ho", "rank": 2}],
+        },
     ),
     (
         "scores beside answers",
@@ -74,7 +77,12 @@ def test_pairs_are_rankings_of_two_and_trees_give_all_ranked_answers_together() 
 
 @pytest.mark.parametrize(
     ("values", "share"),
-    [({}, 1.0), ({"probability": 0.5}, 0.5), ({"votes_chosen": 3, "votes_rejected": 1}, 0.75), ({"probability": None}, 1.0)],
+    [
+        ({}, 1.0),
+        ({"probability": 0.5}, 0.5),
+        ({"votes_chosen": 3, "votes_rejected": 1}, 0.75),
+        ({"probability": None}, 1.0),
+    ],
 )
 def test_a_pair_may_say_how_many_find_its_first_answer_better(values: dict[str, Any], share: float) -> None:
     (record,) = records_of({**PAIR, **values}, takes="rankings")
