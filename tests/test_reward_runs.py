@@ -125,8 +125,7 @@ def test_a_reward_model_learns_to_rank(way: str, model: str, desk: Path, tmp_pat
     lines = course(tmp_path / "run")
     assert lines[0]["loss"] == pytest.approx(math.log(2), abs=0.15)
     held_out = [line["validation_loss"] for line in lines if "validation_loss" in line]
-    assert held_out[-1] < held_out[0]
-    assert held_out[-1] < math.log(2) - 0.02
+    assert held_out[-1] < math.log(2) - 0.1
     assert {"reward_accuracy", "reward_margin", "chosen_reward", "rejected_reward"} <= set(lines[-1])
     scorer = scorer_of(tmp_path / "run")
     polite, rude = scorer.scores(
@@ -222,7 +221,8 @@ def test_held_out_scores_have_mean_0_and_deviation_1(desk: Path, tuned: Path, tm
     assert_near(told.std(unbiased=False), torch.tensor(1.0))
     assert scorer.scale.answers == 24
     begin(values_of(desk, objective={"normalise": "chosen"}), tmp_path / "chosen")
-    told = torch.tensor(scorer_of(tmp_path / "chosen").scores(answers[::2]))
+    best = [*answers[::2], *(Completion(row["prompt"], row["rejected"]) for row in rows if "probability" in row)]
+    told = torch.tensor(scorer_of(tmp_path / "chosen").scores(best))
     assert_near(1 + told.mean(), torch.tensor(1.0))
     begin(values_of(desk, objective={"normalise": "none", "clip": 0.001}), tmp_path / "none")
     cut = scorer_of(tmp_path / "none")
@@ -271,7 +271,7 @@ def test_what_has_no_answer_is_not_scored(tuned: Path) -> None:
     [
         {},
         {"kind": "prompt-tuning", "rank": None, "num_virtual_tokens": 3},
-        {"kind": "ladder", "rank": None},
+        {"kind": "ladder", "rank": None, "reduction": 2},
         {"kind": "mam", "rank": None},
     ],
     ids=lambda method: method.get("kind", "lora"),

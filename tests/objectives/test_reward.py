@@ -65,8 +65,8 @@ ROWS = [
 ]
 
 
-def examples(objective: Reward = Reward()) -> list[Example]:
-    return [objective.example(each, number, ORIGIN) for number, each in enumerate(ROWS)]
+def examples() -> list[Example]:
+    return [Reward().example(each, number, ORIGIN) for number, each in enumerate(ROWS)]
 
 
 # ── which tokens are read ───────────────────────────────────────────────────────────────────────────────────────────
