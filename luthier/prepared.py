@@ -72,7 +72,7 @@ def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
     drawing = drawing_of(recipe, objective, tokenizer, answer_start)
     drawn = dataset if drawing is None else replace(dataset, train=drawn_rows(drawing, dataset.train))
     check_lengths(drawn, config)
-    rules = Rules(learns_ends=objective.learns_ends, in_place=objective.in_place)
+    rules = Rules(objective.learns_ends, objective.in_place, ranks=objective.takes == "rankings")
     gate = check_gate(drawn, int(config.vocab_size), rules, marks_of(config))
     for companion, own in companions:
         with told_of(companion):
@@ -177,6 +177,10 @@ def announce_gate(gate: GateReport, announce: Announce) -> None:
     if gate.classes:
         of_each = ", ".join(f"{name} {count:,}" for name, count in gate.classes)
         announce(f"{gate.num_learned:,} labels will be learned ({of_each}), those between ⟦ and ⟧:")
+    elif gate.ranks:
+        announce(
+            f"{gate.num_learned:,} answers of {gate.num_rows:,} rows will be ranked, their places between ⟦ and ⟧:"
+        )
     else:
         announce(f"{gate.num_learned:,} of {gate.num_tokens:,} tokens will be learned, those between ⟦ and ⟧:")
     for row in gate.rows:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *,
         outside = _outside(recipe, folder, held_out, plan, trackers, announce, on_step)
         objective = recipe.objective
         progress = train(model, attachment, objective, batches, plan, outside, workers, checkpoint, companions)
-    return _finish(recipe, folder, attachment, progress, prepared, announce)
+    return _finish(recipe, folder, attachment, progress, partial(_scale, recipe, attachment, prepared, plan), announce)
 
 
 def _dated(recipe: Recipe, renderer: Renderer, announce: Announce) -> Recipe:
@@ -387,17 +388,17 @@ def _finish(
     folder: Path,
     attachment: Attachment,
     progress: Progress,
-    prepared: Prepared,
+    scale_of: Callable[[Announce], Scale | None],
     announce: Announce,
 ) -> RunResult:
-    """Write the adapter or model, the plot and the report."""
+    """Write the adapter or model, the plot and the report. scale_of: the scale of a reward model, once its weights are settled."""
     _prune(recipe, folder, progress.step, progress.best_step)
     if recipe.training.early_stopping is not None and progress.best_step not in (None, progress.step):
         _go_back(folder, attachment, progress, announce)
     for kept in (TRUNK_FOLDER, COMPANIONS_FOLDER):
         remove_folder(folder / kept)
     output = folder / recipe.method.output_folder
-    scale = _scale(recipe, attachment, prepared, announce)
+    scale = scale_of(announce)
 
     def write(partial: Path) -> None:
         attachment.write(partial, announce)
@@ -422,7 +423,7 @@ def _finish(
     return _result(folder, metrics, progress)
 
 
-def _scale(recipe: Recipe, attachment: Attachment, prepared: Prepared, announce: Announce) -> Scale | None:
+def _scale(recipe: Recipe, attachment: Attachment, prepared: Prepared, plan: Plan, announce: Announce) -> Scale | None:
     """The scale of a reward model that has just been trained; None for what else was learned."""
     if not isinstance(recipe.objective, Reward):
         return None
@@ -430,7 +431,7 @@ def _scale(recipe: Recipe, attachment: Attachment, prepared: Prepared, announce:
     model.trunk_cache = None  # it knows the rows of the training by their numbers
     scorer = RewardScorer(model, prepared.dataset.renderer, attachment.adapter)
     with Workers(worker_count(training.workers, model.device)) as workers:
-        passes = Passes(workers, training.tokens_per_micro_batch)
+        passes = Passes(workers, training.tokens_per_micro_batch, compute_in=plan.autocast)
         rows = [rows[index] for index in range(min(len(rows), _ROWS_OF_SCALE))]
         return settled_scale(scorer, recipe.objective, rows, passes, announce)
 

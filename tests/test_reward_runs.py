@@ -24,6 +24,7 @@ from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
 from luthier.prediction.reward import RewardScorer
 from luthier.prediction.scale import FILE, read_scale
+from luthier.prepared import announce_gate, check_recipe
 from luthier.recipe import make_recipe
 from luthier.recipe.loading import recipe_of_run
 from luthier.run import train_recipe
@@ -132,6 +133,13 @@ def test_a_reward_model_learns_to_rank(way: str, model: str, desk: Path, tmp_pat
         [Completion("Where is order 5?", text) for text in ("Order 5 is on its way, thank you.", "No idea!")]
     )
     assert polite > rude
+
+
+def test_rows_are_shown_with_the_places_of_their_answers(desk: Path) -> None:
+    said: list[str] = []
+    announce_gate(check_recipe(make_recipe(values_of(desk, rows="rankings")), nothing).gate, said.append)
+    assert any(sentence.startswith("30 answers of 12 rows will be ranked") for sentence in said)
+    assert "It is on its way, thank you.<|im_end|> → ⟦place 1⟧\nIt is lost.<|im_end|> → ⟦place 2⟧\n" in said[-3]
 
 
 def test_only_the_head_trains_where_no_layer_is_named(desk: Path, tmp_path: Path) -> None:

@@ -47,7 +47,6 @@ class Reward(Objective):
     writes: ClassVar[bool] = False
     is_likelihood: ClassVar[bool] = False
     learns_ends: ClassVar[bool] = False
-    in_place: ClassVar[bool] = True
     takes: ClassVar[Gives] = "rankings"
     kinds: ClassVar[tuple[ModelKind, ...]] = ("decoder", "encoder")
     loss_unit: ClassVar[str] = "nats per prompt"
