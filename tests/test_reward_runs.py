@@ -23,7 +23,7 @@ from luthier.models.language_model import LanguageModel
 from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
 from luthier.prediction.reward import RewardScorer
-from luthier.prediction.scale import FILE, read_scale
+from luthier.prediction.scale import FILE, read_scale, write_scale
 from luthier.prepared import announce_gate, check_recipe
 from luthier.recipe import make_recipe
 from luthier.recipe.loading import recipe_of_run
@@ -236,6 +236,20 @@ def test_held_out_scores_have_mean_0_and_deviation_1(desk: Path, tuned: Path, tm
     cut = scorer_of(tmp_path / "none")
     assert (cut.scale.gain, cut.scale.bias) == (1, 0)
     assert max(map(abs, cut.scores(answers))) <= 0.001
+
+
+def test_a_scale_may_come_from_answers_of_ones_own_and_be_kept(tuned: Path, tmp_path: Path) -> None:
+    scorer = scorer_of(tuned).normalised_on(CHATS)
+    told = torch.tensor(scorer.scores(CHATS))
+    assert_near(1 + told.mean(), torch.tensor(1.0))
+    assert_near(told.std(unbiased=False), torch.tensor(1.0))
+    write_scale(scorer.scale, tmp_path)
+    assert read_scale(tmp_path) == scorer.scale
+    with pytest.raises(UsageError, match="do not differ"):
+        scorer.normalised_on(CHATS[:1])
+    (tmp_path / FILE).write_text('{"gain": 0}')
+    with pytest.raises(UsageError, match="gain"):
+        read_scale(tmp_path)
 
 
 def test_scores_do_not_depend_on_what_is_scored_beside_them(tuned: Path) -> None:

@@ -8,7 +8,7 @@ Shapes: N answers, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import ClassVar
 
@@ -75,6 +75,13 @@ class RewardScorer(Reader):
             origin = Origin("answer", index + 1)
             rendered.append(self.renderer.render_judged(_answered(each, origin), origin))
         return self._scored(rendered, [_asked(each) for each in conversations])
+
+    def normalised_on(self, conversations: Sequence[Scorable]) -> RewardScorer:
+        """The same under the scale that gives these answers mean 0 and deviation 1: those of the policy that is to be judged, say.
+
+        `write_scale` keeps it. Raises: UsageError where their scores do not differ; DataError as `scores`.
+        """
+        return replace(self, scale=scale_of(self.raw_scores(conversations), self.scale.clip))
 
     def scores_of_tokens(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[float]:
         """The scores of answers as the tokens that were drawn, each behind its prompt's: nothing is tokenized again.

@@ -53,7 +53,7 @@ def write_scale(scale: Scale, folder: Path) -> None:
 
 
 def read_scale(folder: Path) -> Scale:
-    """The scale that a folder keeps; where it keeps none, one that only cuts. Raises RecipeError for a file that is none."""
+    """The scale that a folder keeps; where it keeps none, one that only cuts. Raises RecipeError or UsageError for what is none."""
     path = folder / FILE
     if not path.is_file():
         return Scale()
@@ -63,4 +63,4 @@ def read_scale(folder: Path) -> Scale:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise RecipeError(f"The file is not JSON: {error}.", "Write gain and bias again.", file=str(path)) from error
     except ValidationError as error:
-        raise setting_fault(error, "A scale", Scale) from error
+        raise setting_fault(error, f"The scale in {path}", Scale) from error
