@@ -71,8 +71,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.reward", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, default=1640, help="rows to train on, of which the longest are dropped (default 1640: about 20 minutes)")
-    parser.add_argument("--held-out", type=int, default=670, help="rows held out, likewise (default 670: more than 500 stay)")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=1640,
+        help="rows to train on, of which the longest are dropped (default 1640: about 20 minutes)",
+    )
+    parser.add_argument(
+        "--held-out", type=int, default=670, help="rows held out, likewise (default 670: more than 500 stay)"
+    )
     parser.add_argument("--peak-lr", type=float, default=3e-4, help="the peak learning rate")
     parser.add_argument("--model", default="smollm2-135m", help="built-in name or a transformers folder")
     parser.add_argument("--data", type=Path, default=PAIRS, help="hh-rlhf's harmless pairs, as .jsonl.gz")
