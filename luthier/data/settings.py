@@ -26,6 +26,7 @@ FormatName = Literal[
     "preferences",
     "rankings",
     "verdicts",
+    "prompts",
     "tags",
     "choices",
     "rationale",
@@ -43,6 +44,7 @@ BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 """What braces may be in a template: {{ and }} for themselves, {column}; a lone one is a mistake."""
 
 MADE_OF: tuple[tuple[tuple[str, ...], tuple[str, ...], Gives], ...] = (
+    (("prompt",), (), "prompts"),
     (("prompt", "completion"), (), "text"),
     (("user", "assistant"), ("system",), "text"),
     (("text",), (), "text"),

@@ -20,6 +20,7 @@ from luthier.types import (
     Labelled,
     PlainText,
     Preference,
+    Prompt,
     Ranking,
     Record,
     Scored,
@@ -66,6 +67,10 @@ def _prompt(record: Record) -> object:
             return _prompt(answered)
         case Ranking(answers):
             return _prompt(answers[0])
+        case Prompt(Conversation(messages, tools)):
+            return [[message.as_dict() for message in messages], tools]
+        case Prompt(asked):
+            return asked
 
 
 def num_held_out(num_rows: int, fraction: float) -> int:

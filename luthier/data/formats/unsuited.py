@@ -31,6 +31,7 @@ OBJECTIVES: Mapping[Gives, str] = {
     "preferences": "dpo",
     "verdicts": "kto",
     "rankings": "reward",
+    "prompts": "grpo",
 }
 """The kind of objective that rows are made for by what they give."""
 

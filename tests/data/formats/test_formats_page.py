@@ -21,6 +21,7 @@ from luthier.types import (
     Labelled,
     PlainText,
     Preference,
+    Prompt,
     Ranking,
     Record,
     Scored,
@@ -71,7 +72,7 @@ def test_the_examples_of_the_page_become_what_it_says(claim: Claim) -> None:
     rows = rows_of(*claim.rows)
     found = to_records(rows, "auto", claim.takes, claim.wishes)
     assert "\n\n".join(shown(record) for record, _ in found.records) == claim.shown
-    if claim.is_first:  # what rows are taken for without an objective
+    if claim.is_first and claim.takes != "prompts":  # what rows are taken for without an objective
         natural = recognise_any(rows, "auto", claim.wishes)
         assert natural.gives == claim.takes
         assert found.name == natural.name
@@ -116,5 +117,7 @@ def shown(record: Record) -> str:
             return f"better:\n{shown(chosen)}\nworse:\n{shown(rejected)}"
         case Ranking(answers, places):
             return "\n".join(f"{place}. {shown(answer)}" for answer, place in zip(answers, places, strict=True))
+        case Prompt(asked):
+            return asked if isinstance(asked, str) else shown(asked)
         case Verdict(answered, is_good):
             return f"{'good' if is_good else 'bad'}:\n{shown(answered)}"
