@@ -29,6 +29,7 @@ from luthier.evaluation.multiple_choice import evaluate_choices
 from luthier.evaluation.preference import evaluate_pairs, evaluate_verdicts
 from luthier.evaluation.pretraining import evaluate_targets
 from luthier.evaluation.regression import evaluate_scores
+from luthier.evaluation.reward import evaluate_rewards
 from luthier.evaluation.rows import Rows
 from luthier.evaluation.token_classification import evaluate_tags
 from luthier.evaluation.verdict import Evaluation
@@ -38,7 +39,7 @@ from luthier.methods import ADAPTER
 from luthier.models.language_model import LanguageModel
 from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
-from luthier.objectives import Embedding, Objective
+from luthier.objectives import Embedding, Objective, Reward
 from luthier.objectives.asking import AS_WRITTEN
 from luthier.ops.workers import Workers
 from luthier.prediction.chooser import Chooser
@@ -47,6 +48,7 @@ from luthier.prediction.contract import Reader
 from luthier.prediction.embedder import Embedder
 from luthier.prediction.passes import Passes, Progress, silent
 from luthier.prediction.readers import reader_for
+from luthier.prediction.reward import RewardScorer
 from luthier.prediction.scorer import Scorer
 from luthier.prediction.tagger import Tagger
 from luthier.prediction.text_model import Chat, Prompt, TextModel, make_sampling
@@ -56,7 +58,7 @@ from luthier.recipe.loading import recipe_of_run
 from luthier.run import RunResult, train_recipe
 from luthier.store.places import expanded
 from luthier.store.runs import find_run, is_run, list_runs, new_run_folder
-from luthier.tuned import load_base, load_run
+from luthier.tuned import load_base, load_reward, load_run
 from luthier.types import Example, Message, Record
 
 __all__ = [
@@ -68,6 +70,7 @@ __all__ = [
     "Model",
     "Prompt",
     "Reader",
+    "RewardScorer",
     "Scorer",
     "Tagger",
     "TextModel",
@@ -136,11 +139,13 @@ def train_tokenizer(
 def load(run: str | Path, announce: Announce = _log.info) -> TextModel | Reader:
     """The model of a run with what it learned; `run` is its folder, its name under `runs/`, or `latest`.
 
-    A run that learned to write gives a TextModel; others, by their objective, a Classifier, Scorer, Tagger, Chooser, Embedder
-    or Filler.
+    A run that learned to write gives a TextModel; others, by their objective, a Classifier, Scorer, Tagger, Chooser, Embedder,
+    RewardScorer or Filler.
     """
     folder = find_run(str(run), RUNS)
     recipe = recipe_of_run(folder)
+    if isinstance(recipe.objective, Reward):
+        return load_reward(folder, announce)
     model = load_run(folder, announce)
     adapter = None if recipe.method.tunes_base else ADAPTER
     renderer = build_renderer(recipe.data, model.tokenizer, model.anatomy.family.pooled, model.answer_start)
@@ -360,6 +365,8 @@ def _with_new_head(tuned: Reader, candidate: Candidate, rows: Rows, passes: Pass
             return evaluate_tags(candidate, rows, passes, limit)
         case Scorer():
             return evaluate_scores(candidate, rows, passes, limit)
+        case RewardScorer():
+            return evaluate_rewards(candidate.name, tuned, rows, passes, limit)
         case Chooser():
             return evaluate_choices(candidate, rows, passes, limit)
         case _:

@@ -42,6 +42,9 @@ def evaluate(
     judge: Annotated[
         str | None, typer.Option("--judge", help="The model that graders by a model ask: a run, or as in a recipe.")
     ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="For reward models: calibration, margins and length as a PNG.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare base and tuned model on the same rows, by the measures of what the run learned, with 95 % intervals."""
@@ -63,7 +66,19 @@ def evaluate(
         progress=progress,
     )
     _write_reports(run, evaluation, context)
+    if plot is not None:
+        _write_picture(run, evaluation, plot)
     emit({"run": run, **evaluation.as_json()}, evaluation_text(evaluation), as_json)
+
+
+def _write_picture(run: str, evaluation: Evaluation, plot: Path) -> None:
+    """What an evaluation has to show beside its measures."""
+    from luthier.store.places import expanded
+
+    if evaluation.details is None:
+        raise UsageError(f"The run {run} is no reward model: there is no picture of it.", "Leave out --plot.")
+    evaluation.details.write_picture(expanded(plot))
+    say(f"Calibration, margins and length as a picture: {plot}")
 
 
 def _graders(files: Sequence[Path]) -> list[Grader]:
@@ -113,6 +128,8 @@ class ProgressLines:
 def evaluation_text(evaluation: Evaluation) -> str:
     """The measures, what they come to, and the first answers."""
     lines = [*aligned(evaluation.as_table()), "", evaluation.summary, *evaluation.notes]
+    for table in () if evaluation.details is None else evaluation.details.tables():
+        lines += ["", table.title, *aligned(table.rows)]
     for answered in evaluation.answers[:_SHOWN]:
         lines += ["", f"{answered.origin}: {answered.asked}", f"  reference: {answered.reference}"]
         lines += [f"  {name}: {answer}" for name, answer in zip(evaluation.candidates, answered.answers, strict=True)]

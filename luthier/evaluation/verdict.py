@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from luthier.evaluation.intervals import Estimate
@@ -59,14 +61,42 @@ class Answered:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table of details under its title; the first row is the head."""
+
+    title: str
+    rows: list[list[str]]
+
+
+class Details(ABC):
+    """What some kinds of models have to show beside their measures."""
+
+    @abstractmethod
+    def tables(self) -> tuple[Table, ...]:
+        """The details for people."""
+
+    @abstractmethod
+    def as_json(self) -> dict[str, object]:
+        """The details as JSON values."""
+
+    @abstractmethod
+    def write_picture(self, path: Path) -> None:
+        """Write them as a PNG. Raises: DiskFull."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """All measures of all candidates over the rows, what is to be said about them, and the answers themselves."""
+    """All measures of all candidates over the rows, what is to be said about them, and the answers themselves.
+
+    details: what there is to show beside them; None for most kinds of models.
+    """
 
     candidates: tuple[str, ...]
     num_rows: int
     measures: tuple[Measure, ...]
     notes: tuple[str, ...]
     answers: tuple[Answered, ...]
+    details: Details | None = None
 
     @property
     def summary(self) -> str:
@@ -118,6 +148,7 @@ class Evaluation:
                 }
                 for answered in self.answers
             ],
+            **({} if self.details is None else {"details": self.details.as_json()}),
         }
 
     def _measure_json(self, measure: Measure) -> dict[str, object]:
@@ -158,6 +189,11 @@ def _table_row(measure: Measure) -> list[str]:
         "" if c.difference is None else _with_interval(c.difference, lambda x: f"{x:+.3f}") for c in measure.comparisons
     ]
     return [measure.name, *estimates, *differences, str(measure.num_rows)]
+
+
+def in_words(estimate: Estimate) -> str:
+    """A number with its interval."""
+    return _with_interval(estimate, lambda x: f"{x:.3f}")
 
 
 def _with_interval(estimate: Estimate, text: Callable[[float], str]) -> str:

@@ -19,6 +19,7 @@ from luthier.models.language_model import LanguageModel
 from luthier.models.outputs import Outputs
 from luthier.objectives import Embedding
 from luthier.ops.workers import Workers
+from luthier.training.loop import autocast
 from luthier.types import Example
 
 Progress = Callable[[str, int, int], None]
@@ -36,11 +37,15 @@ def silent(task: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Passes:
-    """How examples are computed: on which threads, how many tokens at once, and who is told how far it is."""
+    """How examples are computed: on which threads, how many tokens at once, and who is told how far it is.
+
+    compute_in: as training computes them, where trained weights are of another number format than frozen ones.
+    """
 
     workers: Workers
     tokens_at_once: int = 4096
     progress: Progress = silent
+    compute_in: torch.dtype | None = None
 
 
 def said_of_each(
@@ -70,7 +75,7 @@ def said_of_each(
             for batch in batches[worker :: workers.count]:
                 if workers.are_stopping.is_set():
                     break
-                with torch.inference_mode():
+                with torch.inference_mode(), autocast(model.device, passes.compute_in):
                     values, row_M = say(model.forward(batch.to(model.device), adapter))
                 rows = list(dict.fromkeys(batch.documents))
                 counts = torch.bincount(row_M, minlength=len(rows)).tolist()

@@ -20,6 +20,8 @@ from luthier.models.anatomy import is_transposed, weight_of
 from luthier.models.language_model import LanguageModel
 from luthier.models.loading import DTYPES, layers_to_quantize, load_model
 from luthier.models.writing import write_model
+from luthier.objectives import Reward
+from luthier.prediction.scale import read_scale, write_scale
 from luthier.quantization.formats import quantize
 from luthier.quantization.packed import PackedWeight
 from luthier.quantization.settings import QuantizationSettings
@@ -79,6 +81,8 @@ def export_merged(
     if out.exists():
         raise UsageError(f"{out} is there already.", "Choose another folder with --out.")
     lost = _write(load_merged(folder, recipe, announce), out, dtype, quantization)
+    if isinstance(recipe.objective, Reward):
+        write_scale(read_scale(folder / recipe.method.output_folder), out)
     num_bytes = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     return Exported(out, num_bytes, lost, _losses(folder, recipe, out, announce))
 
