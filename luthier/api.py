@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,10 +19,12 @@ from luthier.data.rendering import Renderer, build_renderer
 from luthier.data.settings import files_of
 from luthier.data.template import read_template
 from luthier.data.tokenizer_training import TokenizerSettings, TrainedTokenizer
-from luthier.errors import NotFound, UsageError
+from luthier.errors import DataError, NetworkError, NotFound, UsageError
 from luthier.evaluation.classification import evaluate_classes
 from luthier.evaluation.compare import Candidate, evaluate_records, questions_of
+from luthier.evaluation.contamination import contamination, text_of
 from luthier.evaluation.embedding import evaluate_embedding
+from luthier.evaluation.forgetting.probe import forgetting, read_probe
 from luthier.evaluation.graded import Grading, columns_of, graded
 from luthier.evaluation.grading import Aids, Ask, Grader
 from luthier.evaluation.multiple_choice import evaluate_choices
@@ -30,6 +32,7 @@ from luthier.evaluation.preference import evaluate_pairs, evaluate_verdicts
 from luthier.evaluation.pretraining import evaluate_targets
 from luthier.evaluation.regression import evaluate_scores
 from luthier.evaluation.rows import Rows
+from luthier.evaluation.shots import choose_shots
 from luthier.evaluation.token_classification import evaluate_tags
 from luthier.evaluation.verdict import Evaluation
 from luthier.faults import setting_fault
@@ -56,7 +59,7 @@ from luthier.recipe.loading import recipe_of_run
 from luthier.run import RunResult, train_recipe
 from luthier.store.places import expanded
 from luthier.store.runs import find_run, is_run, list_runs, new_run_folder
-from luthier.tuned import load_base, load_run
+from luthier.tuned import load_at_step, load_base, load_run
 from luthier.types import Example, Message, Record
 
 __all__ = [
@@ -133,15 +136,17 @@ def train_tokenizer(
     return tokenizer_training.train_tokenizer(files, expanded(out), asked, announce)
 
 
-def load(run: str | Path, announce: Announce = _log.info) -> TextModel | Reader:
+def load(run: str | Path, announce: Announce = _log.info, *, step: int | None = None) -> TextModel | Reader:
     """The model of a run with what it learned; `run` is its folder, its name under `runs/`, or `latest`.
+
+    step: the model as it was after so many steps, from that checkpoint; None: as the run ended.
 
     A run that learned to write gives a TextModel; others, by their objective, a Classifier, Scorer, Tagger, Chooser, Embedder
     or Filler.
     """
     folder = find_run(str(run), RUNS)
     recipe = recipe_of_run(folder)
-    model = load_run(folder, announce)
+    model = load_run(folder, announce) if step is None else load_at_step(folder, step, announce)
     adapter = None if recipe.method.tunes_base else ADAPTER
     renderer = build_renderer(recipe.data, model.tokenizer, model.anatomy.family.pooled, model.answer_start)
     return _asked_as(recipe.objective, model, renderer, adapter)
@@ -231,6 +236,9 @@ def evaluate(
     sampling: Sampling | None = None,
     graders: Sequence[Grader] = (),
     judge: str | None = None,
+    shots: int = 0,
+    also: Sequence[str] = (),
+    probes: bool = False,
     announce: Announce = _log.info,
     progress: Progress = silent,
 ) -> Evaluation:
@@ -242,6 +250,9 @@ def evaluate(
         limit: use only the first so many rows.
         sampling: how answers are drawn; unset, greedily.
         graders: further measures of the answers. judge: the model (a run or a plain one) that graders by a model ask.
+        shots: also ask the base with so many training rows shown before each question.
+        also: further runs of the same tokenizer and template, or checkpoints (`RUN@STEP`), on the same rows.
+        probes: whether what the models know beyond the rows is measured too.
         progress: called with what is being done, how much of it is done, and how much there is.
 
     Raises: NotFound for a run, a judge or data that is not there; DataError for rows that cannot be used; UsageError for
@@ -250,7 +261,8 @@ def evaluate(
     asking = [grader.name for grader in graders if grader.asks_model]
     if asking and judge is None:
         raise UsageError(f"The grader {asking[0]!r} asks a model, and none is named.", "Name one with --judge MODEL.")
-    evaluation = _evaluated(run, data, limit, sampling, announce, progress)
+    asked_for = _AskedFor(str(run), data, limit, sampling, shots, tuple(also), probes)
+    evaluation = _evaluated(asked_for, announce, progress)
     if not graders:
         return evaluation
     asked = None if judge is None else _asked(load_any_text(judge, announce))
@@ -268,46 +280,147 @@ def _asked(judge: TextModel) -> Ask:
     return ask
 
 
-def _evaluated(
-    run: str | Path,
-    data: str | None,
-    limit: int | None,
-    sampling: Sampling | None,
-    announce: Announce,
-    progress: Progress,
-) -> Evaluation:
+@dataclass(frozen=True)
+class _AskedFor:
+    """What is to be evaluated, as `evaluate` has it."""
+
+    run: str
+    data: str | None
+    limit: int | None
+    sampling: Sampling | None
+    shots: int
+    also: tuple[str, ...]
+    probes: bool
+
+
+def _evaluated(asked: _AskedFor, announce: Announce, progress: Progress) -> Evaluation:
     """See `evaluate`."""
-    recipe = recipe_of_run(find_run(str(run), RUNS))
-    tuned = load(run, announce)
-    rows = _rows_to_evaluate(recipe, data, tuned, announce)
-    asked, budget = recipe.training.workers, recipe.training.tokens_per_micro_batch
+    recipe = recipe_of_run(find_run(asked.run, RUNS))
+    tuned = load(asked.run, announce)
+    rows = _rows_to_evaluate(recipe, asked.data, tuned, announce)
+    workers, budget = recipe.training.workers, recipe.training.tokens_per_micro_batch
     candidate = Candidate("tuned", tuned.language_model, tuned.adapter)
-    with Workers(asked if isinstance(asked, int) else 1) as workers:
-        passes = Passes(workers, budget, progress)
+    trained = _training_records(recipe, tuned, announce)
+    with Workers(workers if isinstance(workers, int) else 1) as pool:
+        passes = Passes(pool, budget, progress)
         if isinstance(tuned, Reader) and not tuned.base_answers:
-            return _with_new_head(tuned, candidate, rows, passes, limit)
-        base = base_of(run, tuned, announce)
-        candidates = [Candidate("base", base.language_model, base.adapter), candidate]
-        if isinstance(tuned, Embedder):
-            return evaluate_embedding(candidates, rows, tuned.objective, passes, limit)
-        if recipe.objective.takes == "preferences":
-            return evaluate_pairs(candidates, rows, passes, limit)
-        if recipe.objective.takes == "verdicts":
-            return evaluate_verdicts(candidates, rows, passes, limit)
-        if recipe.objective.splits:
-            asking = tuned.asking if isinstance(tuned, TextModel) else AS_WRITTEN
-            return evaluate_targets(candidates, rows, passes, limit, asking=asking, sampling=sampling)
-        return evaluate_records(
-            candidates,
-            rows.records,
-            rows.examples,
-            tuned.renderer,
-            sampling or Sampling(),
-            workers,
-            tokens_per_micro_batch=budget,
-            limit=limit,
-            progress=progress,
+            _check_writes(asked, tuned)
+            evaluation = _with_new_head(tuned, candidate, rows, passes, asked.limit)
+        else:
+            base = base_of(asked.run, tuned, announce)
+            candidates = [Candidate("base", base.language_model, base.adapter), candidate]
+            answers = isinstance(tuned, TextModel) and recipe.objective.takes == "text" and not recipe.objective.splits
+            if answers:
+                assert isinstance(tuned, TextModel)
+                candidates = _contenders(candidates, tuned, asked, rows, trained, recipe.seed, announce)
+            else:
+                _check_writes(asked, tuned)
+            evaluation = _measured(recipe, tuned, candidates, rows, passes, asked)
+            if asked.probes and isinstance(tuned, TextModel) and tuned.asking.causal:
+                renderer = tuned.renderer
+                probed = forgetting(candidates, renderer, passes, read_probe())
+                evaluation = replace(evaluation, forgetting=probed)
+    return _with_contamination(replace(evaluation, subject="tuned"), rows, trained, asked.limit)
+
+
+def _measured(
+    recipe: Recipe,
+    tuned: TextModel | Reader,
+    candidates: Sequence[Candidate],
+    rows: Rows,
+    passes: Passes,
+    asked: _AskedFor,
+) -> Evaluation:
+    """The candidates by the measures of what the run learned."""
+    limit, sampling = asked.limit, asked.sampling
+    if isinstance(tuned, Embedder):
+        return evaluate_embedding(candidates, rows, tuned.objective, passes, limit)
+    if recipe.objective.takes == "preferences":
+        return evaluate_pairs(candidates, rows, passes, limit)
+    if recipe.objective.takes == "verdicts":
+        return evaluate_verdicts(candidates, rows, passes, limit)
+    if recipe.objective.splits:
+        asking = tuned.asking if isinstance(tuned, TextModel) else AS_WRITTEN
+        return evaluate_targets(candidates, rows, passes, limit, asking=asking, sampling=sampling)
+    assert isinstance(tuned, TextModel)
+    return evaluate_records(
+        candidates,
+        rows.records,
+        rows.examples,
+        tuned.renderer,
+        sampling or Sampling(),
+        passes.workers,
+        tokens_per_micro_batch=passes.tokens_at_once,
+        limit=limit,
+        progress=passes.progress,
+    )
+
+
+def _check_writes(asked: _AskedFor, tuned: TextModel | Reader) -> None:
+    """Raise UsageError where shots or further runs are asked for, and the run did not learn to answer."""
+    option = "--shots" if asked.shots else "--also" if asked.also else None
+    if option is not None:
+        raise UsageError(f"The run {asked.run} did not learn to answer in text.", f"Leave {option} out.")
+
+
+def _contenders(
+    candidates: Sequence[Candidate],
+    tuned: TextModel,
+    asked: _AskedFor,
+    rows: Rows,
+    trained: Sequence[Record] | None,
+    seed: int,
+    announce: Announce,
+) -> list[Candidate]:
+    """Base and tuned, the base that is shown examples between them, and the further runs behind them."""
+    base, candidate = candidates
+    found = [base]
+    if asked.shots:
+        if trained is None:
+            raise UsageError(
+                "The rows that the run was trained on cannot be read.", "Put them back, or leave --shots out."
+            )
+        measured = {text_of(record) for record, _ in rows.records}
+        shown = choose_shots(trained, asked.shots, seed, measured)
+        found.append(replace(base, name=f"base, {asked.shots} shot{'' if asked.shots == 1 else 's'}", shots=shown))
+    found.append(candidate)
+    questions = questions_of(rows.records[: asked.limit], tuned.renderer)
+    for name in asked.also:
+        folder, _, step = name.rpartition("@")
+        is_step = bool(folder) and step.isdecimal()
+        model = load(folder, announce, step=int(step)) if is_step else load_text(name, announce)
+        if not isinstance(model, TextModel) or questions_of(rows.records[: asked.limit], model.renderer) != questions:
+            raise UsageError(
+                f"{name} makes other tokens of a prompt than {asked.run}: their answers are to different questions.",
+                "Compare runs of one tokenizer and one chat template.",
+            )
+        found.append(Candidate(name, model.language_model, model.adapter))
+    return found
+
+
+def _training_records(recipe: Recipe, tuned: TextModel | Reader, announce: Announce) -> Sequence[Record] | None:
+    """The rows that a run was trained on; None, which is said, where they can no longer be read."""
+    model = tuned.language_model
+    try:
+        dataset, _ = read_dataset(recipe, model.hf.config, model.tokenizer, lambda sentence: None, model.answer_start)
+    except (NotFound, DataError, NetworkError) as error:
+        announce(
+            f"The rows that the run was trained on cannot be read, so nothing is compared with them: {error.found}"
         )
+        return None
+    return dataset.train_records
+
+
+def _with_contamination(
+    evaluation: Evaluation, rows: Rows, trained: Sequence[Record] | None, limit: int | None
+) -> Evaluation:
+    """The evaluation with which of its rows stand in the training rows."""
+    texts = [text for record, _ in rows.records[:limit] if (text := text_of(record)) is not None]
+    if trained is None or not texts:
+        return evaluation
+    found = contamination(texts, (text for record in trained if (text := text_of(record)) is not None))
+    notes = (*evaluation.notes, *([found.note] if found.note else []))
+    return replace(evaluation, contamination=found, notes=notes)
 
 
 def compare(

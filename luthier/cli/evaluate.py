@@ -40,9 +40,23 @@ def evaluate(
     judge: Annotated[
         str | None, typer.Option("--judge", help="The model that graders by a model ask: a run, or as in a recipe.")
     ] = None,
+    shots: Annotated[
+        int,
+        typer.Option("--shots", min=0, help="Also ask the base with so many training rows shown before each question."),
+    ] = 0,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--also", metavar="RUN[@STEP]", help="A further run, or a checkpoint of one, on the same rows; repeatable."
+        ),
+    ] = None,
+    probes: Annotated[
+        bool,
+        typer.Option("--forgetting/--no-forgetting", help="Measure what was known beyond the rows, before and after."),
+    ] = True,
     as_json: Json = False,
 ) -> None:
-    """Compare base and tuned model on the same rows, by the measures of what the run learned, with 95 % intervals."""
+    """Say whether the tuned model is better than its base, on the same rows, with the evidence; and whether it forgot."""
     if not plain_allocator:
         keep_freed_memory(say)
     from luthier import api
@@ -57,6 +71,9 @@ def evaluate(
         sampling=sampling,
         graders=_graders(grader or ()),
         judge=judge,
+        shots=shots,
+        also=also or (),
+        probes=probes,
         announce=say,
         progress=progress,
     )
@@ -92,7 +109,9 @@ class ProgressLines:
 
 def evaluation_text(evaluation: Evaluation) -> str:
     """The measures, what they come to, and the first answers."""
-    lines = [*aligned(evaluation.as_table()), "", evaluation.summary, *evaluation.notes]
+    verdicts = [outcome.sentence for outcome in evaluation.outcomes.values()] or [evaluation.summary]
+    notes = [*evaluation.notes, *(evaluation.forgetting.notes if evaluation.forgetting else ())]
+    lines = [*aligned(evaluation.as_table()), "", *verdicts, *notes]
     for answered in evaluation.answers[:_SHOWN]:
         lines += ["", f"{answered.origin}: {answered.asked}", f"  reference: {answered.reference}"]
         lines += [f"  {name}: {answer}" for name, answer in zip(evaluation.candidates, answered.answers, strict=True)]

@@ -12,7 +12,8 @@ from luthier.errors import DataError, UsageError
 from luthier.evaluation.compare import comparisons
 from luthier.evaluation.grading import Aids, Grade, Grader, Sample
 from luthier.evaluation.intervals import bootstrap_mean
-from luthier.evaluation.verdict import Answered, Evaluation, Measure
+from luthier.evaluation.measure import SCORE_MARGIN, Measure, margin_by_spread
+from luthier.evaluation.verdict import Answered, Evaluation
 from luthier.types import Origin
 
 Columns = Mapping[tuple[str, int], Mapping[str, Any]]
@@ -75,9 +76,11 @@ def _measured(grader: Grader, grading: Grading, answers: Sequence[Answered]) -> 
         )
     scores_CR = [[_score(grades[row]) for row in rows] for grades in grades_CR]
     estimates = tuple(bootstrap_mean(scores) for scores in scores_CR)
+    are_shares = all(0 <= score <= 1 for scores in scores_CR for score in scores)
+    margin = SCORE_MARGIN if are_shares else margin_by_spread(scores_CR[0])
     missing = len(answers) - len(rows)
     notes = [f"{grader.name}: {missing} of {len(answers)} rows have no score ({fault})."] if missing else []
-    return Measure(grader.name, True, len(rows), estimates, comparisons(scores_CR)), notes
+    return Measure(grader.name, True, len(rows), estimates, comparisons(scores_CR), margin), notes
 
 
 def _samples(answers: Sequence[Answered], candidate: int) -> list[Sample]:

@@ -13,8 +13,9 @@ import numpy as np
 
 from luthier.evaluation.compare import Candidate, comparisons
 from luthier.evaluation.intervals import bootstrap_mean, wilson
+from luthier.evaluation.measure import LOSS_MARGIN, Measure
 from luthier.evaluation.rows import Rows
-from luthier.evaluation.verdict import Answered, Evaluation, Measure
+from luthier.evaluation.verdict import Answered, Evaluation
 from luthier.prediction.passes import Passes, check_fits, class_logits, said_of_each
 from luthier.types import Choice, FloatArray
 
@@ -71,6 +72,14 @@ def choice_measures(logprobs: Sequence[Sequence[FloatArray]], right: Sequence[in
     losses = [[float(-logprob_K[k]) for logprob_K, k in zip(each, right, strict=True)] for each in logprobs]
     hits = [[float(logprob_K.argmax() == k) for logprob_K, k in zip(each, right, strict=True)] for each in logprobs]
     return (
-        Measure("loss", False, len(right), tuple(bootstrap_mean(loss) for loss in losses), comparisons(losses)),
+        Measure(
+            "loss",
+            False,
+            len(right),
+            tuple(bootstrap_mean(loss) for loss in losses),
+            comparisons(losses),
+            LOSS_MARGIN,
+            "likelihood",
+        ),
         Measure("accuracy", True, len(right), tuple(wilson(round(sum(h)), len(h)) for h in hits), comparisons(hits)),
     )

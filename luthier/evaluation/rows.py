@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from luthier.errors import DataError
 from luthier.evaluation.intervals import bootstrap_of
-from luthier.evaluation.verdict import Comparison, Measure
+from luthier.evaluation.measure import Comparison, Measure
 from luthier.types import Example, IntArray, Origin, Record
 
 

@@ -53,7 +53,8 @@ def test_the_majority_answers_its_class_and_its_loss_is_the_entropy_of_the_share
 
 
 def test_one_that_is_always_right_is_better_on_all_three_and_one_that_is_the_majority_on_none() -> None:
-    measures = class_measures([majority(TRUE, 3), sure_of(TRUE)], TRUE)
+    twice = np.concatenate([TRUE, TRUE])
+    measures = class_measures([majority(twice, 3), sure_of(twice)], twice)
     assert [measure.verdict(1) for measure in measures] == ["better"] * 3
     assert measures[0].estimates[1].value == pytest.approx(-math.log(0.8), rel=1e-5)
     assert (measures[1].estimates[1].value, measures[2].estimates[1].value) == (1, 1)
