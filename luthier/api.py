@@ -28,6 +28,7 @@ from luthier.evaluation.forgetting.probe import forgetting, read_probe
 from luthier.evaluation.graded import Grading, columns_of, graded
 from luthier.evaluation.grading import Aids, Ask, Grader
 from luthier.evaluation.multiple_choice import evaluate_choices
+from luthier.evaluation.named_metrics import NAMES
 from luthier.evaluation.preference import evaluate_pairs, evaluate_verdicts
 from luthier.evaluation.pretraining import evaluate_targets
 from luthier.evaluation.regression import evaluate_scores
@@ -235,6 +236,7 @@ def evaluate(
     limit: int | None = None,
     sampling: Sampling | None = None,
     graders: Sequence[Grader] = (),
+    metrics: Sequence[str] = (),
     judge: str | None = None,
     shots: int = 0,
     also: Sequence[str] = (),
@@ -249,7 +251,7 @@ def evaluate(
     Args:
         limit: use only the first so many rows.
         sampling: how answers are drawn; unset, greedily.
-        graders: further measures of the answers. judge: the model (a run or a plain one) that graders by a model ask.
+        metrics: further measures by name (`luthier.evaluation.named_metrics.NAMES`). graders: further measures of the answers. judge: the model (a run or a plain one) that graders by a model ask.
         shots: also ask the base with so many training rows shown before each question.
         also: further runs of the same tokenizer and template, or checkpoints (`RUN@STEP`), on the same rows.
         probes: whether what the models know beyond the rows is measured too.
@@ -258,16 +260,18 @@ def evaluate(
     Raises: NotFound for a run, a judge or data that is not there; DataError for rows that cannot be used; UsageError for
     graders of a model that writes no answers, or that want a judge where none is named.
     """
+    if unknown := [name for name in metrics if name not in NAMES]:
+        raise UsageError(f"There is no metric {unknown[0]!r}.", f"There are {', '.join(NAMES)}.")
     asking = [grader.name for grader in graders if grader.asks_model]
     if asking and judge is None:
         raise UsageError(f"The grader {asking[0]!r} asks a model, and none is named.", "Name one with --judge MODEL.")
     asked_for = _AskedFor(str(run), data, limit, sampling, shots, tuple(also), probes)
     evaluation = _evaluated(asked_for, announce, progress)
-    if not graders:
+    if not graders and not metrics:
         return evaluation
     asked = None if judge is None else _asked(load_any_text(judge, announce))
     columns = columns_of(answered.origin for answered in evaluation.answers)
-    return graded(evaluation, Grading(graders, Aids(asked), columns), progress)
+    return graded(evaluation, Grading(graders, metrics, Aids(asked), columns), progress)
 
 
 def _asked(judge: TextModel) -> Ask:

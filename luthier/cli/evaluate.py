@@ -37,6 +37,15 @@ def evaluate(
             "--grader", help="A further measure of the answers: a YAML or JSON file with a grader; repeatable."
         ),
     ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            metavar="NAME|FILE.py",
+            help="A further measure of the answers: accuracy, macro-f1, rouge-1, rouge-2, bleu, chrf, json-valid, json-fields, "
+            "number, or a Python file that defines metric(row, answer); repeatable.",
+        ),
+    ] = None,
     judge: Annotated[
         str | None, typer.Option("--judge", help="The model that graders by a model ask: a run, or as in a recipe.")
     ] = None,
@@ -69,7 +78,8 @@ def evaluate(
         data,
         limit=limit,
         sampling=sampling,
-        graders=_graders(grader or ()),
+        graders=[*_graders(grader or ()), *_own_metrics(metric or ())],
+        metrics=[name for name in metric or () if not name.endswith(".py")],
         judge=judge,
         shots=shots,
         also=also or (),
@@ -90,6 +100,24 @@ def _graders(files: Sequence[Path]) -> list[Grader]:
     names = [each.name for each in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(f"Two graders are called {twice!r}.", "Give each a name of its own.", field="name")
+    return found
+
+
+def _own_metrics(named: Sequence[str]) -> list[Grader]:
+    """The metrics that are Python files, called as these are."""
+    from luthier.errors import NotFound
+    from luthier.evaluation.grading import grader_of
+    from luthier.store.places import expanded
+
+    found = []
+    for path in (expanded(name) for name in named if name.endswith(".py")):
+        try:
+            source = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise NotFound(
+                f"{path} cannot be read: {error}.", "Give a Python file that defines metric(row, answer)."
+            ) from error
+        found.append(grader_of({"type": "metric", "name": path.stem, "source": source}))
     return found
 
 

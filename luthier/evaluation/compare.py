@@ -290,6 +290,12 @@ def loss_measures(losses: Sequence[RowLosses]) -> list[Measure]:
     ]
 
 
+def mean_loss(losses: Sequence[Sequence[float]]) -> Measure:
+    """The mean of each candidate's losses, one a row."""
+    estimates = tuple(bootstrap_mean(each) for each in losses)
+    return Measure("loss", False, len(losses[0]), estimates, comparisons(losses), LOSS_MARGIN, "likelihood")
+
+
 def task_measures(losses: Sequence[RowLosses], examples: Sequence[Example]) -> list[Measure]:
     """The loss of each task, where the rows are of several; losses: a row an example that learns something."""
     tasks = by_task(examples)

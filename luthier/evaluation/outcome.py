@@ -128,7 +128,7 @@ def evidence(measure: Measure, index: int) -> str:
     if found.sign_test_p is not None:
         won, lost = (found.rises, found.falls) if measure.higher_is_better else (found.falls, found.rises)
         p = f"p < {_SURE}" if found.sign_test_p < _SURE else f"p = {found.sign_test_p:.2g}"
-        text += f"; better on {won} rows, worse on {lost}, {p}"
+        text += f"; better on {won} rows, worse on {lost}, {p}" if won or lost else "; no row differs"
     return text + ")"
 
 
