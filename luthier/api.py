@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,28 +13,16 @@ from pydantic import ValidationError
 
 from luthier.corruption.vocabulary import Vocabulary
 from luthier.data import tokenizer_training
-from luthier.data.dataset import load_examples
 from luthier.data.reading import called
 from luthier.data.rendering import Renderer, build_renderer
 from luthier.data.settings import files_of
 from luthier.data.template import read_template
 from luthier.data.tokenizer_training import TokenizerSettings, TrainedTokenizer
-from luthier.errors import DataError, NetworkError, NotFound, UsageError
-from luthier.evaluation.classification import evaluate_classes
+from luthier.errors import NotFound, UsageError
 from luthier.evaluation.compare import Candidate, evaluate_records, questions_of
-from luthier.evaluation.contamination import contamination, text_of
-from luthier.evaluation.embedding import evaluate_embedding
-from luthier.evaluation.forgetting.probe import forgetting, read_probe
 from luthier.evaluation.graded import Grading, columns_of, graded
 from luthier.evaluation.grading import Aids, Ask, Grader
-from luthier.evaluation.multiple_choice import evaluate_choices
 from luthier.evaluation.named_metrics import NAMES
-from luthier.evaluation.preference import evaluate_pairs, evaluate_verdicts
-from luthier.evaluation.pretraining import evaluate_targets
-from luthier.evaluation.regression import evaluate_scores
-from luthier.evaluation.rows import Rows
-from luthier.evaluation.shots import choose_shots
-from luthier.evaluation.token_classification import evaluate_tags
 from luthier.evaluation.verdict import Evaluation
 from luthier.faults import setting_fault
 from luthier.generation.settings import Sampling
@@ -43,25 +31,24 @@ from luthier.models.language_model import LanguageModel
 from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
 from luthier.objectives import Embedding, Objective
-from luthier.objectives.asking import AS_WRITTEN
 from luthier.ops.workers import Workers
 from luthier.prediction.chooser import Chooser
 from luthier.prediction.classifier import Classifier
 from luthier.prediction.contract import Reader
 from luthier.prediction.embedder import Embedder
-from luthier.prediction.passes import Passes, Progress, silent
+from luthier.prediction.passes import Progress, silent
 from luthier.prediction.readers import reader_for
 from luthier.prediction.scorer import Scorer
 from luthier.prediction.tagger import Tagger
 from luthier.prediction.text_model import Chat, Prompt, TextModel, make_sampling
-from luthier.prepared import asked_of, drawing_of, laid_out, read_dataset
 from luthier.recipe import Recipe, load_recipe, make_recipe
 from luthier.recipe.loading import recipe_of_run
 from luthier.run import RunResult, train_recipe
 from luthier.store.places import expanded
 from luthier.store.runs import find_run, is_run, list_runs, new_run_folder
+from luthier.studies.evaluating import AskedFor, evaluate_run, rows_to_evaluate
 from luthier.tuned import load_at_step, load_base, load_run
-from luthier.types import Example, Message, Record
+from luthier.types import Message
 
 __all__ = [
     "RUNS",
@@ -265,13 +252,28 @@ def evaluate(
     asking = [grader.name for grader in graders if grader.asks_model]
     if asking and judge is None:
         raise UsageError(f"The grader {asking[0]!r} asks a model, and none is named.", "Name one with --judge MODEL.")
-    asked_for = _AskedFor(str(run), data, limit, sampling, shots, tuple(also), probes)
-    evaluation = _evaluated(asked_for, announce, progress)
+    tuned = load(run, announce)
+    others = [(name, _further(name, announce)) for name in also]
+    evaluation = evaluate_run(
+        find_run(str(run), RUNS),
+        tuned,
+        lambda: base_of(run, tuned, announce),
+        others,
+        AskedFor(data, limit, sampling, shots, probes),
+        announce,
+        progress,
+    )
     if not graders and not metrics:
         return evaluation
     asked = None if judge is None else _asked(load_any_text(judge, announce))
     columns = columns_of(answered.origin for answered in evaluation.answers)
     return graded(evaluation, Grading(graders, metrics, Aids(asked), columns), progress)
+
+
+def _further(name: str, announce: Announce) -> TextModel | Reader:
+    """A further run, or a checkpoint of one (`RUN@STEP`)."""
+    run, _, step = name.rpartition("@")
+    return load(run, announce, step=int(step)) if run and step.isdecimal() else load(name, announce)
 
 
 def _asked(judge: TextModel) -> Ask:
@@ -282,149 +284,6 @@ def _asked(judge: TextModel) -> Ask:
         return [completed.text for completed in judge.complete(chats, settings)]
 
     return ask
-
-
-@dataclass(frozen=True)
-class _AskedFor:
-    """What is to be evaluated, as `evaluate` has it."""
-
-    run: str
-    data: str | None
-    limit: int | None
-    sampling: Sampling | None
-    shots: int
-    also: tuple[str, ...]
-    probes: bool
-
-
-def _evaluated(asked: _AskedFor, announce: Announce, progress: Progress) -> Evaluation:
-    """See `evaluate`."""
-    recipe = recipe_of_run(find_run(asked.run, RUNS))
-    tuned = load(asked.run, announce)
-    rows = _rows_to_evaluate(recipe, asked.data, tuned, announce)
-    workers, budget = recipe.training.workers, recipe.training.tokens_per_micro_batch
-    candidate = Candidate("tuned", tuned.language_model, tuned.adapter)
-    trained = _training_records(recipe, tuned, announce)
-    with Workers(workers if isinstance(workers, int) else 1) as pool:
-        passes = Passes(pool, budget, progress)
-        if isinstance(tuned, Reader) and not tuned.base_answers:
-            _check_writes(asked, tuned)
-            evaluation = _with_new_head(tuned, candidate, rows, passes, asked.limit)
-        else:
-            base = base_of(asked.run, tuned, announce)
-            candidates = [Candidate("base", base.language_model, base.adapter), candidate]
-            answers = isinstance(tuned, TextModel) and recipe.objective.takes == "text" and not recipe.objective.splits
-            if answers:
-                assert isinstance(tuned, TextModel)
-                candidates = _contenders(candidates, tuned, asked, rows, trained, recipe.seed, announce)
-            else:
-                _check_writes(asked, tuned)
-            evaluation = _measured(recipe, tuned, candidates, rows, passes, asked)
-            if asked.probes and isinstance(tuned, TextModel) and tuned.asking.causal:
-                renderer = tuned.renderer
-                probed = forgetting(candidates, renderer, passes, read_probe())
-                evaluation = replace(evaluation, forgetting=probed)
-    return _with_contamination(replace(evaluation, subject="tuned"), rows, trained, asked.limit)
-
-
-def _measured(
-    recipe: Recipe,
-    tuned: TextModel | Reader,
-    candidates: Sequence[Candidate],
-    rows: Rows,
-    passes: Passes,
-    asked: _AskedFor,
-) -> Evaluation:
-    """The candidates by the measures of what the run learned."""
-    limit, sampling = asked.limit, asked.sampling
-    if isinstance(tuned, Embedder):
-        return evaluate_embedding(candidates, rows, tuned.objective, passes, limit)
-    if recipe.objective.takes == "preferences":
-        return evaluate_pairs(candidates, rows, passes, limit)
-    if recipe.objective.takes == "verdicts":
-        return evaluate_verdicts(candidates, rows, passes, limit)
-    if recipe.objective.splits:
-        asking = tuned.asking if isinstance(tuned, TextModel) else AS_WRITTEN
-        return evaluate_targets(candidates, rows, passes, limit, asking=asking, sampling=sampling)
-    assert isinstance(tuned, TextModel)
-    return evaluate_records(
-        candidates,
-        rows.records,
-        rows.examples,
-        tuned.renderer,
-        sampling or Sampling(),
-        passes.workers,
-        tokens_per_micro_batch=passes.tokens_at_once,
-        limit=limit,
-        progress=passes.progress,
-    )
-
-
-def _check_writes(asked: _AskedFor, tuned: TextModel | Reader) -> None:
-    """Raise UsageError where shots or further runs are asked for, and the run did not learn to answer."""
-    option = "--shots" if asked.shots else "--also" if asked.also else None
-    if option is not None:
-        raise UsageError(f"The run {asked.run} did not learn to answer in text.", f"Leave {option} out.")
-
-
-def _contenders(
-    candidates: Sequence[Candidate],
-    tuned: TextModel,
-    asked: _AskedFor,
-    rows: Rows,
-    trained: Sequence[Record] | None,
-    seed: int,
-    announce: Announce,
-) -> list[Candidate]:
-    """Base and tuned, the base that is shown examples between them, and the further runs behind them."""
-    base, candidate = candidates
-    found = [base]
-    if asked.shots:
-        if trained is None:
-            raise UsageError(
-                "The rows that the run was trained on cannot be read.", "Put them back, or leave --shots out."
-            )
-        measured = {text_of(record) for record, _ in rows.records}
-        shown = choose_shots(trained, asked.shots, seed, measured)
-        found.append(replace(base, name=f"base, {asked.shots} shot{'' if asked.shots == 1 else 's'}", shots=shown))
-    found.append(candidate)
-    questions = questions_of(rows.records[: asked.limit], tuned.renderer)
-    for name in asked.also:
-        folder, _, step = name.rpartition("@")
-        is_step = bool(folder) and step.isdecimal()
-        model = load(folder, announce, step=int(step)) if is_step else load_text(name, announce)
-        if not isinstance(model, TextModel) or questions_of(rows.records[: asked.limit], model.renderer) != questions:
-            raise UsageError(
-                f"{name} makes other tokens of a prompt than {asked.run}: their answers are to different questions.",
-                "Compare runs of one tokenizer and one chat template.",
-            )
-        found.append(Candidate(name, model.language_model, model.adapter))
-    return found
-
-
-def _training_records(recipe: Recipe, tuned: TextModel | Reader, announce: Announce) -> Sequence[Record] | None:
-    """The rows that a run was trained on; None, which is said, where they can no longer be read."""
-    model = tuned.language_model
-    try:
-        dataset, _ = read_dataset(recipe, model.hf.config, model.tokenizer, lambda sentence: None, model.answer_start)
-    except (NotFound, DataError, NetworkError) as error:
-        announce(
-            f"The rows that the run was trained on cannot be read, so nothing is compared with them: {error.found}"
-        )
-        return None
-    return dataset.train_records
-
-
-def _with_contamination(
-    evaluation: Evaluation, rows: Rows, trained: Sequence[Record] | None, limit: int | None
-) -> Evaluation:
-    """The evaluation with which of its rows stand in the training rows."""
-    texts = [text for record, _ in rows.records[:limit] if (text := text_of(record)) is not None]
-    if trained is None or not texts:
-        return evaluation
-    found = contamination(texts, (text for record in trained if (text := text_of(record)) is not None))
-    notes = (*evaluation.notes, *([found.note] if found.note else []))
-    return replace(evaluation, contamination=found, notes=notes)
 
 
 def compare(
@@ -449,7 +308,7 @@ def compare(
             "Compare its measures: 'luthier evaluate' gives them for each run.",
         )
     models = [load_text(run, announce) for run in runs]
-    rows = _rows_to_evaluate(first, data, models[0], announce).first(limit)
+    rows = rows_to_evaluate(first, data, models[0], announce).first(limit)
     asked = questions_of(rows.records, models[0].renderer)
     for run, model in zip(runs, models, strict=True):
         if questions_of(rows.records, model.renderer) != asked:
@@ -468,38 +327,3 @@ def compare(
             tokens_per_micro_batch=budget, progress=progress,
         )  # fmt: skip
     return replace(evaluation, notes=(*rows.notes, *evaluation.notes))
-
-
-def _with_new_head(tuned: Reader, candidate: Candidate, rows: Rows, passes: Passes, limit: int | None) -> Evaluation:
-    """A model whose head is new, against the best that needs no text."""
-    match tuned:
-        case Tagger():
-            return evaluate_tags(candidate, rows, passes, limit)
-        case Scorer():
-            return evaluate_scores(candidate, rows, passes, limit)
-        case Chooser():
-            return evaluate_choices(candidate, rows, passes, limit)
-        case _:
-            return evaluate_classes(candidate, rows, passes, limit)
-
-
-def _rows_to_evaluate(recipe: Recipe, data: str | None, model: TextModel | Reader, announce: Announce) -> Rows:
-    """The rows of `data`, or those that the run held out; `document` is the index of the row."""
-    objective, loaded = recipe.objective, model.language_model
-    if data is None:
-        dataset, _ = read_dataset(recipe, loaded.hf.config, loaded.tokenizer, announce, loaded.answer_start)
-        if not dataset.validation:
-            raise UsageError("The run held out no rows.", "Give rows to evaluate on with --data FILE.")
-        return _rows(dataset.validation_records, dataset.validation)
-    # what was too long to train on can be measured all the same; texts are cut into pieces as in training
-    settings = recipe.data if objective.splits else recipe.data.model_copy(update={"max_length": 2**31})
-    found = load_examples(data, settings, model.renderer, objective.example, announce, asked_of(objective))
-    found_rows = laid_out(found.examples, objective, loaded.anatomy.family, settings.max_length)
-    drawing = drawing_of(recipe, objective, loaded.tokenizer, loaded.answer_start)
-    examples = found_rows if drawing is None else tuple(drawing.held_out(text) for text in found_rows)
-    return _rows(found.records, examples)
-
-
-def _rows(records: Sequence[Record], examples: Sequence[Example]) -> Rows:
-    placed = [(record, example.origin) for record, example in zip(records, examples, strict=True)]
-    return Rows(placed, [replace(example, document=index) for index, example in enumerate(examples)])

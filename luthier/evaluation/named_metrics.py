@@ -97,14 +97,15 @@ def _of_counts(name: str, counts: Sequence[Counts], of_sum: Callable[[Counts], f
 
 
 def _bleu(answers: Sequence[Sequence[str]], references: Sequence[str]) -> tuple[Measure, list[str]]:
-    counts = [np.array([bleu_counts(*pair) for pair in zip(texts, references, strict=True)]) for texts in answers]
+    counts = [bleu_counts(texts, references) for texts in answers]
     return _of_counts("bleu", counts, bleu_of)
 
 
-def bleu_counts(answer: str, reference: str) -> list[float]:
-    """What a pair brings to BLEU: matching and all runs of 1 to 4 words, and both lengths."""
-    found = needed("sacrebleu").BLEU(effective_order=True).sentence_score(answer, [reference])
-    return [*found.counts, *found.totals, found.sys_len, found.ref_len]
+def bleu_counts(answers: Sequence[str], references: Sequence[str]) -> Counts:
+    """What each pair brings to BLEU: matching and all runs of 1 to 4 words, and both lengths; shape (R, K)."""
+    bleu = needed("sacrebleu").BLEU(effective_order=True)
+    found = [bleu.sentence_score(answer, [right]) for answer, right in zip(answers, references, strict=True)]
+    return np.array([[*each.counts, *each.totals, each.sys_len, each.ref_len] for each in found], dtype=np.float64)
 
 
 def bleu_of(sum_K: Counts) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def real_pairs(shared_data: Path) -> list[tuple[str, str]]:
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 of_facts[row["mr"]].append(row["ref"])
-    pairs = [pair for texts in of_facts.values() for pair in zip(texts, texts[1:], strict=False)]
+    pairs = [pair for texts in of_facts.values() for pair in pairwise(texts)]
     assert len(pairs) >= 1000
     return pairs[:1000]
 
@@ -49,10 +50,10 @@ def real_pairs(shared_data: Path) -> list[tuple[str, str]]:
 def compare_with_packages(pairs: list[tuple[str, str]]) -> None:
     answers, references = [answer for answer, _ in pairs], [reference for _, reference in pairs]
     bleu = sacrebleu.corpus_bleu(answers, [references], force=True).score / 100
-    assert bleu_of(np.array([bleu_counts(*pair) for pair in pairs]).sum(0)) == pytest.approx(bleu, rel=1e-9)
+    assert bleu_of(bleu_counts(answers, references).sum(0)) == pytest.approx(bleu, rel=1e-9)
     chrf = sacrebleu.corpus_chrf(answers, [references]).score / 100
     assert chrf_of(np.array([chrf_counts(*pair) for pair in pairs]).sum(0)) == pytest.approx(chrf, rel=1e-9)
-    for answer, reference in pairs:
+    for answer, reference in pairs[:50]:
         one = sacrebleu.sentence_chrf(answer, [reference]).score / 100
         assert chrf_of(np.array(chrf_counts(answer, reference))) == pytest.approx(one, abs=1e-9), (answer, reference)
 

@@ -112,13 +112,14 @@ class _Asked:
 
     def mean_logprobs(self, name: str, examples: Sequence[Example]) -> list[list[float]]:
         """For each candidate log p a token of each example."""
-        found = []
+        found: dict[tuple[int, str | None], list[float]] = {}  # one that is shown examples first is the same model here
         for each in self._candidates:
+            if (id(each.model), each.adapter) in found:
+                continue
             task = f"{each.name}: {name.partition('.')[0].replace('_', ' ')}"
             said = said_of_each(each.model, each.adapter, examples, logprobs, self._passes, task)
-            means = [float(logprob_N.mean()) for logprob_N in said]
-            found.append(means)
-        return found
+            found[id(each.model), each.adapter] = [float(logprob_N.mean()) for logprob_N in said]
+        return [found[id(each.model), each.adapter] for each in self._candidates]
 
     def example(self, record: Record, origin: Origin) -> Example:
         """What is learned of a record: of a text all but its end, which is where somebody chose to stop."""
