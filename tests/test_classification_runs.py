@@ -83,7 +83,7 @@ def test_the_classes_are_settled_in_the_run_and_held_out_loss_falls(lora: Path) 
 def test_a_finished_run_is_measured_against_the_majority_class(lora: Path) -> None:
     evaluation = api.evaluate(lora)
     by_name = {measure.name: measure for measure in evaluation.measures}
-    assert list(by_name) == ["loss", "accuracy", "macro-F1"]
+    assert list(by_name) == ["loss", "accuracy", "macro-F1", "calibration error"]
     assert by_name["accuracy"].estimates[0].value == pytest.approx(1 / 3)
     assert by_name["accuracy"].estimates[1].value > 0.8
     assert "tuned is better on" in evaluation.summary
