@@ -97,7 +97,7 @@ def test_what_cannot_be_compared_is_refused(desk: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="examples to show, and 99 are wanted"):
         api.evaluate(desk / "run", sampling=SHORT, shots=99)
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(DataError, match="no rows"):
+    with pytest.raises(DataError, match="the file is empty"):
         api.evaluate(desk / "run", str(tmp_path / "empty.jsonl"), sampling=SHORT)
 
 
