@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from luthier.data.rendering import build_renderer
 from luthier.errors import NotFound, RecipeError, UsageError
 from luthier.methods import ADAPTER, AdapterMethod
@@ -20,6 +22,7 @@ from luthier.quantization.packed import QuantizedLinear
 from luthier.recipe import Recipe
 from luthier.recipe.base import fast_of, head_of, settings_of, wishes_of
 from luthier.recipe.loading import recipe_of_run
+from luthier.training.checkpoint import load_checkpoint
 
 Announce = Callable[[str], None]
 
@@ -61,6 +64,20 @@ def load_attached(folder: Path, recipe: Recipe, announce: Announce) -> tuple[Lan
     model = load_base_of(recipe, announce)
     attachment = recipe.method.continued(folder).attach(model, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
     return model, attachment
+
+
+def load_at_step(folder: Path, step: int, announce: Announce) -> LanguageModel:
+    """The model of a run as it was after so many steps. Raises: CheckpointNotFound, with the steps that are kept."""
+    recipe = recipe_of_run(folder)
+    checkpoint = load_checkpoint(folder, step)
+    model = load_base_of(recipe, announce)
+    attachment = recipe.method.attach(model, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
+    attachment.load_state(checkpoint.method)
+    trainables = attachment.trainables
+    with torch.no_grad():
+        for name, tensor in checkpoint.trainables.items():
+            trainables[name].copy_(tensor)
+    return model
 
 
 def load_base(folder: Path, announce: Announce) -> LanguageModel:

@@ -80,10 +80,17 @@ def test_the_classes_are_settled_in_the_run_and_held_out_loss_falls(lora: Path) 
     assert metrics[-1]["validation_loss"] < 0.5
 
 
+def test_a_row_whose_label_is_none_of_the_classes_is_refused_at_its_line(lora: Path, tmp_path: Path) -> None:
+    rows = [{"text": "What a day", "label": "happy"}, {"text": "Hm", "label": "puzzled"}]
+    (tmp_path / "others.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"others\.jsonl, line 2.*'puzzled' is none of the classes"):
+        api.evaluate(lora, str(tmp_path / "others.jsonl"))
+
+
 def test_a_finished_run_is_measured_against_the_majority_class(lora: Path) -> None:
     evaluation = api.evaluate(lora)
     by_name = {measure.name: measure for measure in evaluation.measures}
-    assert list(by_name) == ["loss", "accuracy", "macro-F1"]
+    assert list(by_name) == ["loss", "accuracy", "macro-F1", "calibration error"]
     assert by_name["accuracy"].estimates[0].value == pytest.approx(1 / 3)
     assert by_name["accuracy"].estimates[1].value > 0.8
     assert "tuned is better on" in evaluation.summary

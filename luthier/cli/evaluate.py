@@ -39,15 +39,38 @@ def evaluate(
             "--grader", help="A further measure of the answers: a YAML or JSON file with a grader; repeatable."
         ),
     ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            metavar="NAME|FILE.py",
+            help="A further measure of the answers: accuracy, macro-f1, rouge-1, rouge-2, bleu, chrf, json-valid, json-fields, "
+            "number, or a Python file that defines metric(row, answer); repeatable.",
+        ),
+    ] = None,
     judge: Annotated[
         str | None, typer.Option("--judge", help="The model that graders by a model ask: a run, or as in a recipe.")
     ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="For reward models: calibration, margins and length as a PNG.")
     ] = None,
+    shots: Annotated[
+        int,
+        typer.Option("--shots", min=0, help="Also ask the base with so many training rows shown before each question."),
+    ] = 0,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--also", metavar="RUN[@STEP]", help="A further run, or a checkpoint of one, on the same rows; repeatable."
+        ),
+    ] = None,
+    probes: Annotated[
+        bool,
+        typer.Option("--forgetting/--no-forgetting", help="Measure what was known beyond the rows, before and after."),
+    ] = True,
     as_json: Json = False,
 ) -> None:
-    """Compare base and tuned model on the same rows, by the measures of what the run learned, with 95 % intervals."""
+    """Say whether the tuned model is better than its base, on the same rows, with the evidence; and whether it forgot."""
     if not plain_allocator:
         keep_freed_memory(say)
     from luthier import api
@@ -60,8 +83,12 @@ def evaluate(
         data,
         limit=limit,
         sampling=sampling,
-        graders=_graders(grader or ()),
+        graders=[*_graders(grader or ()), *_own_metrics(metric or ())],
+        metrics=[name for name in metric or () if not name.endswith(".py")],
         judge=judge,
+        shots=shots,
+        also=also or (),
+        probes=probes,
         announce=say,
         progress=progress,
     )
@@ -111,6 +138,24 @@ def _write_reports(run: str, evaluation: Evaluation, context: typer.Context) -> 
         say(f"Report: {folder / PAGE}")
 
 
+def _own_metrics(named: Sequence[str]) -> list[Grader]:
+    """The metrics that are Python files, called as these are."""
+    from luthier.errors import NotFound
+    from luthier.evaluation.grading import grader_of
+    from luthier.store.places import expanded
+
+    found = []
+    for path in (expanded(name) for name in named if name.endswith(".py")):
+        try:
+            source = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise NotFound(
+                f"{path} cannot be read: {error}.", "Give a Python file that defines metric(row, answer)."
+            ) from error
+        found.append(grader_of({"type": "metric", "name": path.stem, "source": source}))
+    return found
+
+
 class ProgressLines:
     """Says how far each task is, at most every few seconds; several threads may call it."""
 
@@ -127,7 +172,9 @@ class ProgressLines:
 
 def evaluation_text(evaluation: Evaluation) -> str:
     """The measures, what they come to, and the first answers."""
-    lines = [*aligned(evaluation.as_table()), "", evaluation.summary, *evaluation.notes]
+    verdicts = [outcome.sentence for outcome in evaluation.outcomes.values()] or [evaluation.summary]
+    notes = [*evaluation.notes, *(evaluation.forgetting.notes if evaluation.forgetting else ())]
+    lines = [*aligned(evaluation.as_table()), "", *verdicts, *notes]
     for table in () if evaluation.details is None else evaluation.details.tables():
         lines += ["", table.title, *aligned(table.rows)]
     for answered in evaluation.answers[:_SHOWN]:

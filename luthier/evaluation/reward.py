@@ -16,6 +16,7 @@ import numpy as np
 
 from luthier.evaluation.compare import comparisons
 from luthier.evaluation.intervals import Estimate, bootstrap_mean
+from luthier.evaluation.measure import Measure
 from luthier.evaluation.pairwise import (
     Bin,
     ByLength,
@@ -32,7 +33,7 @@ from luthier.evaluation.pairwise import (
     reliability,
 )
 from luthier.evaluation.rows import Rows
-from luthier.evaluation.verdict import Answered, Details, Evaluation, Measure, Table, in_words
+from luthier.evaluation.verdict import Answered, Details, Evaluation, Table, in_words
 from luthier.prediction.passes import Passes
 from luthier.prediction.reward import RewardScorer
 from luthier.types import Answered as Answer
