@@ -10,7 +10,7 @@ Shapes: O outputs, I inputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -224,6 +224,21 @@ def _write_rotation(writer: gguf.GGUFWriter, config: PreTrainedConfig, head: int
         writer.add_rope_scaling_factor(float(rope["factor"]))
 
 
+def tensor_names(architecture: Architecture, config: PreTrainedConfig) -> Callable[[str], str]:
+    """Gives the file's name of a weight or bias. It raises RecipeError for one that the architecture has no place for."""
+    names = gguf.get_tensor_name_map(_NUMBER_OF[architecture.name], int(config.num_hidden_layers))
+
+    def name_of(own: str) -> str:
+        name: str | None = names.get_name(own, try_suffixes=(".weight", ".bias"))
+        if name is None:
+            raise RecipeError(
+                f"GGUF files of {architecture.name!r} have no place for {own}.", "Use --to merged.", field="model"
+            )
+        return name
+
+    return name_of
+
+
 def file_tensors(
     weights: Mapping[str, Tensor], architecture: Architecture, config: PreTrainedConfig
 ) -> Iterator[tuple[str, Tensor]]:
@@ -231,18 +246,11 @@ def file_tensors(
 
     Raises RecipeError for a weight that the architecture has no place for.
     """
-    names = gguf.get_tensor_name_map(_NUMBER_OF[architecture.name], int(config.num_hidden_layers))
+    name_of = tensor_names(architecture, config)
     for own, tensor in weights.items():
         if own.endswith(_UNWRITTEN):
             continue
-        name = names.get_name(own, try_suffixes=(".weight", ".bias"))
-        if name is None:
-            raise RecipeError(
-                f"GGUF files of {architecture.name!r} have no place for the weight {own}.",
-                "Use --to merged.",
-                field="model",
-            )
-        yield name, in_file_order(own, tensor.detach().to("cpu", torch.float32), architecture, config)
+        yield name_of(own), in_file_order(own, tensor.detach().to("cpu", torch.float32), architecture, config)
     rope = rope_of(config)
     if architecture.rotates and rope.get("rope_type") == "llama3":
         yield "rope_freqs.weight", _llama3_divisors(rope, head_size(config))
@@ -250,14 +258,28 @@ def file_tensors(
 
 def in_file_order(own: str, tensor: Tensor, architecture: Architecture, config: PreTrainedConfig) -> Tensor:
     """A weight or bias, called `own` in transformers, as the file has its numbers."""
-    module = own.rpartition(".")[0].rpartition(".")[2]
-    if architecture.pairs_rows and module in ("q_proj", "k_proj"):
-        return paired_rows(tensor, int(config.num_attention_heads) if module == "q_proj" else key_value_heads(config))
+    module = _last(own)
     if module in architecture.turned and tensor.ndim == 2:
-        return tensor.t()
+        tensor = tensor.t()
+    if architecture.norm_offset and "norm" in module:
+        return tensor + architecture.norm_offset
+    return rows_in_file_order(own, tensor, architecture, config)
+
+
+def rows_in_file_order(own: str, tensor_OX: Tensor, architecture: Architecture, config: PreTrainedConfig) -> Tensor:
+    """What has a row for each output of the layer of `own`, with the rows as the file has them; any axes may follow."""
+    module = _last(own)
+    if architecture.pairs_rows and module in ("q_proj", "k_proj"):
+        heads = int(config.num_attention_heads) if module == "q_proj" else key_value_heads(config)
+        return paired_rows(tensor_OX, heads)
     if architecture.name == "falcon" and module == "query_key_value":
-        return _apart(tensor, key_value_heads(config), head_size(config))
-    return tensor + architecture.norm_offset if architecture.norm_offset and "norm" in module else tensor
+        return _apart(tensor_OX, key_value_heads(config), head_size(config))
+    return tensor_OX
+
+
+def _last(own: str) -> str:
+    """`a.b.q_proj.weight` → `q_proj`."""
+    return own.rpartition(".")[0].rpartition(".")[2]
 
 
 def paired_rows(tensor_OX: Tensor, num_heads: int) -> Tensor:

@@ -19,7 +19,7 @@ from luthier.models.anatomy import weight_of
 from luthier.quantization.formats import quantize
 from luthier.quantization.settings import QuantizationSettings
 from luthier.recipe.loading import recipe_of_run
-from luthier.studies.exporting import Exported, export_merged
+from luthier.studies.exporting import Exported, export_run
 from luthier.tuned import load_merged, load_run
 
 
@@ -37,7 +37,7 @@ def tuned(model: Path, rows: Path, folder: Path, **parts: Any) -> Path:
 
 def exported(run: Path, out: Path, **settings: Any) -> Exported:
     with one_thread():
-        return export_merged(run, recipe_of_run(run), out, nothing, **settings)
+        return export_run(run, recipe_of_run(run), out, nothing, **settings)
 
 
 def logits_of_run(run: Path) -> torch.Tensor:
