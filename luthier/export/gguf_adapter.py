@@ -48,7 +48,7 @@ def write_gguf_adapter(model: LanguageModel, attachment: AdapterAttachment, path
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(alpha))
         writer.add_name(name)
-        write_tensors(writer, tensors)
+        write_tensors(writer, path, tensors)
     finally:
         writer.close()
 
@@ -72,6 +72,6 @@ def factors_of(attachment: AdapterAttachment) -> Mapping[str, Factors]:
 def _no_product(attachment: AdapterAttachment, reason: str) -> RecipeError:
     return RecipeError(
         f"An adapter of {attachment.method.kind} has no place in a GGUF adapter: {reason}.",
-        "Use --to gguf, which merges it, if the method merges.",
+        "Use --to gguf, if the method merges.",
         field="method.kind",
     )

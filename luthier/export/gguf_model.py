@@ -6,6 +6,8 @@ four bits worst, are Q8_0; a matrix whose rows are not of whole blocks is F16.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -59,7 +61,7 @@ def write_gguf(model: LanguageModel, path: Path, dtype: GGUFDtype, name: str) ->
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         write_header(writer, architecture, config)
         write_vocabulary(writer, vocabulary)
-        write_tensors(writer, tensors)
+        write_tensors(writer, path, tensors)
     finally:
         writer.close()
 
@@ -73,7 +75,9 @@ def type_of(name: str, shape: tuple[int, ...], wanted: Type) -> Type:
     return wanted if shape[-1] % gguf.GGML_QUANT_SIZES[wanted][0] == 0 else Type.F16
 
 
-def write_tensors(writer: gguf.GGUFWriter, tensors: Callable[[], Iterable[tuple[str, Tensor, Type]]]) -> None:
+def write_tensors(
+    writer: gguf.GGUFWriter, path: Path, tensors: Callable[[], Iterable[tuple[str, Tensor, Type]]]
+) -> None:
     """Write the file: its header, and the tensors one after another, each in its format.
 
     tensors: gives them twice, for their sizes come first.
@@ -86,7 +90,22 @@ def write_tensors(writer: gguf.GGUFWriter, tensors: Callable[[], Iterable[tuple[
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for _, tensor, type_ in tensors():
-        writer.write_tensor_data(_in_format(tensor, type_))
+        try:
+            writer.write_tensor_data(_in_format(tensor, type_))
+        except OSError as error:
+            raise _with_reason(error, path) from error
+
+
+def _with_reason(error: OSError, path: Path) -> OSError:
+    """A failed write with the system's reason, which numpy leaves out: asked for by one more write."""
+    if error.errno is not None:
+        return error
+    try:
+        with path.open("ab", buffering=0) as file:
+            file.write(b"\0" * 4096)
+    except OSError as reason:
+        return reason
+    return OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def _in_format(tensor: Tensor, type_: Type) -> NDArray[Any]:

@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,17 +24,35 @@ from numpy.typing import NDArray
 BINDINGS = {"llama_cpp": "llama-cpp-python", "llama": "llama-cpp-cffi"}
 """Modules that reach llama.cpp, and the packages that bring them."""
 
-_CFFI = "llama._llama_cpp_cpu"
+_CFFI = "_llama_cpp_cpu"
 
 
 def binding() -> str | None:
-    """The first module of `BINDINGS` that is installed."""
-    if importlib.util.find_spec("llama_cpp") is not None:
-        return "llama_cpp"
-    try:
-        return "llama" if importlib.util.find_spec(_CFFI) is not None else None
-    except ModuleNotFoundError:
-        return None
+    """The first module of `BINDINGS` that is there and loads."""
+    for name, load in (("llama_cpp", _python), ("llama", _cffi)):
+        try:
+            load()
+        except (ImportError, OSError):  # not there; or made for another system
+            continue
+        return name
+    return None
+
+
+def _python() -> Any:
+    return importlib.import_module("llama_cpp")
+
+
+def _cffi() -> Any:
+    """The library alone, without the package around it, which wants much else."""
+    package = importlib.util.find_spec("llama")
+    places = [] if package is None else list(package.submodule_search_locations or ())
+    files = [file for place in places for file in Path(place).glob(f"{_CFFI}.*so")]
+    spec = importlib.util.spec_from_file_location(_CFFI, files[0]) if files else None
+    if spec is None or spec.loader is None:
+        raise ImportError(_CFFI)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Loaded(Protocol):
@@ -50,8 +69,7 @@ class Python:
     """By llama-cpp-python."""
 
     def __init__(self, file: str, adapter: str | None, longest: int) -> None:
-        module = importlib.import_module("llama_cpp")
-        self._model = module.Llama(
+        self._model = _python().Llama(
             file, lora_path=adapter, n_ctx=longest, n_batch=longest, n_threads=_threads(), n_gpu_layers=0,
             logits_all=True, type_k=0, type_v=0, verbose=False,
         )  # fmt: skip
@@ -73,7 +91,7 @@ class CFFI:
     """By llama-cpp-cffi's functions of llama.cpp itself."""
 
     def __init__(self, file: str, adapter: str | None, longest: int) -> None:
-        module: Any = importlib.import_module(_CFFI)
+        module = _cffi()
         self._c, self._ffi = module.lib, module.ffi
         self._c.llama_backend_init()
         self._model = self._c.llama_model_load_from_file(file.encode(), self._c.llama_model_default_params())
@@ -126,7 +144,7 @@ def _threads() -> int:
 def answers(asked: dict[str, Any]) -> Iterator[bytes]:
     """What goes to standard out."""
     longest = max(len(row) for row in asked["rows"])
-    known = Python if binding() == "llama_cpp" else CFFI
+    known = {"llama_cpp": Python, "llama": CFFI}[binding() or ""]
     model: Loaded = known(asked["file"], asked["adapter"], max(longest, 32))
     tokens = [model.tokens(text) for text in asked["texts"]]
     for index, row in enumerate(asked["rows"]):
@@ -137,9 +155,12 @@ def answers(asked: dict[str, Any]) -> Iterator[bytes]:
 
 
 def main() -> None:
-    """Answer; what llama.cpp itself prints goes to standard error."""
+    """Answer; what llama.cpp itself prints goes to standard error. With `--which`, say only which binding there is."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    if sys.argv[1:] == ["--which"]:
+        out.write((binding() or "").encode())
+        return
     for piece in answers(json.load(sys.stdin)):
         out.write(piece)
         out.flush()

@@ -142,9 +142,14 @@ def _talks(has_system: bool) -> list[list[tuple[str, str]]]:
     return talks + ([[("system", "Be brief."), *talk] for talk in talks] if has_system else [])
 
 
-def modelfile(gguf_name: str, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> str:
-    """The Modelfile of a GGUF file beside it. ends: the tokens that end an answer. Raises as `frame_of`."""
-    frame = frame_of(tokenizer)
+def modelfile(
+    gguf_name: str, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], *, is_plain: bool = False
+) -> str:
+    """The Modelfile of a GGUF file beside it. Raises as `frame_of`.
+
+    ends: the tokens that end an answer. is_plain: whether the model was trained on texts as they are, without a template.
+    """
+    frame = None if is_plain else frame_of(tokenizer)
     template = "{{ .Prompt }}" if frame is None else frame.template()
     lines = [f"FROM ./{gguf_name}", f"TEMPLATE {_quoted(template)}"]
     if frame is not None and frame.default is not None:

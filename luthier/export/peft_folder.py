@@ -35,7 +35,7 @@ def copy_adapter(adapter: Path, folder: Path, kind: str) -> dict[str, Any]:
     if beside:
         raise RecipeError(
             f"peft has no place for a part of what the run trained, which lies in {beside[0]}.",
-            "Use --to merged.",
+            "Use --to merged, if the method merges.",
             field="method.kind",
         )
     for name in (CONFIG, WEIGHTS):
@@ -87,6 +87,6 @@ def check_served(config: dict[str, Any], anatomy: Anatomy) -> Serving:
 def _unserved(reason: str) -> RecipeError:
     return RecipeError(
         f"vLLM and SGLang cannot serve the adapter: {reason}.",
-        "Use --to merged, and serve the folder as a model of its own.",
+        "Use --to merged, if the method merges, and serve the folder as a model of its own.",
         field="method.kind",
     )

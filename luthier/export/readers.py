@@ -37,6 +37,7 @@ from luthier.prediction.passes import Passes, Said, said_of_each
 from luthier.types import Example, IntArray, Origin, Part
 
 OUR_OWN = "Luthier's own reading"
+_PROGRAM = (sys.executable, "-m", llama_cpp_program.__name__)
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,9 @@ def gguf_reader(
     texts: texts and the tokens that the run's tokenizer makes of them, which llama.cpp must make of them too.
     Raises ExportMismatch where neither can read the file.
     """
-    if llama_cpp_program.binding() is not None:
-        return _llama_cpp(file, adapter, texts)
+    binding = _binding()
+    if binding is not None:
+        return _llama_cpp(binding, file, adapter, texts)
     if adapter is not None:
         add_adapter(file, adapter)
     try:
@@ -181,9 +183,13 @@ def add_adapter(file: Path, adapter: Path) -> None:
         base[name].data[:] += (alpha / len(a_RI) * (b_OR @ a_RI)).numpy()
 
 
-def _llama_cpp(file: Path, adapter: Path | None, texts: Sequence[tuple[str, IntArray]]) -> Reader:
-    name = llama_cpp_program.BINDINGS[llama_cpp_program.binding() or ""]
+def _binding() -> str | None:
+    """The package through which llama.cpp can be reached here, asked in a process of its own."""
+    done = subprocess.run([*_PROGRAM, "--which"], capture_output=True, text=True, check=False)
+    return llama_cpp_program.BINDINGS.get(done.stdout.strip()) if done.returncode == 0 else None
 
+
+def _llama_cpp(name: str, file: Path, adapter: Path | None, texts: Sequence[tuple[str, IntArray]]) -> Reader:
     def say(examples: Sequence[Example]) -> Iterator[Tensor]:
         rows = [first_stream(example).tolist() for example in examples]
         asked = {
@@ -192,8 +198,7 @@ def _llama_cpp(file: Path, adapter: Path | None, texts: Sequence[tuple[str, IntA
         }  # fmt: skip
         with tempfile.TemporaryFile() as told:
             program = subprocess.Popen(
-                [sys.executable, "-m", "luthier.export.llama_cpp_program"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=told,
+                _PROGRAM, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=told
             )  # fmt: skip
             assert program.stdin is not None
             assert program.stdout is not None

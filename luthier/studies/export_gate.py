@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from luthier.data.template import read_template
 from luthier.errors import DataError, NotFound, ResourceError, RunMismatch
 from luthier.export.parity import Limits, Parity, check, coarser, compare, limits_of
 from luthier.export.readers import Reader, every_logit, first_stream, of_model, whole_text
@@ -70,6 +71,9 @@ class Gate:
         """Raises RunMismatch if the base is another than the run began with; what reading the rows raises, if they are needed."""
         _check_base(recipe, model)
         self.recipe, self.model = recipe, model
+        template = read_template(recipe.data.chat_template, model.tokenizer, recipe.data.day)
+        if template is not None and template.source is not None:
+            model.tokenizer.chat_template = template.source
         self.adapter = ADAPTER if isinstance(recipe.method, AdapterMethod) else None
         self.writes_text = model.anatomy.family.kind == "decoder" and model.anatomy.purpose == "words"
         self.texts = texts_of(recipe, model, self.writes_text, announce)

@@ -171,6 +171,7 @@ def _tell_version(recipe: Recipe, announce: Announce) -> None:
 def _merged(job: Job) -> LanguageModel:
     """The run's model with what it learned in its weights, which says what the run says."""
     model = load_merged(job.folder, job.recipe, job.announce)
+    model.tokenizer.chat_template = job.gate.model.tokenizer.chat_template
     job.gate.check("the merged model, before it is written", job.gate.own(model, None))
     return model
 
@@ -207,7 +208,8 @@ def _write_gguf(job: Job) -> None:
 def _write_ollama(job: Job) -> None:
     model = job.gate.model
     _check_text_model(job)
-    text = modelfile(MODEL_GGUF, model.tokenizer, sorted(model.stop_ids))
+    is_plain = job.recipe.data.render == "plain"
+    text = modelfile(MODEL_GGUF, model.tokenizer, sorted(model.stop_ids), is_plain=is_plain)
     _write_gguf(job)
     write_text(job.partial / "Modelfile", text)
     job.notes.append(f"Take it into Ollama: ollama create NAME -f {job.partial / 'Modelfile'}")
@@ -220,7 +222,7 @@ def _write_gguf_adapter(job: Job) -> None:
     if not isinstance(attachment, AdapterAttachment):
         raise RecipeError(
             f"An adapter of {job.recipe.method.kind} has no place in a GGUF adapter: it is made of several.",
-            "Use --to gguf, which merges it, if the method merges.",
+            "Use --to gguf, if the method merges.",
             field="method.kind",
         )
     file, checked_with = job.partial / ADAPTER_GGUF, job.partial / _CHECKED_WITH
