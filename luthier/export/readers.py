@@ -22,7 +22,7 @@ import gguf
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from luthier.errors import ExportMismatch, LuthierError
@@ -155,7 +155,7 @@ def gguf_reader(
     if adapter is not None:
         add_adapter(file, adapter)
     try:
-        hf, _ = read_gguf_weights(file, config, torch.float32)
+        hf, _ = read_gguf_weights(file, _known_there(config), torch.float32)
     except LuthierError as error:
         packages = " or ".join(llama_cpp_program.BINDINGS.values())
         raise ExportMismatch(
@@ -164,6 +164,15 @@ def gguf_reader(
             f"Install {packages} and export again, or use --to merged.",
         ) from error
     return Reader("transformers' reading of GGUF", False, of_transformers(hf.eval(), "").say)
+
+
+def _known_there(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config by which transformers reads a GGUF file: of a Mistral, a Llama's, which computes the same within the window."""
+    if config.model_type != "mistral":
+        return config
+    values = config.to_dict()
+    shared = {key: values[key] for key in LlamaConfig().to_dict() if key in values and key != "model_type"}
+    return LlamaConfig(**shared)
 
 
 def add_adapter(file: Path, adapter: Path) -> None:

@@ -14,14 +14,15 @@ from export.gguf_shapes import SHAPES, UNREAD_BY_TRANSFORMERS, write_shape
 from near import assert_near
 from transformers import AutoConfig, PreTrainedModel
 
-from luthier.errors import RecipeError, ResourceError
+from luthier.errors import ExportMismatch, RecipeError, ResourceError
 from luthier.export.gguf_architectures import architecture_of, paired_rows
 from luthier.export.gguf_model import GGUFDtype, write_gguf
-from luthier.export.readers import gguf_reader
+from luthier.export.readers import gguf_reader, whole_text
 from luthier.models.gguf_files import read_gguf_weights
 from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
 from luthier.store.files import write_folder
+from luthier.types import Origin
 
 TOKENS = torch.arange(5, 45)[None]
 
@@ -82,6 +83,13 @@ def test_within_a_mistrals_window_attention_is_whole_so_the_file_promises_no_mor
     field = gguf.GGUFReader(written(tmp_path / "model")).get_field("llama.context_length")
     assert field is not None
     assert field.contents() == 128
+
+
+def test_a_mistral_is_read_back_as_the_llama_that_its_file_says_it_is(tiny_model: Path, tmp_path: Path) -> None:
+    hf = write_shape(UNREAD_BY_TRANSFORMERS["mistral"], tmp_path / "model", tiny_model)
+    reader = gguf_reader(written(tmp_path / "model"), hf.config)
+    (said,) = reader.say([whole_text(TOKENS[0].numpy(), Origin("rows", 1))])
+    assert_near(said, logits(hf)[0], 1e-5)
 
 
 def test_rows_go_into_pairs_head_by_head() -> None:
@@ -146,8 +154,6 @@ def test_a_write_that_numpy_reports_without_a_reason_is_told_with_the_systems(
 
 
 def test_without_a_program_to_read_the_file_back_it_is_not_called_checked(tiny_model: Path, tmp_path: Path) -> None:
-    from luthier.errors import ExportMismatch
-
     hf = write_shape(UNREAD_BY_TRANSFORMERS["gemma"], tmp_path / "model", tiny_model)
     with pytest.raises(ExportMismatch, match="No program here can read the file back"):
         gguf_reader(written(tmp_path / "model"), hf.config)
