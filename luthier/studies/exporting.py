@@ -18,7 +18,7 @@ from luthier.export.gguf_model import GGUFDtype, write_gguf
 from luthier.export.merged import Lost, write_merged
 from luthier.export.ollama import modelfile
 from luthier.export.peft_folder import check_served, copy_adapter
-from luthier.export.readers import Reader, gguf_reader, peft_reader, transformers_reader
+from luthier.export.readers import gguf_reader, peft_reader, transformers_reader
 from luthier.methods import ADAPTER
 from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.models.heads import ClassHead
@@ -182,16 +182,14 @@ def _write_merged(job: Job) -> None:
     formats = [job.dtype or job.gate.formats[0]] + ([job.quantization.kind] if job.quantization is not None else [])
     del model
     gc.collect()
+    is_plain = job.gate.writes_text and job.quantization is None
+    if is_plain:
+        job.gate.check("the written model", transformers_reader(job.partial, job.gate.model.device), *formats)
     written = load_model(job.recipe.model.at(job.partial), job.announce, head=head_of(job.recipe))
-    reader = job.gate.own(written, None)
-    if job.gate.writes_text and job.quantization is None:
-        reader = transformers_reader(job.partial, job.gate.model.device)
-    job.gate.check("the written model", reader, *formats)
-    job.losses = losses_on(
-        job.recipe,
-        job.gate.texts.held_out,
-        {"run": (job.gate.model, job.gate.adapter), "written": (written, None)},
-    )
+    if not is_plain:
+        job.gate.check("the written model", job.gate.own(written, None), *formats)
+    run = (job.gate.model, job.gate.adapter)
+    job.losses = losses_on(job.recipe, job.gate.texts.held_out, {"run": run, "written": (written, None)})
 
 
 def _write_gguf(job: Job) -> None:
@@ -244,22 +242,26 @@ def _write_gguf_adapter(job: Job) -> None:
         )
 
 
-def _write_peft(job: Job) -> dict[str, Any]:
-    config = copy_adapter(job.adapter_folder, job.partial, job.recipe.method.kind)
+def _write_peft(job: Job) -> None:
+    copy_adapter(job.adapter_folder, job.partial, job.recipe.method.kind)
+    _check_adapter(job)
+
+
+def _check_adapter(job: Job) -> None:
+    """Compare the written adapter, on the run's base, with the run."""
     recipe = job.recipe
     base = load_base_of(recipe, job.announce)
-    reader: Reader | None = peft_reader(base, job.partial) if job.gate.writes_text else None
+    reader = peft_reader(base, job.partial) if job.gate.writes_text else None
     if reader is None:
-        method = recipe.method.continued(job.partial)
-        method.attach(base, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
+        recipe.method.continued(job.partial).attach(base, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
         reader = job.gate.own(base, ADAPTER)
     job.gate.check("the adapter on its base", reader)
-    return config
 
 
 def _write_vllm(job: Job) -> None:
-    config = _write_peft(job)
+    config = copy_adapter(job.adapter_folder, job.partial, job.recipe.method.kind)
     serving = check_served(config, job.gate.model.anatomy)
+    _check_adapter(job)
     job.notes.append(
         f"Serve it: vllm serve {job.recipe.model.name} --enable-lora --max-lora-rank {serving.max_rank} "
         f"--lora-modules tuned={job.partial}"
