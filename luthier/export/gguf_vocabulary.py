@@ -58,7 +58,7 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, num_rows: int, ends: Seque
     """
     if not tokenizer.is_fast:
         raise _unwritable("it is not a fast tokenizer")
-    whole: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+    whole: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     model = whole["model"]
     if model["type"] != "BPE":
         raise _unwritable(f"it is of type {model['type']}, not BPE")

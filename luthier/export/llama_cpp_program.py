@@ -144,8 +144,8 @@ def _threads() -> int:
 def answers(asked: dict[str, Any]) -> Iterator[bytes]:
     """What goes to standard out."""
     longest = max(len(row) for row in asked["rows"])
-    known = {"llama_cpp": Python, "llama": CFFI}[binding() or ""]
-    model: Loaded = known(asked["file"], asked["adapter"], max(longest, 32))
+    terms = (asked["file"], asked["adapter"], max(longest, 32))
+    model: Loaded = Python(*terms) if binding() == "llama_cpp" else CFFI(*terms)
     tokens = [model.tokens(text) for text in asked["texts"]]
     for index, row in enumerate(asked["rows"]):
         said_TV = model.logits(row)

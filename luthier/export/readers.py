@@ -115,8 +115,8 @@ def of_transformers(hf: PreTrainedModel, name: str) -> Reader:
 
 def transformers_reader(folder: Path, device: torch.device) -> Reader:
     """A folder as `AutoModelForCausalLM` loads it; whole numbers computed in fp32."""
-    hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
-    return of_transformers(hf.eval(), "transformers")
+    hf: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return of_transformers(hf.to(device).eval(), "transformers")
 
 
 def peft_reader(base: LanguageModel, folder: Path) -> Reader | None:
@@ -136,8 +136,9 @@ def plain(model: LanguageModel) -> PreTrainedModel:
         del config.quantization_config
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     weights = {name: tensor.detach().clone() for name, tensor in weights_of(model).items()}
-    hf: PreTrainedModel = kind.from_pretrained(None, config=config, state_dict=weights, dtype=model.dtype)
-    return hf.to(model.device).eval()
+    hf: Any = kind.from_pretrained(None, config=config, state_dict=weights, dtype=model.dtype)
+    whole: PreTrainedModel = hf.to(model.device).eval()
+    return whole
 
 
 def gguf_reader(
@@ -155,7 +156,7 @@ def gguf_reader(
     if adapter is not None:
         add_adapter(file, adapter)
     try:
-        hf, _ = read_gguf_weights(file, _known_there(config), torch.float32)
+        hf: Any = read_gguf_weights(file, _known_there(config), torch.float32)[0]
     except LuthierError as error:
         packages = " or ".join(llama_cpp_program.BINDINGS.values())
         raise ExportMismatch(

@@ -10,7 +10,7 @@ import gc
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from luthier.errors import RecipeError, UsageError
 from luthier.export.gguf_adapter import write_gguf_adapter
@@ -99,8 +99,7 @@ class Job:
     @property
     def gguf_dtype(self) -> GGUFDtype:
         """The number format of a GGUF file: of what the run's weights have, unless another was asked for."""
-        own: Any = self.gate.formats[0] if self.dtype is None else self.dtype
-        return own
+        return cast("GGUFDtype", self.gate.formats[0] if self.dtype is None else self.dtype)
 
     @property
     def called(self) -> str:
