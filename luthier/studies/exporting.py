@@ -235,10 +235,7 @@ def _write_gguf_adapter(job: Job) -> None:
     job.gate.check("the GGUF adapter on its base", reader)
     remove_file(checked_with)
     job.notes.append(f"It goes on a GGUF file of {job.recipe.model.name}: llama-cli -m BASE.gguf --lora {file}")
-    if job.recipe.quantization is not None:
-        job.notes.append(
-            f"It was trained on the base in {job.recipe.quantization.kind}; on another rounding of it, it says something else."
-        )
+    _tell_rounding(job)
 
 
 def _write_peft(job: Job) -> None:
@@ -255,6 +252,7 @@ def _check_adapter(job: Job) -> None:
         recipe.method.continued(job.partial).attach(base, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
         reader = job.gate.own(base, ADAPTER)
     job.gate.check("the adapter on its base", reader)
+    _tell_rounding(job)
 
 
 def _write_vllm(job: Job) -> None:
@@ -269,6 +267,13 @@ def _write_vllm(job: Job) -> None:
         f"Or: python -m sglang.launch_server --model-path {job.recipe.model.name} --max-lora-rank {serving.max_rank} "
         f"--lora-paths tuned={job.partial}"
     )
+
+
+def _tell_rounding(job: Job) -> None:
+    if job.recipe.quantization is not None:
+        job.notes.append(
+            f"It was trained on the base in {job.recipe.quantization.kind}; on another rounding of it, it says something else."
+        )
 
 
 def _check_text_model(job: Job) -> None:
