@@ -3,6 +3,7 @@
     LuthierError                1  failed
     ├── Unplannable             1  what a run needs cannot be found without carrying it out
     ├── ExportMismatch          1  written files do not compute what the run's model does
+    ├── RewardFault             1  what answers are worth could not be found
     ├── UsageError              2  the command line was wrong
     ├── RecipeError             3  a recipe cannot be carried out as written
     │   └── TargetNotFound      3  a method names layers that the model does not have
@@ -82,6 +83,10 @@ class Unplannable(LuthierError):
 
 class ExportMismatch(LuthierError):
     """Written files, read back, do not compute what the trained model does."""
+
+
+class RewardFault(LuthierError):
+    """What answers are worth could not be found: a reward failed, took too long, or gave no numbers."""
 
 
 class UsageError(LuthierError):

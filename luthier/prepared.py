@@ -25,6 +25,7 @@ from luthier.models.sources import locate, read_answer_start, read_config, read_
 from luthier.objectives import Objective, kind_of
 from luthier.recipe import Recipe
 from luthier.recipe.companions import check_companion, told_of
+from luthier.rlhf import RolloutObjective
 from luthier.types import Example
 
 Announce = Callable[[str], None]
@@ -54,7 +55,9 @@ class Prepared:
 
     @property
     def first_rows(self) -> Sequence[Example]:
-        """The training examples as they are in the first epoch."""
+        """The training examples as they are in the first epoch; of prompts, with the longest answers that there may be."""
+        if isinstance(self.objective, RolloutObjective):
+            return mapped(self.objective.imagined, self.dataset.train)
         return self.dataset.train if self.drawing is None else drawn_rows(self.drawing, self.dataset.train)
 
 
@@ -72,7 +75,8 @@ def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
     drawing = drawing_of(recipe, objective, tokenizer, answer_start)
     drawn = dataset if drawing is None else replace(dataset, train=drawn_rows(drawing, dataset.train))
     check_lengths(drawn, config)
-    rules = Rules(learns_ends=objective.learns_ends, in_place=objective.in_place)
+    only_asks = objective.takes == "prompts"
+    rules = Rules(learns_ends=objective.learns_ends, in_place=objective.in_place, only_asks=only_asks)
     gate = check_gate(drawn, int(config.vocab_size), rules, marks_of(config))
     for companion, own in companions:
         with told_of(companion):
@@ -177,6 +181,10 @@ def announce_gate(gate: GateReport, announce: Announce) -> None:
     if gate.classes:
         of_each = ", ".join(f"{name} {count:,}" for name, count in gate.classes)
         announce(f"{gate.num_learned:,} labels will be learned ({of_each}), those between ⟦ and ⟧:")
+    elif gate.num_learned == 0:
+        announce(
+            f"{gate.num_rows:,} prompts will be answered, of {gate.mean_row:.0f} tokens on average; the first are:"
+        )
     else:
         announce(f"{gate.num_learned:,} of {gate.num_tokens:,} tokens will be learned, those between ⟦ and ⟧:")
     for row in gate.rows:

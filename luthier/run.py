@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from luthier.companions import hear, hear_reference
-from luthier.data.batches import StepBatches, evaluation_batches
+from luthier.data.batches import StepBatches, Steps, evaluation_batches
 from luthier.data.dataset import Dataset
 from luthier.data.drawn import Drawing
 from luthier.data.mixture import by_task
@@ -25,15 +25,18 @@ from luthier.data.settings import files_of
 from luthier.errors import CheckpointNotFound, NotFound, RecipeError, UsageError
 from luthier.evaluation.loss import held_out_by_task
 from luthier.evaluation.report import write_loss_plot, write_report
+from luthier.evaluation.reward_report import has_rewards, write_reward_plot
 from luthier.methods import ADAPTER, Attachment
 from luthier.models.drawing import with_values
 from luthier.models.language_model import LanguageModel
 from luthier.ops.workers import Workers, worker_count
-from luthier.prepared import announce_gate, check_lengths, check_recipe, placed_draws, placed_rows
+from luthier.prepared import Prepared, announce_gate, check_lengths, check_recipe, placed_draws, placed_rows
 from luthier.recipe import Recipe, dump_recipe, load_recipe
 from luthier.recipe.base import default_lr_of
 from luthier.recipe.provenance import check_same, environment, provenance_of
 from luthier.recipe.settings import Provenance
+from luthier.rewarded import begin, check_policy, num_rollout_steps, others_of
+from luthier.rlhf import RolloutObjective
 from luthier.store.files import (
     folder_fault,
     make_folder,
@@ -163,18 +166,13 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *,
     announce(f"Method {recipe.method.kind}: {attachment.num_trainable:,} numbers train{in_head}.")
     for note in attachment.notes:
         announce(note)
-    companions = hear_reference(hearing, recipe, prepared, model, folder, announce)
-    drawing = prepared.drawing
-    placed = placed_rows(dataset, attachment.num_virtual, attachment.num_virtual_answer, draws=drawing is not None)
-    check_lengths(placed, model.hf.config, attachment.num_virtual)
-    recipe, batches = _resolve(recipe, placed, model, attachment, drawing)
-    is_same = (
-        drawing is None and not recipe.objective.embedding_noise
-    )  # of what frozen layers say of a row, in each epoch
-    cache = open_trunk_cache(recipe.training, folder, model, attachment, placed, announce) if is_same else None
-    if cache is not None:
-        model.keep_trunk(cache)
-    plan = _plan(recipe, batches.num_steps, model)
+    if isinstance(recipe.objective, RolloutObjective):
+        course = _of_rollouts(recipe, prepared, model, attachment, folder, announce)
+    else:
+        companions = hear_reference(hearing, recipe, prepared, model, folder, announce)
+        course = _of_rows(recipe, prepared, model, attachment, companions, folder, announce)
+    recipe, attachment = course.recipe, course.attachment
+    plan = _plan(recipe, course.num_steps, model)
     write_status(folder, "running", total_steps=plan.num_steps)
     made_from = provenance_of(model.identity.sha256, dataset, hearing.sha256)
     _settle_provenance(recipe, folder, made_from, model.device, announce)
@@ -185,12 +183,82 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *,
     with (
         tracking(recipe.training.trackers, folder, values, steps_before) as trackers,
         Workers(worker_count(recipe.training.workers, model.device)) as workers,
+        ExitStack() as exits,
     ):
-        held_out = _held_out(recipe, model, attachment, placed, plan, workers, companions)
+        steps, companions, held_out = course.begin(plan, workers, exits)
         outside = _outside(recipe, folder, held_out, plan, trackers, announce, on_step)
-        objective = recipe.objective
-        progress = train(model, attachment, objective, batches, plan, outside, workers, checkpoint, companions)
+        progress = train(model, attachment, recipe.objective, steps, plan, outside, workers, checkpoint, companions)
     return _finish(recipe, folder, attachment, progress, announce)
+
+
+Evaluate = Callable[[], HeldOut]
+
+
+@dataclass(frozen=True)
+class _Course:
+    """A run's steps before its workers are there.
+
+    recipe: with every automatic value settled. attachment: all that trains. begin: gives the steps, whom the objective hears, and
+    what measures the held-out rows; what it opens is closed with the stack that it is given.
+    """
+
+    recipe: Recipe
+    attachment: Attachment
+    num_steps: int
+    begin: Callable[[Plan, Workers, ExitStack], tuple[Steps, Companions, Evaluate | None]]
+
+
+def _of_rows(
+    recipe: Recipe,
+    prepared: Prepared,
+    model: LanguageModel,
+    attachment: Attachment,
+    companions: Companions,
+    folder: Path,
+    announce: Announce,
+) -> _Course:
+    """Steps that take the recipe's rows."""
+    drawing = prepared.drawing
+    virtual = attachment.num_virtual, attachment.num_virtual_answer
+    placed = placed_rows(prepared.dataset, *virtual, draws=drawing is not None)
+    check_lengths(placed, model.hf.config, attachment.num_virtual)
+    settled, batches = _resolve(recipe, placed, model, attachment, drawing)
+    # of what frozen layers say of a row, in each epoch
+    is_same = drawing is None and not recipe.objective.embedding_noise
+    cache = open_trunk_cache(settled.training, folder, model, attachment, placed, announce) if is_same else None
+    if cache is not None:
+        model.keep_trunk(cache)
+
+    def begin(plan: Plan, workers: Workers, exits: ExitStack) -> tuple[Steps, Companions, Evaluate | None]:
+        return batches, companions, _held_out(settled, model, attachment, placed, plan, workers, companions)
+
+    return _Course(settled, attachment, batches.num_steps, begin)
+
+
+def _of_rollouts(
+    recipe: Recipe,
+    prepared: Prepared,
+    model: LanguageModel,
+    attachment: Attachment,
+    folder: Path,
+    announce: Announce,
+) -> _Course:
+    """Steps that learn from answers of the model's own to the recipe's prompts."""
+    objective, dataset = recipe.objective, prepared.dataset
+    assert isinstance(objective, RolloutObjective)
+    check_policy(objective, attachment)
+    others = others_of(recipe, model, attachment, announce)
+    placed = placed_rows(dataset, attachment.num_virtual, attachment.num_virtual_answer)
+    check_lengths(placed, model.hf.config, attachment.num_virtual + objective.max_new_tokens)
+    prompts_per_step = recipe.training.rows_per_step or 8
+    num_steps = num_rollout_steps(objective, len(dataset.train), prompts_per_step, recipe)
+    workers = worker_count(recipe.training.workers, model.device)
+    settled = _settled(recipe, prompts_per_step, workers, num_steps)
+
+    def start(plan: Plan, workers: Workers, exits: ExitStack) -> tuple[Steps, Companions, Evaluate | None]:
+        return begin(settled, dataset, model, others, num_steps, workers, plan.autocast, folder, exits, announce)
+
+    return _Course(settled, others.attachment, num_steps, start)
 
 
 def _dated(recipe: Recipe, renderer: Renderer, announce: Announce) -> Recipe:
@@ -238,16 +306,22 @@ def _resolve(
             "training.update_in_backward out.",
             field="training.update_in_backward",
         )
+    return _settled(recipe, rows_per_step, workers, batches.num_steps), batches
+
+
+def _settled(recipe: Recipe, rows_per_step: int | None, workers: int, num_steps: int) -> Recipe:
+    """The recipe with the numbers that its training leaves open."""
+    training = recipe.training
     settled = training.model_copy(
         update={
             "workers": workers,
             "rows_per_step": rows_per_step,
             "peak_lr": training.peak_lr or default_lr_of(recipe) * training.optimizer.rate,
-            "evaluate_every": training.evaluate_every or max(1, batches.num_steps // 5),
-            "checkpoint_every": training.checkpoint_every or max(1, batches.num_steps // 10),
+            "evaluate_every": training.evaluate_every or max(1, num_steps // 5),
+            "checkpoint_every": training.checkpoint_every or max(1, num_steps // 10),
         }
     )
-    return recipe.model_copy(update={"training": settled}), batches
+    return recipe.model_copy(update={"training": settled})
 
 
 def _shares_prefix(recipe: Recipe, model: LanguageModel, attachment: Attachment) -> bool:
@@ -325,7 +399,7 @@ def _held_out(
     plan: Plan,
     workers: Workers,
     companions: Companions,
-) -> Callable[[], HeldOut] | None:
+) -> Evaluate | None:
     """What measures the held-out rows, those of each task for themselves; None if there are none."""
     held_out = {
         task: evaluation_batches(
@@ -349,7 +423,7 @@ def _held_out(
 def _outside(
     recipe: Recipe,
     folder: Path,
-    evaluate: Callable[[], HeldOut] | None,
+    evaluate: Evaluate | None,
     plan: Plan,
     trackers: Sequence[Tracker],
     announce: Announce,
@@ -388,6 +462,8 @@ def _finish(recipe: Recipe, folder: Path, attachment: Attachment, progress: Prog
     write_folder(output, lambda partial: attachment.write(partial, announce), replace=True)
     metrics = read_metrics(folder)
     write_loss_plot(metrics, folder / "loss.png", type(recipe.objective))
+    if has_rewards(metrics):
+        write_reward_plot(metrics, folder / "rewards.png")
     write_report(
         folder / "report.md",
         metrics,

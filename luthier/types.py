@@ -8,8 +8,8 @@ parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -173,9 +173,28 @@ class Verdict:
     is_good: bool
 
 
-Record = Conversation | Completion | PlainText | Labelled | Scored | Tagged | Choice | Similar | Preference | Verdict
+@dataclass(frozen=True)
+class Prompt:
+    """What is to be answered: a text, or a chat whose next message is the assistant's."""
 
-Gives = Literal["text", "labels", "scores", "tags", "choices", "similar", "preferences", "verdicts"]
+    asked: Conversation | str
+
+
+Record = (
+    Conversation
+    | Completion
+    | PlainText
+    | Labelled
+    | Scored
+    | Tagged
+    | Choice
+    | Similar
+    | Preference
+    | Verdict
+    | Prompt
+)
+
+Gives = Literal["text", "labels", "scores", "tags", "choices", "similar", "preferences", "verdicts", "prompts"]
 """What rows of a form hold, and what an objective learns from: text to write, or one of the other records."""
 
 
@@ -287,6 +306,7 @@ class Example:
     types_P: 1 for the tokens of a second text; None where there is none.
     value_N: the number that each target should be given; None where tokens or classes are learned.
     piece: of which text it is a piece, where what is drawn is drawn for that text as a whole.
+    given: further numbers that each target comes with, by name, such as an advantage.
     """
 
     parts: tuple[Part, ...]
@@ -301,6 +321,7 @@ class Example:
     types_P: IntArray | None = None
     value_N: FloatArray | None = None
     piece: Piece | None = None
+    given: Mapping[str, FloatArray] = field(default_factory=dict)
 
     @property
     def drawn_as(self) -> int:
@@ -363,7 +384,7 @@ class Segment:
 class Targets:
     """Learned targets of a batch: `source_N` indexes the batch's tokens flattened to B·T.
 
-    row_N: which row of the batch each is of, counted from 0. value_N: as `Example` has it.
+    row_N: which row of the batch each is of, counted from 0. value_N, given: as `Example` has them.
     """
 
     source_N: torch.Tensor
@@ -372,6 +393,7 @@ class Targets:
     sample_N: torch.Tensor
     row_N: torch.Tensor
     value_N: torch.Tensor | None = None
+    given: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:
@@ -387,6 +409,7 @@ class Targets:
             self.sample_N.to(device),
             self.row_N.to(device),
             None if self.value_N is None else self.value_N.to(device),
+            {name: number_N.to(device) for name, number_N in self.given.items()},
         )
 
 

@@ -20,7 +20,7 @@ ROWS = (
     ("jobs",),
     ("studies",),
     ("run",),
-    ("companions",),
+    ("companions", "rewarded"),
     ("prepared", "tuned"),
     ("planner",),
     ("recipe",),

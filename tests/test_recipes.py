@@ -67,6 +67,8 @@ ROWS: dict[str, dict[str, str]] = {
     },
     "distillation": {"tickets.jsonl": lines(lambda i: {"prompt": f"Ticket {i}", "completion": f"It is a {i % 5}."})},
     "domain-pretraining": {"texts.jsonl": lines(lambda i: {"text": f"Text {i} " + "goes on and on " * 40})},
+    "grpo": {"sums.jsonl": lines(lambda i: {"question": f"What is {i} + 1?", "answer": str(i + 1)})},
+    "ppo": {"tickets.jsonl": lines(lambda i: {"prompt": f"Ticket: lamp {i} is broken. Answer in JSON."})},
     "guanaco": {"oasst_ready.trees.jsonl.gz": lines(tree)},
     "instruction-tuning": {
         "alpaca_data.json": json.dumps(

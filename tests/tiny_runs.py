@@ -14,7 +14,7 @@ from luthier.recipe import make_recipe
 from luthier.run import RunResult, resume_run, train_recipe
 from luthier.store.files import MANIFEST, sha256_file
 
-CLOCK_AND_MEMORY = {"seconds", "tokens_per_second", "memory_bytes", "peak_memory_bytes"}
+CLOCK_AND_MEMORY = {"seconds", "tokens_per_second", "memory_bytes", "peak_memory_bytes", "rollout_seconds"}
 THINGS = ("lamp", "chair", "green kettle", "radio", "blue box", "small round table")
 
 

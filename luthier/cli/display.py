@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ class Course:
     lr: float = 0.0
     memory_bytes: int = 0
     validation_loss: float | None = None
+    validation_reward: float | None = None
+    reward: Smoothed = field(default_factory=Smoothed)
     loss: Smoothed = field(default_factory=Smoothed)
     seconds: Smoothed = field(default_factory=Smoothed)
 
@@ -58,7 +61,10 @@ class Course:
         self.tokens_per_second, self.lr = record["tokens_per_second"], record["lr"]
         self.memory_bytes = record["memory_bytes"]
         self.validation_loss = record.get("validation_loss", self.validation_loss)
+        self.validation_reward = record.get("validation_reward", self.validation_reward)
         self.loss.add(record["loss"])
+        if "reward" in record:
+            self.reward.add(record["reward"])
         self.seconds.add(wall_seconds)
 
     @property
@@ -69,7 +75,11 @@ class Course:
     def summary(self) -> str:
         """The numbers as one line, the most telling first."""
         parts = [f"loss {self.loss.value:.3f}"]
-        if self.validation_loss is not None:
+        if math.isfinite(self.reward.value):
+            parts = [f"reward {self.reward.value:.3f}"]
+        if self.validation_reward is not None:
+            parts.append(f"held-out {self.validation_reward:.3f}")
+        elif self.validation_loss is not None:
             parts.append(f"held-out {self.validation_loss:.3f}")
         parts += [f"{self.tokens_per_second:.0f} tok/s", readable_bytes(self.memory_bytes), f"lr {self.lr:.1e}"]
         return "  ".join(parts)

@@ -38,7 +38,7 @@ def new(
     """Write a commented recipe for your own rows, after reading them through."""
     from luthier.data.formats import recognise_any, to_records
     from luthier.data.reading import called, read_rows
-    from luthier.objectives import objective_of
+    from luthier.recipe.known_objectives import objective_of
     from luthier.recipe.reference import commented_recipe
     from luthier.store.files import write_text
     from luthier.store.places import expanded

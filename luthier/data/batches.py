@@ -7,8 +7,9 @@ run goes on exactly where it stood.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ class Step:
     number: counted from 1. worker_of: for each micro-batch, who computes it. learned_weight: the sum of all targets'
     weights, which the loss is divided by. real_tokens: input tokens, neither padding nor placeholders. rows: indices into
     the examples, in the order of the epoch. epoch: passes over the rows that are complete once this step is done.
+    measured: what is to be written down of it beside the loss, by name. ends_run: whether the run should stop after it.
     """
 
     number: int
@@ -38,9 +40,33 @@ class Step:
     real_tokens: int
     rows: tuple[int, ...]
     epoch: float
+    measured: Mapping[str, float] = field(default_factory=dict)
+    ends_run: bool = False
 
 
-class StepBatches(Iterator[Step]):
+class Steps(Iterator[Step]):
+    """What the loop takes its steps from; `num_steps` in all."""
+
+    num_steps: int
+
+    @abstractmethod
+    def halve(self) -> int | None:
+        """From now on hold half as many tokens in a micro-batch, or as many as the longest row has; None if no fewer can be."""
+
+    @abstractmethod
+    def again(self, step: Step) -> Step:
+        """The same step in micro-batches of the size that now holds."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What has been taken, as small JSON."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`. Raises: RunMismatch for a place that this run does not have."""
+
+
+class StepBatches(Steps):
     """The steps of a run, one after another; `num_steps` in all.
 
     The last step of an epoch takes the rows that are left, so that every row comes exactly once an epoch. An epoch that
@@ -137,7 +163,7 @@ class StepBatches(Iterator[Step]):
 
     def _laid_out(self, examples: Sequence[Example]) -> tuple[tuple[Batch, ...], tuple[int, ...]]:
         """A step's micro-batches within the budget, and who computes each."""
-        batches = _cut(examples, self._budget, self._workers, self._layout, self._pad_id, self._shares_prefix)
+        batches = cut_batches(examples, self._budget, self._workers, self._layout, self._pad_id, self._shares_prefix)
         return tuple(batches), tuple(assign_workers([batch.cost for batch in batches], self._workers))
 
     @property
@@ -179,7 +205,7 @@ class StepBatches(Iterator[Step]):
         return int(facts_of(self._examples)["tokens"][self._order].sum())
 
     def halve(self) -> int | None:
-        """From now on hold half as many tokens in a micro-batch, or as many as the longest row has; None if no fewer can be."""
+        """See the base class."""
         smaller = max(self._budget // 2, self._longest)
         if smaller >= self._budget:
             return None
@@ -187,16 +213,16 @@ class StepBatches(Iterator[Step]):
         return smaller
 
     def again(self, step: Step) -> Step:
-        """The same step in micro-batches of the size that now holds."""
+        """See the base class."""
         micro_batches, worker_of = self._laid_out(self._drawn(step.rows))
         return replace(step, micro_batches=micro_batches, worker_of=worker_of)
 
     def state_dict(self) -> dict[str, int]:
-        """What has been taken, as small JSON, and the size of micro-batches, which a shortage of memory may have lessened."""
+        """What has been taken, and the size of micro-batches, which a shortage of memory may have lessened."""
         return {"epoch": self._epoch, "position": self._position, "step": self._step, "budget": self._budget}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`. Raises: RunMismatch for a place that this run does not have."""
+        """See the base class."""
         epoch, position, step = int(state["epoch"]), int(state["position"]), int(state["step"])
         if not (0 <= position <= self._per_epoch and 0 <= step <= self.num_steps and epoch >= 0):
             raise RunMismatch(
@@ -257,12 +283,13 @@ def evaluation_batches(
     shares_prefix: bool = False,
 ) -> list[Batch]:
     """All examples once as batches within the budget, in an order that never changes; none without examples."""
-    return _cut(examples, budget, workers, layout, pad_id, shares_prefix)
+    return cut_batches(examples, budget, workers, layout, pad_id, shares_prefix)
 
 
-def _cut(
+def cut_batches(
     examples: Sequence[Example], budget: int, workers: int, layout: Layout, pad_id: int, shares_prefix: bool
 ) -> list[Batch]:
+    """Micro-batches within the budget for so many workers, all examples once; `shares_prefix` as `collate` takes it."""
     facts_R = facts_of(examples)
     lengths = laid_out(facts_R, layout).tolist()
     sources, apart = facts_R["source"].tolist(), facts_R["parts"].tolist()

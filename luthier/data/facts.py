@@ -25,6 +25,7 @@ from luthier.types import (
     Layout,
     PlainText,
     Preference,
+    Prompt,
     Record,
     Scored,
     Similar,
@@ -53,7 +54,7 @@ FACTS = np.dtype(
 )
 
 KINDS: tuple[type[Record], ...] = (
-    Conversation, Completion, PlainText, Labelled, Scored, Tagged, Choice, Similar, Preference, Verdict,
+    Conversation, Completion, PlainText, Labelled, Scored, Tagged, Choice, Similar, Preference, Verdict, Prompt,
 )  # fmt: skip
 """The classes of records; a record's kind is its place here."""
 
@@ -161,7 +162,8 @@ def record_fact_of(record: Record) -> tuple[int, bool, bytes]:
 
 def has_extras(record: Record) -> bool:
     """Whether a chat offers tools, or has messages with more than a role and a content."""
-    return isinstance(record, Conversation) and (bool(record.tools) or any(m.extra for m in record.messages))
+    chat = record.asked if isinstance(record, Prompt) else record
+    return isinstance(chat, Conversation) and (bool(chat.tools) or any(m.extra for m in chat.messages))
 
 
 def laid_out(facts_R: Table, layout: Layout) -> IntArray:

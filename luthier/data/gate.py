@@ -33,6 +33,7 @@ from luthier.types import (
     IntArray,
     Labelled,
     Origin,
+    Prompt,
     Record,
     Scored,
     Similar,
@@ -73,10 +74,15 @@ class GateReport:
 
 @dataclass(frozen=True)
 class Rules:
-    """What an objective is judged by. learns_ends: plain rows must teach some end of text. in_place: as `Objective` has it."""
+    """What an objective is judged by.
+
+    learns_ends: plain rows must teach some end of text. in_place: as `Objective` has it. only_asks: rows are prompts, and the
+    model itself writes what it learns.
+    """
 
     learns_ends: bool = True
     in_place: bool = False
+    only_asks: bool = False
 
 
 def check_gate(
@@ -99,12 +105,14 @@ def check_gate(
             field="data.train",
         )
     counted = _Counted(dataset)
-    _refuse_rows_without_learning(counted)
+    if not rules.only_asks:
+        _refuse_rows_without_learning(counted)
     notes = _check_vocabulary(counted, tokenizer, vocab_size)
     notes += _check_marks(marks, tokenizer, vocab_size)
     _refuse_doubled_bos(counted, tokenizer)
-    _refuse_endless_answers(counted, rules)
-    _refuse_other_prompts(dataset)
+    if not rules.only_asks:
+        _refuse_endless_answers(counted, rules)
+        _refuse_other_prompts(dataset)
     notes += _header_notes(counted)
     notes += _check_extras(counted)
     classes = Counter(counted.labels(is_held_out=False))
@@ -317,12 +325,13 @@ def _check_extras(counted: _Counted) -> list[str]:
     rows = np.flatnonzero(counted.extras_A[: len(dataset.train)])
     left_out: set[str] = set()
     for record, example in _spread(dataset, rows):
-        assert isinstance(record, Conversation)
+        said = record.asked if isinstance(record, Prompt) else record
+        assert isinstance(said, Conversation)
         assert chat is not None  # conversations were rendered
-        missing = chat.left_out(record)
+        missing = chat.left_out(said)
         left_out.update(missing)
-        learned = learned_messages(record.messages, dataset.renderer.learn)
-        if "tool_calls" in missing and any("tool_calls" in dict(record.messages[i].extra) for i in learned):
+        learned = learned_messages(said.messages, dataset.renderer.learn)
+        if "tool_calls" in missing and any("tool_calls" in dict(said.messages[i].extra) for i in learned):
             raise GateRefusal(
                 "An answer of this row calls a tool, but the chat template leaves calls out: the model would learn to answer without the call.",
                 "Set data.chat_template to one that writes tool_calls, write the calls as text in the content, "

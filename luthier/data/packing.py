@@ -315,6 +315,8 @@ def _targets(examples: Sequence[Example], places: Sequence[IntArray]) -> Targets
     rows = [np.full(example.num_learned, row, dtype=np.int64) for row, example in enumerate(examples)]
     values = [example.value_N for example in examples if example.value_N is not None]
     assert len(values) in (0, len(examples)), "every row has numbers to be learned, or none has"
+    names = examples[0].given
+    assert all(example.given.keys() == names.keys() for example in examples), "all rows come with the same numbers"
     return Targets(
         source_N=torch.from_numpy(np.concatenate(sources)),
         token_N=torch.from_numpy(np.concatenate([example.token_N for example in examples])),
@@ -322,4 +324,5 @@ def _targets(examples: Sequence[Example], places: Sequence[IntArray]) -> Targets
         sample_N=torch.from_numpy(np.concatenate([example.sample_N for example in examples])),
         row_N=torch.from_numpy(np.concatenate(rows)),
         value_N=torch.from_numpy(np.concatenate(values)) if values else None,
+        given={name: torch.from_numpy(np.concatenate([each.given[name] for each in examples])) for name in names},
     )

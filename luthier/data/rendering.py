@@ -38,6 +38,7 @@ from luthier.types import (
     PlainText,
     Pooled,
     Preference,
+    Prompt,
     Record,
     Rendered,
     TextsAs,
@@ -83,6 +84,10 @@ class Renderer:
         if isinstance(record, Preference):
             chosen, rejected = (self._judging.render(each, origin) for each in (record.chosen, record.rejected))
             return replace(chosen, beside=(rejected,))
+        if isinstance(record, Prompt):
+            with _located(origin):
+                tokens = self.asking_tokens(record)
+            return _rendered(tokens, np.zeros(len(tokens), dtype=np.float32))
         if isinstance(record, Verdict):
             return replace(self._judging.render(record.answered, origin), score=float(record.is_good))
         with _located(origin):
@@ -160,6 +165,14 @@ class Renderer:
     def prompt_tokens(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
         """The tokens that serving feeds before the assistant's answer to these messages."""
         return self._encode(self._template().text(messages, tools, opens_answer=True)).ids
+
+    def asking_tokens(self, record: Prompt) -> list[int]:
+        """The tokens that serving feeds for a prompt. Raises: as render, without a place."""
+        if isinstance(record.asked, Conversation):
+            return self.prompt_tokens(record.asked.messages, record.asked.tools)
+        if self.writes_as_chat(Completion):
+            return self.prompt_tokens((Message("user", record.asked),))
+        return self.plain_prompt_tokens(record.asked)
 
     def plain_prompt_tokens(self, prompt: str) -> list[int]:
         """The tokens that serving feeds for a prompt without chat: as the tokenizer writes it, without a final EOS.

@@ -25,6 +25,7 @@ FormatName = Literal[
     "hh-rlhf",
     "preferences",
     "verdicts",
+    "prompts",
     "tags",
     "choices",
     "rationale",
@@ -42,6 +43,7 @@ BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 """What braces may be in a template: {{ and }} for themselves, {column}; a lone one is a mistake."""
 
 MADE_OF: tuple[tuple[tuple[str, ...], tuple[str, ...], Gives], ...] = (
+    (("prompt",), (), "prompts"),
     (("prompt", "completion"), (), "text"),
     (("user", "assistant"), ("system",), "text"),
     (("text",), (), "text"),

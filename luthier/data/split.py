@@ -20,6 +20,7 @@ from luthier.types import (
     Labelled,
     PlainText,
     Preference,
+    Prompt,
     Record,
     Scored,
     Similar,
@@ -63,6 +64,10 @@ def _prompt(record: Record) -> object:
             return _prompt(chosen)
         case Verdict(answered):
             return _prompt(answered)
+        case Prompt(Conversation(messages, tools)):
+            return [[message.as_dict() for message in messages], tools]
+        case Prompt(asked):
+            return asked
 
 
 def num_held_out(num_rows: int, fraction: float) -> int:

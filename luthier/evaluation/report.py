@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from luthier.evaluation.reward_report import has_rewards, reward_lines
 from luthier.objectives import SFT, Objective
 from luthier.store.files import write_bytes, write_text
 
@@ -44,6 +45,8 @@ def write_report(
     """
     sections = [f"# {path.absolute().parent.name}", _table(["", ""], list(facts.items())), "## Training"]
     sections += [_training(metrics, objective), "![Loss by step](loss.png)"]
+    if has_rewards(metrics):
+        sections.append("![Rewards, divergence and lengths](rewards.png)")
     if evaluation is not None:
         head, *rows = evaluation.as_table()
         sections += ["## Held-out rows", evaluation.summary, _table(head, rows), *evaluation.notes]
@@ -133,10 +136,11 @@ def _training(metrics: Metrics, objective: type[Objective]) -> str:
     lines = [
         f"{steps[-1]} steps in {_duration(seconds)}, {_sum(metrics, 'learned_tokens'):,} {objective.targets_are} "
         f"in {_sum(metrics, 'real_tokens'):,} tokens.",
+        *(reward_lines(metrics) if has_rewards(metrics) else []),
         f"Training loss {first:.3f} → {last:.3f} {objective.loss_unit} (means of the first and last {tenth} steps).",
     ]
     held_out_steps, held_out = _column(metrics, "validation_loss")
-    if held_out:
+    if held_out and not has_rewards(metrics):
         best = min(range(len(held_out)), key=held_out.__getitem__)
         lines.append(
             f"Held-out loss {held_out[-1]:.3f} at the end; best {held_out[best]:.3f} after step {held_out_steps[best]}."

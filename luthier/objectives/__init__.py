@@ -1,12 +1,5 @@
 """Training objectives: one file each, and their list."""
 
-from functools import reduce
-from operator import or_
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import Discriminator, Tag
-
-from luthier.errors import UsageError
 from luthier.objectives.classification import Classification
 from luthier.objectives.clm import CLM
 from luthier.objectives.contract import Companion, JointObjective, Objective
@@ -56,28 +49,6 @@ def kind_of(objective: type[Objective]) -> str:
     return str(objective.model_fields["kind"].default)
 
 
-def objective_of(kind: str, field: str = "objective.kind") -> type[Objective]:
-    """The objective of a kind. Raises: UsageError, naming those that there are."""
-    for objective in OBJECTIVES:
-        if kind_of(objective) == kind:
-            return objective
-    known = ", ".join(kind_of(objective) for objective in OBJECTIVES)
-    raise UsageError(f"There is no objective {kind!r}.", f"Choose one of {known}.", field=field)
-
-
-def _kind(value: Any) -> str:
-    """The `kind` of an objective as a recipe writes it; sft where it is left out."""
-    if isinstance(value, dict):
-        return str(value.get("kind", "sft"))
-    return value.kind if isinstance(value, Objective) else "sft"
-
-
-if TYPE_CHECKING:
-    AnyObjective = Objective
-else:  # one of the list, told apart by its kind
-    _tagged = [Annotated[objective, Tag(kind_of(objective))] for objective in OBJECTIVES]
-    AnyObjective = Annotated[reduce(or_, _tagged), Discriminator(_kind)]
-
 __all__ = [
     "CLM",
     "CPO",
@@ -89,7 +60,6 @@ __all__ = [
     "ORPO",
     "SFT",
     "UL2",
-    "AnyObjective",
     "Classification",
     "Companion",
     "Denoising",
@@ -104,5 +74,4 @@ __all__ = [
     "SpanCorruption",
     "TokenClassification",
     "kind_of",
-    "objective_of",
 ]

@@ -70,6 +70,16 @@ def spread_recomputed(hidden_ND: Tensor, tokens_N: Tensor, logits_of: LogitsOf) 
     return Spread(*(torch.cat(parts) for parts in zip(*in_chunks(of_chunk, hidden_ND, tokens_N), strict=True)))
 
 
+def entropies(hidden_ND: Tensor, logits_of: LogitsOf) -> Tensor:
+    """The entropy of each distribution (nats, fp32), shape (N,): logsumexp z − Σ softmax(z) z, chunk by chunk as above."""
+
+    def of_chunk(hidden: Tensor, start: int) -> Tensor:
+        wide_NV = logits_of(hidden, start).float()
+        return wide_NV.logsumexp(-1) - (wide_NV.softmax(-1) * wide_NV).sum(-1)
+
+    return torch.cat(in_chunks(of_chunk, hidden_ND))
+
+
 def in_chunks(of_chunk: Callable[..., Any], *tensors_N: Tensor) -> list[Any]:
     """What a function gives for each chunk of neighbouring positions and its start, computed again in the backward pass."""
     starts = range(0, max(len(tensors_N[0]), 1), CHUNK)

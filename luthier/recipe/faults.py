@@ -81,17 +81,20 @@ def recipe_error(error: ValidationError, root: type[Settings], parsed: Parsed) -
 def _faults(errors: Sequence[ErrorDetails], root: type[Settings], values: Any) -> list[Fault]:
     by_path: dict[Path, list[ErrorDetails]] = {}
     for error in errors:
-        by_path.setdefault(_path(error, values), []).append(error)
+        by_path.setdefault(_path(error, root, values), []).append(error)
     # A union complains for each of its types; the complaint about an item says more than one about its list.
     inner = [path for path in by_path if not any(other[: len(path)] == path and other != path for other in by_path)]
     return [_fault(path, by_path[path], root, values) for path in inner]
 
 
-def _path(error: ErrorDetails, values: Any) -> Path:
-    """Where an error is, without the names that unions put into pydantic's location."""
-    context = error.get("ctx", {})
-    if "field" in context:
-        return tuple(str(context["field"]).split("."))
+def _path(error: ErrorDetails, root: type[Settings], values: Any) -> Path:
+    """Where an error is, without the names that unions put into pydantic's location.
+
+    A validator of our own names the field: from the recipe's top, or, where it belongs to an item of a list, from its own.
+    """
+    named = tuple(str(error.get("ctx", {}).get("field", "")).split("."))
+    if named[0] in root.model_fields:
+        return named
     path: Path = ()
     for index, part in enumerate(error["loc"]):
         is_last = index == len(error["loc"]) - 1
@@ -99,7 +102,7 @@ def _path(error: ErrorDetails, values: Any) -> Path:
             path, values = (*path, part), values.get(part)
         elif isinstance(values, list) and isinstance(part, int) and part < len(values):
             path, values = (*path, part), values[part]
-    return path
+    return (*path, *named) if named != ("",) else path
 
 
 def _fault(path: Path, errors: list[ErrorDetails], root: type[Settings], values: Any) -> Fault:

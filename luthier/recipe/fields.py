@@ -85,7 +85,7 @@ def places_at(root: type[Settings], path: tuple[str | int, ...], values: Any) ->
             values = values.get(part) if isinstance(values, Mapping) else None
             found = [place for model in models for place in fields_of(model, prefix) if place.name == f"{prefix}{part}"]
             models = tuple(choice for place in found for choice in (*place.choices, *place.items))
-        kind = values.get("kind") if isinstance(values, Mapping) else None
+        kind = values.get("kind", values.get("type")) if isinstance(values, Mapping) else None
         models = tuple(model for model in models if kind_of(model) == kind) or models
         prefix = f"{prefix}{part}."
     return tuple(place for model in models for place in fields_of(model, prefix))

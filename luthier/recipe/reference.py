@@ -11,9 +11,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from luthier.objectives import OBJECTIVES, objective_of
 from luthier.objectives import kind_of as objective_kind
 from luthier.recipe.fields import all_fields, fields_of, kind_of, places_at, type_text
+from luthier.recipe.known_objectives import KNOWN_OBJECTIVES, objective_of
 from luthier.recipe.settings import Recipe
 from luthier.types import Settings
 
@@ -74,7 +74,7 @@ def commented_recipe(model: str, data: str, opening: str, objective: str = "sft"
     meanings["method.kind"] = (
         "lora trains small added tensors; full trains the model's own weights; 'luthier methods' lists them all."
     )
-    meanings["objective.kind"] = f"What is learned: {', '.join(objective_kind(each) for each in OBJECTIVES)}."
+    meanings["objective.kind"] = f"What is learned: {', '.join(objective_kind(each) for each in KNOWN_OBJECTIVES)}."
     defaults["model"] = model
     lines = [*(f"# {line}".rstrip() for line in opening.splitlines())]
     block = ""

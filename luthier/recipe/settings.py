@@ -10,9 +10,10 @@ from luthier.data.formats import gives, objectives_for
 from luthier.data.settings import DataSettings
 from luthier.methods import LoRA
 from luthier.models.settings import ModelSettings
-from luthier.objectives import SFT, AnyObjective
+from luthier.objectives import SFT
 from luthier.quantization.settings import QuantizationSettings
 from luthier.recipe.known_methods import AnyMethod
+from luthier.recipe.known_objectives import AnyObjective
 from luthier.training.settings import TrainingSettings
 from luthier.types import Settings, by_word, fault_at
 

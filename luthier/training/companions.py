@@ -14,8 +14,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -38,7 +40,9 @@ Announce = Callable[[str], None]
 
 
 class Voice(ABC):
-    """What says something of a batch's targets."""
+    """What says something of a batch's targets. learns: whether its say has a gradient, because it trains beside the model."""
+
+    learns: ClassVar[bool] = False
 
     @abstractmethod
     def say(self, batch: Batch) -> Beside:
@@ -71,7 +75,7 @@ class _Heard(Mapping[str, Beside]):
     def __getitem__(self, role: str) -> Beside:
         if role not in self._said:
             voice = self._voices[role]
-            with torch.no_grad():
+            with nullcontext() if voice.learns else torch.no_grad():
                 self._said[role] = voice.say(self._batch)
         return self._said[role]
 

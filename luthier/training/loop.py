@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.data.batches import Step, StepBatches
+from luthier.data.batches import Step, Steps
 from luthier.errors import GateRefusal, Interrupted, NotFinite, ResourceError, RunMismatch
 from luthier.methods.contract import Attachment, StepDone
 from luthier.models.call import Draws
@@ -75,10 +75,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The loss on held-out rows; by_task: on those of each task, where there are several."""
+    """The loss on held-out rows. by_task: on those of each task, where there are several. measured: what else was, by name."""
 
     loss: float
     by_task: Mapping[str, float] = field(default_factory=dict)
+    measured: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def train(
     model: LanguageModel,
     attachment: Attachment,
     objective: Objective,
-    batches: StepBatches,
+    batches: Steps,
     plan: Plan,
     outside: Outside,
     workers: Workers,
@@ -140,12 +141,13 @@ def train(
             metrics["tokens_per_second"] = step.real_tokens / metrics["seconds"]
             metrics["memory_bytes"] = memory_bytes(model.device)
             metrics["peak_memory_bytes"] = peak_memory_bytes(model.device)
-            is_last = progress.step == plan.num_steps
+            progress.stopped_early |= step.ends_run
+            is_last = progress.step == plan.num_steps or progress.stopped_early
             if stop.signal is not None and not is_last:
                 outside.announce("Stopping once the state is saved; asked again, at once.")
             if outside.evaluate is not None and (progress.step % plan.evaluate_every == 0 or is_last):
                 held_out = outside.evaluate()
-                metrics["validation_loss"] = held_out.loss
+                metrics |= {"validation_loss": held_out.loss, **held_out.measured}
                 if held_out.by_task:
                     metrics["validation_loss_by_task"] = dict(held_out.by_task)
                 _judge(progress, held_out.loss, plan.settings.early_stopping)
@@ -193,11 +195,12 @@ class _Job:
             "lr": self.lr,
             "grad_norm": norm,
             **tally.means(),
+            **step.measured,
         }
 
 
 def _metrics_of(
-    job: _Job, step: Step, batches: StepBatches, optimizer: Optimizer, announce: Callable[[str], None]
+    job: _Job, step: Step, batches: Steps, optimizer: Optimizer, announce: Callable[[str], None]
 ) -> dict[str, Any]:
     """Take a step in the way that the settings ask for; its metrics."""
     if job.plan.settings.update_in_backward and isinstance(optimizer, PerTensor):
@@ -206,7 +209,7 @@ def _metrics_of(
 
 
 def _step(
-    job: _Job, step: Step, batches: StepBatches, optimizer: Optimizer, announce: Callable[[str], None]
+    job: _Job, step: Step, batches: Steps, optimizer: Optimizer, announce: Callable[[str], None]
 ) -> dict[str, Any]:
     """Compute one step's gradient and update; return its metrics."""
     plan, number, attachment, trainables = job.plan, job.number, job.attachment, job.trainables
@@ -251,7 +254,7 @@ def _step_in_backward(job: _Job, step: Step, optimizer: PerTensor) -> dict[str, 
 
 
 def _gradient_that_fits(
-    job: _Job, step: Step, batches: StepBatches, announce: Callable[[str], None]
+    job: _Job, step: Step, batches: Steps, announce: Callable[[str], None]
 ) -> tuple[float, list[Tensor], Tally]:
     """The step's loss and gradient and what is written down beside them, in micro-batches half as large as often as memory does not suffice.
 
@@ -405,7 +408,7 @@ def snapshot(
     progress: Progress,
     trainables: FlatTrainables,
     optimizer: Optimizer,
-    batches: StepBatches,
+    batches: Steps,
     attachment: Attachment,
 ) -> Checkpoint:
     """Everything that the next step depends on."""
@@ -418,7 +421,7 @@ def restore(
     checkpoint: Checkpoint,
     trainables: FlatTrainables,
     optimizer: Optimizer,
-    batches: StepBatches,
+    batches: Steps,
     attachment: Attachment,
 ) -> Progress:
     """Take up a snapshot; the next step is the one that would have followed it. Raises RunMismatch for another method's."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from luthier.data.formats import (
@@ -24,6 +25,7 @@ from luthier.data.formats import (
     hh_rlhf,
     oasst,
     preferences,
+    prompts,
     qa,
     rationale,
     scores,
@@ -35,7 +37,7 @@ from luthier.data.formats import (
     text,
     verdicts,
 )
-from luthier.data.formats.table import Recognition, Table, tabulate
+from luthier.data.formats.table import FurtherForm, Recognition, Table, tabulate
 from luthier.data.formats.template import by_template
 from luthier.data.formats.unsuited import OBJECTIVES, evaluation, likeness, objection
 from luthier.data.reading import Row
@@ -87,11 +89,21 @@ FORMS: tuple[Form, ...] = (
     qa.DECIDED,
     text,
 )
+_WITH_PROMPTS: tuple[Form, ...] = (*FORMS, prompts)
+_ASKED: tuple[Form, ...] = tuple(
+    FurtherForm(form.NAME, "prompts", form.COLUMNS, partial(prompts.recognise_asked, form))
+    for form in FORMS
+    if form.GIVES in ("text", "preferences") and form is not text
+)
 
 
 def forms_for(takes: Gives) -> tuple[Form, ...]:
-    """The forms that give what an objective learns from, in the order in which they are tried."""
-    return tuple(form for form in FORMS if takes == form.GIVES)
+    """The forms that give what an objective learns from, in the order in which they are tried.
+
+    Prompts are all that comes before answers too.
+    """
+    own = tuple(form for form in _WITH_PROMPTS if takes == form.GIVES)
+    return (*own, *_ASKED, prompts.BY_NAME) if takes == "prompts" else own
 
 
 def gives(format: FormatName, takes: Gives, wishes: Wishes = NO_WISHES) -> bool:
@@ -104,7 +116,9 @@ def gives(format: FormatName, takes: Gives, wishes: Wishes = NO_WISHES) -> bool:
 def objectives_for(format: FormatName, wishes: Wishes = NO_WISHES) -> tuple[str, ...]:
     """The kinds of objective that rows of a form are made for."""
     given = (
-        [form.GIVES for form in FORMS if format == form.NAME] if wishes.template is None else [wishes.template.gives]
+        [form.GIVES for form in _WITH_PROMPTS if format == form.NAME]
+        if wishes.template is None
+        else [wishes.template.gives]
     )
     return tuple(dict.fromkeys(OBJECTIVES[gives] for gives in given))
 
@@ -291,7 +305,7 @@ def _nothing_fits(table: Table, format: FormatName, file: str, takes: Gives | No
         found = f"the rows cannot be learned from: {measures.found} Columns found: {columns}."
         return DataError(found, measures.mend, file=file)
     if format != "auto":
-        expected = "; ".join(dict.fromkeys(form.COLUMNS for form in FORMS if format == form.NAME))
+        expected = "; ".join(dict.fromkeys(form.COLUMNS for form in _WITH_PROMPTS if format == form.NAME))
         found = f"data.format is {format}, but the rows do not have that form. Columns found: {columns}."
         return DataError(found, f"Expected columns: {expected}. Or set data.format to auto.", file=file)
     if takes is not None and takes != "text":
@@ -316,6 +330,7 @@ _LACKING: dict[Gives, str] = {
     "similar": "the rows are no texts with others that mean the same",
     "preferences": "the rows are no pairs of a better and a worse answer",
     "verdicts": "the rows are no answers that are said to be good or bad",
+    "prompts": "the rows ask nothing",
 }
 _MENDS: dict[Gives, str] = {
     "labels": 'Rename the columns to text (text_pair for a second text) and label, or map them with data.template: {text: "{…}", label: "{…}"}; or set objective.kind to sft.',
@@ -325,4 +340,5 @@ _MENDS: dict[Gives, str] = {
     "similar": 'Rename the columns to anchor and positive, or map them with data.template: {anchor: "{…}", positive: "{…}"}.',
     "preferences": 'Rename the columns to prompt, chosen and rejected, or map them with data.template: {prompt: "{…}", chosen: "{…}", rejected: "{…}"}.',
     "verdicts": "Rename the columns to prompt, completion and label.",
+    "prompts": 'Rename the column that asks to prompt, or make it with data.template: {prompt: "{…}"}.',
 }

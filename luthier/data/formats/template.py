@@ -23,6 +23,7 @@ from luthier.types import (
     Message,
     PlainText,
     Preference,
+    Prompt,
     Record,
     Scored,
     Similar,
@@ -61,6 +62,8 @@ def to_record(row: Row, template: RowTemplate) -> Record:
                 found = "chosen and rejected are the same, so there is nothing to prefer."
                 raise fault(row, "data.template.rejected", found, "Leave this row out.")
             return Preference(Completion(prompt, chosen), Completion(prompt, rejected))
+        case {"prompt": prompt}:
+            return Prompt(prompt)
         case {"user": user, "assistant": assistant}:
             before = (Message("system", made["system"]),) if "system" in made else ()
             return Conversation((*before, Message("user", user), Message("assistant", assistant)))

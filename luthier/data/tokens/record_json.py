@@ -15,7 +15,7 @@ from typing import Any
 
 from luthier.data.facts import KINDS
 from luthier.errors import DataError
-from luthier.types import Completion, Conversation, Message, Preference, Record, Verdict
+from luthier.types import Completion, Conversation, Message, Preference, Prompt, Record, Verdict
 
 _MARK = "\x00luthier"
 _WRITERS: tuple[tuple[type, str, Callable[[Any], str]], ...] = (
@@ -55,6 +55,8 @@ def _values(record: Record) -> list[Any]:
             return [kind, _values(chosen), _values(rejected), margin]
         case Verdict(answered, is_good):
             return [kind, _values(answered), is_good]
+        case Prompt(Conversation() as asked):
+            return [kind, _values(asked)]
         case _:
             return [kind, *vars(record).values()]
 
@@ -70,6 +72,8 @@ def _record(values: list[Any]) -> Record:
         return Preference(_answered(chosen), _answered(rejected), margin)
     if made is Verdict:
         return Verdict(_answered(fields[0]), fields[1])
+    if made is Prompt:
+        return Prompt(fields[0] if isinstance(fields[0], str) else _chat(fields[0]))
     record: Record = made(*(tuple(field) if isinstance(field, list) else field for field in fields))
     return record
 
@@ -82,6 +86,12 @@ def _answered(values: list[Any]) -> Conversation | Completion:
     answered = _record(values)
     assert isinstance(answered, Conversation | Completion)
     return answered
+
+
+def _chat(values: list[Any]) -> Conversation:
+    chat = _record(values)
+    assert isinstance(chat, Conversation)
+    return chat
 
 
 def _marked(value: Any) -> dict[str, str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from luthier.evaluation.grading.contract import Grade, Grader, Item, Sample
 from luthier.evaluation.grading.libraries import needed
@@ -18,6 +19,12 @@ class JsonForm(Grader):
 
     kind: Literal["json_schema"] = Field("json_schema", alias="type")
     json_schema: dict[str, Any] = Field(alias="schema", description="A JSON schema, draft 2020-12.")
+
+    @field_validator("json_schema", mode="before")
+    @classmethod
+    def _as_json(cls, value: Any) -> Any:
+        """Lists as JSON has them: a recipe hands over tuples."""
+        return json.loads(json.dumps(value))
 
     @model_validator(mode="after")
     def _is_schema(self) -> Self:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from luthier.objectives import OBJECTIVES, kind_of
+from luthier.objectives import kind_of
 from luthier.recipe.importing.taken import Taken, number
+from luthier.recipe.known_objectives import KNOWN_OBJECTIVES
 
 OPTIMIZERS = {
     "adamw": "adamw", "adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_hf": "adamw", "adamw_bnb_8bit": "adamw-8bit",
@@ -74,7 +75,7 @@ def put_held_out(taken: Taken, theirs: str) -> None:
 
 def put_objective(taken: Taken, kind: str, theirs: str, **settings: Any) -> None:
     """An objective, if there is one of this kind."""
-    known = {kind_of(each) for each in OBJECTIVES}
+    known = {kind_of(each) for each in KNOWN_OBJECTIVES}
     if kind not in known:
         taken.lose(
             theirs, kind, f"there is no such objective (there are {', '.join(sorted(known))}); sft stands in its place"

@@ -21,6 +21,7 @@ from luthier.types import (
     Labelled,
     PlainText,
     Preference,
+    Prompt,
     Record,
     Scored,
     Similar,
@@ -70,7 +71,7 @@ def test_the_examples_of_the_page_become_what_it_says(claim: Claim) -> None:
     rows = rows_of(*claim.rows)
     found = to_records(rows, "auto", claim.takes, claim.wishes)
     assert "\n\n".join(shown(record) for record, _ in found.records) == claim.shown
-    if claim.is_first:  # what rows are taken for without an objective
+    if claim.is_first and claim.takes != "prompts":  # what rows are taken for without an objective
         natural = recognise_any(rows, "auto", claim.wishes)
         assert natural.gives == claim.takes
         assert found.name == natural.name
@@ -113,5 +114,7 @@ def shown(record: Record) -> str:
             return "\n".join([f"{anchor} = ⟦{positive}⟧", *(f"{anchor} ≠ {negative}" for negative in negatives)])
         case Preference(chosen, rejected):
             return f"better:\n{shown(chosen)}\nworse:\n{shown(rejected)}"
+        case Prompt(asked):
+            return asked if isinstance(asked, str) else shown(asked)
         case Verdict(answered, is_good):
             return f"{'good' if is_good else 'bad'}:\n{shown(answered)}"

@@ -133,7 +133,8 @@ def recipe_with(objective: str = "sft", **data: Any) -> Any:
 @pytest.mark.parametrize(
     ("template", "field", "found"),
     [
-        ({"prompt": "{q}"}, "data.template", "has prompt, which is no kind of row"),
+        ({"prompt": "{q}"}, "data.template", "set objective.kind to grpo"),
+        ({"completion": "{q}"}, "data.template", "has completion, which is no kind of row"),
         ({"prompt": "{q}", "completion": "{a}", "label": "{l}"}, "data.template", "prompt, completion, label"),
         ({}, "data.template", "has nothing"),
         ({"text": "{q} }"}, "data.template.text", "a } stands alone"),

@@ -1,0 +1,178 @@
+"""What a recipe needs whose objective rewards the model's own answers: rewards, the reference, a critic, and the rollouts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from luthier.data.dataset import Dataset
+from luthier.errors import RecipeError
+from luthier.evaluation.graded import columns_of
+from luthier.evaluation.grading import Aids
+from luthier.generation.engine import generate
+from luthier.generation.settings import Sampling
+from luthier.methods.contract import Attachment
+from luthier.models.language_model import LanguageModel
+from luthier.ops.workers import Workers
+from luthier.prediction.passes import Passes, Progress, silent
+from luthier.recipe import Recipe
+from luthier.rlhf.contract import RolloutObjective
+from luthier.rlhf.critic import Critic, WithCritic
+from luthier.rlhf.ppo import CRITIC, PPO
+from luthier.rlhf.rewards import Answer, OfAnswers, Rewards
+from luthier.rlhf.rollouts import Ear, Policy, Prompts, Rollouts, Size
+from luthier.training.companions import Companions, Speaker
+from luthier.training.loop import HeldOut
+from luthier.tuned import load_base_of
+from luthier.types import Conversation, Example, Prompt, Record
+
+Announce = Callable[[str], None]
+
+
+def check_policy(objective: RolloutObjective, attachment: Attachment) -> None:
+    """Raise RecipeError for a method whose training draws at random: its ratios would be those of another policy."""
+    if attachment.draws:
+        raise RecipeError(
+            "The method draws at random in training (dropout, or one of several experts), so that the policy that learns is never "
+            f"quite the one that wrote the answers, and {objective.kind} compares them.",
+            "Set method.dropout to 0, or choose another method, such as lora.",
+            field="method",
+        )
+
+
+def num_rollout_steps(objective: RolloutObjective, num_prompts: int, prompts_per_step: int, recipe: Recipe) -> int:
+    """How many optimizer steps a run has: of the prompts' epochs, each rollout whole."""
+    if recipe.training.steps is not None:
+        return recipe.training.steps
+    of_rollout = prompts_per_step * objective.minibatches
+    return math.ceil(recipe.training.epochs * num_prompts / of_rollout) * objective.steps_per_rollout
+
+
+@dataclass(frozen=True)
+class Others:
+    """Models beside the policy: who speaks as the reference, and the critic; and the attachment of all that trains."""
+
+    reference: Speaker | None
+    critic: Critic | None
+    attachment: Attachment
+
+
+def others_of(recipe: Recipe, model: LanguageModel, attachment: Attachment, announce: Announce) -> Others:
+    """Make the reference and the critic ready on the policy's own frozen base; where the policy trains its base, on a copy of it.
+
+    A reference that costs nothing to have is asked even where the loss does without, so that the divergence is known.
+    """
+    objective = recipe.objective
+    assert isinstance(objective, RolloutObjective)
+    if not recipe.method.tunes_base:
+        made = recipe.method.reference(model, recipe.seed, fast=recipe.training.fast.lora)
+        assert made is not None
+        reference = Speaker(model, made.adapter)
+        frozen = model
+    elif objective.needs_reference or objective.asks_critic:
+        announce("The base itself trains, so that a frozen copy of it stands beside it.")
+        frozen = load_base_of(recipe, announce)
+        for parameter in frozen.hf.parameters():
+            parameter.requires_grad_(False)
+        reference = Speaker(frozen, None)
+    else:
+        return Others(None, None, attachment)
+    if not isinstance(objective, PPO):
+        return Others(reference, None, attachment)
+    critic = Critic(frozen, objective.critic_rank, recipe.seed + 1, {}, fast=recipe.training.fast.lora)
+    announce(
+        f"The critic is an adapter of its own: {sum(t.numel() for g in critic.groups for t in g.tensors.values()):,} numbers train."
+    )
+    return Others(reference, critic, WithCritic(attachment, critic, objective.value_lr_factor))
+
+
+def begin(
+    recipe: Recipe,
+    dataset: Dataset,
+    model: LanguageModel,
+    others: Others,
+    num_steps: int,
+    workers: Workers,
+    autocast: torch.dtype | None,
+    folder: Path,
+    exits: ExitStack,
+    announce: Announce,
+    progress: Progress = silent,
+) -> tuple[Rollouts, Companions, Callable[[], HeldOut] | None]:
+    """The steps of the run, whom its objective hears, and what measures held-out prompts (None: there are none).
+
+    exits: ends what the rewards began. Raises as reading the rows and the rewards do.
+    """
+    objective, training = recipe.objective, recipe.training
+    assert isinstance(objective, RolloutObjective)
+    assert training.rows_per_step is not None
+    rewards = exits.enter_context(Rewards(objective.rewards, Aids(), objective.watched))
+    end_of_turn = dataset.renderer.end_of_turn_id
+    stop_ids = frozenset() if end_of_turn is None else frozenset([end_of_turn])
+    policy = Policy(model, others.attachment, stop_ids, autocast)
+    passes = Passes(workers, training.tokens_per_micro_batch, progress)
+    rollouts = Rollouts(
+        objective,
+        prompts_of(dataset.train, dataset.train_records),
+        policy,
+        rewards,
+        passes,
+        Size(training.rows_per_step, num_steps, training.tokens_per_micro_batch),
+        recipe.seed,
+        folder,
+        Ear(others.reference, None if others.critic is None else others.critic.of_examples),
+        announce,
+    )
+    companions = Companions({})
+    if others.critic is not None:
+        others.critic.rows = rollouts.examples
+        companions = Companions({CRITIC: others.critic})
+    count = min(len(dataset.validation), objective.held_out_prompts)
+    if not count:
+        return rollouts, companions, None
+    held_out = prompts_of(dataset.validation[:count], dataset.validation_records[:count])
+    return rollouts, companions, lambda: measured(objective, held_out, policy, rewards)
+
+
+def measured(objective: RolloutObjective, prompts: Prompts, policy: Policy, rewards: OfAnswers) -> HeldOut:
+    """What the likeliest answers to held-out prompts are worth; the loss is its negative."""
+    requests = policy.requests(objective, prompts.examples, [0] * len(prompts.examples))
+    sampling = Sampling(max_new_tokens=objective.max_new_tokens)
+    asked = [replace(each, sampling=sampling, num_answers=1, top_logprobs=None) for each in requests]
+    answers = generate(policy.model, asked)
+    worths = rewards(
+        [
+            Answer(text, answer.text, item)
+            for text, answer, item in zip(prompts.texts, answers, prompts.items, strict=True)
+        ]
+    )
+    known = [worth.reward for worth in worths if worth.reward is not None]
+    reward = float(np.mean(known))
+    parts = {f"validation_reward_{name}": _mean([worth.parts[name] for worth in worths]) for name in worths[0].parts}
+    length = float(np.mean([len(answer.tokens) for answer in answers]))
+    found = {"validation_reward": reward, "validation_answer_tokens": length, **(parts if len(parts) > 1 else {})}
+    return HeldOut(-reward, measured={name: value for name, value in found.items() if value is not None})
+
+
+def _mean(numbers: Sequence[float | None]) -> float | None:
+    known = [number for number in numbers if number is not None]
+    return float(np.mean(known)) if known else None
+
+
+def prompts_of(examples: Sequence[Example], records: Sequence[Record]) -> Prompts:
+    """Rows as what is answered, with the columns of their files."""
+    columns = columns_of(example.origin for example in examples)
+    items = [columns.get((example.origin.file, example.origin.line), {}) for example in examples]
+    return Prompts(examples, [text_of(record) for record in records], items)
+
+
+def text_of(record: Record) -> str:
+    """A prompt in words: of a chat, its last message."""
+    assert isinstance(record, Prompt)
+    return record.asked.messages[-1].content if isinstance(record.asked, Conversation) else record.asked

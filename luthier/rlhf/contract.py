@@ -1,0 +1,265 @@
+"""What an algorithm of reinforcement learning owes the rollouts and the loop.
+
+Its rows are prompts; the answers are the model's own. A rollout is the answers to some prompts by one version of the policy,
+with what each is worth. The algorithm says what every token of them is to be learned by (`credit`), and turns what the model
+says of these tokens into a loss.
+
+Shapes: N targets (tokens of answers), T tokens of an answer.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Annotated, ClassVar, Self
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from luthier.generation.settings import Sampling
+from luthier.models.outputs import Outputs
+from luthier.objectives.contract import Objective, Sums
+from luthier.rlhf.experience import Given, example_of
+from luthier.rlhf.policy_losses import clipped, is_clipped
+from luthier.rlhf.rewards import Reward
+from luthier.rlhf.samples import Sample
+from luthier.types import Example, Gives, ModelKind, Origin, Part, Rendered, fault_at
+
+OLD, REFERENCE, ADVANTAGE = "old", "reference", "advantage"
+"""What targets come with: log p under the policy that wrote them, and under the reference; the advantage."""
+
+
+class RolloutObjective(Objective):
+    """An objective whose answers the model writes itself.
+
+    asks_critic: whether it hears a critic, which trains beside the policy. keeps_groups: whether the loss needs all answers to a
+    prompt at once.
+    """
+
+    loss_unit: ClassVar[str] = "policy loss per token"
+    targets_are: ClassVar[str] = "tokens of answers"
+    takes: ClassVar[Gives] = "prompts"
+    kinds: ClassVar[tuple[ModelKind, ...]] = ("decoder",)
+    learns_ends: ClassVar[bool] = False
+    is_likelihood: ClassVar[bool] = False
+    asks_critic: ClassVar[bool] = False
+    keeps_groups: ClassVar[bool] = False
+
+    rewards: Annotated[tuple[Reward, ...], Field(min_length=1)] = Field(
+        description="What an answer is worth: the weighted sum of these."
+    )
+    num_answers: int = Field(8, ge=1, description="How many answers to each prompt are drawn.")
+    max_new_tokens: int = Field(128, ge=1, description="Most tokens of an answer.")
+    temperature: float = Field(
+        1.0, gt=0, le=5, description="τ: what the logits are divided by, in drawing and in learning alike."
+    )
+    minibatches: int = Field(
+        1,
+        ge=1,
+        description="How many optimizer steps the answers of a rollout are split into; a rollout takes so many times training.rows_per_step prompts.",
+    )
+    reuse: int = Field(1, ge=1, description="How often each answer is learned from.")
+    unended_penalty: float = Field(
+        0.0, ge=0, description="Taken from the reward of an answer that was cut off at max_new_tokens."
+    )
+    entropy_bonus: float = Field(
+        0.0, ge=0, description="What a nat of entropy of the next token's distribution is worth; 0 leaves it alone."
+    )
+
+    watched: tuple[Reward, ...] = Field(
+        (),
+        description="Measured and told, but not rewarded: an independent measure that must not fall while the reward rises.",
+    )
+    stop_on_signs: bool = Field(
+        False,
+        description="Whether the run stops, its state saved, when the rollouts show that the reward is earned in a way nobody wished.",
+    )
+    held_out_prompts: int = Field(
+        64, ge=1, description="Most held-out prompts that are answered, greedily, at each evaluation."
+    )
+
+    @model_validator(mode="after")
+    def _rewards_differ(self) -> Self:
+        names = [reward.called for reward in (*self.rewards, *self.watched)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise fault_at("objective.rewards", f"Two rewards are called {twice!r}; give each a name.")
+        return self
+
+    def with_paths(self, found: Callable[[str], str]) -> Self:
+        """With the files of reward functions where they are."""
+
+        def placed(rewards: Sequence[Reward]) -> tuple[Reward, ...]:
+            return tuple(
+                each if each.function is None else each.model_copy(update={"function": found(each.function)})
+                for each in rewards
+            )
+
+        return self.model_copy(update={"rewards": placed(self.rewards), "watched": placed(self.watched)})
+
+    # ── prompts ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def longest_text(self, max_length: int) -> int:
+        """What data.max_length leaves for the prompt."""
+        return max(1, max_length - self.max_new_tokens)
+
+    def example(self, rendered: Rendered, document: int, origin: Origin) -> Example:
+        """The prompt; nothing of it is learned."""
+        none = np.zeros(0, dtype=np.int64)
+        return Example((Part(rendered.tokens_T),), none, none, np.zeros(0, dtype=np.float32), none, document, origin)
+
+    def imagined(self, prompt: Example) -> Example:
+        """The heaviest example that a prompt can lead to: as many answers as there may be, each as long as it may be."""
+        count, length = self.num_answers, self.max_new_tokens
+        answer = Sample(0, 0, "", "", (0,) * length, "length", 0, np.zeros(length, np.float32), reward=0.0)
+        said = np.zeros(length, np.float32)
+        given: Given = dict.fromkeys(self.given_names, said)
+        return example_of(prompt, [answer] * count, [given] * count, [1.0] * count, prompt.document)
+
+    @property
+    def given_names(self) -> tuple[str, ...]:
+        """What targets come with."""
+        old = (OLD,) if self.needs_old else ()
+        return (ADVANTAGE, *old, REFERENCE)
+
+    # ── rollouts ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """How many optimizer steps learn from one rollout."""
+        return self.minibatches * self.reuse
+
+    def sampling(self, seed: int) -> Sampling:
+        """How answers are drawn: from the policy itself, but for the temperature; anything else would falsify ratios."""
+        return Sampling(temperature=self.temperature, seed=seed, max_new_tokens=self.max_new_tokens)
+
+    @property
+    def needs_old(self) -> bool:
+        """Whether the policy of a step may be another than the one that wrote its answers."""
+        return self.steps_per_rollout > 1
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it cannot do without log-probabilities of the reference."""
+        return False
+
+    def learned(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Which of the answers to one prompt are learned from, in the order in which the loss wants them."""
+        return [sample for sample in samples if sample.reward is not None]
+
+    @abstractmethod
+    def credit(self, samples: Sequence[Sample], kl_weight: float) -> list[Given]:
+        """What the tokens of each answer of a rollout are learned by. kl_weight: what the pull to the reference is now worth."""
+
+    def token_weight(self, sample: Sample) -> float:
+        """What each token of an answer counts in the loss."""
+        return 1.0
+
+    def divisor(self, samples: Sequence[Sample]) -> float:
+        """What a step's summed loss is divided by, given the answers that it learns from."""
+        return float(sum(self.token_weight(sample) * sample.num_tokens for sample in samples)) or 1.0
+
+    @property
+    def kl_start(self) -> float:
+        """What the pull to the reference is worth at the start."""
+        return 0.0
+
+    def kl_after(self, kl_weight: float, samples: Sequence[Sample]) -> float:
+        """What it is worth after a rollout."""
+        return kl_weight
+
+    # ── losses ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    def losses(self, outputs: Outputs) -> Tensor:
+        """The loss of each target, before its weight, shape (N,); outputs are at the temperature."""
+
+    def loss_sum(self, outputs: Outputs) -> Tensor:
+        """The weighted sum over all targets."""
+        outputs = outputs.at(self.temperature)
+        loss_N = self.losses(outputs)
+        if self.entropy_bonus:
+            loss_N = loss_N - self.entropy_bonus * outputs.entropy_N
+        return (loss_N * outputs.targets.weight_N).sum()
+
+    def measured(self, outputs: Outputs) -> dict[str, Sums]:
+        """How far the policy is from the one that wrote the answers and from the reference, and how sure it is.
+
+        entropy: of the next token, estimated by −log p of the tokens that were drawn. kl: of whole answers.
+        """
+        outputs = outputs.at(self.temperature)
+        given, logprob_N = outputs.targets.given, outputs.logprob_N.detach()
+        count = len(logprob_N)
+        found: dict[str, Sums] = {"entropy": (-logprob_N.sum(), count)}
+        if OLD in given:
+            change_N = logprob_N - given[OLD]
+            found["approx_kl"] = change_N.square().sum() / 2, count
+            found["ratio"] = change_N.exp().sum(), count
+            found |= self.clipping(change_N.exp(), outputs)
+        if REFERENCE in given:
+            found["kl"] = (logprob_N - given[REFERENCE]).sum(), num_answers_in(outputs)
+        return found
+
+    def clipping(self, ratio_N: Tensor, outputs: Outputs) -> dict[str, Sums]:
+        """How many tokens the clip leaves without a gradient, where there is a clip."""
+        return {}
+
+
+class ClippedObjective(RolloutObjective):
+    """What learns by PPO's clipped ratio."""
+
+    clip: float = Field(0.2, gt=0, lt=1, description="ε: a token's ratio π / π_old counts down to 1 − ε.")
+    clip_high: float | None = Field(
+        None, gt=0, description="It counts up to 1 + this; unset: as `clip`. 0.28 with clip 0.2 is DAPO's clip-higher."
+    )
+
+    @property
+    def high(self) -> float:
+        """How far above 1 a ratio counts."""
+        return self.clip if self.clip_high is None else self.clip_high
+
+    def ratio(self, outputs: Outputs) -> Tensor:
+        """π / π_old of each token; 1, with the gradient of log π, where the policy wrote the answers itself."""
+        old_N = outputs.targets.given.get(OLD, outputs.logprob_N.detach())
+        return (outputs.logprob_N - old_N).exp()
+
+    def policy_losses(self, outputs: Outputs) -> Tensor:
+        """The clipped loss of each target."""
+        return clipped(self.ratio(outputs), outputs.targets.given[ADVANTAGE], self.clip, self.high)
+
+    def losses(self, outputs: Outputs) -> Tensor:
+        """The clipped loss of each target, and nothing else."""
+        return self.policy_losses(outputs)
+
+    def clipping(self, ratio_N: Tensor, outputs: Outputs) -> dict[str, Sums]:
+        """See the base class."""
+        lost_N = is_clipped(ratio_N, outputs.targets.given[ADVANTAGE], self.clip, self.high)
+        return {"clip_share": (lost_N.float().sum(), len(ratio_N))}
+
+
+def num_answers_in(outputs: Outputs) -> int:
+    """How many answers a micro-batch has targets of."""
+    targets = outputs.targets
+    most = int(targets.sample_N.max()) + 1 if len(targets.sample_N) else 1
+    return len(torch.unique(targets.row_N * most + targets.sample_N))
+
+
+def for_tokens(
+    samples: Sequence[Sample], of_sample: Callable[[int], float]
+) -> list[np.ndarray[tuple[int], np.dtype[np.float32]]]:
+    """One number of each answer, for all of its tokens."""
+    return [np.full(sample.num_tokens, of_sample(index), dtype=np.float32) for index, sample in enumerate(samples)]
+
+
+def given_of(
+    samples: Sequence[Sample], **columns: Sequence[np.ndarray[tuple[int], np.dtype[np.float32]]]
+) -> list[Given]:
+    """What each answer's tokens come with: these columns, and the log-probabilities that were asked for."""
+    found: list[Given] = []
+    for index, sample in enumerate(samples):
+        own = {name: column[index].astype(np.float32) for name, column in columns.items()}
+        said = {OLD: sample.old_T, REFERENCE: sample.reference_T}
+        found.append(own | {name: value for name, value in said.items() if value is not None})
+    return found

@@ -1,0 +1,149 @@
+"""Proximal policy optimization with a critic, as in reinforcement learning from human feedback.
+
+Schulman et al. 2017, https://arxiv.org/abs/1707.06347; for language models Ziegler et al. 2019, https://arxiv.org/abs/1909.08593,
+and Ouyang et al. 2022, https://arxiv.org/abs/2203.02155. A token is an action. Its reward is
+
+    r_t = − β log π_old / π_ref,  and on the answer's last token also the answer's own reward
+
+from which generalized advantage estimation with a critic's values makes advantages A_t, whitened over the rollout, and returns G_t:
+
+    loss = mean_t [ max(−A ρ, −A clip(ρ, 1 − ε, 1 + ε)) + c_v ½ max((V − G)², (V_old + clip(V − V_old, ±ε_v) − G)²) ]
+
+With `kl_target` β follows the divergence: β ← β (1 + e n / horizon), e = clip(KL / target − 1, ±0.2), n the answers of a rollout (Ziegler
+et al., section 2.2).
+Shapes: N targets, T tokens of an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+
+from luthier.models.outputs import Outputs, Values
+from luthier.objectives.contract import Sums
+from luthier.rlhf.advantages import gae, whitened
+from luthier.rlhf.contract import ADVANTAGE, ClippedObjective, given_of
+from luthier.rlhf.experience import Given
+from luthier.rlhf.policy_losses import clipped, value_loss
+from luthier.rlhf.samples import Sample
+
+CRITIC = "critic"
+VALUE, RETURN = "value", "return"
+
+
+class PPO(ClippedObjective):
+    """Learn from each token's advantage over what a critic expected."""
+
+    asks_critic: ClassVar[bool] = True
+
+    kind: Literal["ppo"] = "ppo"
+    num_answers: int = Field(1, ge=1, description="How many answers to each prompt are drawn.")
+    reuse: int = Field(4, ge=1, description="How often each answer is learned from.")
+    kl: float = Field(0.05, ge=0, description="β: what a nat of log π / π_ref takes from a token's reward.")
+    kl_target: float | None = Field(
+        None, gt=0, description="Nats of KL(π ‖ π_ref) of an answer that β is moved towards; unset: β stays."
+    )
+    kl_horizon: int = Field(10_000, ge=1, description="With kl_target: how many answers β takes to follow.")
+    gamma: float = Field(1.0, gt=0, le=1, description="γ: what a reward one token later is worth.")
+    lam: float = Field(0.95, ge=0, le=1, description="λ of generalized advantage estimation.")
+    value_clip: float | None = Field(
+        0.2, gt=0, description="ε_v: how far a value may move before it counts no more; null: any."
+    )
+    value_weight: float = Field(0.1, gt=0, description="c_v: what the critic's loss counts beside the policy's.")
+    value_lr_factor: float = Field(1.0, gt=0, description="The critic's learning rate, as a multiple of the policy's.")
+    dual_clip: float | None = Field(
+        None, gt=1, description="Most that a ratio counts where the advantage is negative; unset: any."
+    )
+    critic_rank: int = Field(8, ge=1, description="Rank of the critic's own LoRA adapter on the frozen base.")
+    whiten_rewards: bool = Field(
+        False, description="Divide the tokens' rewards by their standard deviation over the rollout."
+    )
+    whiten_advantages: bool = Field(True, description="Give the advantages of a rollout mean 0 and variance 1.")
+
+    @property
+    def needs_old(self) -> bool:
+        """The values are of the policy that wrote the answers in any case."""
+        return True
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the reward has a pull to it."""
+        return self.kl > 0
+
+    @property
+    def kl_start(self) -> float:
+        """β."""
+        return self.kl
+
+    @property
+    def given_names(self) -> tuple[str, ...]:
+        """Also the value that was expected, and the return."""
+        return (*super().given_names, VALUE, RETURN)
+
+    def kl_after(self, kl_weight: float, samples: Sequence[Sample]) -> float:
+        """β as it follows the divergence of the rollout."""
+        if self.kl_target is None or not samples:
+            return kl_weight
+        found = float(np.mean([sample.ratio_T.sum() for sample in samples]))
+        error = min(max(found / self.kl_target - 1, -0.2), 0.2)
+        return kl_weight * (1 + error * len(samples) / self.kl_horizon)
+
+    def credit(self, samples: Sequence[Sample], kl_weight: float) -> list[Given]:
+        """Each token's advantage and return, and the value that was expected there."""
+        rewards = [-kl_weight * sample.ratio_T for sample in samples]
+        for reward_T, sample in zip(rewards, samples, strict=True):
+            reward_T[-1] += sample.reward or 0.0
+        if self.whiten_rewards:
+            rewards = whitened(rewards, keeps_mean=True)
+        values = [_values(sample) for sample in samples]
+        found = [
+            gae(r_T, v_T.astype(np.float64), self.gamma, self.lam) for r_T, v_T in zip(rewards, values, strict=True)
+        ]
+        advantages = [advantage_T for advantage_T, _ in found]
+        if self.whiten_advantages:
+            advantages = whitened(advantages)
+        columns = {
+            ADVANTAGE: [each.astype(np.float32) for each in advantages],
+            RETURN: [return_T.astype(np.float32) for _, return_T in found],
+            VALUE: values,
+        }
+        return given_of(samples, **columns)
+
+    def policy_losses(self, outputs: Outputs) -> Tensor:
+        """The clipped loss of each target, with the dual clip."""
+        advantage_N = outputs.targets.given[ADVANTAGE]
+        return clipped(self.ratio(outputs), advantage_N, self.clip, self.high, self.dual_clip)
+
+    def losses(self, outputs: Outputs) -> Tensor:
+        """The policy's loss and the critic's."""
+        return self.policy_losses(outputs) + self.value_weight * self._value_losses(outputs)
+
+    def _value_losses(self, outputs: Outputs) -> Tensor:
+        given = outputs.targets.given
+        return value_loss(_expected(outputs), given[VALUE], given[RETURN], self.value_clip)
+
+    def measured(self, outputs: Outputs) -> dict[str, Sums]:
+        """Also the critic's loss, and the squares from which its explained variance follows."""
+        given = outputs.targets.given
+        error_N = _expected(outputs).detach() - given[RETURN]
+        count = len(error_N)
+        value = {
+            "value_loss": (self._value_losses(outputs).detach().sum(), count),
+            "value_error": (error_N.square().sum(), count),
+        }
+        return {**super().measured(outputs), **value}
+
+
+def _values(sample: Sample) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    assert sample.value_T is not None, "ppo asks a critic"
+    return sample.value_T
+
+
+def _expected(outputs: Outputs) -> Tensor:
+    said = outputs.beside[CRITIC]
+    assert isinstance(said, Values), "a critic says values"
+    return said.value_N

@@ -1,0 +1,161 @@
+"""What answers are worth: a weighted sum of graders and of functions that the user wrote.
+
+    rewards:
+      - {grader: {type: number, reference: "{{ item.answer }}"}, weight: 1.0}
+      - {function: reward.py, weight: 0.5}
+
+A function is `reward(prompts, answers, rows) -> list[float]` in a file of its own: texts, and the rows' columns; None in place of
+a number says that there is none to give. It runs in a process of its own, which is stopped when it takes too long.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from luthier.errors import RewardFault
+from luthier.evaluation.grading import Aids, AnyGrader, Grade, Grader, Sample
+from luthier.rlhf.functions import FunctionProcess
+from luthier.types import Settings, fault_at
+
+
+class Reward(Settings):
+    """One part of what an answer is worth."""
+
+    grader: AnyGrader | None = Field(None, description="A grader, as docs/grading.md has them.")
+    function: str | None = Field(
+        None, description="A Python file that defines reward(prompts, answers, rows) -> list of numbers."
+    )
+    weight: float = Field(1.0, description="What its number is multiplied by; negative to punish.")
+    name: str | None = Field(None, min_length=1, description="What it is called; unset: after the grader or the file.")
+    timeout_seconds: float = Field(
+        60.0, gt=0, description="Of a function: most seconds for the answers of one rollout; then the run stops."
+    )
+
+    @field_validator("weight")
+    @classmethod
+    def _counts(cls, value: float) -> float:
+        if value == 0:
+            raise ValueError("weight is 0, so that it counts nothing; leave the reward out.")
+        return value
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> Self:
+        if (self.grader is None) == (self.function is None):
+            raise fault_at("grader", "give one of grader and function.")
+        return self
+
+    @property
+    def called(self) -> str:
+        """Its name."""
+        if self.name is not None:
+            return self.name
+        if self.function is not None:
+            return Path(self.function).stem
+        assert self.grader is not None
+        return self.grader.name if self.grader.name != "score" else self.grader.kind
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is rewarded: the answer's text, the prompt's, and the columns of the row."""
+
+    prompt: str
+    text: str
+    row: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Worth:
+    """reward: None where some part has none to give, and `fault` then says which and why. parts: each by its name, unweighted."""
+
+    reward: float | None
+    parts: Mapping[str, float | None]
+    fault: str | None = None
+
+
+class Scorer(Protocol):
+    """Gives the numbers of one part."""
+
+    def __call__(self, answers: Sequence[Answer]) -> list[Grade]:
+        """A grade for each answer, in their order."""
+
+
+@dataclass(frozen=True)
+class Graded:
+    """The numbers of a grader."""
+
+    grader: Grader
+    aids: Aids
+
+    def __call__(self, answers: Sequence[Answer]) -> list[Grade]:
+        """See `Scorer`."""
+        samples = [Sample(answer.text, answer.prompt) for answer in answers]
+        return self.grader.grade_all(samples, [answer.row for answer in answers], self.aids)
+
+
+class Rewards:
+    """All parts together, for the length of a run: as a context it ends the processes of functions."""
+
+    def __init__(self, parts: Sequence[Reward], aids: Aids, watched: Sequence[Reward] = ()) -> None:
+        """watched: parts that are measured and told, and count nothing. All have names of their own."""
+        self._exits = ExitStack()
+        self._parts = {part.called: (self._scorer(part, aids), part.weight) for part in parts}
+        self._watched = {part.called: self._scorer(part, aids) for part in watched}
+
+    def _scorer(self, part: Reward, aids: Aids) -> Scorer:
+        if part.grader is not None:
+            return Graded(part.grader, aids)
+        assert part.function is not None
+        return self._exits.enter_context(FunctionProcess(Path(part.function), part.timeout_seconds))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._exits.close()
+
+    def __call__(self, answers: Sequence[Answer]) -> list[Worth]:
+        """What each answer is worth.
+
+        Raises: RewardFault, if a function fails, takes too long or gives something else than a number for each answer, or if no
+        answer has a reward.
+        """
+        grades = {name: (scorer(answers), weight) for name, (scorer, weight) in self._parts.items()}
+        seen = {name: scorer(answers) for name, scorer in self._watched.items()}
+        worths = [
+            _summed(
+                {name: (of_all[index], weight) for name, (of_all, weight) in grades.items()},
+                {name: of_all[index].score for name, of_all in seen.items()},
+            )
+            for index in range(len(answers))
+        ]
+        if worths and all(worth.reward is None for worth in worths):
+            raise RewardFault(
+                f"No answer of {len(worths)} has a reward: {worths[0].fault}.",
+                "docs/rlhf.md says what rewards may read.",
+                field="objective.rewards",
+            )
+        return worths
+
+
+def _summed(parts: Mapping[str, tuple[Grade, float]], watched: Mapping[str, float | None]) -> Worth:
+    numbers = {name: grade.score for name, (grade, _) in parts.items()}
+    missing = next((name for name, number in numbers.items() if number is None), None)
+    if missing is not None:
+        return Worth(None, {**numbers, **watched}, f"{missing}: {parts[missing][0].fault}")
+    reward = math.fsum(weight * grade.score for grade, weight in parts.values() if grade.score is not None)
+    return Worth(reward, {**numbers, **watched})
+
+
+OfAnswers = Callable[[Sequence[Answer]], list[Worth]]
+"""What answers are worth, however that is found."""

@@ -1,0 +1,481 @@
+"""Rollouts as the steps of the one loop: prompts are answered by the policy as it is, answers rewarded, and learned from.
+
+A rollout is written down, whole, before anything is learned from it; so a run that is resumed in the middle of one goes on with
+the very same answers, and one that died while they were written or scored writes them again, the same bits. What a rollout
+draws depends on the seed, its number and the prompt alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from luthier.corruption.keyed import generator, shuffled
+from luthier.data.apart import laid_apart
+from luthier.data.batches import Step, Steps, cut_batches
+from luthier.data.mixture import epoch_order
+from luthier.data.packing import assign_workers
+from luthier.data.placeholders import with_placeholders
+from luthier.errors import DataError, RunMismatch
+from luthier.generation.engine import generate
+from luthier.generation.requests import Completed, Request
+from luthier.methods.contract import Attachment
+from luthier.models.language_model import LanguageModel
+from luthier.ops.draws import salt_of
+from luthier.prediction.passes import Passes, Said, said_of_each
+from luthier.rlhf.contract import RolloutObjective
+from luthier.rlhf.diagnosis import Course, course_of, signs
+from luthier.rlhf.experience import Given, chunks_within, example_of, split_by_sample
+from luthier.rlhf.rewards import Answer, OfAnswers
+from luthier.rlhf.samples import Sample, by_group, sample_of, with_said
+from luthier.store.files import make_folder, remove_file, write_text
+from luthier.training.companions import Speaker
+from luthier.training.loop import autocast
+from luthier.types import Example, FloatArray
+
+FOLDER = "rollouts"
+_SALT = salt_of("rollouts")
+_MOST_APART = {torch.float32: 1e-2}
+_MOST_APART_IN_HALF = 0.3
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What is answered: each prompt's tokens as an example, its text, and its row's columns, aligned."""
+
+    examples: Sequence[Example]
+    texts: Sequence[str]
+    items: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Who answers: a model under the adapter that learns. stop_ids: as a request has them."""
+
+    model: LanguageModel
+    attachment: Attachment
+    stop_ids: frozenset[int]
+    autocast: torch.dtype | None = None
+
+    def requests(self, objective: RolloutObjective, prompts: Sequence[Example], seeds: Sequence[int]) -> list[Request]:
+        """The prompts as the engine takes them, each with the seed of its draws."""
+        return [
+            Request(
+                tuple(_tokens(prompt)),
+                objective.sampling(seed),
+                self.attachment.adapter,
+                self.stop_ids,
+                num_answers=objective.num_answers,
+                top_logprobs=0,
+            )
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Ear:
+    """Others that are asked of a rollout's answers: the reference, and what each critic expects, if there are any."""
+
+    reference: Speaker | None = None
+    values: Callable[[Sequence[Example], Passes], list[FloatArray]] | None = None
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is learned at once. num_steps: of the run."""
+
+    prompts_per_step: int
+    num_steps: int
+    budget: int
+    max_rows: int = 128
+
+
+class Rollouts(Steps):
+    """The steps of a run whose objective learns from the model's own answers."""
+
+    def __init__(
+        self,
+        objective: RolloutObjective,
+        prompts: Prompts,
+        policy: Policy,
+        rewards: OfAnswers,
+        passes: Passes,
+        size: Size,
+        seed: int,
+        folder: Path,
+        ear: Ear = Ear(),
+        announce: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Stand before the first step. folder: of the run, which keeps the rollouts. announce: is told what is wrong with them.
+
+        Raises: DataError without prompts.
+        """
+        if not prompts.examples:
+            raise DataError("There is no prompt to answer.", "Give at least one row.")
+        self.num_steps = size.num_steps
+        self.objective, self.prompts, self.policy, self.rewards = objective, prompts, policy, rewards
+        self.passes, self.size, self.seed, self.ear = passes, size, seed, ear
+        self.folder = make_rollout_folder(folder)
+        self.announce = announce
+        self.history: list[Course] = []
+        self.signs: dict[str, str] = {}  # what was wrong so far, in words, by its kind
+        self.examples: dict[int, Example] = {}  # of the step at hand, by their documents, without placeholders
+        self._budget = size.budget
+        self._kl_weight = objective.kl_start
+        self._number = 0  # rollouts begun
+        self._part = 0  # steps taken of the rollout at hand
+        self._step = 0
+        self._rollout: _Rollout | None = None
+
+    # ── steps ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def __next__(self) -> Step:
+        if self._step >= self.num_steps:
+            raise StopIteration
+        if self._rollout is None or self._part == self.objective.steps_per_rollout:
+            self._begin_rollout()
+        rollout = self._rollout
+        assert rollout is not None
+        groups = self._groups_of_part(rollout, self._part)
+        learned = [each for group in groups for each in rollout.learned[group]]
+        first_document = self._step * (1 << 20)
+        self.examples.clear()
+        for group in groups:
+            for example in self._examples(rollout, group, first_document + len(self.examples)):
+                self.examples[example.document] = example
+        measured = rollout.measured if self._part == 0 else {}
+        self._part += 1
+        self._step += 1
+        return self._laid_out(list(self.examples.values()), learned, groups, measured)
+
+    def _laid_out(
+        self,
+        examples: Sequence[Example],
+        learned: Sequence[Sample],
+        groups: Sequence[int],
+        measured: Mapping[str, float],
+    ) -> Step:
+        """A step of these examples; one without any has nothing to learn, and its gradient is 0."""
+        batches = tuple(self._batches(examples)) if examples else ()
+        taken = self._number * self._prompts_of_rollout
+        return Step(
+            number=self._step,
+            micro_batches=batches,
+            worker_of=tuple(assign_workers([batch.cost for batch in batches], self.passes.workers.count)),
+            learned_weight=self.objective.divisor(learned),
+            learned_tokens=sum(example.num_learned for example in examples),
+            real_tokens=sum(example.num_real_tokens for example in examples),
+            rows=tuple(sorted({sample.row for sample in learned})) or tuple(groups),
+            epoch=taken / len(self.prompts.examples),
+            measured=measured,
+            ends_run=self.objective.stop_on_signs and bool(self.signs),
+        )
+
+    def _batches(self, examples: Sequence[Example]) -> list[Any]:
+        model, attachment = self.policy.model, self.policy.attachment
+        virtual = attachment.num_virtual, attachment.num_virtual_answer
+        placed = [with_placeholders(example, *virtual) for example in examples]
+        return cut_batches(placed, self._budget, self.passes.workers.count, model.layout, model.pad_id, False)
+
+    def _groups_of_part(self, rollout: _Rollout, part: int) -> list[int]:
+        """The prompts of one of a rollout's steps: each pass over the rollout shuffles them anew."""
+        epoch, place = divmod(part, self.objective.minibatches)
+        count = len(rollout.learned)
+        order = shuffled(count, generator(self.seed, self._number, epoch, _SALT)).tolist()
+        ends = [round(count * index / self.objective.minibatches) for index in (place, place + 1)]
+        return sorted(order[ends[0] : ends[1]])
+
+    def _examples(self, rollout: _Rollout, group: int, document: int) -> list[Example]:
+        """A prompt with those of its answers that are learned from, in examples that fit a micro-batch."""
+        samples = rollout.learned[group]
+        if not samples:
+            return []
+        prompt = self.prompts.examples[samples[0].row]
+        room = self._room(prompt)
+        chunks = [list(range(len(samples)))] if self.objective.keeps_groups else chunks_within(prompt, samples, room)
+        made: list[Example] = []
+        for chunk in chunks:
+            chosen = [samples[index] for index in chunk]
+            weights = [self.objective.token_weight(sample) for sample in chosen]
+            given = [rollout.given[id(sample)] for sample in chosen]
+            made.append(self._fitting(example_of(prompt, chosen, given, weights, document + len(made))))
+        return made
+
+    def _fitting(self, example: Example) -> Example:
+        """As the model's family reads answers that share a prompt."""
+        return laid_apart(example) if self.policy.model.layout == "bucketed" else example
+
+    def _room(self, prompt: Example) -> int:
+        """Most tokens of an example: as many as a micro-batch holds, but room for an answer in any case."""
+        attachment = self.policy.attachment
+        return max(self._budget - attachment.num_virtual, prompt.num_part_tokens + self.objective.max_new_tokens)
+
+    # ── rollouts ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def prompts_of(self, number: int) -> list[int]:
+        """Which prompts a rollout answers, as indices: one epoch's order after another."""
+        count = self._prompts_of_rollout
+        total = len(self.prompts.examples)
+        chosen: list[int] = []
+        orders: dict[int, list[int]] = {}
+        for place in range(number * count, (number + 1) * count):
+            epoch, at = divmod(place, total)
+            if epoch not in orders:
+                orders[epoch] = epoch_order(total, self.seed, epoch)
+            chosen.append(orders[epoch][at])
+        return chosen
+
+    @property
+    def _prompts_of_rollout(self) -> int:
+        return self.size.prompts_per_step * self.objective.minibatches
+
+    def _begin_rollout(self) -> None:
+        """Have the next prompts answered, or take up what a process that died had written down of them."""
+        file = self._file(self._number)
+        began = time.perf_counter()
+        samples = read_rollout(file, version=self._step)
+        if samples is None:
+            samples = self._written(self.prompts_of(self._number))
+            write_text(file, "".join(sample.line() + "\n" for sample in samples))
+        seconds = time.perf_counter() - began
+        self._rollout = self._credited(samples, seconds)
+        self._look(samples)
+        self._number += 1
+        self._part = 0
+        self._kl_weight = self.objective.kl_after(self._kl_weight, samples)
+
+    def _look(self, samples: Sequence[Sample]) -> None:
+        """Note what a rollout came to, and say what is wrong the first time that it is."""
+        course = course_of(samples, [each.called for each in self.objective.watched])
+        if course is None:
+            return
+        self.history.append(course)
+        for sign in signs(self.history):
+            if sign.kind not in self.signs:
+                self.signs[sign.kind] = sign.words
+                self.announce(f"After {self._step} steps: {sign.words}")
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.jsonl"
+
+    def _written(self, rows: Sequence[int]) -> list[Sample]:
+        """The policy's answers to some prompts, rewarded, with what it and the others say of their tokens."""
+        samples = self._rewarded(self._answered(rows))
+        return self._heard(samples)
+
+    def _answered(self, rows: Sequence[int]) -> list[Sample]:
+        prompts = [self.prompts.examples[row] for row in rows]
+        draws = generator(self.seed, self._number, 0, _SALT + 1)
+        seeds = (draws.random(len(rows)) * 2**53).astype(np.int64).tolist()
+        requests = self.policy.requests(self.objective, prompts, seeds)
+        completed = generate(
+            self.policy.model,
+            requests,
+            max_rows=self.size.max_rows,
+            progress=lambda done, total: self.passes.progress("writing answers", done, total),
+        )
+        count = self.objective.num_answers
+        return [self._sample(rows[index // count], index // count, answer) for index, answer in enumerate(completed)]
+
+    def _sample(self, row: int, group: int, answer: Completed) -> Sample:
+        assert answer.logprobs is not None, "they were asked for"
+        engine_T = np.array([each.logprob for each in answer.logprobs], dtype=np.float32)
+        return Sample(
+            row, group, self.prompts.texts[row], answer.text, answer.tokens, answer.finish_reason, self._step, engine_T
+        )
+
+    def _rewarded(self, samples: Sequence[Sample]) -> list[Sample]:
+        worths = self.rewards([Answer(each.prompt, each.text, self.prompts.items[each.row]) for each in samples])
+        found = []
+        for sample, worth in zip(samples, worths, strict=True):
+            reward = worth.reward
+            if reward is not None and not sample.has_ended:
+                reward -= self.objective.unended_penalty
+            found.append(replace(sample, reward=reward, parts=dict(worth.parts), fault=worth.fault))
+        return found
+
+    def _heard(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples with log-probabilities of the policy and of the reference, and values, as far as they are needed."""
+        objective = self.objective
+        asks_reference = self.ear.reference is not None
+        if objective.needs_old or (asks_reference and objective.temperature != 1):
+            samples = with_said(samples, "old_T", self._own(samples))
+            self._check_apart(samples)
+        elif self._number == 0:
+            self._check_apart(with_said(samples, "old_T", self._own(samples)))
+        if self.ear.reference is not None:
+            samples = with_said(samples, "reference_T", self._said(self.ear.reference, samples))
+        if self.ear.values is not None:
+            examples, lengths = self._asked(samples)
+            samples = with_said(samples, "value_T", split_by_sample(self.ear.values(examples, self.passes), lengths))
+        return list(samples)
+
+    def _own(self, samples: Sequence[Sample]) -> list[FloatArray]:
+        return self._said(Speaker(self.policy.model, self.policy.attachment.adapter), samples)
+
+    def _check_apart(self, samples: Sequence[Sample]) -> None:
+        """Raise RunMismatch if trainer and engine do not say the same of the tokens: every ratio would then be false."""
+        if self.objective.temperature != 1:
+            return
+        gaps = [np.abs(sample.old_T - sample.engine_T) for sample in samples if sample.old_T is not None]
+        gap = float(np.mean(np.concatenate(gaps)))
+        if gap > _MOST_APART.get(self.policy.model.dtype, _MOST_APART_IN_HALF):
+            raise RunMismatch(
+                f"The engine that wrote the answers and the trainer give their tokens log-probabilities {gap:.3g} nats apart.",
+                "This is a fault of Luthier's: please report it with the recipe. model.dtype: fp32 may go round it.",
+            )
+
+    def _asked(self, samples: Sequence[Sample]) -> tuple[list[Example], list[list[int]]]:
+        """The answers behind their prompts, as examples, and how long each one's answers are."""
+        examples: list[Example] = []
+        lengths: list[list[int]] = []
+        for group in by_group(samples):
+            prompt = self.prompts.examples[group[0].row]
+            for chunk in chunks_within(prompt, group, self._room(prompt)):
+                chosen = [group[index] for index in chunk]
+                none: list[Given] = [{} for _ in chosen]
+                examples.append(self._fitting(example_of(prompt, chosen, none, [1.0] * len(chosen), len(examples))))
+                lengths.append([sample.num_tokens for sample in chosen])
+        return examples, lengths
+
+    def _said(self, speaker: Speaker, samples: Sequence[Sample]) -> list[FloatArray]:
+        """log p of each answer's tokens, at the temperature."""
+        examples, lengths = self._asked(samples)
+        temperature, compute_in = self.objective.temperature, self.policy.autocast
+
+        def say(outputs: Any) -> Said:
+            return outputs.at(temperature).logprob_N, outputs.targets.row_N
+
+        with autocast(speaker.model.device, compute_in):
+            said = said_of_each(speaker.model, speaker.adapter, examples, say, self.passes, "reading answers")
+        return split_by_sample([each.float().numpy() for each in said], lengths)
+
+    def _credited(self, samples: Sequence[Sample], seconds: float) -> _Rollout:
+        """The rollout with what each answer is learned by."""
+        known = [sample for sample in samples if sample.reward is not None]
+        given = self.objective.credit(known, self._kl_weight) if known else []
+        of_group: dict[int, list[Sample]] = {sample.group: [] for sample in samples}
+        for group in by_group(known):
+            of_group[group[0].group] = self.objective.learned(group)
+        return _Rollout(
+            learned=list(of_group.values()),
+            given={id(sample): own for sample, own in zip(known, given, strict=True)},
+            measured={**measures_of(samples), "kl_weight": self._kl_weight, "rollout_seconds": seconds},
+        )
+
+    # ── the loop's questions ────────────────────────────────────────────────────────────────────────────────────────
+
+    def halve(self) -> int | None:
+        """See the base class."""
+        longest = max((example.num_tokens for example in self.examples.values()), default=0)
+        smaller = max(self._budget // 2, longest)
+        if smaller >= self._budget:
+            return None
+        self._budget = smaller
+        return smaller
+
+    def again(self, step: Step) -> Step:
+        """See the base class."""
+        batches = tuple(self._batches(list(self.examples.values())))
+        worker_of = assign_workers([batch.cost for batch in batches], self.passes.workers.count)
+        return replace(step, micro_batches=batches, worker_of=tuple(worker_of))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which step of which rollout comes next; the answers themselves are on the disk."""
+        return {
+            "rollout": self._number, "part": self._part, "step": self._step, "budget": self._budget,
+            "kl_weight": self._kl_weight, "kl_weight_before": self._weight_before, "signs": dict(self.signs),
+        }  # fmt: skip
+
+    @property
+    def _weight_before(self) -> float:
+        """What the pull to the reference was worth when the rollout at hand was credited."""
+        return self._kl_weight if self._rollout is None else self._rollout.measured["kl_weight"]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See the base class."""
+        self._number, self._part, self._step = int(state["rollout"]), int(state["part"]), int(state["step"])
+        if not 0 <= self._step <= self.num_steps:
+            raise RunMismatch(
+                f"The checkpoint stands at step {self._step}, but this run has {self.num_steps}.",
+                "Resume with the data and the recipe that the run began with.",
+            )
+        self._budget = min(self._budget, int(state["budget"]))
+        for file in sorted(self.folder.glob("*.jsonl")):  # of steps that are taken anew
+            if int(file.stem) > self._number:
+                remove_file(file)
+        self.signs = dict(state["signs"])
+        watched = [each.called for each in self.objective.watched]
+        kept = [read_rollout(self._file(number)) for number in range(self._number)]
+        self.history = [course for samples in kept if samples and (course := course_of(samples, watched)) is not None]
+        if 0 < self._part < self.objective.steps_per_rollout:
+            samples = read_rollout(self._file(self._number - 1))
+            if samples is None:
+                raise RunMismatch(
+                    f"{self._file(self._number - 1)} is not whole, and the checkpoint stands in the middle of it.",
+                    "Begin a new run with 'luthier train'.",
+                )
+            self._kl_weight = float(state["kl_weight_before"])
+            self._rollout = self._credited(samples, 0.0)
+        self._kl_weight = float(state["kl_weight"])
+
+
+@dataclass(frozen=True)
+class _Rollout:
+    """A rollout ready to be learned from: of each prompt the answers that are, what each comes with by its id, and numbers."""
+
+    learned: Sequence[Sequence[Sample]]
+    given: Mapping[int, Given]
+    measured: Mapping[str, float]
+
+
+def measures_of(samples: Sequence[Sample]) -> dict[str, float]:
+    """What is written down of a rollout: rewards, lengths, how many groups teach nothing, how far engine and trainer are apart."""
+    known = [sample.reward for sample in samples if sample.reward is not None]
+    groups = [[each.reward for each in group if each.reward is not None] for group in by_group(samples)]
+    found = {
+        "answer_tokens": float(np.mean([sample.num_tokens for sample in samples])),
+        "ended_share": float(np.mean([sample.has_ended for sample in samples])),
+    }
+    if known:
+        found |= {"reward": float(np.mean(known)), "reward_std": float(np.std(known))}
+    if any(len(group) > 1 for group in groups):
+        found["even_groups"] = float(np.mean([len(set(group)) <= 1 for group in groups]))
+    if len(known) < len(samples):
+        found["unrewarded"] = float(len(samples) - len(known))
+    for name in dict.fromkeys(name for sample in samples for name in sample.parts):
+        numbers = [number for sample in samples if (number := sample.parts.get(name)) is not None]
+        if numbers:
+            found[f"reward_{name}"] = float(np.mean(numbers))
+    if all(sample.reference_T is not None for sample in samples):
+        found["kl_of_answers"] = float(np.mean([sample.ratio_T.sum() for sample in samples]))
+    gaps = [np.abs(sample.old_T - sample.engine_T) for sample in samples if sample.old_T is not None]
+    if gaps:
+        found["engine_gap"] = float(np.mean(np.concatenate(gaps)))
+    return found
+
+
+def make_rollout_folder(folder: Path) -> Path:
+    """The folder of a run that keeps its rollouts."""
+    made = folder / FOLDER
+    make_folder(made)
+    return made
+
+
+def read_rollout(file: Path, version: int | None = None) -> list[Sample] | None:
+    """The answers that a file holds; None if there is none, or if they are of another version of the policy than asked."""
+    if not file.is_file():
+        return None
+    samples = [sample_of(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return None if version is not None and any(sample.version != version for sample in samples) else samples
+
+
+def _tokens(prompt: Example) -> list[int]:
+    tokens: list[int] = np.concatenate([part.tokens_T for part in prompt.parts]).tolist()
+    return tokens

@@ -1,0 +1,116 @@
+"""Rewards: sums of graders and functions, and what becomes of functions that fail."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from luthier.errors import NotFound, RewardFault
+from luthier.evaluation.grading import Aids
+from luthier.rlhf.rewards import Answer, Reward, Rewards
+
+ANSWERS = [Answer("one and one?", "2", {"answer": "2"}), Answer("two and two?", "five", {"answer": "4"})]
+NUMBER = {"type": "number", "reference": "{{ item.answer }}"}
+Write = Callable[[str], Path]
+
+
+def rewards(*parts: dict[str, object]) -> Rewards:
+    return Rewards([Reward.model_validate(part) for part in parts], Aids())
+
+
+def test_the_reward_is_the_weighted_sum(reward_file: Write) -> None:
+    file = reward_file("return [len(a) + len(r['answer']) for a, r in zip(answers, rows)]")
+    with rewards({"grader": NUMBER, "weight": 2, "name": "right"}, {"function": str(file), "weight": -0.5}) as both:
+        worths = both(ANSWERS)
+    assert [worth.reward for worth in worths] == [2 - 0.5 * 2, 0 - 0.5 * 5]
+    assert worths[0].parts == {"right": 1, "wish": 2}
+
+
+def test_a_function_keeps_what_it_has_between_rollouts_and_may_print(reward_file: Write) -> None:
+    file = reward_file("print('hello'); seen.extend(answers); return [len(seen)] * len(answers)")
+    file.write_text("seen = []\n" + file.read_text())
+    with rewards({"function": str(file)}) as both:
+        assert [worth.reward for worth in both(ANSWERS)] == [2, 2]
+        assert [worth.reward for worth in both(ANSWERS[:1])] == [3]
+
+
+def test_an_answer_without_a_number_has_no_reward(reward_file: Write) -> None:
+    with rewards({"function": str(reward_file("return [None, 1.0]"))}) as both:
+        first, second = both(ANSWERS)
+    assert first.reward is None
+    assert first.fault is not None
+    assert "None" in first.fault
+    assert second.reward == 1
+
+
+FAULTS = {
+    "raise ValueError('broken')": "ValueError: broken",
+    "return [1.0]": "a list of 1 for 2 answers",
+    "return [1.0, float('nan')]": "nan for answer 1 of 2",
+    "return [True, 1.0]": "True for answer 0",
+    "return 'ab'": "gave \"'ab'\" for 2 answers",
+    "return [None, None]": "No answer of 2 has a reward",
+    "import os; os._exit(3)": "ended by itself (exit code 3)",
+}
+
+
+@pytest.mark.parametrize("body", FAULTS)
+def test_what_a_function_does_wrong_is_told(body: str, reward_file: Write) -> None:
+    with rewards({"function": str(reward_file(body))}) as both, pytest.raises(RewardFault) as caught:
+        both(ANSWERS)
+    assert FAULTS[body] in str(caught.value)
+    assert caught.value.mend
+
+
+def test_a_function_that_sleeps_is_stopped_and_the_next_call_starts_anew(reward_file: Write, tmp_path: Path) -> None:
+    body = f"import os, time; slow = not os.path.exists({str(tmp_path / 'seen')!r}); open({str(tmp_path / 'seen')!r}, 'w'); time.sleep(60 * slow); return [1, 1]"
+    with rewards({"function": str(reward_file(body)), "timeout_seconds": 0.5}) as both:
+        began = time.monotonic()
+        with pytest.raises(RewardFault, match=r"took more than 0\.5 s"):
+            both(ANSWERS)
+        assert time.monotonic() - began < 30
+        assert [worth.reward for worth in both(ANSWERS)] == [1, 1]
+
+
+def test_a_function_that_reads_nothing_does_not_hold_the_run_up(tmp_path: Path) -> None:
+    file = tmp_path / "deaf.py"
+    file.write_text("import time\ndef reward(prompts, answers, rows):\n    time.sleep(60)\n")
+    long = [Answer("", "x" * 10**6, {})] * 3
+    with (
+        rewards({"function": str(file), "timeout_seconds": 0.5}) as both,
+        pytest.raises(RewardFault, match="took more"),
+    ):
+        both(long)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("def other(): pass", "defines no function reward"),
+        ("1 +", "SyntaxError"),
+        ("import nothing_of_that_name", "ModuleNotFoundError"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_told_with_its_line(text: str, found: str, tmp_path: Path) -> None:
+    file = tmp_path / "wish.py"
+    file.write_text(text)
+    with rewards({"function": str(file)}) as both, pytest.raises(RewardFault, match=found) as caught:
+        both(ANSWERS)
+    assert caught.value.file == str(file)
+    if "import" in text or "1 +" in text:
+        assert caught.value.line == 1
+
+
+def test_a_missing_file_is_told_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no reward file"):
+        rewards({"function": str(tmp_path / "none.py")})
+
+
+@pytest.mark.parametrize("values", [{}, {"grader": NUMBER, "function": "a.py"}, {"grader": NUMBER, "weight": 0}])
+def test_a_reward_is_one_thing_that_counts(values: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Reward.model_validate(values)

@@ -1,0 +1,212 @@
+"""Runs that learn from their own answers: that they do, that they go on to the same bits, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_model import write_tiny_model
+from tiny_runs import Cut, begin, course, cut_after, go_on, nothing, one_thread, outcome, recipe_values
+
+from luthier import run
+from luthier.errors import RecipeError, RewardFault
+from luthier.rlhf import rollouts
+from luthier.rlhf.rollouts import FOLDER, read_rollout
+from luthier.rlhf.samples import Sample
+
+VOWELS = (
+    "def reward(prompts, answers, rows):\n    return [sum(c in 'aeiou' for c in a) / (1 + len(a)) for a in answers]\n"
+)
+SHORT = {"max_new_tokens": 6, "num_answers": 2, "held_out_prompts": 2}
+KINDS: dict[str, dict[str, Any]] = {
+    "ppo": {"minibatches": 2, "reuse": 2, "kl_target": 1.0},
+    "rloo": {"num_answers": 3, "temperature": 0.8},
+    "reinforce++": {"baseline": "group"},
+    "grpo": {"kl": 0.1, "minibatches": 2, "entropy_bonus": 0.01},
+    "raft": {},
+    "online-dpo": {},
+}
+
+
+@pytest.fixture(autouse=True)
+def no_plot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plot takes longer than the training."""
+    monkeypatch.setattr(run, "write_loss_plot", lambda *arguments: None)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, prompts, and a reward for vowels."""
+    desk = tmp_path_factory.mktemp("desk")
+    write_tiny_model(desk / "model")
+    rows = [{"prompt": f"Say {number}", "answer": str(number)} for number in range(12)]
+    (desk / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (desk / "held-out.jsonl").write_text(json.dumps({"prompt": "Say 99"}) + "\n")
+    (desk / "vowels.py").write_text(VOWELS)
+    return desk
+
+
+def values_of(desk: Path, kind: str, objective: dict[str, Any] | None = None, **parts: Any) -> dict[str, Any]:
+    parts["data"] = {"validation": str(desk / "held-out.jsonl"), "max_length": 64, **parts.get("data", {})}
+    usual = {"rows_per_step": 2, "tokens_per_micro_batch": 128, "evaluate_every": 3, "checkpoint_every": 2}
+    parts["training"] = {**usual, **parts.get("training", {})}
+    values = recipe_values(desk / "model", desk / "rows.jsonl", **parts)
+    rewards = [{"function": str(desk / "vowels.py")}]
+    return {**values, "objective": {"kind": kind, "rewards": rewards, **SHORT, **KINDS[kind], **(objective or {})}}
+
+
+def said(folder: Path) -> list[dict[str, Any]]:
+    """The course without the clock."""
+    return [{key: value for key, value in line.items() if key != "rollout_seconds"} for line in course(folder)]
+
+
+def written(folder: Path) -> dict[str, str]:
+    """All rollouts that a run kept."""
+    return {path.name: path.read_text() for path in sorted((folder / FOLDER).iterdir())}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_dies_at_any_step_goes_on_to_the_same_bits(kind: str, desk: Path, tmp_path: Path) -> None:
+    with one_thread():
+        begin(values_of(desk, kind), tmp_path / "whole")
+        for step in (1, 4) if kind in ("ppo", "grpo") else (3,):
+            folder = tmp_path / f"cut-{step}"
+            with pytest.raises(Cut):
+                begin(values_of(desk, kind), folder, cut_after(step))
+            go_on(folder)
+            assert outcome(folder)[0] == outcome(tmp_path / "whole")[0]
+            assert said(folder) == said(tmp_path / "whole")
+            assert written(folder) == written(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_step_is_taken_by_the_policy_that_wrote_the_answers(kind: str, desk: Path, tmp_path: Path) -> None:
+    begin(values_of(desk, kind, training={"steps": 1}), tmp_path / "run")
+    (line,) = said(tmp_path / "run")
+    if kind in ("ppo", "grpo"):
+        assert line["ratio"] == pytest.approx(1, abs=1e-5)
+        assert line["clip_share"] == 0
+    assert line["kl"] == pytest.approx(0, abs=1e-5)
+    assert line["kl_of_answers"] == pytest.approx(0, abs=1e-5)
+    assert line["validation_loss"] == -line["validation_reward"]
+    samples = read_rollout(tmp_path / "run" / FOLDER / "000000.jsonl")
+    assert samples is not None
+    assert all(sample.version == 0 for sample in samples)
+
+
+def test_answers_bear_the_version_of_the_policy_that_wrote_them(desk: Path, tmp_path: Path) -> None:
+    begin(values_of(desk, "ppo"), tmp_path / "run")
+    of_file = [read_rollout(path) for path in sorted((tmp_path / "run" / FOLDER).iterdir())]
+    assert [{sample.version for sample in samples or ()} for samples in of_file] == [{0}, {4}]
+
+
+def test_a_reward_that_fails_stops_the_run_and_its_mended_file_goes_on(desk: Path, tmp_path: Path) -> None:
+    file = tmp_path / "wish.py"
+    broken = VOWELS.replace("return", "return seen.append(0) or 1 / (2 - len(seen)) and")
+    file.write_text("seen = []\n" + broken)
+    rewards = {"rewards": [{"function": str(file)}]}
+    values = values_of(desk, "rloo", rewards, training={"checkpoint_every": 1}, data={"validation": "none"})
+    with pytest.raises(RewardFault, match="ZeroDivisionError") as caught:
+        begin(values, tmp_path / "run")
+    assert "luthier resume" in caught.value.mend
+    assert len(course(tmp_path / "run")) == 1
+    file.write_text(VOWELS)
+    assert go_on(tmp_path / "run").steps == 6
+    begin(values, tmp_path / "whole")
+    assert outcome(tmp_path / "run")[0] == outcome(tmp_path / "whole")[0]
+
+
+class _Power(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("moment", ["_answered", "_rewarded", "_heard", "_credited"])
+def test_a_process_that_ends_within_a_rollout_loses_nothing(
+    moment: str, desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(values_of(desk, "grpo"), tmp_path / "whole")
+    original: Callable[..., Any] = getattr(rollouts.Rollouts, moment)
+    calls: list[int] = []
+
+    def dies(self: rollouts.Rollouts, *arguments: Any) -> Any:
+        calls.append(0)
+        if len(calls) == 2:
+            raise _Power
+        return original(self, *arguments)
+
+    monkeypatch.setattr(rollouts.Rollouts, moment, dies)
+    with pytest.raises(_Power):
+        begin(values_of(desk, "grpo"), tmp_path / "run")
+    monkeypatch.undo()
+    go_on(tmp_path / "run")
+    assert outcome(tmp_path / "run")[0] == outcome(tmp_path / "whole")[0]
+
+
+def test_full_tuning_has_a_frozen_copy_for_reference_and_critic(desk: Path, tmp_path: Path) -> None:
+    said_of: list[str] = []
+    method = {"kind": "full", "rank": None}
+    begin(values_of(desk, "ppo", method=method, training={"peak_lr": 1e-3}), tmp_path / "run", announce=said_of.append)
+    assert any("frozen copy" in sentence for sentence in said_of)
+    lines = said(tmp_path / "run")
+    assert lines[0]["kl"] == pytest.approx(0, abs=1e-5)
+    assert abs(lines[-1]["kl"]) > 1e-6
+
+
+def test_micro_batches_of_any_size_give_the_same_step(desk: Path, tmp_path: Path) -> None:
+    for size in (64, 512):
+        begin(values_of(desk, "ppo", training={"steps": 2, "tokens_per_micro_batch": size}), tmp_path / str(size))
+    small, large = (said(tmp_path / str(size)) for size in (64, 512))
+    for one, other in zip(small, large, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+
+
+def test_it_learns_what_is_rewarded(desk: Path, tmp_path: Path) -> None:
+    objective = {"num_answers": 8, "max_new_tokens": 3, "minibatches": 1, "kl": 0.0, "entropy_bonus": 0.0}
+    training = {"steps": 30, "rows_per_step": 4, "peak_lr": 0.005, "evaluate_every": 30, "tokens_per_micro_batch": 256}
+    method = {"kind": "full", "rank": None}
+    begin(values_of(desk, "grpo", objective, training=training, method=method), tmp_path / "run")
+    rewards = [line["reward"] for line in said(tmp_path / "run")]
+    assert sum(rewards[-5:]) > 2 * sum(rewards[:5])
+
+
+def test_a_method_that_draws_is_refused_with_the_mend(desk: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="draws at random") as caught:
+        begin(values_of(desk, "grpo", method={"dropout": 0.1}), tmp_path / "run")
+    assert "dropout to 0" in caught.value.mend
+
+
+def test_an_answer_that_did_not_end_is_punished(desk: Path, tmp_path: Path) -> None:
+    begin(values_of(desk, "grpo", {"unended_penalty": 5.0}, training={"steps": 1}), tmp_path / "run")
+    samples = read_rollout(tmp_path / "run" / FOLDER / "000000.jsonl") or []
+
+    def expected(sample: Sample) -> float | None:
+        return None if sample.parts["vowels"] is None else sample.parts["vowels"] - 5 * (not sample.has_ended)
+
+    assert any(not sample.has_ended for sample in samples)
+    assert [sample.reward for sample in samples] == [expected(sample) for sample in samples]
+
+
+def test_nothing_of_the_reference_moves_while_the_policy_does(desk: Path, tmp_path: Path) -> None:
+    """The first rollout's answers, read again by the reference at the end, have the very log-probabilities of then."""
+    kept: list[list[Sample]] = []
+    original = rollouts.Rollouts._heard
+
+    def again(self: rollouts.Rollouts, samples: list[Sample]) -> list[Sample]:
+        heard = original(self, samples)
+        kept.append(original(self, [replace(each, reference_T=None) for each in (kept[0] if kept else heard)]))
+        return heard
+
+    rollouts.Rollouts._heard = again  # type: ignore[assignment,method-assign]
+    try:
+        begin(values_of(desk, "rloo", {"temperature": 1.0}, training={"steps": 3}), tmp_path / "run", announce=nothing)
+    finally:
+        rollouts.Rollouts._heard = original  # type: ignore[method-assign]
+    for later in kept[1:]:
+        for one, other in zip(kept[0], later, strict=True):
+            assert torch.equal(torch.tensor(one.reference_T), torch.tensor(other.reference_T))
