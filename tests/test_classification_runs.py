@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from luthier import api
 from luthier.errors import DataError, RecipeError, RunMismatch, UsageError
 from luthier.recipe.loading import recipe_of_run
-from luthier.studies.exporting import export_merged
+from luthier.studies.exporting import export_run
 from luthier.tuned import load_base, load_run
 
 WORDS = {"angry": "broken", "happy": "lovely", "neutral": "ordinary"}
@@ -126,7 +126,7 @@ def test_the_base_of_a_run_has_the_same_new_head_each_time(lora: Path) -> None:
 
 
 def test_a_classifier_is_exported_with_its_head(lora: Path, tmp_path: Path) -> None:
-    result = export_merged(lora, recipe_of_run(lora), tmp_path / "model", nothing)
+    result = export_run(lora, recipe_of_run(lora), tmp_path / "model", nothing)
     assert result.losses is not None
     assert result.losses["written"] == pytest.approx(result.losses["run"], abs=1e-5)
     config = json.loads((tmp_path / "model" / "config.json").read_text())

@@ -18,7 +18,6 @@ from luthier.cli.bundle import bundle, replay
 from luthier.cli.cache import cache
 from luthier.cli.chat import chat
 from luthier.cli.check import check
-from luthier.cli.combine import combine
 from luthier.cli.compare import compare
 from luthier.cli.compare_methods import compare_methods
 from luthier.cli.doctor import doctor
@@ -27,6 +26,7 @@ from luthier.cli.export import export
 from luthier.cli.generate import generate
 from luthier.cli.import_recipe import import_recipe
 from luthier.cli.inspect import inspect, shrink
+from luthier.cli.merge import merge
 from luthier.cli.methods import methods
 from luthier.cli.new import new
 from luthier.cli.output import print_error, say
@@ -71,7 +71,7 @@ app.command("compare-methods", rich_help_panel=_TUNE)(compare_methods)
 app.command(rich_help_panel=_TUNE)(tournament)
 app.command(rich_help_panel=_USE)(chat)
 app.command(rich_help_panel=_USE)(generate)
-app.command(rich_help_panel=_USE)(combine)
+app.command(rich_help_panel=_USE)(merge)
 app.command(rich_help_panel=_USE)(shrink)
 app.command(rich_help_panel=_USE)(export)
 app.command(rich_help_panel=_USE)(bundle)

@@ -23,6 +23,7 @@ from luthier.recipe.yaml_text import Parsed, Source, parse_yaml
 from luthier.recipe.yaml_text import Path as Keys
 from luthier.store.places import expanded
 from luthier.store.runs import RECIPE, RESOLVED
+from luthier.version import __version__
 
 SHORTEST = "The shortest recipe is two lines: 'model: smollm2-135m' and 'data: {train: rows.jsonl}'."
 
@@ -41,8 +42,28 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def recipe_of_run(folder: Path) -> Recipe:
-    """The recipe of a run, settled where the run got so far."""
-    return load_recipe(folder / (RESOLVED if (folder / RESOLVED).is_file() else RECIPE))
+    """The recipe of a run, settled where the run got so far.
+
+    Raises as `load_recipe`; of a run that another version made, the error says so.
+    """
+    path = folder / (RESOLVED if (folder / RESOLVED).is_file() else RECIPE)
+    try:
+        return load_recipe(path)
+    except RecipeError as error:
+        made = _version_in(path)
+        if made is not None and made != __version__:
+            error.mend = (
+                f"{error.mend} The run was made by luthier {made}, and this is {__version__}: install that version."
+            )
+        raise
+
+
+def _version_in(path: Path) -> str | None:
+    """Which version a run's recipe says that it was made by."""
+    values = read_yaml(path).values
+    provenance = values.get("provenance") if isinstance(values, dict) else None
+    made = provenance.get("luthier") if isinstance(provenance, dict) else None
+    return made if isinstance(made, str) else None
 
 
 def read_yaml(path: Path) -> Parsed:
