@@ -36,6 +36,8 @@ from luthier.prediction.text_model import TextModel
 from luthier.prepared import asked_of, drawing_of, laid_out, read_dataset
 from luthier.recipe import Recipe
 from luthier.recipe.loading import recipe_of_run
+from luthier.rlhf import RolloutObjective
+from luthier.studies.evaluating_rewards import evaluate_rewarded
 from luthier.types import Example, Record
 
 Announce = Callable[[str], None]
@@ -88,7 +90,7 @@ def evaluate_run(
                 assert isinstance(tuned, TextModel)
                 shown = _shown(candidates[0], asked, rows, trained, recipe.seed)
                 candidates = [candidates[0], *shown, candidate, *_further(others, tuned, rows, asked)]
-            evaluation = _measured(recipe, tuned, candidates, rows, passes, asked)
+            evaluation = _measured(recipe, tuned, candidates, rows, passes, asked, announce)
             if asked.probes and isinstance(tuned, TextModel) and tuned.asking.causal:
                 probed = forgetting(candidates, tuned.renderer, passes, read_probe())
                 evaluation = replace(evaluation, forgetting=probed)
@@ -102,9 +104,13 @@ def _measured(
     rows: Rows,
     passes: Passes,
     asked: AskedFor,
+    announce: Announce,
 ) -> Evaluation:
     """The candidates by the measures of what the run learned."""
     limit, sampling = asked.limit, asked.sampling
+    if isinstance(recipe.objective, RolloutObjective):
+        assert isinstance(tuned, TextModel)
+        return evaluate_rewarded(recipe.objective, candidates, tuned, rows, passes, limit, sampling, announce)
     if isinstance(tuned, Embedder):
         return evaluate_embedding(candidates, rows, tuned.objective, passes, limit)
     if recipe.objective.takes == "preferences":
