@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from luthier.data.dataset import Dataset
 from luthier.errors import RecipeError, UsageError
@@ -213,6 +214,11 @@ class ByModel:
         return found
 
 
+def _reads_alike(own: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers write the same texts and chats as the same tokens."""
+    return own.get_vocab() == other.get_vocab() and own.chat_template == other.chat_template
+
+
 def _scorable(answer: Answer) -> Answered:
     asked = answer.prompt if answer.asked is None else answer.asked
     if isinstance(asked, str):
@@ -236,5 +242,7 @@ def models_of(objective: RolloutObjective, model: LanguageModel, announce: Annou
             announce(f"The reward model {part.called} is an adapter on the policy's own base.")
         except UsageError as error:
             announce(f"The reward model {part.called} is a model of its own: {error.found}")
-            found[part.called] = ByModel(load_reward(folder, announce), shares_tokens=False)
+            own = load_reward(folder, announce)
+            alike = _reads_alike(own.language_model.tokenizer, model.tokenizer)
+            found[part.called] = ByModel(own, alike and own.renderer.pooled == "last")
     return found

@@ -34,6 +34,7 @@ from luthier.cli.plan import plan
 from luthier.cli.process import Signals, quiet_libraries
 from luthier.cli.quickstart import quickstart
 from luthier.cli.resume import resume
+from luthier.cli.rlhf import rlhf
 from luthier.cli.runs import runs
 from luthier.cli.schema import schema
 from luthier.cli.selftest import selftest
@@ -69,6 +70,7 @@ app.command(rich_help_panel=_TUNE)(evaluate)
 app.command(rich_help_panel=_TUNE)(compare)
 app.command("compare-methods", rich_help_panel=_TUNE)(compare_methods)
 app.command(rich_help_panel=_TUNE)(tournament)
+app.command(rich_help_panel=_TUNE)(rlhf)
 app.command(rich_help_panel=_USE)(chat)
 app.command(rich_help_panel=_USE)(generate)
 app.command(rich_help_panel=_USE)(merge)

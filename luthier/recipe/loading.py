@@ -80,6 +80,15 @@ def make_recipe(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Rec
     return _recipe_of(Parsed(plain, {(): Source(None)}), overrides, Path.cwd())
 
 
+def recipe_from(values: Mapping[str, Any], folder: Path, *, finds_files: bool = True) -> Recipe:
+    """A recipe from plain values that stand in a file of that folder.
+
+    finds_files: whether its files are looked for; if not, only what no recipe may hold is told. Raises: as `load_recipe`.
+    """
+    parsed = Parsed(json.loads(json.dumps(values, default=_plain)), {(): Source(None)})
+    return _recipe_of(parsed, (), folder) if finds_files else _validated(parsed)
+
+
 def with_parts(recipe: Recipe, parts: Parsed, folder: Path) -> Recipe:
     """The recipe with the blocks of `parts` in place of its own; of `training`, with the fields that `parts` gives.
 
@@ -154,18 +163,21 @@ def _plain(value: object) -> str:
 def _recipe_of(parsed: Parsed, overrides: Sequence[str], folder: Path) -> Recipe:
     for text in overrides:
         parsed = _overridden(parsed, text)
+    return with_absolute_paths(_validated(parsed), folder, parsed)
+
+
+def _validated(parsed: Parsed) -> Recipe:
     try:
-        recipe = Recipe.model_validate(_with_tuples(parsed.values), strict=True)
+        return Recipe.model_validate(tuples_of(parsed.values), strict=True)
     except ValidationError as error:
         raise recipe_error(error, Recipe, parsed) from error
-    return with_absolute_paths(recipe, folder, parsed)
 
 
-def _with_tuples(value: Any) -> Any:
+def tuples_of(value: Any) -> Any:
     """The value with its lists as tuples: what strict settings take."""
     if isinstance(value, dict):
-        return {key: _with_tuples(item) for key, item in value.items()}
-    return tuple(_with_tuples(item) for item in value) if isinstance(value, list) else value
+        return {key: tuples_of(item) for key, item in value.items()}
+    return tuple(tuples_of(item) for item in value) if isinstance(value, list) else value
 
 
 def _overridden(parsed: Parsed, text: str) -> Parsed:
