@@ -68,7 +68,7 @@ def _seconds_a_token(work: Work) -> float:
     _fill(model)
     attachment = attached(work, model)
     batch = load_of(work, model, attachment).batch
-    others = Beside(work, model)
+    others = Beside(work, model, attachment)
     for speaker in others.speakers.values():
         _fill(speaker.model)
     voices = others.voices(batch)

@@ -38,7 +38,10 @@ from luthier.planner.skeleton import skeleton
 from luthier.planner.tracker import Peak, Tracker, all_tensors, storages
 from luthier.quantization.packed import QuantizedLinear
 from luthier.quantization.settings import QuantizationSettings
-from luthier.training.companions import Companions, with_beside
+from luthier.rlhf import RolloutObjective
+from luthier.rlhf.critic import Critic, WithCritic
+from luthier.rlhf.ppo import CRITIC, PPO
+from luthier.training.companions import Companions, by_document, with_beside
 from luthier.training.flat import FlatTrainables
 from luthier.training.in_backward import carry_out
 from luthier.training.loop import autocast, tables_of
@@ -108,9 +111,9 @@ def trace(work: Work, *, for_real: bool = False) -> Trace:
         with pretending, tracker:
             model = skeleton_of(work)
             attachment = attached(work, model)
-            beside = Beside(work, model)
-            for speaker in beside.speakers.values():
-                tracker.note(all_tensors(speaker.model.hf), OTHERS)
+            beside = Beside(work, model, attachment)
+            for other in beside.models:
+                tracker.note(all_tensors(other.hf), OTHERS)
         load = load_of(work, model, attachment)
         voices = beside.voices(load.batch)
         with pretending, tracker:
@@ -154,7 +157,7 @@ def take_steps(work: Work) -> None:
     with torch.random.fork_rng():
         model = skeleton_of(work)
         attachment = attached(work, model)
-        beside = Beside(work, model)
+        beside = Beside(work, model, attachment)
         load = load_of(work, model, attachment)
         voices = beside.voices(load.batch)
         trainables = FlatTrainables(attachment.groups, work.workers)
@@ -185,26 +188,43 @@ def skeleton_of(work: Work) -> LanguageModel:
 
 
 def attached(work: Work, model: LanguageModel) -> Attachment:
-    """Its method at work on it."""
-    return work.method.attach(model, ADAPTER, work.seed, fast=work.training.fast.lora)
+    """Its method at work on it, and the critic where the objective trains one: on the same base, or on the copy that stays frozen."""
+    attachment = work.method.attach(model, ADAPTER, work.seed, fast=work.training.fast.lora)
+    objective = work.objective
+    if not isinstance(objective, PPO):
+        return attachment
+    base = skeleton_of(work) if work.method.tunes_base else model
+    critic = Critic(base, objective.critic_rank, work.seed + 1, by_document(work.rows), fast=work.training.fast.lora)
+    return WithCritic(attachment, critic, objective.value_lr_factor)
 
 
 class Beside:
     """The models that a work's objective hears beside the one that trains, whose method is attached."""
 
-    def __init__(self, work: Work, model: LanguageModel) -> None:
+    def __init__(self, work: Work, model: LanguageModel, attachment: Attachment) -> None:
         self.work, self.model = work, model
+        self.critics = {CRITIC: attachment.critic} if isinstance(attachment, WithCritic) else {}
+        objective = work.objective
+        asks_copy = isinstance(objective, RolloutObjective) and objective.needs_reference and not self.critics
+        self.copy = skeleton_of(work) if asks_copy and work.method.tunes_base else None
         self.speakers = at_hand(work.others)
         roles = [companion.role for companion in work.objective.companions if companion.model is None]
         made = work.method.reference(model, work.seed, fast=work.training.fast.lora) if roles else None
         self.references: dict[str, Reference | None] = dict.fromkeys(roles, made)
+
+    @property
+    def models(self) -> list[LanguageModel]:
+        """Those that are not the one that trains."""
+        found = [speaker.model for speaker in self.speakers.values()]
+        found += [] if self.copy is None else [self.copy]
+        return found + [each.speaker.model for each in self.critics.values() if each.speaker.model is not self.model]
 
     def voices(self, batch: Batch) -> Companions:
         """What they say of a batch of the work's rows."""
         rows = self.work.rows
         others = voices_of(self.work.others, self.speakers, self.model, rows, batch)
         own = {role: reference_of(made, self.model, rows, batch) for role, made in self.references.items()}
-        return Companions({**others.voices, **own})
+        return Companions({**others.voices, **own, **self.critics})
 
 
 @dataclass(frozen=True)
