@@ -26,9 +26,10 @@ from luthier.prediction.reward import RewardScorer
 from luthier.recipe import Recipe
 from luthier.rlhf.contract import RolloutObjective
 from luthier.rlhf.critic import Critic, WithCritic
+from luthier.rlhf.parts import Ear, Policy, Prompts, Size
 from luthier.rlhf.ppo import CRITIC, PPO
 from luthier.rlhf.rewards import Answer, OfAnswers, Rewards
-from luthier.rlhf.rollouts import Ear, Policy, Prompts, Rollouts, Size
+from luthier.rlhf.rollouts import Rollouts
 from luthier.training.companions import Companions, Speaker
 from luthier.training.loop import HeldOut
 from luthier.tuned import REWARD, load_base_of, load_reward

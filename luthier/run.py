@@ -6,7 +6,6 @@ happens in between.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,32 +15,25 @@ from typing import Any
 import torch
 
 from luthier.companions import hear, hear_reference
-from luthier.data.batches import StepBatches, Steps, evaluation_batches
-from luthier.data.dataset import Dataset
-from luthier.data.drawn import Drawing
-from luthier.data.mixture import by_task
+from luthier.courses import Evaluate, of_rollouts, of_rows, plan_of
 from luthier.data.rendering import Renderer
 from luthier.data.settings import files_of
-from luthier.errors import CheckpointNotFound, NotFound, RecipeError, UsageError
-from luthier.evaluation.loss import held_out_by_task
+from luthier.errors import CheckpointNotFound, NotFound, UsageError
 from luthier.evaluation.report import write_loss_plot
 from luthier.evaluation.reward_report import has_rewards, write_reward_plot
 from luthier.evaluation.run_report import ENVIRONMENT, PLOT, REWARDS_PLOT, write_run_report
 from luthier.methods import ADAPTER, Attachment
 from luthier.models.drawing import with_values
-from luthier.models.language_model import LanguageModel
 from luthier.objectives import Reward
 from luthier.ops.workers import Workers, worker_count
 from luthier.prediction.passes import Passes
 from luthier.prediction.reward import RewardScorer, settled_scale
 from luthier.prediction.scale import Scale, write_scale
-from luthier.prepared import Prepared, announce_gate, check_lengths, check_recipe, placed_draws, placed_rows
+from luthier.prepared import Prepared, announce_gate, check_recipe
 from luthier.recipe import Recipe, dump_recipe, load_recipe
-from luthier.recipe.base import default_lr_of
 from luthier.recipe.model_card import RunFacts, card_numbers, write_card
 from luthier.recipe.provenance import check_same, environment, provenance_of
 from luthier.recipe.settings import Provenance
-from luthier.rewarded import begin, check_policy, num_rollout_steps, others_of
 from luthier.rlhf import RolloutObjective
 from luthier.store.files import (
     folder_fault,
@@ -63,20 +55,16 @@ from luthier.store.runs import (
 )
 from luthier.training.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from luthier.training.companions import FOLDER as COMPANIONS_FOLDER
-from luthier.training.companions import Companions
-from luthier.training.loop import HeldOut, Outside, Plan, Progress, progress_of, train
+from luthier.training.loop import Outside, Plan, Progress, progress_of, train
 from luthier.training.memory import give_back
 from luthier.training.run_folder import carried_out, is_free, to_go_on
 from luthier.training.trackers import Tracker, numbers_of, tracking
 from luthier.training.trunk import FOLDER as TRUNK_FOLDER
-from luthier.training.trunk import open_trunk_cache
 from luthier.tuned import load_base_of
 
 Announce = Callable[[str], None]
 OnStep = Callable[[dict[str, Any]], None]
 
-_WORSE_THAN_GUESSING = 1.5  # nats: what a random start may cost beyond a guess
-_FEWEST_WORDS = 1024
 _ROWS_OF_SCALE = 1000
 
 
@@ -173,12 +161,12 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *,
     for note in attachment.notes:
         announce(note)
     if isinstance(recipe.objective, RolloutObjective):
-        course = _of_rollouts(recipe, prepared, model, attachment, folder, announce)
+        course = of_rollouts(recipe, prepared, model, attachment, folder, announce)
     else:
         companions = hear_reference(hearing, recipe, prepared, model, folder, announce)
-        course = _of_rows(recipe, prepared, model, attachment, companions, folder, announce)
+        course = of_rows(recipe, prepared, model, attachment, companions, folder, announce)
     recipe, attachment = course.recipe, course.attachment
-    plan = _plan(recipe, course.num_steps, model)
+    plan = plan_of(recipe, course.num_steps, model)
     write_status(folder, "running", total_steps=plan.num_steps)
     made_from = provenance_of(model.identity.sha256, dataset, hearing.sha256)
     _settle_provenance(recipe, folder, made_from, model.device, announce)
@@ -198,76 +186,6 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *,
     return _finish(begun, progress, announce)
 
 
-Evaluate = Callable[[], HeldOut]
-
-
-@dataclass(frozen=True)
-class _Course:
-    """A run's steps before its workers are there.
-
-    recipe: with every automatic value settled. attachment: all that trains. begin: gives the steps, whom the objective hears, and
-    what measures the held-out rows; what it opens is closed with the stack that it is given.
-    """
-
-    recipe: Recipe
-    attachment: Attachment
-    num_steps: int
-    begin: Callable[[Plan, Workers, ExitStack], tuple[Steps, Companions, Evaluate | None]]
-
-
-def _of_rows(
-    recipe: Recipe,
-    prepared: Prepared,
-    model: LanguageModel,
-    attachment: Attachment,
-    companions: Companions,
-    folder: Path,
-    announce: Announce,
-) -> _Course:
-    """Steps that take the recipe's rows."""
-    drawing = prepared.drawing
-    virtual = attachment.num_virtual, attachment.num_virtual_answer
-    placed = placed_rows(prepared.dataset, *virtual, draws=drawing is not None)
-    check_lengths(placed, model.hf.config, attachment.num_virtual)
-    settled, batches = _resolve(recipe, placed, model, attachment, drawing)
-    # of what frozen layers say of a row, in each epoch
-    is_same = drawing is None and not recipe.objective.embedding_noise
-    cache = open_trunk_cache(settled.training, folder, model, attachment, placed, announce) if is_same else None
-    if cache is not None:
-        model.keep_trunk(cache)
-
-    def begin(plan: Plan, workers: Workers, exits: ExitStack) -> tuple[Steps, Companions, Evaluate | None]:
-        return batches, companions, _held_out(settled, model, attachment, placed, plan, workers, companions)
-
-    return _Course(settled, attachment, batches.num_steps, begin)
-
-
-def _of_rollouts(
-    recipe: Recipe,
-    prepared: Prepared,
-    model: LanguageModel,
-    attachment: Attachment,
-    folder: Path,
-    announce: Announce,
-) -> _Course:
-    """Steps that learn from answers of the model's own to the recipe's prompts."""
-    objective, dataset = recipe.objective, prepared.dataset
-    assert isinstance(objective, RolloutObjective)
-    check_policy(objective, attachment)
-    others = others_of(recipe, model, attachment, announce)
-    placed = placed_rows(dataset, attachment.num_virtual, attachment.num_virtual_answer)
-    check_lengths(placed, model.hf.config, attachment.num_virtual + objective.max_new_tokens)
-    prompts_per_step = recipe.training.rows_per_step or 8
-    num_steps = num_rollout_steps(objective, len(dataset.train), prompts_per_step, recipe)
-    workers = worker_count(recipe.training.workers, model.device)
-    settled = _settled(recipe, prompts_per_step, workers, num_steps)
-
-    def start(plan: Plan, workers: Workers, exits: ExitStack) -> tuple[Steps, Companions, Evaluate | None]:
-        return begin(settled, dataset, model, others, num_steps, workers, plan.autocast, folder, exits, announce)
-
-    return _Course(settled, others.attachment, num_steps, start)
-
-
 def _dated(recipe: Recipe, renderer: Renderer, announce: Announce) -> Recipe:
     """The recipe with the day that its chat template prints, so that the rows become the same tokens on a later one."""
     chat = renderer.chat
@@ -276,105 +194,6 @@ def _dated(recipe: Recipe, renderer: Renderer, announce: Announce) -> Recipe:
     today = chat.day.isoformat()
     announce(f"The chat template prints the date; for this run and its model it stays {today} (data.today).")
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"today": today})})
-
-
-def _resolve(
-    recipe: Recipe, dataset: Dataset, model: LanguageModel, attachment: Attachment, drawing: Drawing | None
-) -> tuple[Recipe, StepBatches]:
-    """The recipe with every automatic value settled, and its batches."""
-    training = recipe.training
-    workers = 1 if training.update_in_backward else worker_count(training.workers, model.device)
-    rows_per_step = training.rows_per_step
-    if rows_per_step is None and training.tokens_per_step is None:
-        rows_per_step = 8
-    batches = StepBatches(
-        dataset.train,
-        rows_per_step=rows_per_step,
-        tokens_per_step=training.tokens_per_step,
-        budget=training.tokens_per_micro_batch,
-        workers=workers,
-        layout=model.layout,
-        pad_id=model.pad_id,
-        seed=recipe.seed,
-        shares_prefix=_shares_prefix(recipe, model, attachment)
-        and not (attachment.draws or recipe.objective.embedding_noise),
-        epochs=training.epochs,
-        steps=training.steps,
-        vary=None if drawing is None else placed_draws(drawing, attachment.num_virtual, attachment.num_virtual_answer),
-        longest=None
-        if drawing is None
-        else recipe.data.max_length + attachment.num_virtual + attachment.num_virtual_answer,
-        mixture=dataset.mixture,
-    )
-    if training.update_in_backward and (most := batches.most_micro_batches) > 1:
-        raise RecipeError(
-            f"Some steps need {most} micro-batches, whose gradients would have to be held and added up.",
-            "Set training.tokens_per_micro_batch so high that a step fits into one, lower training.rows_per_step, or take "
-            "training.update_in_backward out.",
-            field="training.update_in_backward",
-        )
-    return _settled(recipe, rows_per_step, workers, batches.num_steps), batches
-
-
-def _settled(recipe: Recipe, rows_per_step: int | None, workers: int, num_steps: int) -> Recipe:
-    """The recipe with the numbers that its training leaves open."""
-    training = recipe.training
-    settled = training.model_copy(
-        update={
-            "workers": workers,
-            "rows_per_step": rows_per_step,
-            "peak_lr": training.peak_lr or default_lr_of(recipe) * training.optimizer.rate,
-            "evaluate_every": training.evaluate_every or max(1, num_steps // 5),
-            "checkpoint_every": training.checkpoint_every or max(1, num_steps // 10),
-        }
-    )
-    return recipe.model_copy(update={"training": settled})
-
-
-def _shares_prefix(recipe: Recipe, model: LanguageModel, attachment: Attachment) -> bool:
-    """Whether rows computed together share a common beginning.
-
-    A GPU's variable-length kernel knows no such rows, and a method may treat a token by the document that it stands in.
-    """
-    return recipe.training.fast.prefix and model.device.type == "cpu" and model.shares_tokens(attachment.adapter)
-
-
-def _plan(recipe: Recipe, num_steps: int, model: LanguageModel) -> Plan:
-    training = recipe.training
-    assert training.peak_lr is not None
-    assert training.evaluate_every is not None
-    assert training.checkpoint_every is not None
-    # trained fp32 weights among frozen bf16 ones meet only in autocast
-    is_mixed = recipe.method.tunes_base and len({parameter.dtype for parameter in model.hf.parameters()}) > 1
-    if is_mixed and training.autocast == "none":
-        raise RecipeError(
-            "The trained layers are held in fp32 and the frozen ones in half precision, which only autocast computes.",
-            "Leave training.autocast out, or set model.dtype to fp32.",
-            field="training.autocast",
-        )
-    wants = training.autocast == "bf16" or (training.autocast == "auto" and (is_mixed or _pays(model)))
-    return Plan(
-        settings=training,
-        seed=recipe.seed,
-        num_steps=num_steps,
-        peak_lr=training.peak_lr,
-        evaluate_every=training.evaluate_every,
-        checkpoint_every=training.checkpoint_every,
-        autocast=torch.bfloat16 if wants else None,
-        worst_start=_worst_start(model) if recipe.objective.is_likelihood else None,
-    )
-
-
-def _worst_start(model: LanguageModel) -> float | None:
-    """More than a guess among all words costs; None where few words make a guess good, or the head knows no words."""
-    if model.anatomy.purpose != "words" or model.vocab_size < _FEWEST_WORDS:
-        return None
-    return math.log(model.vocab_size) + _WORSE_THAN_GUESSING
-
-
-def _pays(model: LanguageModel) -> bool:
-    """bf16 pays for fp32 weights on a GPU that has it; on CPUs it gains little or nothing."""
-    return model.dtype == torch.float32 and model.device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
 def _last_checkpoint(recipe: Recipe, folder: Path, announce: Announce) -> Checkpoint | None:
@@ -396,35 +215,6 @@ def _settle_provenance(recipe: Recipe, folder: Path, now: Provenance, device: to
         check_same(recipe.provenance, now, recipe.model.name, folder / RESOLVED, announce)
     if recipe.provenance is None or not (folder / ENVIRONMENT).is_file():
         write_json(folder / ENVIRONMENT, environment(device))
-
-
-def _held_out(
-    recipe: Recipe,
-    model: LanguageModel,
-    attachment: Attachment,
-    dataset: Dataset,
-    plan: Plan,
-    workers: Workers,
-    companions: Companions,
-) -> Evaluate | None:
-    """What measures the held-out rows, those of each task for themselves; None if there are none."""
-    held_out = {
-        task: evaluation_batches(
-            rows,
-            recipe.training.tokens_per_micro_batch,
-            workers.count,
-            model.layout,
-            model.pad_id,
-            shares_prefix=_shares_prefix(recipe, model, attachment),
-        )
-        for task, rows in by_task(dataset.validation).items()
-    }
-
-    def evaluate() -> HeldOut:
-        adapter = attachment.adapter
-        return held_out_by_task(model, recipe.objective, held_out, adapter, workers, plan.autocast, companions)
-
-    return evaluate if held_out else None
 
 
 def _outside(

@@ -20,6 +20,7 @@ ROWS = (
     ("jobs",),
     ("studies",),
     ("run",),
+    ("courses",),
     ("companions", "rewarded"),
     ("prepared", "tuned"),
     ("planner",),

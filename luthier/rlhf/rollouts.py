@@ -24,86 +24,24 @@ from luthier.data.packing import assign_workers
 from luthier.data.placeholders import with_placeholders
 from luthier.errors import DataError, RunMismatch
 from luthier.generation.engine import generate
-from luthier.generation.requests import Completed, Request
-from luthier.methods.contract import Attachment
-from luthier.models.language_model import LanguageModel
+from luthier.generation.requests import Completed
 from luthier.ops.draws import salt_of
 from luthier.prediction.passes import Passes, Said, said_of_each
 from luthier.rlhf.contract import RolloutObjective
 from luthier.rlhf.diagnosis import Course, course_of, signs
 from luthier.rlhf.experience import Given, chunks_within, example_of, split_by_sample
-from luthier.rlhf.rewards import Answer, OfAnswers
-from luthier.rlhf.samples import Sample, by_group, sample_of, with_said
-from luthier.store.files import make_folder, remove_file, write_text
+from luthier.rlhf.kept import make_rollout_folder, measures_of, read_rollout
+from luthier.rlhf.parts import NOBODY, Ear, Policy, Prompts, Size
+from luthier.rlhf.rewards import OfAnswers
+from luthier.rlhf.samples import Sample, by_group, with_said
+from luthier.store.files import remove_file, write_text
 from luthier.training.companions import Speaker
 from luthier.training.loop import autocast
-from luthier.types import Conversation, Example, FloatArray
+from luthier.types import Example, FloatArray
 
-FOLDER = "rollouts"
 _SALT = salt_of("rollouts")
 _MOST_APART = {torch.float32: 1e-2}
 _MOST_APART_IN_HALF = 0.3
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """What is answered: each prompt's tokens as an example, what it asks, and its row's columns, aligned."""
-
-    examples: Sequence[Example]
-    asked: Sequence[Conversation | str]
-    items: Sequence[Mapping[str, Any]]
-
-    def text(self, row: int) -> str:
-        """A prompt in words: of a chat, its last message."""
-        asked = self.asked[row]
-        return asked.messages[-1].content if isinstance(asked, Conversation) else asked
-
-    def answer(self, row: int, text: str, tokens: tuple[int, ...]) -> Answer:
-        """An answer to a prompt, to be rewarded."""
-        read = tuple(tokens_of(self.examples[row]))
-        return Answer(self.text(row), text, self.items[row], self.asked[row], read, tokens)
-
-
-@dataclass(frozen=True)
-class Policy:
-    """Who answers: a model under the adapter that learns. stop_ids: as a request has them."""
-
-    model: LanguageModel
-    attachment: Attachment
-    stop_ids: frozenset[int]
-    autocast: torch.dtype | None = None
-
-    def requests(self, objective: RolloutObjective, prompts: Sequence[Example], seeds: Sequence[int]) -> list[Request]:
-        """The prompts as the engine takes them, each with the seed of its draws."""
-        return [
-            Request(
-                tuple(tokens_of(prompt)),
-                objective.sampling(seed),
-                self.attachment.adapter,
-                self.stop_ids,
-                num_answers=objective.num_answers,
-                top_logprobs=0,
-            )
-            for prompt, seed in zip(prompts, seeds, strict=True)
-        ]
-
-
-@dataclass(frozen=True)
-class Ear:
-    """Others that are asked of a rollout's answers: the reference, and what each critic expects, if there are any."""
-
-    reference: Speaker | None = None
-    values: Callable[[Sequence[Example], Passes], list[FloatArray]] | None = None
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much is learned at once. num_steps: of the run."""
-
-    prompts_per_step: int
-    num_steps: int
-    budget: int
-    max_rows: int = 128
 
 
 class Rollouts(Steps):
@@ -119,7 +57,7 @@ class Rollouts(Steps):
         size: Size,
         seed: int,
         folder: Path,
-        ear: Ear = Ear(),
+        ear: Ear = NOBODY,
         announce: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Stand before the first step. folder: of the run, which keeps the rollouts. announce: is told what is wrong with them.
@@ -443,50 +381,3 @@ class _Rollout:
     learned: Sequence[Sequence[Sample]]
     given: Mapping[int, Given]
     measured: Mapping[str, float]
-
-
-def measures_of(samples: Sequence[Sample]) -> dict[str, float]:
-    """What is written down of a rollout: rewards, lengths, how many groups teach nothing, how far engine and trainer are apart."""
-    known = [sample.reward for sample in samples if sample.reward is not None]
-    groups = [[each.reward for each in group if each.reward is not None] for group in by_group(samples)]
-    found = {
-        "answer_tokens": float(np.mean([sample.num_tokens for sample in samples])),
-        "ended_share": float(np.mean([sample.has_ended for sample in samples])),
-    }
-    if known:
-        found |= {"reward": float(np.mean(known)), "reward_std": float(np.std(known))}
-    if any(len(group) > 1 for group in groups):
-        found["even_groups"] = float(np.mean([len(set(group)) <= 1 for group in groups]))
-    if len(known) < len(samples):
-        found["unrewarded"] = float(len(samples) - len(known))
-    for name in dict.fromkeys(name for sample in samples for name in sample.parts):
-        numbers = [number for sample in samples if (number := sample.parts.get(name)) is not None]
-        if numbers:
-            found[f"reward_{name}"] = float(np.mean(numbers))
-    if all(sample.reference_T is not None for sample in samples):
-        found["kl_of_answers"] = float(np.mean([sample.ratio_T.sum() for sample in samples]))
-    gaps = [np.abs(sample.old_T - sample.engine_T) for sample in samples if sample.old_T is not None]
-    if gaps:
-        found["engine_gap"] = float(np.mean(np.concatenate(gaps)))
-    return found
-
-
-def make_rollout_folder(folder: Path) -> Path:
-    """The folder of a run that keeps its rollouts."""
-    made = folder / FOLDER
-    make_folder(made)
-    return made
-
-
-def read_rollout(file: Path, version: int | None = None) -> list[Sample] | None:
-    """The answers that a file holds; None if there is none, or if they are of another version of the policy than asked."""
-    if not file.is_file():
-        return None
-    samples = [sample_of(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return None if version is not None and any(sample.version != version for sample in samples) else samples
-
-
-def tokens_of(prompt: Example) -> list[int]:
-    """A prompt's tokens."""
-    tokens: list[int] = np.concatenate([part.tokens_T for part in prompt.parts]).tolist()
-    return tokens

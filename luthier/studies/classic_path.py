@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from luthier.data.rendering import build_renderer
 from luthier.errors import Interrupted, LuthierError, RecipeError
@@ -29,9 +29,6 @@ from luthier.evaluation.grading import Aids
 from luthier.evaluation.intervals import Estimate, wilson
 from luthier.evaluation.rows import Rows
 from luthier.evaluation.verdict import Evaluation
-from luthier.generation.engine import generate
-from luthier.generation.requests import Completed, Request
-from luthier.generation.settings import Sampling
 from luthier.methods import ADAPTER
 from luthier.models.language_model import LanguageModel
 from luthier.ops.workers import Workers
@@ -44,40 +41,21 @@ from luthier.recipe.loading import recipe_from, recipe_of_run, tuples_of
 from luthier.recipe.yaml_text import Parsed
 from luthier.rewarded import prompts_of
 from luthier.rlhf.contract import RolloutObjective
+from luthier.rlhf.parts import Prompts
 from luthier.rlhf.rewards import Reward, Rewards
-from luthier.rlhf.rollouts import Prompts, tokens_of
 from luthier.run import OnStep, resume_run, train_recipe
 from luthier.store.files import make_folder, write_json, write_text
 from luthier.store.runs import is_run, read_metrics, read_run
 from luthier.studies.evaluating_rewards import evaluate_rewarded
+from luthier.studies.own_pairs import Sampled, answer_rows, best_and_worst, drawn
 from luthier.tuned import load_run
-from luthier.types import Conversation, Settings, fault_at
+from luthier.types import Settings
 
 Announce = Callable[[str], None]
 SFT, PAIRS, ANSWERS, REWARD, POLICY, RESULT, REPORT = (
     "sft", "pairs.jsonl", "answers.jsonl", "reward", "policy", "rlhf.json", "report.md",
 )  # fmt: skip
 _SHOWN = 5
-
-
-class Sampled(Settings):
-    """Comparisons of answers that the tuned model draws."""
-
-    prompts: str = Field(description="Rows whose prompts are answered.")
-    num_prompts: int | None = Field(None, ge=1, description="Only the first so many; unset: all.")
-    num_answers: int = Field(4, ge=2, description="How many answers to each; the best and the worst become a pair.")
-    temperature: float = Field(1.0, gt=0, description="As generation has it.")
-    max_new_tokens: int = Field(128, ge=1, description="Most tokens of an answer.")
-    by: Literal["rewards", "person"] = Field(
-        "rewards", description="Who tells them apart; a person does with 'luthier judge'."
-    )
-    rewards: tuple[Reward, ...] = Field((), description="What an answer is worth, with by: rewards.")
-
-    @model_validator(mode="after")
-    def _told_apart(self) -> Self:
-        if (self.by == "rewards") != bool(self.rewards):
-            raise fault_at("pairs.rewards", "by: rewards needs rewards, and by: person has none; give one of both.")
-        return self
 
 
 class Compared(Settings):
@@ -268,8 +246,8 @@ class _Stages:
             return str(made.absolute())
         self.announce("── pairs ──")
         model, prompts = self._to_answer(sft, wanted)
-        answers = _drawn(model, prompts, wanted, self.path.seed, self.progress)
-        rows = list(_answer_rows(prompts, answers))
+        answers = drawn(model, prompts, wanted, self.path.seed, self.progress)
+        rows = list(answer_rows(prompts, answers))
         if wanted.by == "person":
             asked = self.out / ANSWERS
             write_text(asked, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -284,7 +262,7 @@ class _Stages:
                 [prompts.answer(row, answer.text, answer.tokens) for row, own in enumerate(answers) for answer in own]
             )
         scores = [worth.reward for worth in worths]
-        found = list(_best_and_worst(rows, scores, wanted.num_answers))
+        found = list(best_and_worst(rows, scores, wanted.num_answers))
         if not found:
             raise RecipeError(
                 "All answers to every prompt are worth the same: there is no pair.",
@@ -381,51 +359,3 @@ def _of_stage(stage: str) -> Iterator[None]:
         if error.field is not None and not error.field.startswith(f"{stage}."):
             error.field = f"{stage}.{error.field}"
         raise
-
-
-# ── pairs of the model's own answers ────────────────────────────────────────────────────────────────────────────────
-
-
-def _drawn(model: TextModel, prompts: Prompts, wanted: Sampled, seed: int, progress: Progress) -> list[list[Completed]]:
-    """The answers to each prompt."""
-    end_of_turn = model.renderer.end_of_turn_id
-    stop_ids = frozenset() if end_of_turn is None else frozenset([end_of_turn])
-    requests = [
-        Request(
-            tuple(tokens_of(prompt)),
-            Sampling(temperature=wanted.temperature, max_new_tokens=wanted.max_new_tokens, seed=seed + row),
-            model.adapter,
-            stop_ids,
-            num_answers=wanted.num_answers,
-        )
-        for row, prompt in enumerate(prompts.examples)
-    ]
-    flat = generate(model.language_model, requests, progress=lambda done, total: progress("answers", done, total))
-    return [flat[at : at + wanted.num_answers] for at in range(0, len(flat), wanted.num_answers)]
-
-
-def _answer_rows(prompts: Prompts, answers: Sequence[Sequence[Completed]]) -> Iterator[dict[str, Any]]:
-    """Each prompt with its answers' texts."""
-    for row, own in enumerate(answers):
-        asked = prompts.asked[row]
-        prompt = [message.as_dict() for message in asked.messages] if isinstance(asked, Conversation) else asked
-        yield {"prompt": prompt, "answers": [answer.text for answer in own]}
-
-
-def _best_and_worst(
-    rows: Sequence[Mapping[str, Any]], scores: Sequence[float | None], num_answers: int
-) -> Iterator[dict[str, Any]]:
-    """The best and the worst answer to each prompt, where they are not worth the same."""
-    for index, row in enumerate(rows):
-        own = scores[index * num_answers : (index + 1) * num_answers]
-        known = [
-            (score, text) for score, text in zip(own, row["answers"], strict=True) if score is not None and text.strip()
-        ]
-        if len(known) < 2:
-            continue
-        best, worst = max(known, key=lambda each: each[0]), min(known, key=lambda each: each[0])
-        if best[0] == worst[0] or best[1] == worst[1]:
-            continue
-        chat = isinstance(row["prompt"], list)
-        chosen, rejected = ([{"role": "assistant", "content": text}] if chat else text for _, text in (best, worst))
-        yield {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}

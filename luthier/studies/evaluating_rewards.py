@@ -19,8 +19,8 @@ from luthier.prediction.passes import Passes
 from luthier.prediction.text_model import TextModel
 from luthier.rewarded import models_of, prompts_of
 from luthier.rlhf.contract import RolloutObjective
+from luthier.rlhf.parts import Prompts, tokens_of
 from luthier.rlhf.rewards import Rewards, Worth
-from luthier.rlhf.rollouts import Prompts, tokens_of
 
 Announce = Callable[[str], None]
 

@@ -12,7 +12,7 @@ from tiny_runs import begin, recipe_values
 
 from luthier import api
 from luthier.errors import UsageError
-from luthier.rlhf.rollouts import FOLDER, read_rollout
+from luthier.rlhf.kept import FOLDER, read_rollout
 from luthier.tuned import load_reward
 from luthier.types import Conversation, Message
 

@@ -16,7 +16,7 @@ from tiny_runs import Cut, begin, course, cut_after, go_on, nothing, one_thread,
 from luthier import run
 from luthier.errors import RecipeError, RewardFault
 from luthier.rlhf import rollouts
-from luthier.rlhf.rollouts import FOLDER, read_rollout
+from luthier.rlhf.kept import FOLDER, read_rollout
 from luthier.rlhf.samples import Sample
 
 VOWELS = (

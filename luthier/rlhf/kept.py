@@ -1,0 +1,54 @@
+"""Rollouts on the disk, and the numbers that are written down of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from luthier.rlhf.samples import Sample, by_group, sample_of
+from luthier.store.files import make_folder
+
+FOLDER = "rollouts"
+
+
+def measures_of(samples: Sequence[Sample]) -> dict[str, float]:
+    """What is written down of a rollout: rewards, lengths, how many groups teach nothing, how far engine and trainer are apart."""
+    known = [sample.reward for sample in samples if sample.reward is not None]
+    groups = [[each.reward for each in group if each.reward is not None] for group in by_group(samples)]
+    found = {
+        "answer_tokens": float(np.mean([sample.num_tokens for sample in samples])),
+        "ended_share": float(np.mean([sample.has_ended for sample in samples])),
+    }
+    if known:
+        found |= {"reward": float(np.mean(known)), "reward_std": float(np.std(known))}
+    if any(len(group) > 1 for group in groups):
+        found["even_groups"] = float(np.mean([len(set(group)) <= 1 for group in groups]))
+    if len(known) < len(samples):
+        found["unrewarded"] = float(len(samples) - len(known))
+    for name in dict.fromkeys(name for sample in samples for name in sample.parts):
+        numbers = [number for sample in samples if (number := sample.parts.get(name)) is not None]
+        if numbers:
+            found[f"reward_{name}"] = float(np.mean(numbers))
+    if all(sample.reference_T is not None for sample in samples):
+        found["kl_of_answers"] = float(np.mean([sample.ratio_T.sum() for sample in samples]))
+    gaps = [np.abs(sample.old_T - sample.engine_T) for sample in samples if sample.old_T is not None]
+    if gaps:
+        found["engine_gap"] = float(np.mean(np.concatenate(gaps)))
+    return found
+
+
+def make_rollout_folder(folder: Path) -> Path:
+    """The folder of a run that keeps its rollouts."""
+    made = folder / FOLDER
+    make_folder(made)
+    return made
+
+
+def read_rollout(file: Path, version: int | None = None) -> list[Sample] | None:
+    """The answers that a file holds; None if there is none, or if they are of another version of the policy than asked."""
+    if not file.is_file():
+        return None
+    samples = [sample_of(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return None if version is not None and any(sample.version != version for sample in samples) else samples
