@@ -210,7 +210,10 @@ def test_adapters_of_other_kinds_are_read_back_by_peft(
 def test_an_adapter_of_a_model_with_new_tokens_is_read_back_by_peft(
     tiny_model: Path, rows: Path, tmp_path: Path
 ) -> None:
-    run = tuned(tiny_model, rows, tmp_path / "run", model={"name": str(tiny_model), "add_tokens": ["<|order|>"]})
+    values = recipe_values(tiny_model, rows, data={"validation": str(rows)})
+    run = tmp_path / "run"
+    with one_thread():
+        begin({**values, "model": {"name": str(tiny_model), "add_tokens": ["<|order|>"]}}, run)
     (checked,) = exported(run, tmp_path / "out", to="peft").checked
     assert checked.reader == "peft"
     assert checked.parity.difference < 1e-5
