@@ -64,7 +64,7 @@ def commented_recipe(model: str, data: str, opening: str, objective: str = "sft"
     What the objective must be told, such as its teacher, is left to be filled in.
     """
     fields = objective_of(objective).model_fields.items()
-    asked = {name: f"YOUR-{name.upper()}" for name, field in fields if field.is_required()}
+    asked = {name: _to_fill_in(name, field) for name, field in fields if field.is_required()}
     values = {"model": model, "data": {"train": data}, "objective": {"kind": objective, **asked}}
     defaults = Recipe.model_validate(values).model_dump(mode="json", by_alias=True)
     defaults["objective"] |= asked
@@ -90,6 +90,11 @@ def commented_recipe(model: str, data: str, opening: str, objective: str = "sft"
         indent = "  " if outer else ""
         lines += [f"{indent}# {meanings[name]}", f"{indent}{key}: {_yaml(value)}"]
     return "\n".join(lines) + "\n"
+
+
+def _to_fill_in(name: str, field: FieldInfo) -> Any:
+    """What stands for a field that must be given: an example of it, or a word that says so."""
+    return field.examples[0] if field.examples else f"YOUR-{name.upper()}"
 
 
 def _section(name: str, model: type[Settings]) -> Iterator[str]:

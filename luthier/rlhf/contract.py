@@ -48,7 +48,8 @@ class RolloutObjective(Objective):
     keeps_groups: ClassVar[bool] = False
 
     rewards: Annotated[tuple[Reward, ...], Field(min_length=1)] = Field(
-        description="What an answer is worth: the weighted sum of these."
+        description="What an answer is worth: the weighted sum of these.",
+        examples=[[{"grader": {"type": "number", "reference": "{{ item.answer }}"}}]],
     )
     num_answers: int = Field(8, ge=1, description="How many answers to each prompt are drawn.")
     max_new_tokens: int = Field(128, ge=1, description="Most tokens of an answer.")

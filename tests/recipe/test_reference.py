@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from luthier.methods import LoRA
 from luthier.recipe import Recipe, load_recipe, make_recipe
 from luthier.recipe.fields import all_fields, fields_of, kind_of, places_at, type_text
@@ -53,3 +55,13 @@ def test_types_are_told_in_words():
     assert type_text(int | None) == "whole number or null"
     assert type_text(tuple[str, ...]) == "list of text"
     assert type_text(dict[str, int]) == "mapping of text to whole number"
+
+
+@pytest.mark.parametrize("objective", ["grpo", "ppo", "rloo", "raft"])
+def test_a_commented_recipe_of_what_learns_from_rewards_has_one_to_begin_with(objective: str, tmp_path: Path):
+    (tmp_path / "sums.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    path = tmp_path / "recipe.yaml"
+    path.write_text(commented_recipe("smollm2-135m", "sums.jsonl", "1 row.", objective))
+    recipe = load_recipe(path)
+    assert recipe.objective.kind == objective
+    assert recipe.objective.rewards[0].grader.kind == "number"
