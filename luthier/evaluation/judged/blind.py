@@ -88,7 +88,9 @@ def pairs_of(questions: Iterable[Question], per_prompt: int, announce: Callable[
     if num_twice:
         announce(f"Left out: {num_twice:,} pairs that are there already, word for word.")
     if num_drawn:
-        announce(f"{num_drawn:,} prompts have more answers: {per_prompt} of their pairs are judged (--pairs-per-prompt).")
+        announce(
+            f"{num_drawn:,} prompts have more answers: {per_prompt} of their pairs are judged (--pairs-per-prompt)."
+        )
     if not pairs:
         found_none = f"there is nothing to judge: none of {num_questions:,} prompts has two different answers."
         raise DataError(found_none, "Give two answers or more to each prompt.")
