@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from luthier.evaluation.judged.by_person import PreferenceRows
     from luthier.evaluation.judged.records import JudgmentFile
 
+_RUNS = Path("runs")
+
 
 def judge(
     sources: Annotated[
@@ -95,18 +97,19 @@ def _questions(
     sources: list[str], prompts: str | None, out: Path, system: str | None, drawing: dict[str, Any], limit: int | None
 ) -> list[Question]:
     """The prompts with their answers, from wherever they come."""
-    from luthier.api import RUNS
+    from luthier.evaluation.judged.questions import questions_in
     from luthier.store.places import expanded
     from luthier.store.runs import find_run, is_run
-    from luthier.studies.judging import questions_in, questions_of_run
 
     if prompts is not None:
         return _answered(sources, prompts, out, system, drawing, limit)
     if len(sources) > 1:
         raise UsageError("Several models need prompts to answer.", "Name a file of them with --prompts FILE.")
     name = sources[0]
-    if name == "latest" or is_run(expanded(name)) or is_run(RUNS / name):
-        return questions_of_run(find_run(name, RUNS), limit)
+    if name == "latest" or is_run(expanded(name)) or is_run(_RUNS / name):
+        from luthier.studies.judging import questions_of_run
+
+        return questions_of_run(find_run(name, _RUNS), limit)
     return questions_in(name, say, limit)
 
 
@@ -114,16 +117,17 @@ def _answered(
     models: list[str], prompts: str, out: Path, system: str | None, drawing: dict[str, Any], limit: int | None
 ) -> list[Question]:
     """The prompts with an answer of each model, generated now as far as they are not kept beside the judgments."""
-    from luthier.api import RUNS, load_any_text
+    from luthier.api import load_any_text
     from luthier.cli.display import TaskBar
     from luthier.cli.evaluate import ProgressLines
+    from luthier.evaluation.judged.questions import prompts_in
     from luthier.prediction.text_model import make_sampling
     from luthier.store.runs import find_run
-    from luthier.studies.judging import Answering, prompts_in, questions_for
+    from luthier.studies.judging import Answering, questions_for
 
     if len(models) < 2:
         raise UsageError(f"{models[0]} alone has nothing to be compared with.", "Name two models, or two runs.")
-    names = [str(find_run(name, RUNS)) if name == "latest" else name for name in models]
+    names = [str(find_run(name, _RUNS)) if name == "latest" else name for name in models]
     asked = prompts_in(prompts, system, say, limit)
     kept = out.with_name(f"{out.stem}.answers.jsonl")
     with TaskBar() as bar:

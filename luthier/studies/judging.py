@@ -1,4 +1,4 @@
-"""Where the answers come from that a person judges: a file of them, the rollouts of a run, or models that are asked now."""
+"""Answers for a person to judge that are in no file: the rollouts of a run, and what models are asked now."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from luthier.data.formats import to_records
-from luthier.data.formats.prompts import asked_of, to_record
-from luthier.data.formats.table import as_list, fault
-from luthier.data.reading import Row, read_rows
+from luthier.data.formats.table import fault
 from luthier.data.reading.content import content_of
 from luthier.data.reading.jsonl import read_jsonl
 from luthier.errors import DataError, NotFound, RunMismatch, UsageError
@@ -23,7 +19,6 @@ from luthier.prediction.text_model import TextModel
 from luthier.rlhf.rollouts import FOLDER, read_rollout
 from luthier.rlhf.samples import Sample, by_group
 from luthier.store.files import append_line
-from luthier.types import Answered, Completion, Conversation, Preference, Prompt
 
 Announce = Callable[[str], None]
 
@@ -31,66 +26,13 @@ _AT_ONCE = 64
 """Prompts that are answered before their answers are written down."""
 
 
-# ── a file ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def questions_in(source: str, announce: Announce, limit: int | None = None) -> list[Question]:
-    """The prompts of a file with their answers: rows of `prompt` and `answers`, or of a better and a worse answer.
-
-    An answer is a text, or an object with `text` and `model`; where no model is named it is answer 1, answer 2 and so on.
-
-    Raises: DataError, with line and field, for rows that are neither.
-    """
-    rows = read_rows(source, announce, limit)
-    if any("answers" in row.values for row in rows):
-        return [_question(row) for row in rows]
-    recognised = to_records(rows, "auto", "preferences")
-    return [_preferred(record) for record, _ in recognised.records if isinstance(record, Preference)]
-
-
-def _question(row: Row) -> Question:
-    answers = as_list(row, "answers", row.values.get("answers"), "answers")
-    if len(answers) < 2:
-        raise fault(row, "answers", f"there are {len(answers)} answers.", "Give two or more, or leave this row out.")
-    return Question(_json(to_record(row)), tuple(_response(row, i, each) for i, each in enumerate(answers, start=1)))
-
-
-def _response(row: Row, number: int, value: Any) -> Response:
-    if isinstance(value, str):
-        return Response(str(number), value, f"answer {number}")
-    if isinstance(value, dict) and isinstance(value.get("text"), str):
-        model = value.get("model", f"answer {number}")
-        if isinstance(model, str) and model:
-            return Response(str(number), value["text"], model)
-    mend = 'Write a text, or an object such as {"text": "…", "model": "…"}.'
-    raise fault(row, f"answers[{number - 1}]", "this is no answer.", mend)
-
-
-def _preferred(record: Preference) -> Question:
-    prompt = asked_of(record)
-    assert prompt is not None, "a preference has a prompt"
-    texts = {"chosen": record.chosen, "rejected": record.rejected}
-    return Question(_json(prompt), tuple(Response(name, _last(each), name) for name, each in texts.items()))
-
-
-def _last(answered: Answered) -> str:
-    """The answer's text; of a conversation all that the assistant says at its end."""
-    if isinstance(answered, Completion):
-        return answered.completion
-    asked = asked_of(answered)
-    num_asked = len(asked.asked.messages) if asked is not None and isinstance(asked.asked, Conversation) else 0
-    return "\n\n".join(message.content for message in answered.messages[num_asked:])
-
-
-def _json(prompt: Prompt) -> Asked:
-    return prompt.asked if isinstance(prompt.asked, str) else [each.as_dict() for each in prompt.asked.messages]
-
-
 # ── a run's rollouts ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def questions_of_run(run: Path, limit: int | None = None) -> list[Question]:
     """The prompts that a run's policy answered, each with its answers and their rewards; one prompt may come back later.
+
+    Rollouts keep of a chat its last message alone, so that is the prompt.
 
     Raises: NotFound, where the run has no rollouts; DataError for those that cannot be read.
     """
@@ -128,27 +70,6 @@ class Answering:
     sampling: Sampling
     progress: Progress
     announce: Announce
-
-
-def prompts_in(source: str, system: str | None, announce: Announce, limit: int | None = None) -> list[Asked]:
-    """The prompts of a file, each once; rows may be of any form that asks something.
-
-    system: an instruction that stands before each.
-
-    Raises: DataError for rows that ask nothing, or that offer tools.
-    """
-    prompts: dict[str, Asked] = {}
-    for record, origin in to_records(read_rows(source, announce, limit), "auto", "prompts").records:
-        assert isinstance(record, Prompt)
-        if isinstance(record.asked, Conversation) and record.asked.tools:
-            found = "the prompt offers tools, and what calls them return is not here to be judged."
-            raise DataError(found, "Leave this row out.", file=origin.file, line=origin.line)
-        prompt = _json(record)
-        if system is not None:
-            before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            prompt = [{"role": "system", "content": system}, *before]
-        prompts.setdefault(prompt_key(prompt), prompt)
-    return list(prompts.values())
 
 
 def questions_for(models: Sequence[str], prompts: Sequence[Asked], kept: Path, asking: Answering) -> list[Question]:
@@ -198,11 +119,11 @@ def _write(name: str, missing: Sequence[tuple[int, Asked]], kept: Path, asking: 
             model.request(prompt, asking.sampling.model_copy(update={"seed": (seed + place) % 2**63}))
             for place, prompt in part
         ]
-        completed = generate(
-            model.language_model,
-            requests,
-            progress=lambda done, _, start=start: asking.progress(f"answers of {name}", start + done, len(missing)),
-        )
+
+        def told(done: int, total: int, start: int = start) -> None:
+            asking.progress(f"answers of {name}", start + done, len(missing))
+
+        completed = generate(model.language_model, requests, progress=told)
         for (_, prompt), answer in zip(part, completed, strict=True):
             line = {
                 "model": name,
