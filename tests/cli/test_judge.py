@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from program import within
+from tiny_model import write_tiny_model
 
 from luthier.cli.judging_screen import KEYS, Screen, visible
 from luthier.evaluation.judged.session import Shown
@@ -85,6 +86,34 @@ def test_no_choice_gives_no_file_of_pairs_and_that_is_said(desk: Path) -> None:
     assert "pairs.jsonl is not written" in ended.err
     assert "Left out: 2 ties; 1 skipped." in ended.out
     assert not (desk / "pairs.jsonl").exists()
+
+
+def test_two_models_answer_first_and_what_they_said_is_kept_beside_the_judgments(
+    desk: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    other = write_tiny_model(tmp_path / "other", hidden_size=16)
+    asked = (
+        tiny_model,
+        other,
+        "--prompts",
+        "answers.jsonl",
+        "--limit",
+        "2",
+        "--max-new-tokens",
+        "6",
+        "--temperature",
+        "1",
+        "--out",
+        "j/by-me.jsonl",
+    )
+    began = within("judge", *asked, folder=desk, typed="1\nq\n")
+    assert began.code == 0, began.err
+    kept = (desk / "j" / "by-me.answers.jsonl").read_bytes()
+    assert kept.count(b"\n") == 4
+    went_on = within("judge", *asked, "--json", folder=desk, typed="2\n\n")
+    assert (went_on.document["num_judged"], went_on.document["left"]) == (2, 0)
+    assert {each["system"] for each in went_on.document["shares"]} < {str(tiny_model), str(other)}
+    assert (desk / "j" / "by-me.answers.jsonl").read_bytes() == kept
 
 
 def test_signs_that_steer_a_terminal_are_written_out() -> None:

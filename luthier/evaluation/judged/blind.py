@@ -93,7 +93,7 @@ def pairs_of(questions: Iterable[Question], per_prompt: int, announce: Callable[
         )
     if not pairs:
         found_none = f"there is nothing to judge: none of {num_questions:,} prompts has two different answers."
-        raise DataError(found_none, "Give two answers or more to each prompt.")
+        raise DataError(found_none, "Give answers that differ; models that answer alike may not with --temperature 1.")
     return list(pairs.values())
 
 
