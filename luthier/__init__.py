@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from luthier.prediction.classifier import Classifier
     from luthier.prediction.embedder import Embedder
     from luthier.prediction.filler import Filler
+    from luthier.prediction.reward import RewardScorer
     from luthier.prediction.scorer import Scorer
     from luthier.prediction.tagger import Tagger
     from luthier.prediction.text_model import Chat, TextModel
@@ -35,6 +36,7 @@ __all__ = [
     "Filler",
     "LuthierError",
     "Recipe",
+    "RewardScorer",
     "Scorer",
     "Tagger",
     "TextModel",
@@ -54,6 +56,7 @@ _HOMES = {
     "Filler": "luthier.prediction.filler",
     "LuthierError": "luthier.errors",
     "Recipe": "luthier.recipe",
+    "RewardScorer": "luthier.prediction.reward",
     "Scorer": "luthier.prediction.scorer",
     "Tagger": "luthier.prediction.tagger",
     "TextModel": "luthier.prediction.text_model",

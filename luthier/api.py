@@ -13,24 +13,16 @@ from pydantic import ValidationError
 
 from luthier.corruption.vocabulary import Vocabulary
 from luthier.data import tokenizer_training
-from luthier.data.dataset import load_examples
 from luthier.data.reading import called
 from luthier.data.rendering import Renderer, build_renderer
 from luthier.data.settings import files_of
 from luthier.data.template import read_template
 from luthier.data.tokenizer_training import TokenizerSettings, TrainedTokenizer
 from luthier.errors import NotFound, UsageError
-from luthier.evaluation.classification import evaluate_classes
 from luthier.evaluation.compare import Candidate, evaluate_records, questions_of
-from luthier.evaluation.embedding import evaluate_embedding
 from luthier.evaluation.graded import Grading, columns_of, graded
 from luthier.evaluation.grading import Aids, Ask, Grader
-from luthier.evaluation.multiple_choice import evaluate_choices
-from luthier.evaluation.preference import evaluate_pairs, evaluate_verdicts
-from luthier.evaluation.pretraining import evaluate_targets
-from luthier.evaluation.regression import evaluate_scores
-from luthier.evaluation.rows import Rows
-from luthier.evaluation.token_classification import evaluate_tags
+from luthier.evaluation.named_metrics import NAMES
 from luthier.evaluation.verdict import Evaluation
 from luthier.faults import setting_fault
 from luthier.generation.settings import Sampling
@@ -38,26 +30,26 @@ from luthier.methods import ADAPTER
 from luthier.models.language_model import LanguageModel
 from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
-from luthier.objectives import Embedding, Objective
-from luthier.objectives.asking import AS_WRITTEN
+from luthier.objectives import Embedding, Objective, Reward
 from luthier.ops.workers import Workers
 from luthier.prediction.chooser import Chooser
 from luthier.prediction.classifier import Classifier
 from luthier.prediction.contract import Reader
 from luthier.prediction.embedder import Embedder
-from luthier.prediction.passes import Passes, Progress, silent
+from luthier.prediction.passes import Progress, silent
 from luthier.prediction.readers import reader_for
+from luthier.prediction.reward import RewardScorer
 from luthier.prediction.scorer import Scorer
 from luthier.prediction.tagger import Tagger
 from luthier.prediction.text_model import Chat, Prompt, TextModel, make_sampling
-from luthier.prepared import asked_of, drawing_of, laid_out, read_dataset
 from luthier.recipe import Recipe, load_recipe, make_recipe
 from luthier.recipe.loading import recipe_of_run
 from luthier.run import RunResult, train_recipe
 from luthier.store.places import expanded
 from luthier.store.runs import find_run, is_run, list_runs, new_run_folder
-from luthier.tuned import load_base, load_run
-from luthier.types import Example, Message, Record
+from luthier.studies.evaluating import AskedFor, evaluate_run, rows_to_evaluate
+from luthier.tuned import load_at_step, load_base, load_reward, load_run
+from luthier.types import Message
 
 __all__ = [
     "RUNS",
@@ -68,6 +60,7 @@ __all__ = [
     "Model",
     "Prompt",
     "Reader",
+    "RewardScorer",
     "Scorer",
     "Tagger",
     "TextModel",
@@ -133,15 +126,19 @@ def train_tokenizer(
     return tokenizer_training.train_tokenizer(files, expanded(out), asked, announce)
 
 
-def load(run: str | Path, announce: Announce = _log.info) -> TextModel | Reader:
+def load(run: str | Path, announce: Announce = _log.info, *, step: int | None = None) -> TextModel | Reader:
     """The model of a run with what it learned; `run` is its folder, its name under `runs/`, or `latest`.
 
-    A run that learned to write gives a TextModel; others, by their objective, a Classifier, Scorer, Tagger, Chooser, Embedder
-    or Filler.
+    step: the model as it was after so many steps, from that checkpoint; None: as the run ended.
+
+    A run that learned to write gives a TextModel; others, by their objective, a Classifier, Scorer, Tagger, Chooser, Embedder,
+    RewardScorer or Filler.
     """
     folder = find_run(str(run), RUNS)
     recipe = recipe_of_run(folder)
-    model = load_run(folder, announce)
+    if isinstance(recipe.objective, Reward):
+        return load_reward(folder, announce)
+    model = load_run(folder, announce) if step is None else load_at_step(folder, step, announce)
     adapter = None if recipe.method.tunes_base else ADAPTER
     renderer = build_renderer(recipe.data, model.tokenizer, model.anatomy.family.pooled, model.answer_start)
     return _asked_as(recipe.objective, model, renderer, adapter)
@@ -230,7 +227,11 @@ def evaluate(
     limit: int | None = None,
     sampling: Sampling | None = None,
     graders: Sequence[Grader] = (),
+    metrics: Sequence[str] = (),
     judge: str | None = None,
+    shots: int = 0,
+    also: Sequence[str] = (),
+    probes: bool = False,
     announce: Announce = _log.info,
     progress: Progress = silent,
 ) -> Evaluation:
@@ -241,21 +242,42 @@ def evaluate(
     Args:
         limit: use only the first so many rows.
         sampling: how answers are drawn; unset, greedily.
-        graders: further measures of the answers. judge: the model (a run or a plain one) that graders by a model ask.
+        metrics: further measures by name (`luthier.evaluation.named_metrics.NAMES`). graders: further measures of the answers. judge: the model (a run or a plain one) that graders by a model ask.
+        shots: also ask the base with so many training rows shown before each question.
+        also: further runs of the same tokenizer and template, or checkpoints (`RUN@STEP`), on the same rows.
+        probes: whether what the models know beyond the rows is measured too.
         progress: called with what is being done, how much of it is done, and how much there is.
 
     Raises: NotFound for a run, a judge or data that is not there; DataError for rows that cannot be used; UsageError for
     graders of a model that writes no answers, or that want a judge where none is named.
     """
+    if unknown := [name for name in metrics if name not in NAMES]:
+        raise UsageError(f"There is no metric {unknown[0]!r}.", f"There are {', '.join(NAMES)}.")
     asking = [grader.name for grader in graders if grader.asks_model]
     if asking and judge is None:
         raise UsageError(f"The grader {asking[0]!r} asks a model, and none is named.", "Name one with --judge MODEL.")
-    evaluation = _evaluated(run, data, limit, sampling, announce, progress)
-    if not graders:
+    tuned = load(run, announce)
+    others = [(name, _further(name, announce)) for name in also]
+    evaluation = evaluate_run(
+        find_run(str(run), RUNS),
+        tuned,
+        lambda: base_of(run, tuned, announce),
+        others,
+        AskedFor(data, limit, sampling, shots, probes),
+        announce,
+        progress,
+    )
+    if not graders and not metrics:
         return evaluation
     asked = None if judge is None else _asked(load_any_text(judge, announce))
     columns = columns_of(answered.origin for answered in evaluation.answers)
-    return graded(evaluation, Grading(graders, Aids(asked), columns), progress)
+    return graded(evaluation, Grading(graders, metrics, Aids(asked), columns), progress)
+
+
+def _further(name: str, announce: Announce) -> TextModel | Reader:
+    """A further run, or a checkpoint of one (`RUN@STEP`)."""
+    run, _, step = name.rpartition("@")
+    return load(run, announce, step=int(step)) if run and step.isdecimal() else load(name, announce)
 
 
 def _asked(judge: TextModel) -> Ask:
@@ -266,48 +288,6 @@ def _asked(judge: TextModel) -> Ask:
         return [completed.text for completed in judge.complete(chats, settings)]
 
     return ask
-
-
-def _evaluated(
-    run: str | Path,
-    data: str | None,
-    limit: int | None,
-    sampling: Sampling | None,
-    announce: Announce,
-    progress: Progress,
-) -> Evaluation:
-    """See `evaluate`."""
-    recipe = recipe_of_run(find_run(str(run), RUNS))
-    tuned = load(run, announce)
-    rows = _rows_to_evaluate(recipe, data, tuned, announce)
-    asked, budget = recipe.training.workers, recipe.training.tokens_per_micro_batch
-    candidate = Candidate("tuned", tuned.language_model, tuned.adapter)
-    with Workers(asked if isinstance(asked, int) else 1) as workers:
-        passes = Passes(workers, budget, progress)
-        if isinstance(tuned, Reader) and not tuned.base_answers:
-            return _with_new_head(tuned, candidate, rows, passes, limit)
-        base = base_of(run, tuned, announce)
-        candidates = [Candidate("base", base.language_model, base.adapter), candidate]
-        if isinstance(tuned, Embedder):
-            return evaluate_embedding(candidates, rows, tuned.objective, passes, limit)
-        if recipe.objective.takes == "preferences":
-            return evaluate_pairs(candidates, rows, passes, limit)
-        if recipe.objective.takes == "verdicts":
-            return evaluate_verdicts(candidates, rows, passes, limit)
-        if recipe.objective.splits:
-            asking = tuned.asking if isinstance(tuned, TextModel) else AS_WRITTEN
-            return evaluate_targets(candidates, rows, passes, limit, asking=asking, sampling=sampling)
-        return evaluate_records(
-            candidates,
-            rows.records,
-            rows.examples,
-            tuned.renderer,
-            sampling or Sampling(),
-            workers,
-            tokens_per_micro_batch=budget,
-            limit=limit,
-            progress=progress,
-        )
 
 
 def compare(
@@ -332,7 +312,7 @@ def compare(
             "Compare its measures: 'luthier evaluate' gives them for each run.",
         )
     models = [load_text(run, announce) for run in runs]
-    rows = _rows_to_evaluate(first, data, models[0], announce).first(limit)
+    rows = rows_to_evaluate(first, data, models[0], announce).first(limit)
     asked = questions_of(rows.records, models[0].renderer)
     for run, model in zip(runs, models, strict=True):
         if questions_of(rows.records, model.renderer) != asked:
@@ -351,38 +331,3 @@ def compare(
             tokens_per_micro_batch=budget, progress=progress,
         )  # fmt: skip
     return replace(evaluation, notes=(*rows.notes, *evaluation.notes))
-
-
-def _with_new_head(tuned: Reader, candidate: Candidate, rows: Rows, passes: Passes, limit: int | None) -> Evaluation:
-    """A model whose head is new, against the best that needs no text."""
-    match tuned:
-        case Tagger():
-            return evaluate_tags(candidate, rows, passes, limit)
-        case Scorer():
-            return evaluate_scores(candidate, rows, passes, limit)
-        case Chooser():
-            return evaluate_choices(candidate, rows, passes, limit)
-        case _:
-            return evaluate_classes(candidate, rows, passes, limit)
-
-
-def _rows_to_evaluate(recipe: Recipe, data: str | None, model: TextModel | Reader, announce: Announce) -> Rows:
-    """The rows of `data`, or those that the run held out; `document` is the index of the row."""
-    objective, loaded = recipe.objective, model.language_model
-    if data is None:
-        dataset, _ = read_dataset(recipe, loaded.hf.config, loaded.tokenizer, announce, loaded.answer_start)
-        if not dataset.validation:
-            raise UsageError("The run held out no rows.", "Give rows to evaluate on with --data FILE.")
-        return _rows(dataset.validation_records, dataset.validation)
-    # what was too long to train on can be measured all the same; texts are cut into pieces as in training
-    settings = recipe.data if objective.splits else recipe.data.model_copy(update={"max_length": 2**31})
-    found = load_examples(data, settings, model.renderer, objective.example, announce, asked_of(objective))
-    found_rows = laid_out(found.examples, objective, loaded.anatomy.family, settings.max_length)
-    drawing = drawing_of(recipe, objective, loaded.tokenizer, loaded.answer_start)
-    examples = found_rows if drawing is None else tuple(drawing.held_out(text) for text in found_rows)
-    return _rows(found.records, examples)
-
-
-def _rows(records: Sequence[Record], examples: Sequence[Example]) -> Rows:
-    placed = [(record, example.origin) for record, example in zip(records, examples, strict=True)]
-    return Rows(placed, [replace(example, document=index) for index, example in enumerate(examples)])

@@ -2,6 +2,7 @@
 
     LuthierError                1  failed
     ├── Unplannable             1  what a run needs cannot be found without carrying it out
+    ├── ExportMismatch          1  written files do not compute what the run's model does
     ├── RewardFault             1  what answers are worth could not be found
     ├── UsageError              2  the command line was wrong
     ├── RecipeError             3  a recipe cannot be carried out as written
@@ -78,6 +79,10 @@ class LuthierError(Exception):
 
 class Unplannable(LuthierError):
     """What a run needs cannot be found without carrying it out."""
+
+
+class ExportMismatch(LuthierError):
+    """Written files, read back, do not compute what the trained model does."""
 
 
 class RewardFault(LuthierError):

@@ -76,7 +76,12 @@ def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
     drawn = dataset if drawing is None else replace(dataset, train=drawn_rows(drawing, dataset.train))
     check_lengths(drawn, config)
     only_asks = objective.takes == "prompts"
-    rules = Rules(learns_ends=objective.learns_ends, in_place=objective.in_place, only_asks=only_asks)
+    rules = Rules(
+        learns_ends=objective.learns_ends,
+        in_place=objective.in_place,
+        only_asks=only_asks,
+        ranks=objective.takes == "rankings",
+    )
     gate = check_gate(drawn, int(config.vocab_size), rules, marks_of(config))
     for companion, own in companions:
         with told_of(companion):
@@ -140,7 +145,7 @@ def laid_out(rows: Sequence[Example], objective: Objective, family: Family, long
 
         places = range(len(rows))
         rows = mapped(beside, tuple(places) if isinstance(rows, tuple) else places)
-    judges = objective.takes in ("preferences", "verdicts")
+    judges = objective.takes in ("preferences", "verdicts", "rankings")
     return mapped(laid_apart, rows) if judges and family.layout == "bucketed" else rows
 
 
@@ -181,6 +186,10 @@ def announce_gate(gate: GateReport, announce: Announce) -> None:
     if gate.classes:
         of_each = ", ".join(f"{name} {count:,}" for name, count in gate.classes)
         announce(f"{gate.num_learned:,} labels will be learned ({of_each}), those between ⟦ and ⟧:")
+    elif gate.ranks:
+        announce(
+            f"{gate.num_learned:,} answers of {gate.num_rows:,} rows will be ranked, their places between ⟦ and ⟧:"
+        )
     elif gate.num_learned == 0:
         announce(
             f"{gate.num_rows:,} prompts will be answered, of {gate.mean_row:.0f} tokens on average; the first are:"

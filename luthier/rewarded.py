@@ -10,17 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from luthier.data.dataset import Dataset
-from luthier.errors import RecipeError
+from luthier.errors import RecipeError, UsageError
 from luthier.evaluation.graded import columns_of
-from luthier.evaluation.grading import Aids
+from luthier.evaluation.grading import Aids, Grade
 from luthier.generation.engine import generate
 from luthier.generation.settings import Sampling
 from luthier.methods.contract import Attachment
 from luthier.models.language_model import LanguageModel
 from luthier.ops.workers import Workers
 from luthier.prediction.passes import Passes, Progress, silent
+from luthier.prediction.reward import RewardScorer
 from luthier.recipe import Recipe
 from luthier.rlhf.contract import RolloutObjective
 from luthier.rlhf.critic import Critic, WithCritic
@@ -29,8 +31,8 @@ from luthier.rlhf.rewards import Answer, OfAnswers, Rewards
 from luthier.rlhf.rollouts import Ear, Policy, Prompts, Rollouts, Size
 from luthier.training.companions import Companions, Speaker
 from luthier.training.loop import HeldOut
-from luthier.tuned import load_base_of
-from luthier.types import Conversation, Example, Prompt, Record
+from luthier.tuned import REWARD, load_base_of, load_reward
+from luthier.types import Answered, Completion, Conversation, Example, Message, Prompt, Record
 
 Announce = Callable[[str], None]
 
@@ -56,11 +58,15 @@ def num_rollout_steps(objective: RolloutObjective, num_prompts: int, prompts_per
 
 @dataclass(frozen=True)
 class Others:
-    """Models beside the policy: who speaks as the reference, and the critic; and the attachment of all that trains."""
+    """Models beside the policy: who speaks as the reference, and the critic; and the attachment of all that trains.
+
+    frozen: a copy of the base that stays as it is, where the policy's own trains.
+    """
 
     reference: Speaker | None
     critic: Critic | None
     attachment: Attachment
+    frozen: LanguageModel | None = None
 
 
 def others_of(recipe: Recipe, model: LanguageModel, attachment: Attachment, announce: Announce) -> Others:
@@ -70,26 +76,33 @@ def others_of(recipe: Recipe, model: LanguageModel, attachment: Attachment, anno
     """
     objective = recipe.objective
     assert isinstance(objective, RolloutObjective)
-    if not recipe.method.tunes_base:
-        made = recipe.method.reference(model, recipe.seed, fast=recipe.training.fast.lora)
-        assert made is not None
-        reference = Speaker(model, made.adapter)
-        frozen = model
-    elif objective.needs_reference or objective.asks_critic:
-        announce("The base itself trains, so that a frozen copy of it stands beside it.")
-        frozen = load_base_of(recipe, announce)
-        for parameter in frozen.hf.parameters():
-            parameter.requires_grad_(False)
-        reference = Speaker(frozen, None)
+    copy = _frozen_copy(recipe, objective, announce) if recipe.method.tunes_base else None
+    if copy is not None:
+        reference: Speaker | None = Speaker(copy, None)
+    elif recipe.method.tunes_base:
+        reference = None
     else:
-        return Others(None, None, attachment)
+        made = recipe.method.reference(model, recipe.seed, fast=recipe.training.fast.lora)
+        assert made is not None, "a method beside a frozen base has a reference"
+        reference = Speaker(model, made.adapter)
     if not isinstance(objective, PPO):
-        return Others(reference, None, attachment)
-    critic = Critic(frozen, objective.critic_rank, recipe.seed + 1, {}, fast=recipe.training.fast.lora)
-    announce(
-        f"The critic is an adapter of its own: {sum(t.numel() for g in critic.groups for t in g.tensors.values()):,} numbers train."
-    )
-    return Others(reference, critic, WithCritic(attachment, critic, objective.value_lr_factor))
+        return Others(reference, None, attachment, copy)
+    critic = Critic(copy or model, objective.critic_rank, recipe.seed + 1, {}, fast=recipe.training.fast.lora)
+    count = sum(tensor.numel() for group in critic.groups for tensor in group.tensors.values())
+    announce(f"The critic is an adapter of its own: {count:,} numbers train.")
+    return Others(reference, critic, WithCritic(attachment, critic, objective.value_lr_factor), copy)
+
+
+def _frozen_copy(recipe: Recipe, objective: RolloutObjective, announce: Announce) -> LanguageModel | None:
+    """A copy of the base that trains, as it is now; None where nobody asks it."""
+    asks_models = any(each.model is not None for each in (*objective.rewards, *objective.watched))
+    if not (objective.needs_reference or objective.asks_critic or asks_models):
+        return None
+    announce("The base itself trains, so that a frozen copy of it stands beside it.")
+    copy = load_base_of(recipe, announce)
+    for parameter in copy.hf.parameters():
+        parameter.requires_grad_(False)
+    return copy
 
 
 def begin(
@@ -112,7 +125,8 @@ def begin(
     objective, training = recipe.objective, recipe.training
     assert isinstance(objective, RolloutObjective)
     assert training.rows_per_step is not None
-    rewards = exits.enter_context(Rewards(objective.rewards, Aids(), objective.watched))
+    models = models_of(objective, others.frozen or model, announce)
+    rewards = exits.enter_context(Rewards(objective.rewards, Aids(), objective.watched, models))
     end_of_turn = dataset.renderer.end_of_turn_id
     stop_ids = frozenset() if end_of_turn is None else frozenset([end_of_turn])
     policy = Policy(model, others.attachment, stop_ids, autocast)
@@ -146,12 +160,7 @@ def measured(objective: RolloutObjective, prompts: Prompts, policy: Policy, rewa
     sampling = Sampling(max_new_tokens=objective.max_new_tokens)
     asked = [replace(each, sampling=sampling, num_answers=1, top_logprobs=None) for each in requests]
     answers = generate(policy.model, asked)
-    worths = rewards(
-        [
-            Answer(text, answer.text, item)
-            for text, answer, item in zip(prompts.texts, answers, prompts.items, strict=True)
-        ]
-    )
+    worths = rewards([prompts.answer(row, answer.text, answer.tokens) for row, answer in enumerate(answers)])
     known = [worth.reward for worth in worths if worth.reward is not None]
     reward = float(np.mean(known))
     parts = {f"validation_reward_{name}": _mean([worth.parts[name] for worth in worths]) for name in worths[0].parts}
@@ -169,10 +178,71 @@ def prompts_of(examples: Sequence[Example], records: Sequence[Record]) -> Prompt
     """Rows as what is answered, with the columns of their files."""
     columns = columns_of(example.origin for example in examples)
     items = [columns.get((example.origin.file, example.origin.line), {}) for example in examples]
-    return Prompts(examples, [text_of(record) for record in records], items)
+    return Prompts(examples, [_asked(record) for record in records], items)
 
 
-def text_of(record: Record) -> str:
-    """A prompt in words: of a chat, its last message."""
+def _asked(record: Record) -> Conversation | str:
     assert isinstance(record, Prompt)
-    return record.asked.messages[-1].content if isinstance(record.asked, Conversation) else record.asked
+    return record.asked
+
+
+# ── reward models ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class ByModel:
+    """The numbers of a reward model. shares_tokens: whether it reads the very tokens that the policy read and drew."""
+
+    scorer: RewardScorer
+    shares_tokens: bool
+
+    def __call__(self, answers: Sequence[Answer]) -> list[Grade]:
+        """A grade for each answer; one without any token has none."""
+        found = [Grade(None, "the answer is empty")] * len(answers)
+        rows = [
+            row for row, answer in enumerate(answers) if (answer.tokens if self.shares_tokens else answer.text.strip())
+        ]
+        chosen = [answers[row] for row in rows]
+        if self.shares_tokens:
+            scores = self.scorer.scores_of_tokens(
+                [each.prompt_tokens for each in chosen], [each.tokens for each in chosen]
+            )
+        else:
+            scores = self.scorer.scores([_scorable(each) for each in chosen])
+        for row, score in zip(rows, scores, strict=True):
+            found[row] = Grade.of(score)
+        return found
+
+
+def _reads_alike(own: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers write the same texts and chats as the same tokens."""
+    return own.get_vocab() == other.get_vocab() and own.chat_template == other.chat_template
+
+
+def _scorable(answer: Answer) -> Answered:
+    asked = answer.prompt if answer.asked is None else answer.asked
+    if isinstance(asked, str):
+        return Completion(asked, answer.text)
+    return Conversation((*asked.messages, Message("assistant", answer.text)), asked.tools)
+
+
+def models_of(objective: RolloutObjective, model: LanguageModel, announce: Announce) -> dict[str, ByModel]:
+    """The reward models that an objective names, each an adapter of its own beside the policy where that can be.
+
+    Raises: as `load_reward`, at the field that names the run.
+    """
+    found: dict[str, ByModel] = {}
+    for part in (*objective.rewards, *objective.watched):
+        if part.model is None:
+            continue
+        folder = Path(part.model)
+        try:
+            scorer = load_reward(folder, announce, beside=model, name=f"{REWARD}-{part.called}")
+            found[part.called] = ByModel(scorer, shares_tokens=True)
+            announce(f"The reward model {part.called} is an adapter on the policy's own base.")
+        except UsageError as error:
+            announce(f"The reward model {part.called} is a model of its own: {error.found}")
+            own = load_reward(folder, announce)
+            alike = _reads_alike(own.language_model.tokenizer, model.tokenizer)
+            found[part.called] = ByModel(own, alike and own.renderer.pooled == "last")
+    return found

@@ -24,15 +24,21 @@ from luthier.data.rendering import Renderer
 from luthier.data.settings import files_of
 from luthier.errors import CheckpointNotFound, NotFound, RecipeError, UsageError
 from luthier.evaluation.loss import held_out_by_task
-from luthier.evaluation.report import write_loss_plot, write_report
+from luthier.evaluation.report import write_loss_plot
 from luthier.evaluation.reward_report import has_rewards, write_reward_plot
+from luthier.evaluation.run_report import ENVIRONMENT, PLOT, REWARDS_PLOT, write_run_report
 from luthier.methods import ADAPTER, Attachment
 from luthier.models.drawing import with_values
 from luthier.models.language_model import LanguageModel
+from luthier.objectives import Reward
 from luthier.ops.workers import Workers, worker_count
+from luthier.prediction.passes import Passes
+from luthier.prediction.reward import RewardScorer, settled_scale
+from luthier.prediction.scale import Scale, write_scale
 from luthier.prepared import Prepared, announce_gate, check_lengths, check_recipe, placed_draws, placed_rows
 from luthier.recipe import Recipe, dump_recipe, load_recipe
 from luthier.recipe.base import default_lr_of
+from luthier.recipe.model_card import RunFacts, card_numbers, write_card
 from luthier.recipe.provenance import check_same, environment, provenance_of
 from luthier.recipe.settings import Provenance
 from luthier.rewarded import begin, check_policy, num_rollout_steps, others_of
@@ -69,9 +75,9 @@ from luthier.tuned import load_base_of
 Announce = Callable[[str], None]
 OnStep = Callable[[dict[str, Any]], None]
 
-ENVIRONMENT = "environment.json"
 _WORSE_THAN_GUESSING = 1.5  # nats: what a random start may cost beyond a guess
 _FEWEST_WORDS = 1024
+_ROWS_OF_SCALE = 1000
 
 
 @dataclass(frozen=True)
@@ -188,7 +194,8 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *,
         steps, companions, held_out = course.begin(plan, workers, exits)
         outside = _outside(recipe, folder, held_out, plan, trackers, announce, on_step)
         progress = train(model, attachment, recipe.objective, steps, plan, outside, workers, checkpoint, companions)
-    return _finish(recipe, folder, attachment, progress, announce)
+    begun = _Begun(recipe, folder, prepared, attachment, plan, made_from)
+    return _finish(begun, progress, announce)
 
 
 Evaluate = Callable[[], HeldOut]
@@ -451,32 +458,64 @@ def _prune(recipe: Recipe, folder: Path, step: int, best_step: int | None) -> No
     prune_checkpoints(folder, recipe.training.keep_last, keep)
 
 
-def _finish(recipe: Recipe, folder: Path, attachment: Attachment, progress: Progress, announce: Announce) -> RunResult:
-    """Write the adapter or model, the plot and the report."""
+@dataclass(frozen=True)
+class _Begun:
+    """What a run is made of, for its end. recipe: settled. made_from: as `provenance_of` gives it."""
+
+    recipe: Recipe
+    folder: Path
+    prepared: Prepared
+    attachment: Attachment
+    plan: Plan
+    made_from: Provenance
+
+
+def _finish(begun: _Begun, progress: Progress, announce: Announce) -> RunResult:
+    """Write the adapter or model, the plot and the reports."""
+    recipe, folder, attachment = begun.recipe, begun.folder, begun.attachment
     _prune(recipe, folder, progress.step, progress.best_step)
     if recipe.training.early_stopping is not None and progress.best_step not in (None, progress.step):
         _go_back(folder, attachment, progress, announce)
     for kept in (TRUNK_FOLDER, COMPANIONS_FOLDER):
         remove_folder(folder / kept)
-    output = folder / recipe.method.output_folder
-    write_folder(output, lambda partial: attachment.write(partial, announce), replace=True)
-    metrics = read_metrics(folder)
-    write_loss_plot(metrics, folder / "loss.png", type(recipe.objective))
+    output, metrics = folder / recipe.method.output_folder, read_metrics(folder)
+    num_rows = len(begun.prepared.dataset.train), len(begun.prepared.dataset.validation)
+    numbers = card_numbers(attachment.model, attachment.num_trainable, num_rows)
+    scale = _scale(begun, announce)
+
+    def fill(partial: Path) -> None:
+        attachment.write(partial, announce)
+        write_card(partial, RunFacts(recipe, begun.made_from, metrics, numbers))
+        if scale is not None:
+            write_scale(scale, partial)
+
+    write_folder(output, fill, replace=True)
+    write_loss_plot(metrics, folder / PLOT, type(recipe.objective))
     if has_rewards(metrics):
-        write_reward_plot(metrics, folder / "rewards.png")
-    write_report(
-        folder / "report.md",
-        metrics,
-        {
-            "Model": recipe.model.name,
-            "Method": f"{recipe.method.kind}, {attachment.num_trainable:,} numbers trained",
-            "Data": ", ".join(files_of(recipe.data.train)),
-            "Steps": str(progress.step),
-            "Result": str(output),
-        },
-        objective=type(recipe.objective),
-    )
+        write_reward_plot(metrics, folder / REWARDS_PLOT)
+    facts = {
+        "Model": recipe.model.name,
+        "Method": f"{recipe.method.kind}, {attachment.num_trainable:,} numbers trained",
+        "Data": ", ".join(files_of(recipe.data.train)),
+        "Steps": str(progress.step),
+        "Result": str(output),
+    }
+    write_run_report(folder, facts, numbers.model_dump(), type(recipe.objective))
     return _result(folder, metrics, progress)
+
+
+def _scale(begun: _Begun, announce: Announce) -> Scale | None:
+    """The scale of a reward model that has just been trained; None for what else was learned."""
+    recipe, prepared = begun.recipe, begun.prepared
+    if not isinstance(recipe.objective, Reward):
+        return None
+    model, training, rows = begun.attachment.model, recipe.training, prepared.dataset.validation or prepared.first_rows
+    model.trunk_cache = None  # it knows the rows of the training by their numbers
+    scorer = RewardScorer(model, prepared.dataset.renderer, begun.attachment.adapter)
+    with Workers(worker_count(training.workers, model.device)) as workers:
+        passes = Passes(workers, training.tokens_per_micro_batch, compute_in=begun.plan.autocast)
+        rows = [rows[index] for index in range(min(len(rows), _ROWS_OF_SCALE))]
+        return settled_scale(scorer, recipe.objective, rows, passes, announce)
 
 
 def _go_back(folder: Path, attachment: Attachment, progress: Progress, announce: Announce) -> None:

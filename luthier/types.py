@@ -158,11 +158,23 @@ Answered = Conversation | Completion
 
 @dataclass(frozen=True)
 class Preference:
-    """Two answers to the same, the first better than the second; `margin` says by how much, where that is known."""
+    """Two answers to the same, the first better than the second; `margin` says by how much, where that is known.
+
+    probability: how many of those who were asked find the first better, 0 to 1; a half is a tie.
+    """
 
     chosen: Answered
     rejected: Answered
     margin: float | None = None
+    probability: float = 1.0
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Several answers to the same, and the place of each: 0 is the best, and answers that are as good share one."""
+
+    answers: tuple[Answered, ...]
+    places: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -192,10 +204,16 @@ Record = (
     | Preference
     | Verdict
     | Prompt
+    | Ranking
 )
 
-Gives = Literal["text", "labels", "scores", "tags", "choices", "similar", "preferences", "verdicts", "prompts"]
-"""What rows of a form hold, and what an objective learns from: text to write, or one of the other records."""
+Gives = Literal[
+    "text", "labels", "scores", "tags", "choices", "similar", "preferences", "verdicts", "prompts", "rankings"
+]
+"""What rows of a form hold, and what an objective learns from: text to write, or one of the other records.
+
+Who learns from rankings learns from preferences too: they rank two answers.
+"""
 
 
 @dataclass(frozen=True)
@@ -222,6 +240,7 @@ class Rendered:
     score: the number that the whole text should be given. tags: the tag at each of the places `tag_K`.
     beside: further texts of the row, which are read apart from this one: the other options of a question, the other texts of
     a comparison. chosen: which of all texts is the right one, counted from this one as 0. piece: of which text it is a piece.
+    place: among answers that are ranked, that of this one; 0 is the best. share: how often it is taken for the best of them.
     """
 
     tokens_T: IntArray
@@ -238,6 +257,8 @@ class Rendered:
     beside: tuple[Rendered, ...] = ()
     chosen: int = 0
     piece: Piece | None = None
+    place: int = 0
+    share: float = 0.0
 
     @property
     def texts(self) -> tuple[Rendered, ...]:

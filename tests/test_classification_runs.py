@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from luthier import api
 from luthier.errors import DataError, RecipeError, RunMismatch, UsageError
 from luthier.recipe.loading import recipe_of_run
-from luthier.studies.exporting import export_merged
+from luthier.studies.exporting import export_run
 from luthier.tuned import load_base, load_run
 
 WORDS = {"angry": "broken", "happy": "lovely", "neutral": "ordinary"}
@@ -80,10 +80,17 @@ def test_the_classes_are_settled_in_the_run_and_held_out_loss_falls(lora: Path) 
     assert metrics[-1]["validation_loss"] < 0.5
 
 
+def test_a_row_whose_label_is_none_of_the_classes_is_refused_at_its_line(lora: Path, tmp_path: Path) -> None:
+    rows = [{"text": "What a day", "label": "happy"}, {"text": "Hm", "label": "puzzled"}]
+    (tmp_path / "others.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"others\.jsonl, line 2.*'puzzled' is none of the classes"):
+        api.evaluate(lora, str(tmp_path / "others.jsonl"))
+
+
 def test_a_finished_run_is_measured_against_the_majority_class(lora: Path) -> None:
     evaluation = api.evaluate(lora)
     by_name = {measure.name: measure for measure in evaluation.measures}
-    assert list(by_name) == ["loss", "accuracy", "macro-F1"]
+    assert list(by_name) == ["loss", "accuracy", "macro-F1", "calibration error"]
     assert by_name["accuracy"].estimates[0].value == pytest.approx(1 / 3)
     assert by_name["accuracy"].estimates[1].value > 0.8
     assert "tuned is better on" in evaluation.summary
@@ -119,7 +126,7 @@ def test_the_base_of_a_run_has_the_same_new_head_each_time(lora: Path) -> None:
 
 
 def test_a_classifier_is_exported_with_its_head(lora: Path, tmp_path: Path) -> None:
-    result = export_merged(lora, recipe_of_run(lora), tmp_path / "model", nothing)
+    result = export_run(lora, recipe_of_run(lora), tmp_path / "model", nothing)
     assert result.losses is not None
     assert result.losses["written"] == pytest.approx(result.losses["run"], abs=1e-5)
     config = json.loads((tmp_path / "model" / "config.json").read_text())

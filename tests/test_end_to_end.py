@@ -114,6 +114,7 @@ def test_train_prints_its_result_on_standard_out_and_its_progress_on_standard_er
 
 def test_a_run_leaves_the_files_that_scripts_rely_on(lora: Path) -> None:
     names = {"recipe.yaml", "recipe.resolved.yaml", "metrics.jsonl", "report.md", "loss.png", "environment.json"}
+    names |= {"report.html", "report.json"}
     assert names | {"checkpoints", "adapter"} <= {path.name for path in lora.iterdir()}
     assert {path.name for path in (lora / "checkpoints").iterdir()} == {"step-2", "step-4"}
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in (lora / "adapter").iterdir()}

@@ -86,7 +86,7 @@ def told(desk: Path, kind: str, capsys: pytest.CaptureFixture[str], *words: str)
 MEASURES = {
     "token-classification": ["loss", "accuracy", "entity precision", "entity recall", "entity F1"],
     "regression": ["mean squared error", "Pearson", "Spearman"],
-    "multiple-choice": ["loss", "accuracy"],
+    "multiple-choice": ["loss", "accuracy", "calibration error"],
     "embedding": ["loss", "accuracy@1", "MRR"],
     "mlm": ["loss", "perplexity", "accuracy"],
 }

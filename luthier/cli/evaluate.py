@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,7 @@ import typer
 from luthier.cli.options import Json, MaxNewTokens, PlainAllocator
 from luthier.cli.output import aligned, emit, say
 from luthier.cli.process import keep_freed_memory
-from luthier.errors import UsageError
+from luthier.errors import LuthierError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +25,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 def evaluate(
+    context: typer.Context,
     run: Annotated[str, typer.Argument(help="The run: its folder, its name under runs/, or latest.")],
     data: Annotated[
         str | None, typer.Option("--data", help="Rows to evaluate on; unset: what the run held out.")
@@ -37,12 +39,38 @@ def evaluate(
             "--grader", help="A further measure of the answers: a YAML or JSON file with a grader; repeatable."
         ),
     ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            metavar="NAME|FILE.py",
+            help="A further measure of the answers: accuracy, macro-f1, rouge-1, rouge-2, bleu, chrf, json-valid, json-fields, "
+            "number, or a Python file that defines metric(row, answer); repeatable.",
+        ),
+    ] = None,
     judge: Annotated[
         str | None, typer.Option("--judge", help="The model that graders by a model ask: a run, or as in a recipe.")
     ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="For reward models: calibration, margins and length as a PNG.")
+    ] = None,
+    shots: Annotated[
+        int,
+        typer.Option("--shots", min=0, help="Also ask the base with so many training rows shown before each question."),
+    ] = 0,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--also", metavar="RUN[@STEP]", help="A further run, or a checkpoint of one, on the same rows; repeatable."
+        ),
+    ] = None,
+    probes: Annotated[
+        bool,
+        typer.Option("--forgetting/--no-forgetting", help="Measure what was known beyond the rows, before and after."),
+    ] = True,
     as_json: Json = False,
 ) -> None:
-    """Compare base and tuned model on the same rows, by the measures of what the run learned, with 95 % intervals."""
+    """Say whether the tuned model is better than its base, on the same rows, with the evidence; and whether it forgot."""
     if not plain_allocator:
         keep_freed_memory(say)
     from luthier import api
@@ -55,12 +83,29 @@ def evaluate(
         data,
         limit=limit,
         sampling=sampling,
-        graders=_graders(grader or ()),
+        graders=[*_graders(grader or ()), *_own_metrics(metric or ())],
+        metrics=[name for name in metric or () if not name.endswith(".py")],
         judge=judge,
+        shots=shots,
+        also=also or (),
+        probes=probes,
         announce=say,
         progress=progress,
     )
+    _write_reports(run, evaluation, context)
+    if plot is not None:
+        _write_picture(run, evaluation, plot)
     emit({"run": run, **evaluation.as_json()}, evaluation_text(evaluation), as_json)
+
+
+def _write_picture(run: str, evaluation: Evaluation, plot: Path) -> None:
+    """What an evaluation has to show beside its measures."""
+    from luthier.store.places import expanded
+
+    if evaluation.details is None:
+        raise UsageError(f"The run {run} is no reward model: there is no picture of it.", "Leave out --plot.")
+    evaluation.details.write_picture(expanded(plot))
+    say(f"Calibration, margins and length as a picture: {plot}")
 
 
 def _graders(files: Sequence[Path]) -> list[Grader]:
@@ -73,6 +118,41 @@ def _graders(files: Sequence[Path]) -> list[Grader]:
     names = [each.name for each in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(f"Two graders are called {twice!r}.", "Give each a name of its own.", field="name")
+    return found
+
+
+def _write_reports(run: str, evaluation: Evaluation, context: typer.Context) -> None:
+    """Write the run's reports anew, with what was found and the command that found it."""
+    from luthier import api
+    from luthier.evaluation.run_report import PAGE, write_evaluation
+    from luthier.recipe.loading import recipe_of_run
+    from luthier.store.runs import find_run
+
+    folder = find_run(run, api.RUNS)
+    command = shlex.join(["luthier", *context.find_root().obj])
+    try:
+        write_evaluation(folder, evaluation, type(recipe_of_run(folder).objective), command)
+    except LuthierError as error:  # what was found must not be lost with it
+        say(f"The reports of {folder} could not be written: {error}")
+    else:
+        say(f"Report: {folder / PAGE}")
+
+
+def _own_metrics(named: Sequence[str]) -> list[Grader]:
+    """The metrics that are Python files, called as these are."""
+    from luthier.errors import NotFound
+    from luthier.evaluation.grading import grader_of
+    from luthier.store.places import expanded
+
+    found = []
+    for path in (expanded(name) for name in named if name.endswith(".py")):
+        try:
+            source = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise NotFound(
+                f"{path} cannot be read: {error}.", "Give a Python file that defines metric(row, answer)."
+            ) from error
+        found.append(grader_of({"type": "metric", "name": path.stem, "source": source}))
     return found
 
 
@@ -92,7 +172,11 @@ class ProgressLines:
 
 def evaluation_text(evaluation: Evaluation) -> str:
     """The measures, what they come to, and the first answers."""
-    lines = [*aligned(evaluation.as_table()), "", evaluation.summary, *evaluation.notes]
+    verdicts = [outcome.sentence for outcome in evaluation.outcomes.values()] or [evaluation.summary]
+    notes = [*evaluation.notes, *(evaluation.forgetting.notes if evaluation.forgetting else ())]
+    lines = [*aligned(evaluation.as_table()), "", *verdicts, *notes]
+    for table in () if evaluation.details is None else evaluation.details.tables():
+        lines += ["", table.title, *aligned(table.rows)]
     for answered in evaluation.answers[:_SHOWN]:
         lines += ["", f"{answered.origin}: {answered.asked}", f"  reference: {answered.reference}"]
         lines += [f"  {name}: {answer}" for name, answer in zip(evaluation.candidates, answered.answers, strict=True)]

@@ -12,13 +12,19 @@ from luthier.cli.options import Json
 from luthier.cli.output import emit, say
 
 if TYPE_CHECKING:
+    from luthier.studies.export_gate import Checked
     from luthier.studies.exporting import Exported
 
 
 class Form(StrEnum):
     """What --to takes."""
 
+    PEFT = "peft"
     MERGED = "merged"
+    GGUF = "gguf"
+    GGUF_LORA = "gguf-lora"
+    OLLAMA = "ollama"
+    VLLM = "vllm"
 
 
 class Dtype(StrEnum):
@@ -27,6 +33,8 @@ class Dtype(StrEnum):
     FP32 = "fp32"
     BF16 = "bf16"
     FP16 = "fp16"
+    Q8_0 = "q8_0"
+    Q4_0 = "q4_0"
 
 
 class Quantize(StrEnum):
@@ -41,10 +49,18 @@ def export(
     run: Annotated[str, typer.Argument(help="The run: its folder, its name under runs/, or latest.")],
     out: Annotated[Path, typer.Option("--out", help="The new folder.")],
     to: Annotated[
-        Form, typer.Option("--to", help="merged: an ordinary transformers folder, what was learned in its weights.")
+        Form,
+        typer.Option(
+            "--to",
+            help="merged: a transformers folder, what was learned in its weights. gguf, ollama: those as one file of llama.cpp's, "
+            "with a Modelfile. peft, vllm: the adapter. gguf-lora: the adapter for llama.cpp.",
+        ),
     ] = Form.MERGED,
     dtype: Annotated[
-        Dtype | None, typer.Option("--dtype", help="Number format of the weights; unset: that of the run's model.")
+        Dtype | None,
+        typer.Option(
+            "--dtype", help="Number format of the weights; unset: that of the run's model. q8_0, q4_0: gguf and ollama."
+        ),
     ] = None,
     quantize: Annotated[
         Quantize | None,
@@ -52,21 +68,21 @@ def export(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a run's model as a folder of its own, and compare its held-out loss with the run's."""
+    """Write a run's model for other tools, read it back, and keep it only if it says what the run's model says."""
     from luthier import api
     from luthier.quantization.settings import QuantizationSettings
     from luthier.recipe.loading import recipe_of_run
     from luthier.store.places import expanded
     from luthier.store.runs import find_run
-    from luthier.studies.exporting import export_merged
+    from luthier.studies.exporting import export_run
 
-    assert to is Form.MERGED
     folder = find_run(run, api.RUNS)
-    result = export_merged(
+    result = export_run(
         folder,
         recipe_of_run(folder),
         expanded(out),
         say,
+        to=to.value,
         dtype=None if dtype is None else dtype.value,
         quantization=None if quantize is None else QuantizationSettings(kind=quantize.value),
     )
@@ -82,9 +98,20 @@ def _text(result: Exported) -> str:
             f"Quantizing moved them by {result.lost.relative_error:.2%}; most in {result.lost.worst} "
             f"({result.lost.worst_error:.2%})."
         )
-    if result.losses is None:
-        lines.append("The run held out no rows, so the loss was not measured.")
-    else:
+    if result.losses is not None:
         before, after = result.losses["run"], result.losses["written"]
         lines.append(f"Held-out loss: {before:.4f} in the run, {after:.4f} as written ({after - before:+.4f}).")
-    return "\n".join([*lines, str(result.out)])
+    elif result.to == "merged":
+        lines.append("The run held out no rows, so the loss was not measured.")
+    lines += [_checked(each) for each in result.checked[-1:]]
+    return "\n".join([*lines, *result.notes, str(result.out)])
+
+
+def _checked(checked: Checked) -> str:
+    parity = checked.parity
+    where = "" if checked.is_elsewhere else "; unverified elsewhere"
+    return (
+        f"Read back by {checked.reader}{where}: over {parity.num_tokens:,} tokens of {checked.texts}, the largest logit "
+        f"difference is {parity.difference:.1e} of the largest logit, KL {parity.kl:.1e} nats, the likeliest token agrees on "
+        f"{parity.agreement:.1%}."
+    )

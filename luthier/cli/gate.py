@@ -87,7 +87,11 @@ def text_of(report: GateReport) -> str:
     colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     lines = [f"What is learned is {'green' if colours else 'between ⟦ and ⟧'}:"]
     for row in report.rows:
-        lines += ["", f"{row.origin}: {row.num_tokens} tokens, {row.num_learned} learned", _marked(row, colours)]
+        lines += [
+            "",
+            f"{row.origin}: {row.num_tokens} tokens, {row.num_learned} {'answers' if report.ranks else 'learned'}",
+            _marked(row, colours),
+        ]
     lines += [
         "",
         f"{report.num_rows:,} rows to train on, {report.num_held_out:,} held out.",
@@ -104,6 +108,8 @@ def _learned(report: GateReport) -> str:
         return (
             f"{report.num_tokens:,} tokens; labels: {', '.join(f'{name} {count:,}' for name, count in report.classes)}."
         )
+    if report.ranks:
+        return f"{report.num_tokens:,} tokens, {report.num_learned:,} ranked answers."
     share = 100 * report.num_learned / max(1, report.num_tokens)
     return f"{report.num_tokens:,} tokens, {report.num_learned:,} of them learned ({share:.0f} %)."
 

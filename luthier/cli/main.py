@@ -14,10 +14,10 @@ from typing import Annotated, cast
 
 import typer
 
+from luthier.cli.bundle import bundle, replay
 from luthier.cli.cache import cache
 from luthier.cli.chat import chat
 from luthier.cli.check import check
-from luthier.cli.combine import combine
 from luthier.cli.compare import compare
 from luthier.cli.compare_methods import compare_methods
 from luthier.cli.doctor import doctor
@@ -26,7 +26,11 @@ from luthier.cli.export import export
 from luthier.cli.generate import generate
 from luthier.cli.import_recipe import import_recipe
 from luthier.cli.inspect import inspect, shrink
+<<<<<<< HEAD
 from luthier.cli.judge import judge
+=======
+from luthier.cli.merge import merge
+>>>>>>> origin/main
 from luthier.cli.methods import methods
 from luthier.cli.new import new
 from luthier.cli.output import print_error, say
@@ -34,8 +38,10 @@ from luthier.cli.plan import plan
 from luthier.cli.process import Signals, quiet_libraries
 from luthier.cli.quickstart import quickstart
 from luthier.cli.resume import resume
+from luthier.cli.rlhf import rlhf
 from luthier.cli.runs import runs
 from luthier.cli.schema import schema
+from luthier.cli.selftest import selftest
 from luthier.cli.tokenizer import tokenizer
 from luthier.cli.tournament import tournament
 from luthier.cli.train import train
@@ -69,16 +75,20 @@ app.command(rich_help_panel=_TUNE)(compare)
 app.command("compare-methods", rich_help_panel=_TUNE)(compare_methods)
 app.command(rich_help_panel=_TUNE)(judge)
 app.command(rich_help_panel=_TUNE)(tournament)
+app.command(rich_help_panel=_TUNE)(rlhf)
 app.command(rich_help_panel=_USE)(chat)
 app.command(rich_help_panel=_USE)(generate)
-app.command(rich_help_panel=_USE)(combine)
+app.command(rich_help_panel=_USE)(merge)
 app.command(rich_help_panel=_USE)(shrink)
 app.command(rich_help_panel=_USE)(export)
+app.command(rich_help_panel=_USE)(bundle)
+app.command(rich_help_panel=_USE)(replay)
 app.command(rich_help_panel=_LOOK)(inspect)
 app.command(rich_help_panel=_LOOK)(runs)
 app.command(rich_help_panel=_LOOK)(methods)
 app.command(rich_help_panel=_LOOK)(schema)
 app.command(rich_help_panel=_LOOK)(doctor)
+app.command(rich_help_panel=_LOOK)(selftest)
 app.add_typer(cache, name="cache", rich_help_panel=_LOOK)
 
 
@@ -107,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signals = Signals()
     try:
         with signals:
-            code = app(words, prog_name="luthier", standalone_mode=False)
+            code = app(words, prog_name="luthier", standalone_mode=False, obj=tuple(words))
         if code == 128 + signal.SIGINT:  # what some versions of typer make of a KeyboardInterrupt
             raise KeyboardInterrupt
     except _UsageFault as raised:

@@ -84,7 +84,21 @@ def _asking(objective: Objective, folder: str) -> str:
     if reader is not None:
         return f"generate {folder} {reader.asking}"
     match objective.kind:
-        case "sft" | "distillation" | "dpo" | "kto" | "orpo" | "simpo" | "cpo":
+        case (
+            "sft"
+            | "distillation"
+            | "dpo"
+            | "kto"
+            | "orpo"
+            | "simpo"
+            | "cpo"
+            | "ppo"
+            | "grpo"
+            | "rloo"
+            | "reinforce++"
+            | "raft"
+            | "online-dpo"
+        ):
             return f"chat {folder} --compare"
         case "span-corruption" | "ul2":
             return f"generate {folder} --prompt 'A text with <extra_id_0> in it.'"

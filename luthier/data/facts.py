@@ -26,6 +26,7 @@ from luthier.types import (
     PlainText,
     Preference,
     Prompt,
+    Ranking,
     Record,
     Scored,
     Similar,
@@ -54,7 +55,7 @@ FACTS = np.dtype(
 )
 
 KINDS: tuple[type[Record], ...] = (
-    Conversation, Completion, PlainText, Labelled, Scored, Tagged, Choice, Similar, Preference, Verdict, Prompt,
+    Conversation, Completion, PlainText, Labelled, Scored, Tagged, Choice, Similar, Preference, Verdict, Prompt, Ranking,
 )  # fmt: skip
 """The classes of records; a record's kind is its place here."""
 

@@ -58,7 +58,8 @@ class MarkedRow:
 class GateReport:
     """What passed the gate: numbers over the training rows, up to three of them marked, and what a user should know.
 
-    classes: where rows are texts with classes, how many training rows each class has, the most frequent first.
+    classes: where rows are texts with classes, how many training rows each class has, the most frequent first. ranks: as `Rules` has
+    it: what is learned are then answers.
     """
 
     rows: tuple[MarkedRow, ...]
@@ -70,6 +71,7 @@ class GateReport:
     mean_row: float
     notes: tuple[str, ...]
     classes: tuple[tuple[str, int], ...] = ()
+    ranks: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,13 @@ class Rules:
     """What an objective is judged by.
 
     learns_ends: plain rows must teach some end of text. in_place: as `Objective` has it. only_asks: rows are prompts, and the
-    model itself writes what it learns.
+    model itself writes what it learns. ranks: whether targets are whole answers, and their tokens places among them.
     """
 
     learns_ends: bool = True
     in_place: bool = False
     only_asks: bool = False
+    ranks: bool = False
 
 
 def check_gate(
@@ -129,6 +132,7 @@ def check_gate(
         mean_row=int(facts_R["tokens"].sum()) / len(facts_R),
         notes=tuple(notes),
         classes=tuple(classes.most_common()),
+        ranks=rules.ranks,
     )
 
 
@@ -374,6 +378,8 @@ def _refusal(found: str, mend: str, first: Origin, number: int, of: int) -> Gate
 
 def _shown_row(record: Record, example: Example, tokenizer: PreTrainedTokenizerBase, rules: Rules) -> MarkedRow:
     """The row's text in pieces; of a text that is read as a whole, what is to be said of it is what is learned."""
+    if rules.ranks:
+        return ranked_row(example, tokenizer)
     if not isinstance(record, Whole):
         return marked_row(example, tokenizer, rules)
     text = str(tokenizer.decode(example.parts[0].tokens_T.tolist(), clean_up_tokenization_spaces=False))
@@ -394,6 +400,22 @@ def answer_of(record: Whole) -> str:
             return options[answer]
         case Similar(_, positive, _):
             return positive
+
+
+def ranked_row(example: Example, tokenizer: PreTrainedTokenizerBase) -> MarkedRow:
+    """Answers one after another, behind what they share, each with its place, or how often it is found the best."""
+    pieces: list[tuple[str, bool]] = []
+    ends, answer = np.cumsum([len(part.tokens_T) for part in example.parts]), 0
+    for part, end in zip(example.parts, ends.tolist(), strict=True):
+        text = str(tokenizer.decode(part.tokens_T.tolist(), clean_up_tokenization_spaces=False))
+        if answer == example.num_learned or example.source_N[answer] >= end:
+            pieces.append((text, False))
+            continue
+        share = float(example.weight_N[answer])
+        told = f"{share:.2g} of votes" if 0 < share < 1 else f"place {int(example.token_N[answer]) + 1}"
+        pieces += [(f"{text} → ", False), (told, True), ("\n", False)]
+        answer += 1
+    return MarkedRow(example.origin, tuple(pieces), example.num_tokens, example.num_learned)
 
 
 def marked_row(example: Example, tokenizer: PreTrainedTokenizerBase, rules: Rules = Rules()) -> MarkedRow:

@@ -309,6 +309,11 @@ def padded(rows: Sequence[IntArray], pad_id: int) -> Sources:
     )
 
 
+def targets_of(example: Example) -> Targets:
+    """An example's targets, its tokens counted from its own first."""
+    return _targets([example], [np.arange(example.num_part_tokens, dtype=np.int64)])
+
+
 def _targets(examples: Sequence[Example], places: Sequence[IntArray]) -> Targets:
     """The targets of all examples in order; places: where in the batch each example's tokens are."""
     sources = [at_P[example.source_N] for example, at_P in zip(examples, places, strict=True)]

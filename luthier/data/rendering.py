@@ -4,7 +4,8 @@
     prompt and completion   a question and its answer through the template, or [BOS] prompt completion EOS
     plain text              [BOS] text EOS, learned as a whole
     texts read as a whole   as the tokenizer writes them (`whole_texts`)
-    answers that are judged as any other; of a conversation the last answer is
+    answers that are judged as any other; of a conversation the last answer is. An encoder reads what was asked and the
+                            answer as a pair of texts
 
 For an encoder-decoder the prompt is the source, as the tokenizer writes a text with all that it puts around one, and the
 answer is what the decoder learns: its first token, then the text and EOS, of which all but the first is learned.
@@ -30,6 +31,7 @@ from luthier.data.template import FIELD, ChatTemplate, Tools, read_template
 from luthier.data.whole_texts import Whole, WholeTexts, even_cuts
 from luthier.errors import DataError, RecipeError
 from luthier.types import (
+    Answered,
     Completion,
     Conversation,
     Message,
@@ -39,6 +41,7 @@ from luthier.types import (
     Pooled,
     Preference,
     Prompt,
+    Ranking,
     Record,
     Rendered,
     TextsAs,
@@ -82,14 +85,23 @@ class Renderer:
         tokenizer or the template lacks what the record needs.
         """
         if isinstance(record, Preference):
-            chosen, rejected = (self._judging.render(each, origin) for each in (record.chosen, record.rejected))
-            return replace(chosen, beside=(rejected,))
+            chosen, rejected = (self.render_judged(each, origin) for each in (record.chosen, record.rejected))
+            shares = record.probability, 1 - record.probability
+            worse = replace(rejected, place=int(shares[0] != shares[1]), share=shares[1])
+            return replace(chosen, beside=(worse,), share=shares[0], score=record.margin)
+        if isinstance(record, Ranking):
+            best = record.places.count(0)
+            first, *others = (
+                replace(self.render_judged(answer, origin), place=place, share=(place == 0) / best)
+                for answer, place in zip(record.answers, record.places, strict=True)
+            )
+            return replace(first, beside=tuple(others))
         if isinstance(record, Prompt):
             with _located(origin):
                 tokens = self.asking_tokens(record)
             return _rendered(tokens, np.zeros(len(tokens), dtype=np.float32))
         if isinstance(record, Verdict):
-            return replace(self._judging.render(record.answered, origin), score=float(record.is_good))
+            return replace(self.render_judged(record.answered, origin), score=float(record.is_good))
         with _located(origin):
             if self.answer_start is not None:
                 return self._render_answer(record, self.answer_start)
@@ -102,6 +114,22 @@ class Renderer:
             return self.render_whole(record, origin)
         assert isinstance(record, PlainText)
         return self._render_plain("", record.text)
+
+    def render_judged(self, answered: Answered, origin: Origin | None = None) -> Rendered:
+        """An answer that is judged, behind what was asked. Raises: as render."""
+        if self.pooled == "last":
+            return self._judging.render(answered, origin)
+        with _located(origin):
+            return self._whole.text(*self._as_pair(answered))
+
+    def _as_pair(self, answered: Answered) -> tuple[str, str]:
+        """What was asked and the answer, as two texts. Turns are written by the chat template, or without one after their roles."""
+        if isinstance(answered, Completion):
+            return answered.prompt, answered.completion
+        *before, answer = answered.messages
+        if self.chat is not None:
+            return self.chat.text(before, answered.tools), answer.content
+        return "\n\n".join(f"{turn.role}: {turn.content}" for turn in before), answer.content
 
     @cached_property
     def _judging(self) -> Renderer:

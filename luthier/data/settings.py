@@ -24,6 +24,7 @@ FormatName = Literal[
     "guanaco",
     "hh-rlhf",
     "preferences",
+    "rankings",
     "verdicts",
     "prompts",
     "tags",

@@ -21,6 +21,7 @@ from luthier.types import (
     PlainText,
     Preference,
     Prompt,
+    Ranking,
     Record,
     Scored,
     Similar,
@@ -64,6 +65,8 @@ def _prompt(record: Record) -> object:
             return _prompt(chosen)
         case Verdict(answered):
             return _prompt(answered)
+        case Ranking(answers):
+            return _prompt(answers[0])
         case Prompt(Conversation(messages, tools)):
             return [[message.as_dict() for message in messages], tools]
         case Prompt(asked):

@@ -14,11 +14,12 @@ from functools import partial
 import numpy as np
 import torch
 
-from luthier.evaluation.compare import Candidate, comparisons
-from luthier.evaluation.intervals import bootstrap_mean, wilson
+from luthier.evaluation.compare import Candidate, comparisons, mean_loss
+from luthier.evaluation.intervals import wilson
+from luthier.evaluation.measure import Measure
 from luthier.evaluation.metrics import macro_f1
-from luthier.evaluation.rows import Rows, statistic_measure
-from luthier.evaluation.verdict import Answered, Evaluation, Measure
+from luthier.evaluation.rows import Rows, calibration_measure, statistic_measure
+from luthier.evaluation.verdict import Answered, Evaluation
 from luthier.prediction.passes import Passes, check_fits, class_logits, said_of_each
 from luthier.types import FloatArray, IntArray, Labelled, Record
 
@@ -62,7 +63,10 @@ def evaluate_classes(candidate: Candidate, rows: Rows, passes: Passes, limit: in
     return Evaluation(
         candidates=tuple(guess.name for guess in guesses),
         num_rows=len(true_R),
-        measures=class_measures(guesses, true_R),
+        measures=(
+            *class_measures(guesses, true_R),
+            calibration_measure([list(guess.logprob_RC) for guess in guesses], true_R.tolist()),
+        ),
         notes=(*rows.notes, note),
         answers=tuple(
             Answered(
@@ -95,7 +99,7 @@ def class_measures(guesses: Sequence[Guesses], true_R: IntArray) -> tuple[Measur
         return macro_f1(guess.answer_R[index_R], true_R[index_R], num_classes)
 
     return (
-        Measure("loss", False, len(true_R), tuple(bootstrap_mean(loss) for loss in losses), comparisons(losses)),
+        mean_loss(losses),
         Measure("accuracy", True, len(true_R), tuple(wilson(round(sum(r)), len(r)) for r in right), comparisons(right)),
         statistic_measure("macro-F1", [partial(f1_of, guess) for guess in guesses], len(true_R)),
     )

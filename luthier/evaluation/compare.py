@@ -17,13 +17,16 @@ from luthier.data.placeholders import with_placeholders
 from luthier.data.rendering import Renderer
 from luthier.errors import DataError
 from luthier.evaluation.intervals import Estimate, bootstrap_difference, bootstrap_mean, sign_test, wilson
+from luthier.evaluation.measure import LOSS_MARGIN, Comparison, Measure
 from luthier.evaluation.metrics import exact_match, perplexity, rouge_l, token_f1
-from luthier.evaluation.verdict import Answered, Comparison, Evaluation, Measure
+from luthier.evaluation.shots import with_shots
+from luthier.evaluation.verdict import Answered, Evaluation
 from luthier.generation.engine import MAX_ROWS, Request, generate
 from luthier.generation.settings import Sampling
 from luthier.models.language_model import LanguageModel
+from luthier.objectives.sft import SFT
 from luthier.ops.workers import Workers
-from luthier.prediction.passes import Progress, check_fits, held, silent
+from luthier.prediction.passes import Progress, check_fits, check_numbers, held, silent
 from luthier.types import Batch, Completion, Example, Origin, Record
 
 SCORES: tuple[tuple[str, Callable[[str, str], float]], ...] = (
@@ -35,11 +38,12 @@ SCORES: tuple[tuple[str, Callable[[str, str], float]], ...] = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model under a name, and the adapter to use on it; None is the model as it is."""
+    """A model under a name, and the adapter to use on it; None is the model as it is. shots: rows that it is shown first."""
 
     name: str
     model: LanguageModel
     adapter: str | None = None
+    shots: tuple[Record, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,15 +94,24 @@ def evaluate_records(
             "Give rows with answers, or plain text.",
             file=chosen[0][1].file,
         )
-    for candidate in candidates:
-        check_room(candidate, questions, learned)
+    asked = [_Rows(questions, learned).behind(candidate.shots, chosen, renderer) for candidate in candidates]
+    for candidate, own in zip(candidates, asked, strict=True):
+        check_room(candidate, own.questions, own.learned)
     notes += _left_out(len(chosen), len(questions), len(learned))
     measures: list[Measure] = []
     if learned:
-        losses = [losses_by_row(c, learned, len(chosen), tokens_per_micro_batch, workers, progress) for c in candidates]
+        losses = [
+            losses_by_row(candidate, own.learned, len(chosen), tokens_per_micro_batch, workers, progress)
+            for candidate, own in zip(candidates, asked, strict=True)
+        ]
+        for candidate, rows in zip(candidates, losses, strict=True):
+            check_numbers(list(rows.nats_R), [e for e in learned if e.weight_N.any()], f"{candidate.name}: loss")
         measures += loss_measures(losses)
         measures += task_measures(losses, [example for example in learned if example.weight_N.any()])
-    answers = [_answers(candidate, questions, renderer, sampling, max_rows, progress) for candidate in candidates]
+    answers = [
+        _answers(candidate, own.questions, renderer, sampling, max_rows, progress)
+        for candidate, own in zip(candidates, asked, strict=True)
+    ]
     if questions:
         measures += score_measures(answers, [question.reference for question in questions])
     return Evaluation(
@@ -111,6 +124,25 @@ def evaluate_records(
             for i, question in enumerate(questions)
         ),
     )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What a candidate is asked, and what its loss is taken of."""
+
+    questions: Sequence[Question]
+    learned: Sequence[Example]
+
+    def behind(self, shots: Sequence[Record], chosen: Sequence[tuple[Record, Origin]], renderer: Renderer) -> _Rows:
+        """The same rows behind shots."""
+        if not shots:
+            return self
+        records = [(with_shots(record, shots, renderer), origin) for record, origin in chosen]
+        examples = [
+            SFT().example(renderer.render(*records[example.document]), example.document, example.origin)
+            for example in self.learned
+        ]
+        return _Rows(questions_of(records, renderer), examples)
 
 
 # ── questions ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -253,9 +285,15 @@ def loss_measures(losses: Sequence[RowLosses]) -> list[Measure]:
     exponentials = tuple(Estimate(perplexity(e.value), perplexity(e.low), perplexity(e.high)) for e in estimates)
     only_a_scale = tuple(Comparison(None, None) for _ in losses[1:])
     return [
-        Measure("loss", False, len(weights), estimates, comparisons(means, weights)),
+        Measure("loss", False, len(weights), estimates, comparisons(means, weights), LOSS_MARGIN, "likelihood"),
         Measure("perplexity", False, len(weights), exponentials, only_a_scale),
     ]
+
+
+def mean_loss(losses: Sequence[Sequence[float]]) -> Measure:
+    """The mean of each candidate's losses, one a row."""
+    estimates = tuple(bootstrap_mean(each) for each in losses)
+    return Measure("loss", False, len(losses[0]), estimates, comparisons(losses), LOSS_MARGIN, "likelihood")
 
 
 def task_measures(losses: Sequence[RowLosses], examples: Sequence[Example]) -> list[Measure]:
@@ -267,7 +305,7 @@ def task_measures(losses: Sequence[RowLosses], examples: Sequence[Example]) -> l
     for task in tasks:
         is_of_R = torch.tensor([(example.origin.task or "") == task for example in examples])
         own = [RowLosses(rows.nats_R[is_of_R], rows.weight_R[is_of_R]) for rows in losses]
-        measures.append(replace(loss_measures(own)[0], name=f"loss: {task or 'no task'}"))
+        measures.append(replace(loss_measures(own)[0], name=f"loss: {task or 'no task'}", witness="part"))
     return measures
 
 
@@ -317,11 +355,10 @@ def score_measures(answers: Sequence[Sequence[str]], references: Sequence[str]) 
 
 def comparisons(values: Sequence[Sequence[float]], weights: Sequence[float] | None = None) -> tuple[Comparison, ...]:
     """Each later candidate's values, one a row, against the first one's."""
-    first = values[0]
-    return tuple(
-        Comparison(
-            bootstrap_difference(first, later, weights),
-            sign_test([after - before for before, after in zip(first, later, strict=True)]),
-        )
-        for later in values[1:]
-    )
+    first, found = values[0], []
+    for later in values[1:]:
+        changes = [after - before for before, after in zip(first, later, strict=True)]
+        rises, falls = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
+        difference = bootstrap_difference(first, later, weights)
+        found.append(Comparison(difference, sign_test(changes), rises, falls))
+    return tuple(found)

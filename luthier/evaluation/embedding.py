@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from luthier.evaluation.compare import Candidate, comparisons
+from luthier.evaluation.compare import Candidate, comparisons, mean_loss
 from luthier.evaluation.intervals import bootstrap_mean, wilson
+from luthier.evaluation.measure import Measure
 from luthier.evaluation.rows import Rows
-from luthier.evaluation.verdict import Answered, Evaluation, Measure
+from luthier.evaluation.verdict import Answered, Evaluation
 from luthier.models.language_model import LanguageModel
 from luthier.objectives import Embedding
 from luthier.objectives.contract import Whole
@@ -120,7 +121,7 @@ def retrieval_measures(found: Sequence[Retrieved]) -> tuple[Measure, ...]:
     first = [[float(rank == 1) for rank in each.ranks] for each in found]
     reciprocal = [[1 / rank for rank in each.ranks] for each in found]
     return (
-        Measure("loss", False, num_rows, tuple(bootstrap_mean(loss) for loss in losses), comparisons(losses)),
+        mean_loss(losses),
         Measure(
             "accuracy@1", True, num_rows, tuple(wilson(round(sum(f)), num_rows) for f in first), comparisons(first)
         ),

@@ -12,7 +12,9 @@ from luthier.errors import DataError, UsageError
 from luthier.evaluation.compare import comparisons
 from luthier.evaluation.grading import Aids, Grade, Grader, Sample
 from luthier.evaluation.intervals import bootstrap_mean
-from luthier.evaluation.verdict import Answered, Evaluation, Measure
+from luthier.evaluation.measure import SCORE_MARGIN, Measure, margin_by_spread
+from luthier.evaluation.named_metrics import named_measure
+from luthier.evaluation.verdict import Answered, Evaluation
 from luthier.types import Origin
 
 Columns = Mapping[tuple[str, int], Mapping[str, Any]]
@@ -21,9 +23,10 @@ Columns = Mapping[tuple[str, int], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Grading:
-    """The graders, what they may use, and the columns of the rows."""
+    """The graders, further metrics by name, what graders may use, and the columns of the rows."""
 
     graders: Sequence[Grader]
+    named: Sequence[str] = ()
     aids: Aids = field(default_factory=Aids)
     columns: Columns = field(default_factory=dict)
 
@@ -45,7 +48,7 @@ def columns_of(origins: Iterable[Origin]) -> Columns:
 
 
 def graded(evaluation: Evaluation, grading: Grading, progress: Callable[[str, int, int], None]) -> Evaluation:
-    """The evaluation with a measure for each grader.
+    """The evaluation with a measure for each further metric and each grader.
 
     Raises: UsageError, if nothing was answered; DataError where a grader has no score for any row.
     """
@@ -54,6 +57,14 @@ def graded(evaluation: Evaluation, grading: Grading, progress: Callable[[str, in
             "There are no answers to grade.", "Graders are for models that write, on rows that ask something."
         )
     measures, notes = [], []
+    references = [answered.reference for answered in evaluation.answers]
+    texts = [
+        [answered.answers[index] for answered in evaluation.answers] for index in range(len(evaluation.candidates))
+    ]
+    for name in grading.named:
+        measure, note = named_measure(name, texts, references)
+        measures.append(measure)
+        notes += note
     for number, grader in enumerate(grading.graders):
         progress("grading", number, len(grading.graders))
         measure, note = _measured(grader, grading, evaluation.answers)
@@ -75,9 +86,11 @@ def _measured(grader: Grader, grading: Grading, answers: Sequence[Answered]) -> 
         )
     scores_CR = [[_score(grades[row]) for row in rows] for grades in grades_CR]
     estimates = tuple(bootstrap_mean(scores) for scores in scores_CR)
+    are_shares = all(0 <= score <= 1 for scores in scores_CR for score in scores)
+    margin = SCORE_MARGIN if are_shares else margin_by_spread(scores_CR[0])
     missing = len(answers) - len(rows)
     notes = [f"{grader.name}: {missing} of {len(answers)} rows have no score ({fault})."] if missing else []
-    return Measure(grader.name, True, len(rows), estimates, comparisons(scores_CR)), notes
+    return Measure(grader.name, True, len(rows), estimates, comparisons(scores_CR), margin), notes
 
 
 def _samples(answers: Sequence[Answered], candidate: int) -> list[Sample]:

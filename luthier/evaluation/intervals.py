@@ -28,7 +28,8 @@ class Estimate:
 
 
 def wilson(num_right: float, num_rows: int, confidence: float = CONFIDENCE) -> Estimate:
-    """The share of right rows with its score interval: Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953.
+    """The share of right rows (a row may be right by half) with its score interval: Wilson 1927,
+    https://doi.org/10.1080/01621459.1927.10502953.
 
     Unlike the textbook interval it stays within 0 and 1, and has a width when all rows are right or all are wrong. Rows may
     count in part, as a tie does by half: such rows vary less, so the interval is then wider than it need be.

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from luthier.data.packing import targets_of
 from luthier.evaluation.embedding import vectors_of
 from luthier.models.call import Adapters
 from luthier.models.language_model import LanguageModel
 from luthier.models.outputs import Outputs
-from luthier.objectives import Embedding, MultipleChoice, Regression
+from luthier.objectives import Embedding, MultipleChoice, Regression, Reward
 from luthier.objectives.contract import JointObjective, Objective, Whole, joined
 from luthier.objectives.embedding import info_nce_of_each
 from luthier.ops.workers import Workers
@@ -90,13 +91,15 @@ def losses_of_rows(
     if isinstance(objective, Embedding):
         whole = vectors_of(model, adapter, examples, objective, passes, task)
         return [float(loss) for loss in info_nce_of_each(whole, objective.temperature)]
-    is_number = isinstance(objective, Regression | MultipleChoice)
+    is_number = isinstance(objective, Regression | MultipleChoice | Reward)
     said = said_of_each(model, adapter, examples, class_logits if is_number else logprobs, passes, task)
     return [_loss_of(objective, said_N, example) for said_N, example in zip(said, examples, strict=True)]
 
 
 def _loss_of(objective: Objective, said_N: Tensor, example: Example) -> float:
     """A row's loss, from the logits or the log-probabilities at its targets."""
+    if isinstance(objective, Reward):
+        return float(objective.losses(said_N[:, 0], targets_of(example), is_trained=False))
     weight_N = torch.from_numpy(example.weight_N).double()
     if isinstance(objective, Regression):
         assert example.value_N is not None

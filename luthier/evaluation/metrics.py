@@ -73,6 +73,11 @@ def rouge_n(answer: str, reference: str, n: int) -> float:
     return _f1(common, answer_runs.total(), reference_runs.total())
 
 
+def ngram_counts(text: str, order: int) -> Counter[str]:
+    """The runs of so many letters in a text, each with how often it comes."""
+    return Counter(text[start : start + order] for start in range(len(text) - order + 1))
+
+
 def rouge_words(text: str) -> list[str]:
     """The words of a text that `rouge_l` compares: runs of letters and digits in lower case."""
     return _ROUGE_WORD.findall(unicodedata.normalize("NFC", text).lower())
@@ -104,6 +109,19 @@ def macro_f1(answer_N: NDArray[np.int64], true_N: NDArray[np.int64], num_classes
     right_C, found_C = np.diag(joint), joint.sum(0) + joint.sum(1)
     present_C = found_C > 0
     return float((2 * right_C[present_C] / found_C[present_C]).mean())
+
+
+def expected_calibration_error(
+    confidence_N: NDArray[np.float64], right_N: NDArray[np.float64], num_bins: int = 15
+) -> float:
+    """How far the share of right answers is from the confidence in them, on average over bins of like confidence.
+
+    Guo et al. 2017, https://arxiv.org/abs/1706.04599, equation 3. confidence_N: the probability given to each answer;
+    right_N: 1 where it is right, else 0.
+    """
+    bin_N = np.clip(np.ceil(confidence_N * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
+    gap_B = np.bincount(bin_N, right_N - confidence_N, minlength=num_bins)
+    return float(np.abs(gap_B).sum() / len(right_N))
 
 
 def pearson(left_N: NDArray[np.float64], right_N: NDArray[np.float64]) -> float:

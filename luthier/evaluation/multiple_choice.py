@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from luthier.evaluation.compare import Candidate, comparisons
-from luthier.evaluation.intervals import bootstrap_mean, wilson
-from luthier.evaluation.rows import Rows
-from luthier.evaluation.verdict import Answered, Evaluation, Measure
+from luthier.evaluation.compare import Candidate, comparisons, mean_loss
+from luthier.evaluation.intervals import wilson
+from luthier.evaluation.measure import Measure
+from luthier.evaluation.rows import Rows, calibration_measure
+from luthier.evaluation.verdict import Answered, Evaluation
 from luthier.prediction.passes import Passes, check_fits, class_logits, said_of_each
 from luthier.types import Choice, FloatArray
 
@@ -44,7 +45,7 @@ def evaluate_choices(candidate: Candidate, rows: Rows, passes: Passes, limit: in
     return Evaluation(
         candidates=names,
         num_rows=len(right),
-        measures=choice_measures(logprobs, right),
+        measures=(*choice_measures(logprobs, right), calibration_measure(logprobs, right)),
         notes=(*rows.notes, note),
         answers=tuple(
             Answered(
@@ -71,6 +72,6 @@ def choice_measures(logprobs: Sequence[Sequence[FloatArray]], right: Sequence[in
     losses = [[float(-logprob_K[k]) for logprob_K, k in zip(each, right, strict=True)] for each in logprobs]
     hits = [[float(logprob_K.argmax() == k) for logprob_K, k in zip(each, right, strict=True)] for each in logprobs]
     return (
-        Measure("loss", False, len(right), tuple(bootstrap_mean(loss) for loss in losses), comparisons(losses)),
+        mean_loss(losses),
         Measure("accuracy", True, len(right), tuple(wilson(round(sum(h)), len(h)) for h in hits), comparisons(hits)),
     )

@@ -14,8 +14,9 @@ import torch
 
 from luthier.evaluation.compare import Candidate, RowLosses, comparisons, loss_measures, task_measures
 from luthier.evaluation.intervals import bootstrap_mean
+from luthier.evaluation.measure import Measure
 from luthier.evaluation.rows import Rows
-from luthier.evaluation.verdict import Answered, Evaluation, Measure
+from luthier.evaluation.verdict import Answered, Evaluation
 from luthier.generation.engine import Request, generate
 from luthier.generation.settings import Sampling
 from luthier.generation.text import decode_text

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from luthier.evaluation.compare import Candidate, comparisons
 from luthier.evaluation.intervals import bootstrap_mean
+from luthier.evaluation.measure import Measure, margin_by_spread
 from luthier.evaluation.metrics import pearson, spearman
 from luthier.evaluation.rows import Rows, statistic_measure
-from luthier.evaluation.verdict import Answered, Evaluation, Measure
+from luthier.evaluation.verdict import Answered, Evaluation
 from luthier.prediction.passes import Passes, check_fits, class_logits, said_of_each
 from luthier.types import Scored
 
@@ -67,7 +68,7 @@ def score_measures(given: Sequence[Column], true_R: Column) -> tuple[Measure, ..
     errors = [np.square(column_R - true_R).tolist() for column_R in given]
     squared = tuple(bootstrap_mean(error) for error in errors)
     return (
-        Measure("mean squared error", False, len(true_R), squared, comparisons(errors)),
+        Measure("mean squared error", False, len(true_R), squared, comparisons(errors), margin_by_spread(errors[0])),
         *(
             statistic_measure(name, [partial(correlation, column_R, measure) for column_R in given], len(true_R))
             for name, measure in (("Pearson", pearson), ("Spearman", spearman))

@@ -44,7 +44,8 @@ def write_report(
     Raises: DiskFull.
     """
     sections = [f"# {path.absolute().parent.name}", _table(["", ""], list(facts.items())), "## Training"]
-    sections += [_training(metrics, objective), "![Loss by step](loss.png)"]
+    told = "\n".join(f"- {line}" for line in training_lines(metrics, objective))
+    sections += [told, "![Loss by step](loss.png)"]
     if has_rewards(metrics):
         sections.append("![Rewards, divergence and lengths](rewards.png)")
     if evaluation is not None:
@@ -125,17 +126,32 @@ def _column(metrics: Metrics, name: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in pairs], [value for _, value in pairs]
 
 
-def _training(metrics: Metrics, objective: type[Objective]) -> str:
-    """The course of the training as a list of sentences."""
-    steps, losses = _column(metrics, "loss")
+def training_lines(metrics: Metrics, objective: type[Objective]) -> list[str]:
+    """The course of the training, a sentence each."""
+    steps, _ = _column(metrics, "loss")
     if not steps:
-        return "No step was made."
-    tenth = max(1, len(losses) // 10)
-    first, last = statistics.mean(losses[:tenth]), statistics.mean(losses[-tenth:])
+        return ["No step was made."]
     seconds = sum(_column(metrics, "seconds")[1])
     lines = [
         f"{steps[-1]} steps in {_duration(seconds)}, {_sum(metrics, 'learned_tokens'):,} {objective.targets_are} "
         f"in {_sum(metrics, 'real_tokens'):,} tokens.",
+        *loss_lines(metrics, objective),
+    ]
+    if speeds := _column(metrics, "tokens_per_second")[1]:
+        lines.append(f"{statistics.median(speeds):,.0f} real tokens per second (median step).")
+    if peaks := _column(metrics, "peak_memory_bytes")[1]:
+        lines.append(f"Peak memory {max(peaks) / 2**30:.2f} GiB.")
+    return lines
+
+
+def loss_lines(metrics: Metrics, objective: type[Objective]) -> list[str]:
+    """How rewards and losses went, a sentence each; none without a step."""
+    _, losses = _column(metrics, "loss")
+    if not losses:
+        return []
+    tenth = max(1, len(losses) // 10)
+    first, last = statistics.mean(losses[:tenth]), statistics.mean(losses[-tenth:])
+    lines = [
         *(reward_lines(metrics) if has_rewards(metrics) else []),
         f"Training loss {first:.3f} → {last:.3f} {objective.loss_unit} (means of the first and last {tenth} steps).",
     ]
@@ -145,11 +161,7 @@ def _training(metrics: Metrics, objective: type[Objective]) -> str:
         lines.append(
             f"Held-out loss {held_out[-1]:.3f} at the end; best {held_out[best]:.3f} after step {held_out_steps[best]}."
         )
-    if speeds := _column(metrics, "tokens_per_second")[1]:
-        lines.append(f"{statistics.median(speeds):,.0f} real tokens per second (median step).")
-    if peaks := _column(metrics, "peak_memory_bytes")[1]:
-        lines.append(f"Peak memory {max(peaks) / 2**30:.2f} GiB.")
-    return "\n".join(f"- {line}" for line in lines)
+    return lines
 
 
 def _sum(metrics: Metrics, name: str) -> int:

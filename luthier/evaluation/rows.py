@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
 
 from luthier.errors import DataError
 from luthier.evaluation.intervals import bootstrap_of
-from luthier.evaluation.verdict import Comparison, Measure
-from luthier.types import Example, IntArray, Origin, Record
+from luthier.evaluation.measure import Comparison, Measure, Witness
+from luthier.evaluation.metrics import expected_calibration_error
+from luthier.types import Example, FloatArray, IntArray, Origin, Record
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,16 @@ class Rows:
         return Rows([record for record, _ in kept], [example for _, example in kept], tuple(notes))
 
 
+CALIBRATION = "calibration error"
+
 OfRows = Callable[[IntArray], float]
 """A number that is no mean over rows, of the rows with these indices."""
 
 
-def statistic_measure(name: str, of_rows: Sequence[OfRows], num_rows: int) -> Measure:
-    """A measure, the higher the better, that is a statistic of all rows: one for each candidate, each later one against the first."""
+def statistic_measure(
+    name: str, of_rows: Sequence[OfRows], num_rows: int, *, higher_is_better: bool = True, witness: Witness = "answers"
+) -> Measure:
+    """A measure that is a statistic of all rows: one for each candidate, each later one against the first."""
     first = of_rows[0]
 
     def gain_of(later: OfRows) -> OfRows:
@@ -52,4 +61,23 @@ def statistic_measure(name: str, of_rows: Sequence[OfRows], num_rows: int) -> Me
 
     estimates = tuple(bootstrap_of(of, num_rows) for of in of_rows)
     gains = tuple(Comparison(bootstrap_of(gain_of(later), num_rows), None) for later in of_rows[1:])
-    return Measure(name, True, num_rows, estimates, gains)
+    return Measure(name, higher_is_better, num_rows, estimates, gains, witness=witness)
+
+
+def calibration_measure(logprobs: Sequence[Sequence[FloatArray]], right: Sequence[int]) -> Measure:
+    """The expected calibration error of each candidate. logprobs: of each candidate, those of a row's classes or options.
+
+    It tells how far the probabilities can be believed, and takes no part in the verdict: always answering the most frequent
+    class is well calibrated.
+    """
+    of_rows = []
+    for of_candidate in logprobs:
+        best = [int(logprob_K.argmax()) for logprob_K in of_candidate]
+        confidence_R = np.exp([float(logprob_K[k]) for logprob_K, k in zip(of_candidate, best, strict=True)])
+        hit_R = np.array([float(k == true) for k, true in zip(best, right, strict=True)])
+        of_rows.append(partial(_calibration, confidence_R, hit_R))
+    return statistic_measure(CALIBRATION, of_rows, len(right), higher_is_better=False, witness="part")
+
+
+def _calibration(confidence_R: NDArray[np.float64], hit_R: NDArray[np.float64], index_R: IntArray) -> float:
+    return expected_calibration_error(confidence_R[index_R], hit_R[index_R])

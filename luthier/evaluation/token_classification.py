@@ -18,8 +18,9 @@ from luthier.data.entities import are_span_tags, spans_of
 from luthier.evaluation.classification import MAJORITY
 from luthier.evaluation.compare import Candidate, comparisons
 from luthier.evaluation.intervals import bootstrap_mean
+from luthier.evaluation.measure import LOSS_MARGIN, SCORE_MARGIN, Measure, Witness
 from luthier.evaluation.rows import Rows, statistic_measure
-from luthier.evaluation.verdict import Answered, Evaluation, Measure
+from luthier.evaluation.verdict import Answered, Evaluation
 from luthier.prediction.passes import Passes, check_fits, class_logits, said_of_each
 from luthier.types import FloatArray, IntArray, Tagged
 
@@ -91,6 +92,10 @@ def tag_measures(
             [float(-logprob_KC[np.arange(len(row)), row].mean(dtype=np.float64)) for logprob_KC, row in pairs]
         )
         right.append([float((logprob_KC.argmax(1) == row).mean()) for logprob_KC, row in pairs])
+    of_words: list[tuple[str, bool, list[list[float]], float, Witness]] = [
+        ("loss", False, losses, LOSS_MARGIN, "likelihood"),
+        ("accuracy", True, right, SCORE_MARGIN, "answers"),
+    ]
     measures = [
         Measure(
             name,
@@ -98,8 +103,10 @@ def tag_measures(
             num_rows,
             tuple(bootstrap_mean(each, weights) for each in values),
             comparisons(values, weights),
+            margin,
+            witness,
         )
-        for name, higher_is_better, values in (("loss", False, losses), ("accuracy", True, right))
+        for name, higher_is_better, values, margin, witness in of_words
     ]
     if are_span_tags(classes):
         named = [[classes[number] for number in row.tolist()] for row in true]

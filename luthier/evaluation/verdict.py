@@ -3,49 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
 
+from luthier.evaluation.contamination import Contamination
+from luthier.evaluation.forgetting.found import Forgetting
 from luthier.evaluation.intervals import Estimate
+from luthier.evaluation.measure import FEWEST_ROWS, Measure, Verdict
+from luthier.evaluation.outcome import Outcome, outcome_of, with_interval
 from luthier.types import Origin
-
-FEWEST_ROWS = 10
-"""With fewer rows no verdict is given: a bootstrap over a handful of rows is surer of itself than it should be."""
-
-Verdict = Literal["better", "worse", "unclear"]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One candidate against the first, on the same rows.
-
-    difference: this one's mean minus the first one's; None where the measure is only another scale of one before it.
-    sign_test_p: how likely so uneven a count of better and worse rows is by chance.
-    """
-
-    difference: Estimate | None
-    sign_test_p: float | None
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One number by which candidates are measured: its estimate for each, and each later one against the first."""
-
-    name: str
-    higher_is_better: bool
-    num_rows: int
-    estimates: tuple[Estimate, ...]
-    comparisons: tuple[Comparison, ...]
-
-    def verdict(self, index: int) -> Verdict | None:
-        """Whether candidate `index` (1 or more) is better than the first: its interval excludes 0. None: not asked."""
-        difference = self.comparisons[index - 1].difference
-        if difference is None:
-            return None
-        if self.num_rows < FEWEST_ROWS or difference.low <= 0 <= difference.high:
-            return "unclear"
-        return "better" if (difference.low > 0) == self.higher_is_better else "worse"
 
 
 @dataclass(frozen=True)
@@ -59,14 +27,61 @@ class Answered:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table of details under its title; the first row is the head."""
+
+    title: str
+    rows: list[list[str]]
+
+
+class Details(ABC):
+    """What some kinds of models have to show beside their measures."""
+
+    @abstractmethod
+    def tables(self) -> tuple[Table, ...]:
+        """The details for people."""
+
+    @abstractmethod
+    def as_json(self) -> dict[str, object]:
+        """The details as JSON values."""
+
+    @abstractmethod
+    def write_picture(self, path: Path) -> None:
+        """Write them as a PNG. Raises: DiskFull."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """All measures of all candidates over the rows, what is to be said about them, and the answers themselves."""
+    """All measures of all candidates over the rows, what is to be said about them, and the answers themselves.
+
+    subject: the candidate that the evaluation is about; None: the last one. forgetting: what candidates know beyond the rows;
+    None where that was not asked. contamination: which rows stand in the training rows; None where that was not looked for.
+    details: what there is to show beside them; None for most kinds of models.
+    """
 
     candidates: tuple[str, ...]
     num_rows: int
     measures: tuple[Measure, ...]
     notes: tuple[str, ...]
     answers: tuple[Answered, ...]
+    details: Details | None = None
+    subject: str | None = None
+    forgetting: Forgetting | None = None
+    contamination: Contamination | None = None
+
+    @property
+    def outcomes(self) -> dict[str, Outcome]:
+        """What it comes to for each candidate after the first."""
+        return {
+            name: outcome_of(self.measures, index, self.candidates, self.num_rows, self.forgetting)
+            for index, name in enumerate(self.candidates)
+            if index
+        }
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What it comes to for the candidate that it is about; None for one alone."""
+        return self.outcomes.get(self.subject or self.candidates[-1])
 
     @property
     def summary(self) -> str:
@@ -79,7 +94,7 @@ class Evaluation:
 
     def _sentence(self, index: int, rows: str) -> str:
         name = self.candidates[index]
-        said: dict[Verdict, list[str]] = {"better": [], "worse": [], "unclear": []}
+        said: dict[Verdict, list[str]] = {"better": [], "worse": [], "same": [], "unclear": []}
         for measure in self.measures:
             verdict = measure.verdict(index)
             if verdict is not None:
@@ -87,9 +102,11 @@ class Evaluation:
         too_few = f"too few rows (fewer than {FEWEST_ROWS}) for a verdict"
         unclear = too_few if self.num_rows < FEWEST_ROWS else "no clear difference"
         parts = [f"{name} is {verdict} on {_listed(said[verdict])}" for verdict in ("better", "worse") if said[verdict]]
+        if said["same"]:
+            parts.append(f"no difference that matters on {_listed(said['same'])}")
         if said["unclear"]:
             parts.append(f"{unclear} on {_listed(said['unclear'])}")
-        if parts and parts[0].startswith(unclear):
+        if not parts[0].startswith(f"{name} is "):
             parts[0] = f"{name}: {parts[0]}"
         parts[0] += f" {rows}"
         return "; ".join(parts) + "."
@@ -98,15 +115,22 @@ class Evaluation:
         """The measures as rows of text, the first row being the head; intervals are 95 %."""
         first = self.candidates[0]
         head = ["measure", *self.candidates, *(f"{name} - {first}" for name in self.candidates[1:]), "rows"]
-        return [head, *(_table_row(measure) for measure in self.measures)]
+        parts = () if self.forgetting is None else self.forgetting.parts
+        return [head, *(_table_row(measure) for measure in (*self.measures, *parts))]
 
     def as_json(self) -> dict[str, object]:
         """Everything, as JSON values: numbers that are infinite are null."""
         return {
             "candidates": list(self.candidates),
             "rows": self.num_rows,
+            "verdict": None if self.outcome is None else self.outcome.kind,
+            "verdicts": {name: {"verdict": o.kind, "sentence": o.sentence} for name, o in self.outcomes.items()},
             "summary": self.summary,
             "notes": list(self.notes),
+            "metrics": {measure.name: self._values_json(measure) for measure in self.measures},
+            "intervals": {measure.name: self._intervals_json(measure) for measure in self.measures},
+            "forgetting": self._forgetting_json(),
+            "contamination": None if self.contamination is None else self.contamination.as_json(),
             "measures": [self._measure_json(measure) for measure in self.measures],
             "answers": [
                 {
@@ -118,6 +142,31 @@ class Evaluation:
                 }
                 for answered in self.answers
             ],
+            **({} if self.details is None else {"details": self.details.as_json()}),
+        }
+
+    def _values_json(self, measure: Measure) -> dict[str, float | None]:
+        """The measure's value for each candidate."""
+        pairs = zip(self.candidates, measure.estimates, strict=True)
+        return {name: _finite(estimate.value) for name, estimate in pairs}
+
+    def _intervals_json(self, measure: Measure) -> dict[str, list[float | None]]:
+        """The measure's interval for each candidate, and for the difference of each later one to the first."""
+        found = {name: _bounds(each) for name, each in zip(self.candidates, measure.estimates, strict=True)}
+        for name, comparison in zip(self.candidates[1:], measure.comparisons, strict=True):
+            if comparison.difference is not None:
+                found[f"{name} - {self.candidates[0]}"] = _bounds(comparison.difference)
+        return found
+
+    def _forgetting_json(self) -> dict[str, object] | None:
+        if self.forgetting is None:
+            return None
+        return {
+            "verdicts": self.forgetting.verdicts(self.candidates),
+            "metrics": {part.name: self._values_json(part) for part in self.forgetting.parts},
+            "intervals": {part.name: self._intervals_json(part) for part in self.forgetting.parts},
+            "measures": [self._measure_json(part) for part in self.forgetting.parts],
+            "notes": list(self.forgetting.notes),
         }
 
     def _measure_json(self, measure: Measure) -> dict[str, object]:
@@ -126,6 +175,7 @@ class Evaluation:
             "name": measure.name,
             "higher_is_better": measure.higher_is_better,
             "rows": measure.num_rows,
+            "margin": measure.margin,
             "estimates": {
                 name: _estimate_json(estimate)
                 for name, estimate in zip(self.candidates, measure.estimates, strict=True)
@@ -135,6 +185,8 @@ class Evaluation:
                     "against": self.candidates[0],
                     "difference": None if comparison.difference is None else _estimate_json(comparison.difference),
                     "sign_test_p": comparison.sign_test_p,
+                    "rises": comparison.rises,
+                    "falls": comparison.falls,
                     "verdict": measure.verdict(index),
                 }
                 for index, (name, comparison) in later
@@ -149,19 +201,20 @@ def _said(measure: Measure, index: int) -> str:
     if not measure.higher_is_better:
         before, after = (_number(measure, measure.estimates[i].value) for i in (0, index))
         return f"{measure.name} ({before} → {after})"
-    return f"{measure.name} ({_with_interval(difference, lambda x: f'{x:+.2f}')})"
+    return f"{measure.name} ({with_interval(difference, lambda x: f'{x:+.2f}')})"
 
 
 def _table_row(measure: Measure) -> list[str]:
-    estimates = [_with_interval(estimate, lambda x: _number(measure, x)) for estimate in measure.estimates]
+    estimates = [with_interval(estimate, lambda x: _number(measure, x)) for estimate in measure.estimates]
     differences = [
-        "" if c.difference is None else _with_interval(c.difference, lambda x: f"{x:+.3f}") for c in measure.comparisons
+        "" if c.difference is None else with_interval(c.difference, lambda x: f"{x:+.3f}") for c in measure.comparisons
     ]
     return [measure.name, *estimates, *differences, str(measure.num_rows)]
 
 
-def _with_interval(estimate: Estimate, text: Callable[[float], str]) -> str:
-    return f"{text(estimate.value)} [{text(estimate.low)}, {text(estimate.high)}]"
+def in_words(estimate: Estimate) -> str:
+    """A number with its interval."""
+    return with_interval(estimate, lambda x: f"{x:.3f}")
 
 
 def _number(measure: Measure, value: float) -> str:
@@ -175,4 +228,12 @@ def _listed(items: Sequence[str]) -> str:
 
 def _estimate_json(estimate: Estimate) -> dict[str, float | None]:
     numbers = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
-    return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+    return {name: _finite(number) for name, number in numbers.items()}
+
+
+def _bounds(estimate: Estimate) -> list[float | None]:
+    return [_finite(estimate.low), _finite(estimate.high)]
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None

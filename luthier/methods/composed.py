@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -63,6 +64,14 @@ class ComposedMethod(AdapterMethod):
         in_file = file.head_layers(model.anatomy)
         attachment = self._together(self._parts_of(file), model, name, seed, fast)
         attachment.train_head(tuple(n for n in model.anatomy.head_linears if n in in_file or n in model.new_head))
+        attachment.load(file)
+        return attachment
+
+    def attach_without_head(self, model: LanguageModel, name: str, *, fast: bool = True) -> AdapterAttachment:
+        """As for any adapter, and so for each part."""
+        assert self.begin_from is not None
+        file = replace(read_adapter(self.form, self.begin_from), whole=(), head={})
+        attachment = self._together(self._parts_of(file), model, name, 0, fast)
         attachment.load(file)
         return attachment
 

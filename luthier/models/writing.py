@@ -23,11 +23,8 @@ def write_model(
 
     packed: the weights, by their layers' names, to be written instead of the layers' own, all of one format of bitsandbytes'.
     """
-    weights = {name: tensor.to(dtype) for name, tensor in _unpacked(model).items()}
+    weights = {name: tensor.to(dtype) for name, tensor in weights_of(model).items()}
     anatomy = model.anatomy
-    copies = [place for place in anatomy.embedding_places if place != anatomy.embedding]
-    for place in (*copies, *([anatomy.head] if anatomy.is_head_tied else [])):
-        weights.pop(f"{place}.weight", None)  # one tensor under several names: transformers ties it on loading
     config = copy.deepcopy(model.hf.config)
     config.dtype = dtype  # transformers notes that of the weights in memory, which is fp32 where they trained
     if packed:
@@ -39,6 +36,16 @@ def write_model(
     model.hf.save_pretrained(folder, state_dict=weights)
     config.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
+
+
+def weights_of(model: LanguageModel) -> dict[str, Tensor]:
+    """A model's weights by name, unpacked, each once: tied ones under the first of their names, by which transformers ties them."""
+    weights = _unpacked(model)
+    anatomy = model.anatomy
+    copies = [place for place in anatomy.embedding_places if place != anatomy.embedding]
+    for place in (*copies, *([anatomy.head] if anatomy.is_head_tied else [])):
+        weights.pop(f"{place}.weight", None)
+    return weights
 
 
 def _unpacked(model: LanguageModel) -> dict[str, Tensor]:

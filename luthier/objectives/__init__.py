@@ -15,6 +15,7 @@ from luthier.objectives.multiple_choice import MultipleChoice
 from luthier.objectives.orpo import ORPO
 from luthier.objectives.prefix_lm import PrefixLM
 from luthier.objectives.regression import Regression
+from luthier.objectives.reward import Reward
 from luthier.objectives.sft import SFT
 from luthier.objectives.simpo import SimPO
 from luthier.objectives.span_corruption import SpanCorruption
@@ -41,6 +42,7 @@ OBJECTIVES: tuple[type[Objective], ...] = (
     ORPO,
     SimPO,
     CPO,
+    Reward,
 )
 
 
@@ -70,6 +72,7 @@ __all__ = [
     "Objective",
     "PrefixLM",
     "Regression",
+    "Reward",
     "SimPO",
     "SpanCorruption",
     "TokenClassification",

@@ -8,6 +8,7 @@ Shapes: N targets, B pairs, S samples of a row.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -158,7 +159,58 @@ class PreferenceObjective(Objective):
 def pair_example(rendered: Rendered, document: int, origin: Origin, *, learns_prompt: bool = False) -> Example:
     """Two answers to one prompt, which stands once. Raises: DataError, where one has no token, or both are the same."""
     chosen, rejected = rendered.texts
+    if rejected.share > 0 and rejected.share >= chosen.share:
+        raise DataError(
+            "The row's first answer is not the better one, as its probability or its votes say.",
+            "Turn the answers round, leave ties out, or set objective.kind to reward, which learns from shares.",
+            file=origin.file,
+            line=origin.line,
+        )
     return answers_example((chosen, rejected), document, origin, learns_prompt=learns_prompt)
+
+
+@dataclass(frozen=True)
+class Laid:
+    """Several answers behind what they begin with in common. at: for each answer the place of each of its tokens in the example."""
+
+    parts: tuple[Part, ...]
+    at: tuple[IntArray, ...]
+
+
+def laid_behind(tokens: Sequence[IntArray], longest: int) -> Laid:
+    """Texts laid out as one, what they begin with in common (at most so many tokens) standing once."""
+    shared = common_prefix(tokens, longest)
+    starts = shared + np.cumsum([0, *(len(row) - shared for row in tokens[:-1])])
+    at = []
+    for row, start in zip(tokens, starts, strict=True):
+        own_T = np.arange(len(row), dtype=np.int64)
+        at.append(np.where(own_T < shared, own_T, start + own_T - shared))
+    if not shared:
+        return Laid(tuple(Part(row) for row in tokens), tuple(at))
+    return Laid((Part(tokens[0][:shared]), *(Part(row[shared:], parent=0) for row in tokens)), tuple(at))
+
+
+def learned_places(answers: Sequence[Rendered], origin: Origin) -> list[IntArray]:
+    """Which of each answer's tokens are its own. Raises: DataError, where one has none."""
+    learned = [np.flatnonzero(answer.weight_T > 0) for answer in answers]
+    if any(len(at_N) == 0 for at_N in learned):
+        raise DataError(
+            "One of the row's answers has no token of its own that could be compared.",
+            "Give two answers that are not empty, or leave the row out.",
+            file=origin.file,
+            line=origin.line,
+        )
+    return learned
+
+
+def same_answers(origin: Origin) -> DataError:
+    """That answers which should differ are the same."""
+    return DataError(
+        "Both answers of the row are the same, as tokens, so there is nothing to prefer.",
+        "Leave the row out; if they differ beyond data.max_length only, raise that.",
+        file=origin.file,
+        line=origin.line,
+    )
 
 
 def answers_example(
@@ -168,38 +220,19 @@ def answers_example(
 
     Raises: DataError, where one has no token to be learned, or two are the same.
     """
-    learned = [np.flatnonzero(answer.weight_T > 0) for answer in answers]
-    if any(len(at_N) == 0 for at_N in learned):
-        raise DataError(
-            "One of the row's answers has no token of its own that could be compared.",
-            "Give two answers that are not empty, or leave the row out.",
-            file=origin.file,
-            line=origin.line,
-        )
+    learned = learned_places(answers, origin)
     tokens = [answer.tokens_T for answer in answers]
     if any(np.array_equal(tokens[0], other) for other in tokens[1:]):
-        raise DataError(
-            "Both answers of the row are the same, as tokens, so there is nothing to prefer.",
-            "Leave the row out; if they differ beyond data.max_length only, raise that.",
-            file=origin.file,
-            line=origin.line,
-        )
-    shared = common_prefix(tokens, min(int(at_N[0]) for at_N in learned))
-    starts = shared + np.cumsum([0, *(len(row) - shared for row in tokens[:-1])])
-    sources = [
-        np.where(at_N - 1 < shared, at_N - 1, start + at_N - 1 - shared)
-        for at_N, start in zip(learned, starts, strict=True)
-    ]
+        raise same_answers(origin)
+    laid = laid_behind(tokens, min(int(at_N[0]) for at_N in learned))
+    sources = [at_T[at_N - 1] for at_T, at_N in zip(laid.at, learned, strict=True)]
     words = [row[at_N] for row, at_N in zip(tokens, learned, strict=True)]
     if learns_prompt:
         start = int(learned[0][0])
-        before_N = np.arange(start - 1)
-        sources.append(np.where(before_N < shared, before_N, starts[0] + before_N - shared))
+        sources.append(laid.at[0][: start - 1])
         words.append(tokens[0][1:start])
     return Example(
-        parts=(Part(tokens[0][:shared]), *(Part(row[shared:], parent=0) for row in tokens))
-        if shared
-        else tuple(Part(row) for row in tokens),
+        parts=laid.parts,
         source_N=np.concatenate(sources).astype(np.int64),
         token_N=np.concatenate(words).astype(np.int64),
         weight_N=np.concatenate(

@@ -14,11 +14,12 @@ from torch import Tensor
 from luthier.data.batches import evaluation_batches
 from luthier.data.facts import facts_of, laid_out
 from luthier.data.placeholders import with_placeholders
-from luthier.errors import DataError
+from luthier.errors import DataError, NotFinite
 from luthier.models.language_model import LanguageModel
 from luthier.models.outputs import Outputs
 from luthier.objectives import Embedding
 from luthier.ops.workers import Workers
+from luthier.training.loop import autocast
 from luthier.types import Example
 
 Progress = Callable[[str, int, int], None]
@@ -36,11 +37,17 @@ def silent(task: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Passes:
-    """How examples are computed: on which threads, how many tokens at once, and who is told how far it is."""
+    """How examples are computed: on which threads, how many tokens at once, and who is told how far it is.
+
+    compute_in: as training computes them, where trained weights are of another number format than frozen ones.
+    shares_prefix: compute a beginning that rows have in common once, where the model allows it.
+    """
 
     workers: Workers
     tokens_at_once: int = 4096
     progress: Progress = silent
+    compute_in: torch.dtype | None = None
+    shares_prefix: bool = False
 
 
 def said_of_each(
@@ -62,7 +69,9 @@ def said_of_each(
     placed = [replace(with_placeholders(example, *virtual), document=row) for row, example in enumerate(examples)]
     # a row too long for training can be measured
     budget = max(passes.tokens_at_once, int(laid_out(facts_of(placed), model.layout).max(initial=0)))
-    batches = evaluation_batches(placed, budget, workers.count, model.layout, model.pad_id)
+    # a GPU's variable-length kernel knows no rows that share tokens
+    shares = passes.shares_prefix and model.device.type == "cpu" and model.shares_tokens(adapter)
+    batches = evaluation_batches(placed, budget, workers.count, model.layout, model.pad_id, shares_prefix=shares)
     found: dict[int, Tensor] = {}
 
     def share_of(worker: int) -> Callable[[], None]:
@@ -70,7 +79,7 @@ def said_of_each(
             for batch in batches[worker :: workers.count]:
                 if workers.are_stopping.is_set():
                     break
-                with torch.inference_mode():
+                with torch.inference_mode(), autocast(model.device, passes.compute_in):
                     values, row_M = say(model.forward(batch.to(model.device), adapter))
                 rows = list(dict.fromkeys(batch.documents))
                 counts = torch.bincount(row_M, minlength=len(rows)).tolist()
@@ -80,7 +89,21 @@ def said_of_each(
         return compute
 
     workers.run([share_of(worker) for worker in range(min(workers.count, len(batches)))])
-    return [found[row] for row in range(len(examples))]
+    said = [found[row] for row in range(len(examples))]
+    check_numbers(said, examples, task)
+    return said
+
+
+def check_numbers(said: Sequence[Tensor], examples: Sequence[Example], task: str) -> None:
+    """Raise NotFinite, at its place, for the first example of which a model said NaN."""
+    for values, example in zip(said, examples, strict=True):
+        if bool(values.isnan().any()):
+            raise NotFinite(
+                f"The model gives NaN for this row ({task}).",
+                "Its weights are broken, or too large for their type: look at its training loss, or set model.dtype to fp32.",
+                file=example.origin.file,
+                line=example.origin.line,
+            )
 
 
 def class_logits(outputs: Outputs) -> Said:

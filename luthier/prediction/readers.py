@@ -9,6 +9,7 @@ from luthier.objectives import (
     MultipleChoice,
     Objective,
     Regression,
+    Reward,
     TokenClassification,
 )
 from luthier.prediction.chooser import Chooser
@@ -16,6 +17,7 @@ from luthier.prediction.classifier import Classifier
 from luthier.prediction.contract import Reader
 from luthier.prediction.embedder import Embedder
 from luthier.prediction.filler import Filler
+from luthier.prediction.reward import RewardScorer
 from luthier.prediction.scorer import Scorer
 from luthier.prediction.tagger import Tagger
 
@@ -24,6 +26,7 @@ _READERS: dict[type[Objective], type[Reader]] = {
     Regression: Scorer,
     TokenClassification: Tagger,
     MultipleChoice: Chooser,
+    Reward: RewardScorer,
     Embedding: Embedder,
     MLM: Filler,
 }

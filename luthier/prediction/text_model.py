@@ -86,13 +86,14 @@ class TextModel:
             tokens = self.renderer.record_prompt(Completion(prompt, ""))
             assert tokens is not None  # a completion has a prompt
             return tokens
-        messages = [_message(each) for each in prompt]
+        messages = [message_of(each) for each in prompt]
         for message in messages:
             check_whole(message.content)
         return self.renderer.prompt_tokens(messages)
 
 
-def _message(value: Message | Mapping[str, str]) -> Message:
+def message_of(value: Message | Mapping[str, str]) -> Message:
+    """A message, given as one or by role and content. Raises UsageError for one that lacks either."""
     if isinstance(value, Message):
         return value
     try:

@@ -23,6 +23,7 @@ from luthier.recipe.yaml_text import Parsed, Source, parse_yaml
 from luthier.recipe.yaml_text import Path as Keys
 from luthier.store.places import expanded
 from luthier.store.runs import RECIPE, RESOLVED
+from luthier.version import __version__
 
 SHORTEST = "The shortest recipe is two lines: 'model: smollm2-135m' and 'data: {train: rows.jsonl}'."
 
@@ -41,8 +42,28 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def recipe_of_run(folder: Path) -> Recipe:
-    """The recipe of a run, settled where the run got so far."""
-    return load_recipe(folder / (RESOLVED if (folder / RESOLVED).is_file() else RECIPE))
+    """The recipe of a run, settled where the run got so far.
+
+    Raises as `load_recipe`; of a run that another version made, the error says so.
+    """
+    path = folder / (RESOLVED if (folder / RESOLVED).is_file() else RECIPE)
+    try:
+        return load_recipe(path)
+    except RecipeError as error:
+        made = _version_in(path)
+        if made is not None and made != __version__:
+            error.mend = (
+                f"{error.mend} The run was made by luthier {made}, and this is {__version__}: install that version."
+            )
+        raise
+
+
+def _version_in(path: Path) -> str | None:
+    """Which version a run's recipe says that it was made by."""
+    values = read_yaml(path).values
+    provenance = values.get("provenance") if isinstance(values, dict) else None
+    made = provenance.get("luthier") if isinstance(provenance, dict) else None
+    return made if isinstance(made, str) else None
 
 
 def read_yaml(path: Path) -> Parsed:
@@ -57,6 +78,15 @@ def make_recipe(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Rec
     except (TypeError, ValueError) as error:
         raise RecipeError(f"A recipe holds text, numbers, lists and mappings only: {error}.", SHORTEST) from error
     return _recipe_of(Parsed(plain, {(): Source(None)}), overrides, Path.cwd())
+
+
+def recipe_from(values: Mapping[str, Any], folder: Path, *, finds_files: bool = True) -> Recipe:
+    """A recipe from plain values that stand in a file of that folder.
+
+    finds_files: whether its files are looked for; if not, only what no recipe may hold is told. Raises: as `load_recipe`.
+    """
+    parsed = Parsed(json.loads(json.dumps(values, default=_plain)), {(): Source(None)})
+    return _recipe_of(parsed, (), folder) if finds_files else _validated(parsed)
 
 
 def with_parts(recipe: Recipe, parts: Parsed, folder: Path) -> Recipe:
@@ -133,18 +163,21 @@ def _plain(value: object) -> str:
 def _recipe_of(parsed: Parsed, overrides: Sequence[str], folder: Path) -> Recipe:
     for text in overrides:
         parsed = _overridden(parsed, text)
+    return with_absolute_paths(_validated(parsed), folder, parsed)
+
+
+def _validated(parsed: Parsed) -> Recipe:
     try:
-        recipe = Recipe.model_validate(_with_tuples(parsed.values), strict=True)
+        return Recipe.model_validate(tuples_of(parsed.values), strict=True)
     except ValidationError as error:
         raise recipe_error(error, Recipe, parsed) from error
-    return with_absolute_paths(recipe, folder, parsed)
 
 
-def _with_tuples(value: Any) -> Any:
+def tuples_of(value: Any) -> Any:
     """The value with its lists as tuples: what strict settings take."""
     if isinstance(value, dict):
-        return {key: _with_tuples(item) for key, item in value.items()}
-    return tuple(_with_tuples(item) for item in value) if isinstance(value, list) else value
+        return {key: tuples_of(item) for key, item in value.items()}
+    return tuple(tuples_of(item) for item in value) if isinstance(value, list) else value
 
 
 def _overridden(parsed: Parsed, text: str) -> Parsed:

@@ -89,15 +89,12 @@ class RolloutObjective(Objective):
         return self
 
     def with_paths(self, found: Callable[[str], str]) -> Self:
-        """With the files of reward functions where they are."""
+        """With the files of reward functions, and the runs of reward models, where they are."""
 
-        def placed(rewards: Sequence[Reward]) -> tuple[Reward, ...]:
-            return tuple(
-                each if each.function is None else each.model_copy(update={"function": found(each.function)})
-                for each in rewards
-            )
-
-        return self.model_copy(update={"rewards": placed(self.rewards), "watched": placed(self.watched)})
+        parts = {"rewards": self.rewards, "watched": self.watched}
+        return self.model_copy(
+            update={name: tuple(each.with_paths(found) for each in own) for name, own in parts.items()}
+        )
 
     # ── prompts ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

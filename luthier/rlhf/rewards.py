@@ -1,8 +1,9 @@
-"""What answers are worth: a weighted sum of graders and of functions that the user wrote.
+"""What answers are worth: a weighted sum of graders, of reward models, and of functions that the user wrote.
 
     rewards:
       - {grader: {type: number, reference: "{{ item.answer }}"}, weight: 1.0}
       - {function: reward.py, weight: 0.5}
+      - {model: runs/helpful}
 
 A function is `reward(prompts, answers, rows) -> list[float]` in a file of its own: texts, and the rows' columns; None in place of
 a number says that there is none to give. It runs in a process of its own, which is stopped when it takes too long.
@@ -15,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Protocol, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -23,7 +24,7 @@ from pydantic import Field, field_validator, model_validator
 from luthier.errors import RewardFault
 from luthier.evaluation.grading import Aids, AnyGrader, Grade, Grader, Sample
 from luthier.rlhf.functions import FunctionProcess
-from luthier.types import Settings, fault_at
+from luthier.types import Conversation, Settings, fault_at
 
 
 class Reward(Settings):
@@ -33,6 +34,7 @@ class Reward(Settings):
     function: str | None = Field(
         None, description="A Python file that defines reward(prompts, answers, rows) -> list of numbers."
     )
+    model: str | None = Field(None, description="A run with objective.kind reward, whose scores are the numbers.")
     weight: float = Field(1.0, description="What its number is multiplied by; negative to punish.")
     name: str | None = Field(None, min_length=1, description="What it is called; unset: after the grader or the file.")
     timeout_seconds: float = Field(
@@ -48,28 +50,41 @@ class Reward(Settings):
 
     @model_validator(mode="after")
     def _is_one_thing(self) -> Self:
-        if (self.grader is None) == (self.function is None):
-            raise fault_at("grader", "give one of grader and function.")
+        if sum(each is not None for each in (self.grader, self.function, self.model)) != 1:
+            raise fault_at("grader", "give one of grader, function and model.")
         return self
+
+    def with_paths(self, found: Callable[[str], str]) -> Self:
+        """The same with the file or the run where it is."""
+        named = {"function": self.function, "model": self.model}
+        return self.model_copy(update={name: found(path) for name, path in named.items() if path is not None})
 
     @property
     def called(self) -> str:
         """Its name."""
         if self.name is not None:
             return self.name
-        if self.function is not None:
-            return Path(self.function).stem
+        path = self.function or self.model
+        if path is not None:
+            return Path(path).stem
         assert self.grader is not None
         return self.grader.name if self.grader.name != "score" else self.grader.kind
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What is rewarded: the answer's text, the prompt's, and the columns of the row."""
+    """What is rewarded: the answer's text, the prompt's (of a chat, its last message), and the columns of the row.
+
+    asked: the whole prompt; None: as `prompt` has it. tokens, prompt_tokens: as they were read and drawn; none where that is not
+    known.
+    """
 
     prompt: str
     text: str
     row: Mapping[str, Any]
+    asked: Conversation | str | None = None
+    prompt_tokens: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,16 +116,31 @@ class Graded:
         return self.grader.grade_all(samples, [answer.row for answer in answers], self.aids)
 
 
+NO_MODELS: Mapping[str, Scorer] = MappingProxyType({})
+
+
 class Rewards:
     """All parts together, for the length of a run: as a context it ends the processes of functions."""
 
-    def __init__(self, parts: Sequence[Reward], aids: Aids, watched: Sequence[Reward] = ()) -> None:
-        """watched: parts that are measured and told, and count nothing. All have names of their own."""
+    def __init__(
+        self,
+        parts: Sequence[Reward],
+        aids: Aids,
+        watched: Sequence[Reward] = (),
+        models: Mapping[str, Scorer] = NO_MODELS,
+    ) -> None:
+        """watched: parts that are measured and told, and count nothing. All have names of their own.
+
+        models: what gives the numbers of parts that name a model, by the part's name.
+        """
         self._exits = ExitStack()
+        self._models = models
         self._parts = {part.called: (self._scorer(part, aids), part.weight) for part in parts}
         self._watched = {part.called: self._scorer(part, aids) for part in watched}
 
     def _scorer(self, part: Reward, aids: Aids) -> Scorer:
+        if part.model is not None:
+            return self._models[part.called]
         if part.grader is not None:
             return Graded(part.grader, aids)
         assert part.function is not None

@@ -37,7 +37,7 @@ from luthier.rlhf.samples import Sample, by_group, sample_of, with_said
 from luthier.store.files import make_folder, remove_file, write_text
 from luthier.training.companions import Speaker
 from luthier.training.loop import autocast
-from luthier.types import Example, FloatArray
+from luthier.types import Conversation, Example, FloatArray
 
 FOLDER = "rollouts"
 _SALT = salt_of("rollouts")
@@ -47,11 +47,21 @@ _MOST_APART_IN_HALF = 0.3
 
 @dataclass(frozen=True)
 class Prompts:
-    """What is answered: each prompt's tokens as an example, its text, and its row's columns, aligned."""
+    """What is answered: each prompt's tokens as an example, what it asks, and its row's columns, aligned."""
 
     examples: Sequence[Example]
-    texts: Sequence[str]
+    asked: Sequence[Conversation | str]
     items: Sequence[Mapping[str, Any]]
+
+    def text(self, row: int) -> str:
+        """A prompt in words: of a chat, its last message."""
+        asked = self.asked[row]
+        return asked.messages[-1].content if isinstance(asked, Conversation) else asked
+
+    def answer(self, row: int, text: str, tokens: tuple[int, ...]) -> Answer:
+        """An answer to a prompt, to be rewarded."""
+        read = tuple(tokens_of(self.examples[row]))
+        return Answer(self.text(row), text, self.items[row], self.asked[row], read, tokens)
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class Policy:
         """The prompts as the engine takes them, each with the seed of its draws."""
         return [
             Request(
-                tuple(_tokens(prompt)),
+                tuple(tokens_of(prompt)),
                 objective.sampling(seed),
                 self.attachment.adapter,
                 self.stop_ids,
@@ -287,11 +297,11 @@ class Rollouts(Steps):
         assert answer.logprobs is not None, "they were asked for"
         engine_T = np.array([each.logprob for each in answer.logprobs], dtype=np.float32)
         return Sample(
-            row, group, self.prompts.texts[row], answer.text, answer.tokens, answer.finish_reason, self._step, engine_T
+            row, group, self.prompts.text(row), answer.text, answer.tokens, answer.finish_reason, self._step, engine_T
         )
 
     def _rewarded(self, samples: Sequence[Sample]) -> list[Sample]:
-        worths = self.rewards([Answer(each.prompt, each.text, self.prompts.items[each.row]) for each in samples])
+        worths = self.rewards([self.prompts.answer(each.row, each.text, each.tokens) for each in samples])
         found = []
         for sample, worth in zip(samples, worths, strict=True):
             reward = worth.reward
@@ -476,6 +486,7 @@ def read_rollout(file: Path, version: int | None = None) -> list[Sample] | None:
     return None if version is not None and any(sample.version != version for sample in samples) else samples
 
 
-def _tokens(prompt: Example) -> list[int]:
+def tokens_of(prompt: Example) -> list[int]:
+    """A prompt's tokens."""
     tokens: list[int] = np.concatenate([part.tokens_T for part in prompt.parts]).tolist()
     return tokens

@@ -18,7 +18,7 @@ from luthier.methods.bank import AdaptedLinear, LinearBranch
 from luthier.methods.lora import lora_of_factors
 from luthier.models.heads import ClassHead
 from luthier.models.language_model import LanguageModel
-from luthier.ops.combining import dare, linear, ties
+from luthier.ops.combining import dare, linear, prune, ties
 from luthier.ops.spectrum import Factors, svd_of
 from luthier.recipe import Recipe
 from luthier.recipe.base import head_of
@@ -26,7 +26,7 @@ from luthier.store.files import write_folder
 from luthier.tuned import load_base
 
 Announce = Callable[[str], None]
-How = Literal["linear", "svd", "ties", "dare"]
+How = Literal["linear", "svd", "ties", "dare", "prune"]
 COMBINED = "combined"
 
 
@@ -71,11 +71,11 @@ def combine_runs(
     Args:
         how: `linear` is exact, its rank the sum of the ranks; the others are approximated at `rank`.
         rank: unset, the largest rank of any of the adapters.
-        density: the share of entries that TIES and DARE keep. seed: of DARE's draws.
+        density: the share of entries that TIES, DARE and pruning keep. seed: of DARE's draws.
 
     Raises: UsageError; RecipeError for adapters of different bases, or that are no change of linear layers' weights.
     """
-    _check(sources, out)
+    check_sources(sources, out)
     model = load_base(sources[0].folder, announce)
     attachments = [_attach(source, model, f"source {index}") for index, source in enumerate(sources)]
     by_layer = [_updates(attachment) for attachment in attachments]
@@ -96,7 +96,8 @@ def combine_runs(
     return Combined(out, how, ranks, (error / whole) ** 0.5 if whole else 0.0)
 
 
-def _check(sources: Sequence[Source], out: Path) -> None:
+def check_sources(sources: Sequence[Source], out: Path) -> None:
+    """Raise UsageError or RecipeError unless these are several runs of one base that can become one, at a new place."""
     if len(sources) < 2:
         raise UsageError("There is nothing to combine.", "Name two runs or more.")
     if out.exists():
@@ -164,6 +165,8 @@ def _combine(
     )
     if how == "ties":
         return ties(dense_MOI, density)
+    if how == "prune":
+        return prune(dense_MOI, density)
     return dare(dense_MOI, density, generator) if how == "dare" else dense_MOI.sum(0)
 
 

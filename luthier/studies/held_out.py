@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from luthier.data.batches import evaluation_batches
 from luthier.evaluation.loss import held_out_loss
@@ -10,13 +10,20 @@ from luthier.models.language_model import LanguageModel
 from luthier.ops.workers import Workers
 from luthier.prepared import check_recipe
 from luthier.recipe import Recipe
+from luthier.types import Example
 
 
 def held_out_losses(
     recipe: Recipe, asked: Mapping[str, tuple[LanguageModel, str | None]], announce: Callable[[str], None]
 ) -> dict[str, float] | None:
     """Nats a learned token by the name of each model and adapter; None if the run held out no rows."""
-    held_out = check_recipe(recipe, announce).dataset.validation
+    return losses_on(recipe, check_recipe(recipe, announce).dataset.validation, asked)
+
+
+def losses_on(
+    recipe: Recipe, held_out: Sequence[Example], asked: Mapping[str, tuple[LanguageModel, str | None]]
+) -> dict[str, float] | None:
+    """As `held_out_losses`, on held-out rows that are read already."""
     if not held_out:
         return None
     training, (first, _) = recipe.training, next(iter(asked.values()))

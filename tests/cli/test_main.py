@@ -29,6 +29,9 @@ COMMANDS = (
     "methods",
     "schema",
     "doctor",
+    "selftest",
+    "bundle",
+    "replay",
     "cache",
 )
 

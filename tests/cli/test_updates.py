@@ -1,4 +1,4 @@
-"""`luthier inspect`, `luthier shrink`, `luthier combine` and `luthier export` through the program."""
+"""`luthier inspect`, `luthier shrink`, `luthier merge` and `luthier export` through the program."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def test_shrink_writes_the_smaller_adapter_and_says_what_it_keeps(trained: Path,
 
 
 def test_combine_of_a_run_with_itself_at_half_weights_is_the_run(trained: Path, tmp_path: Path) -> None:
-    words = ("combine", "latest", "latest", "--weight", "0.5", "--weight", "0.5", "--out", str(tmp_path / "mean"))
+    words = ("merge", "latest", "latest", "--weight", "0.5", "--weight", "0.5", "--out", str(tmp_path / "mean"))
     ended = luthier(*words, "--json", folder=trained)
     assert ended.code == 0, ended.err
     assert ended.document["relative_error"] < 1e-5
-    assert within("combine", "latest", "latest", "--weight", "1", "--out", "x", folder=trained).code != 0
+    assert within("merge", "latest", "latest", "--weight", "1", "--out", "x", folder=trained).code != 0
 
 
 def test_inspect_of_a_text_names_the_heads_whose_look_moved(trained: Path) -> None:

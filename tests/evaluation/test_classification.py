@@ -53,14 +53,15 @@ def test_the_majority_answers_its_class_and_its_loss_is_the_entropy_of_the_share
 
 
 def test_one_that_is_always_right_is_better_on_all_three_and_one_that_is_the_majority_on_none() -> None:
-    measures = class_measures([majority(TRUE, 3), sure_of(TRUE)], TRUE)
+    twice = np.concatenate([TRUE, TRUE])
+    measures = class_measures([majority(twice, 3), sure_of(twice)], twice)
     assert [measure.verdict(1) for measure in measures] == ["better"] * 3
     assert measures[0].estimates[1].value == pytest.approx(-math.log(0.8), rel=1e-5)
     assert (measures[1].estimates[1].value, measures[2].estimates[1].value) == (1, 1)
     for measure in measures:
         assert all(estimate.low <= estimate.value <= estimate.high for estimate in measure.estimates)
     same = class_measures([majority(TRUE, 3), sure_of(np.zeros(12, dtype=np.int64))], TRUE)
-    assert [measure.verdict(1) for measure in same[1:]] == ["unclear"] * 2
+    assert [measure.verdict(1) for measure in same[1:]] == ["same"] * 2
 
 
 def candidate(name: str) -> Candidate:
@@ -99,7 +100,7 @@ def test_an_evaluation_names_the_majority_and_shows_answers_by_the_classes_names
         with pytest.raises(DataError, match="no rows"):
             evaluate_classes(tuned, Rows([], []), Passes(threads))
     assert found.candidates == ("majority", "tuned")
-    assert [measure.name for measure in found.measures] == ["loss", "accuracy", "macro-F1"]
+    assert [measure.name for measure in found.measures] == ["loss", "accuracy", "macro-F1", "calibration error"]
     assert found.num_rows == 7
     assert found.notes[0] == "The first 7 of 10 rows were used."
     assert found.answers[1].asked == "text 1 | more"

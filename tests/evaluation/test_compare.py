@@ -101,7 +101,8 @@ def test_a_candidate_against_itself_differs_in_nothing(model, renderer):
         assert measure.estimates[0] == measure.estimates[1]
         difference = measure.comparisons[0].difference
         assert difference is None or (difference.value, difference.low, difference.high) == (0, 0, 0)
-    assert result.summary.startswith("other: no clear difference on loss")
+    assert result.summary.startswith("other: no difference that matters on loss")
+    assert result.outcomes["other"].kind == "same"
 
 
 def test_row_losses_are_the_cross_entropy_of_each_row_alone(model, renderer):

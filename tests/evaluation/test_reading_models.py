@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from luthier.evaluation.embedding import retrieval_measures, retrieved
+from luthier.evaluation.measure import Measure
 from luthier.evaluation.metrics import pearson, ranks, spearman
 from luthier.evaluation.multiple_choice import by_position, choice_measures
 from luthier.evaluation.regression import score_measures
 from luthier.evaluation.token_classification import TagGuesses, entity_counts, most_frequent, tag_measures
-from luthier.evaluation.verdict import Measure
 from luthier.objectives.contract import Whole
 from luthier.types import Similar
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from luthier.evaluation.intervals import Estimate
+from luthier.evaluation.measure import Comparison, Measure
 from luthier.evaluation.report import smoothed, write_loss_plot, write_report
-from luthier.evaluation.verdict import Comparison, Evaluation, Measure
+from luthier.evaluation.verdict import Evaluation
 from luthier.objectives import OBJECTIVES
 
 

@@ -2,13 +2,17 @@ import json
 import math
 
 from luthier.evaluation.intervals import Estimate
-from luthier.evaluation.verdict import Answered, Comparison, Evaluation, Measure
+from luthier.evaluation.measure import Comparison, Measure
+from luthier.evaluation.verdict import Answered, Evaluation
 from luthier.types import Origin
 
 
 def measure(name, before, after, low, high, *, higher_is_better=True, rows=48):
     estimates = (Estimate(before, before - 0.1, before + 0.1), Estimate(after, after - 0.1, after + 0.1))
-    return Measure(name, higher_is_better, rows, estimates, (Comparison(Estimate(after - before, low, high), 0.01),))
+    rises, falls = (30, 10) if after > before else (10, 30)
+    comparison = Comparison(Estimate(after - before, low, high), 0.01, rises, falls)
+    margin, witness = (0.01, "likelihood") if name == "loss" else (0.02, "answers")
+    return Measure(name, higher_is_better, rows, estimates, (comparison,), margin, witness)
 
 
 def evaluation(*measures, rows=48, candidates=("base", "tuned")):
@@ -31,7 +35,7 @@ def test_better_means_lower_for_a_loss_and_higher_for_a_score():
 
 def test_a_difference_whose_interval_holds_0_is_unclear():
     assert MATCH.verdict(1) == "unclear"
-    assert measure("exact match", 0.5, 0.5, 0.0, 0.0).verdict(1) == "unclear"
+    assert measure("loss", 0.5, 0.52, -0.01, 0.05, higher_is_better=False).verdict(1) == "unclear"
 
 
 def test_the_summary_is_one_sentence_of_what_is_better_worse_and_unclear():
@@ -81,6 +85,8 @@ def test_the_json_is_plain_and_holds_everything():
         "against": "base",
         "difference": {"value": 1.2 - 2.31, "low": -1.3, "high": -0.9},
         "sign_test_p": 0.01,
+        "rises": 10,
+        "falls": 30,
         "verdict": "better",
     }
     assert document["measures"][1]["estimates"]["base"] == {"value": None, "low": 1.0, "high": None}

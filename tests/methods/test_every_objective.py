@@ -51,9 +51,9 @@ _SECOND = (
     *(str(task) for task in TASKS if task.rendered in (whole, several) and task.family == "llama"),
 )
 
-_LIKE_DPO = ("dpo-bloom", "kto-llama", "orpo-llama", "simpo-gpt2", "cpo-llama")
+_LIKE_DPO = ("dpo-bloom", "kto-llama", "orpo-llama", "simpo-gpt2", "cpo-llama", "reward-bloom", "reward-bert")
 _EACH_KIND = ("lora", "full", "adamix", "ladder", "prompt-tuning")
-"""What differs from dpo in its formula alone is learned by a method of each kind."""
+"""What differs from dpo, or from reward of a decoder, in its formula or family alone is learned by a method of each kind."""
 
 CASES = [
     pytest.param(method, task, id=f"{method.kind}-{task}")
@@ -70,6 +70,7 @@ REFUSED: dict[tuple[str, str], str] = {
     ("warp", "classification-llama"): _NO_MASKS,
     ("warp", "regression-llama"): _NO_MASKS,
     ("warp", "multiple-choice-llama"): _NO_MASKS,
+    ("warp", "reward-llama"): _NO_MASKS,
     ("warp", "embedding-llama"): "asks nothing of the head",
     ("warp", "embedding-bert"): "asks nothing of the head",
     ("warp", "token-classification-llama"): "every token has a class",

@@ -27,7 +27,7 @@ from luthier.planner.request import work_of
 from luthier.quantization.settings import QuantizationSettings
 from luthier.recipe import make_recipe
 from luthier.recipe.loading import recipe_of_run
-from luthier.studies.exporting import export_merged
+from luthier.studies.exporting import export_run
 from luthier.studies.planning import read_request
 from luthier.tuned import load_run
 from luthier.types import Batch, Segment, Targets
@@ -192,7 +192,7 @@ def test_an_adapter_with_rows_that_peft_saved_computes_the_same_here(base: Path,
 
 
 def test_the_merged_model_has_the_tokens_and_computes_the_same(run: Path, tmp_path: Path):
-    export_merged(run, recipe_of_run(run), tmp_path / "out", nothing)
+    export_run(run, recipe_of_run(run), tmp_path / "out", nothing)
     ours, merged = load_run(run, nothing), loaded(tmp_path / "out", ())
     assert merged.anatomy.is_head_tied == ours.anatomy.is_head_tied
     torch.testing.assert_close(logits_of(merged, None), logits_of(ours, ADAPTER), rtol=1e-4, atol=1e-5)
@@ -217,7 +217,7 @@ def test_rows_beside_other_methods_are_in_a_file_of_their_own_and_merge(
     begin(onward, tmp_path / "second")
     if method["kind"] == "houlsby":
         return
-    export_merged(tmp_path / "run", recipe_of_run(tmp_path / "run"), tmp_path / "out", nothing)
+    export_run(tmp_path / "run", recipe_of_run(tmp_path / "run"), tmp_path / "out", nothing)
     merged = loaded(tmp_path / "out", ())
     torch.testing.assert_close(logits_of(merged, None), logits_of(ours, ADAPTER), rtol=1e-4, atol=1e-5)
 
@@ -263,7 +263,7 @@ def test_a_quantized_base_gets_rows_too(untied: Path, rows: Path, tmp_path: Path
 def test_an_encoder_decoder_learns_new_tokens_and_merges_them(kind: str, rows: Path, tmp_path: Path):
     folder = write_tiny_encoder_decoder(tmp_path / "base", kind)
     begin(values_of(folder, rows), tmp_path / "run")
-    export_merged(tmp_path / "run", recipe_of_run(tmp_path / "run"), tmp_path / "out", nothing)
+    export_run(tmp_path / "run", recipe_of_run(tmp_path / "run"), tmp_path / "out", nothing)
     run, out = api.load_text(tmp_path / "run"), api.load_plain(str(tmp_path / "out"))
     assert run.generate(PROMPT, max_new_tokens=8) == out.generate(PROMPT, max_new_tokens=8)
 

@@ -35,6 +35,7 @@ from luthier.objectives import (
     Objective,
     PrefixLM,
     Regression,
+    Reward,
     SimPO,
     SpanCorruption,
     TokenClassification,
@@ -120,6 +121,23 @@ def two_answers(number: int, length: int, family: Family) -> Rendered:
     return replace(row, beside=(replace(other, tokens_T=tokens_T, weight_T=weight_T),))
 
 
+def ranked(number: int, length: int, family: Family) -> Rendered:
+    """Answers to one text, of which one is better than another: two or three of them, and once a tie with a margin."""
+    pair = two_answers(number, length, family)
+    if family.pooled == "first":
+        pair = side_by_side((length, 5, 4), number, "first")
+    texts = [replace(each, beside=(), pooled=family.pooled) for each in pair.texts]
+    if number == 1 and len(texts) < 3:
+        third = np.concatenate([texts[0].tokens_T[: length // 2], text(4, 50).tokens_T])
+        weight_T = (np.arange(len(third)) >= length // 2).astype(np.float32)
+        texts.append(replace(texts[0], tokens_T=third, weight_T=weight_T))
+    if number == 2:
+        first, second = (replace(each, share=0.5) for each in texts[:2])
+        return replace(first, score=0.7, beside=(second,))
+    first, *others = (replace(each, place=place, share=float(place == 0)) for place, each in enumerate(texts))
+    return replace(first, beside=tuple(others))
+
+
 def judged(number: int, length: int, family: Family) -> Rendered:
     """A text of which the second half is an answer, and whether it is a good one."""
     return replace(written(number, length, family), score=float(number % 2))
@@ -161,4 +179,7 @@ TASKS: tuple[Task, ...] = (
     Task(ORPO(), "llama", two_answers),
     Task(SimPO(), "gpt2", two_answers),
     Task(CPO(), "llama", two_answers),
+    Task(Reward(centre=0.1), "llama", ranked),
+    Task(Reward(ranking="plackett-luce", centre=0.1), "bloom", ranked),
+    Task(Reward(centre=0.1, label_noise=0.1), "bert", ranked),
 )

@@ -14,6 +14,7 @@ from tiny_model import write_tiny_model
 from tiny_runs import begin, nothing, recipe_values, write_rows
 
 from luthier.errors import RecipeError, UsageError
+from luthier.ops.combining import trim
 from luthier.recipe.loading import recipe_of_run
 from luthier.studies.combining import Combined, Source, combine_runs
 
@@ -107,3 +108,11 @@ def test_a_fully_tuned_run_is_pointed_to_shrink(pair: tuple[Path, Path], tiny_mo
     with pytest.raises(RecipeError, match="no adapter") as caught:
         combined([(pair[0], 1.0), (full, 1.0)], tmp_path / "out")
     assert "luthier shrink" in caught.value.mend
+
+
+def test_pruning_keeps_the_largest_entries_of_each_update(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    combined([(pair[0], 1.0), (pair[1], 1.0)], tmp_path / "pruned", how="prune", density=0.2, rank=32)
+    one, other = updates_in(pair[0] / "adapter", 1.0), updates_in(pair[1] / "adapter", 1.0)
+    for name, update in updates_in(tmp_path / "pruned", 1.0).items():
+        expected = sum(trim(each[name], 0.2) for each in (one, other) if name in each)
+        assert_near(update, expected, 1e-3)

@@ -1,7 +1,13 @@
-"""A run's model written for other tools: what they load computes what the run does, and quantizing it again says what it loses."""
+"""A run's model written for other tools: what they load computes what the run does, quantizing it again says what it loses,
+and what is not so is not written.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +17,19 @@ from models.rows import batch_of
 from near import assert_near
 from tiny_model import write_tiny_model
 from tiny_runs import begin, nothing, one_thread, recipe_values, write_rows
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from luthier.errors import RecipeError, UsageError
+from luthier.errors import DiskFull, ExportMismatch, RecipeError, ResourceError, RunMismatch, UsageError
+from luthier.export.gguf_model import write_gguf
 from luthier.methods import ADAPTER
 from luthier.models.anatomy import weight_of
+from luthier.models.language_model import LanguageModel
 from luthier.quantization.formats import quantize
 from luthier.quantization.settings import QuantizationSettings
 from luthier.recipe.loading import recipe_of_run
-from luthier.studies.exporting import Exported, export_merged
+from luthier.store import disk
+from luthier.studies import exporting
+from luthier.studies.exporting import Exported, export_run
 from luthier.tuned import load_merged, load_run
 
 
@@ -31,13 +41,13 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tuned(model: Path, rows: Path, folder: Path, **parts: Any) -> Path:
     """A finished run that held its own rows out."""
     with one_thread():
-        begin(recipe_values(model, rows, data={"validation": str(rows)}, **parts), folder)
+        begin(recipe_values(model, rows, **{"data": {"validation": str(rows)}, **parts}), folder)
     return folder
 
 
 def exported(run: Path, out: Path, **settings: Any) -> Exported:
     with one_thread():
-        return export_merged(run, recipe_of_run(run), out, nothing, **settings)
+        return export_run(run, recipe_of_run(run), out, nothing, **settings)
 
 
 def logits_of_run(run: Path) -> torch.Tensor:
@@ -144,3 +154,209 @@ def test_layers_that_are_stored_turned_round_are_not_quantized_for_bitsandbytes(
         exported(run, tmp_path / "packed", quantization=QuantizationSettings(kind="nf4"))
     assert not (tmp_path / "packed").exists()
     assert exported(run, tmp_path / "merged").losses is not None
+
+
+# ── the other forms, and the gate ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def lora(tiny_model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tuned(tiny_model, rows, tmp_path_factory.mktemp("runs") / "lora")
+
+
+@pytest.fixture(scope="module")
+def qlora(tiny_model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tuned(tiny_model, rows, tmp_path_factory.mktemp("runs") / "qlora", quantization={"kind": "nf4"})
+
+
+FORMS: list[tuple[Any, str, set[str]]] = [
+    ("peft", "peft", {"adapter_config.json", "adapter_model.safetensors"}),
+    ("vllm", "peft", {"adapter_config.json", "adapter_model.safetensors"}),
+    ("gguf", "transformers' reading of GGUF", {"model.gguf"}),
+    ("gguf-lora", "transformers' reading of GGUF", {"adapter.gguf"}),
+    ("ollama", "transformers' reading of GGUF", {"model.gguf", "Modelfile"}),
+]
+
+
+@pytest.mark.parametrize(("to", "reader", "files"), FORMS, ids=lambda value: value if isinstance(value, str) else "")
+def test_every_form_says_what_the_run_says_over_the_very_base_it_was_trained_on(
+    to: Any, reader: str, files: set[str], qlora: Path, tmp_path: Path
+) -> None:
+    result = exported(qlora, tmp_path / "out", to=to)
+    assert {file.name for file in result.out.iterdir()} == files | {"manifest.json"}
+    last = result.checked[-1]
+    assert last.reader == reader
+    assert last.is_elsewhere == (reader == "peft")
+    assert last.texts == "held-out rows"
+    assert last.parity.num_tokens > 200
+    assert last.parity.difference < 1e-5
+    assert last.parity.agreement == 1
+    assert result.as_json()["checked"][-1]["kl"] == last.parity.kl
+
+
+@pytest.mark.parametrize(
+    "method", [{"kind": "dora"}, {"kind": "pissa"}, {"kind": "prompt-tuning", "num_virtual_tokens": 3}]
+)
+def test_adapters_of_other_kinds_are_read_back_by_peft(
+    method: dict[str, Any], tiny_model: Path, rows: Path, tmp_path: Path
+) -> None:
+    rank = {} if "num_virtual_tokens" not in method else {"rank": None}
+    run = tuned(tiny_model, rows, tmp_path / "run", method={**method, **rank})
+    (checked,) = exported(run, tmp_path / "out", to="peft").checked
+    assert checked.reader == "peft"
+    assert checked.parity.difference < 1e-5
+
+
+def test_an_adapter_of_a_model_with_new_tokens_is_read_back_by_peft(
+    tiny_model: Path, rows: Path, tmp_path: Path
+) -> None:
+    run = tuned(tiny_model, rows, tmp_path / "run", model={"name": str(tiny_model), "add_tokens": ["<|order|>"]})
+    (checked,) = exported(run, tmp_path / "out", to="peft").checked
+    assert checked.reader == "peft"
+    assert checked.parity.difference < 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "q8_0", "q4_0"])
+def test_a_gguf_file_in_fewer_bits_differs_a_little_and_passes(dtype: str, lora: Path, tmp_path: Path) -> None:
+    parity = exported(lora, tmp_path / "out", to="gguf", dtype=dtype).checked[-1].parity
+    assert 0 < parity.kl < 1e-2
+
+
+def merged_into_another_base(folder: Path, recipe: Any, announce: Any) -> Any:
+    """The adapter in a base that was never quantized."""
+    values = recipe.model_dump(mode="json", by_alias=True) | {"quantization": None}
+    return load_merged(folder, type(recipe).model_validate(values), announce)
+
+
+@pytest.mark.parametrize("to", ["merged", "gguf"])
+def test_an_adapter_merged_into_an_unquantized_base_is_caught_before_anything_is_written(
+    to: Any, qlora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "load_merged", merged_into_another_base)
+    with pytest.raises(
+        ExportMismatch, match=r"largest logit difference is [\d.e-]+ of the largest logit \(at most 0.001"
+    ):
+        exported(qlora, tmp_path / "out", to=to)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_differ_from_the_model_they_were_written_from_are_caught(
+    lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(model: LanguageModel, path: Path, dtype: Any, name: str) -> None:
+        with torch.no_grad():
+            weight_of(model.hf.get_submodule(model.anatomy.linears[0])).mul_(1.5)
+        write_gguf(model, path, dtype, name)
+
+    monkeypatch.setattr(exporting, "write_gguf", wrong)
+    with pytest.raises(
+        ExportMismatch, match="Read back by transformers' reading of GGUF on 12 held-out rows, the GGUF file"
+    ):
+        exported(lora, tmp_path / "out", to="gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("to", ["merged", "peft", "gguf-lora", "ollama"])
+@pytest.mark.parametrize(
+    ("operation", "number", "error", "told"),
+    [
+        ("open_for_write", errno.ENOSPC, DiskFull, "the disk is full"),
+        ("mkdir_new", errno.EROFS, ResourceError, "Read-only"),
+    ],
+    ids=["full", "read-only"],
+)
+def test_a_full_or_read_only_disk_is_told_and_nothing_is_left(
+    to: Any, operation: str, number: int, error: type[Exception], told: str,
+    lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def refuse(*args: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(disk, operation, refuse)
+    with pytest.raises(error, match=told):
+        exported(lora, tmp_path / "out", to=to)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gguf_file_that_the_disk_has_no_room_for_is_told(lora: Path, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # a real refusal, in the middle of the file
+    try:
+        with pytest.raises(ResourceError, match="File too large"):
+            exported(lora, tmp_path / "out", to="gguf")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def copied(run: Path, to: Path, **changes: str) -> Path:
+    """A run with lines of its resolved recipe changed, by the beginning of the line."""
+    shutil.copytree(run, to)
+    file = to / "recipe.resolved.yaml"
+    lines = [
+        next((new for old, new in changes.items() if line.strip().startswith(f"{old}:")), line)
+        for line in file.read_text().splitlines()
+    ]
+    file.write_text("\n".join(lines))
+    return to
+
+
+def test_a_run_of_another_version_is_told_and_one_that_cannot_be_read_names_the_version(
+    lora: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    older = copied(lora, tmp_path / "older", luthier="  luthier: 0.0.1")
+    export_run(older, recipe_of_run(older), tmp_path / "out", told.append, to="peft")
+    assert any("made by luthier 0.0.1" in text for text in told)
+    newer = copied(lora, tmp_path / "newer", luthier="  luthier: 99.0", seed="seed: 7\nfuture: 1")
+    with pytest.raises(RecipeError, match="future") as caught:
+        recipe_of_run(newer)
+    assert "luthier 99.0" in caught.value.mend
+
+
+def test_a_base_that_changed_since_the_run_is_refused(lora: Path, tmp_path: Path) -> None:
+    other = copied(lora, tmp_path / "run", model_sha256="  model_sha256: " + "0" * 64)
+    with pytest.raises(RunMismatch, match="not what this run was begun with"):
+        exported(other, tmp_path / "out", to="peft")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_its_rows_a_run_is_compared_on_texts_of_our_own(tiny_model: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", 12)
+    run = tuned(tiny_model, rows, tmp_path / "run")
+    rows.write_text("no rows any more")
+    (checked,) = exported(run, tmp_path / "out", to="peft").checked
+    assert checked.texts == "built-in texts"
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"to": "peft", "dtype": "fp16"}, "--to peft has no --dtype fp16"),
+        ({"to": "merged", "dtype": "q8_0"}, "--to merged has no --dtype q8_0"),
+        ({"to": "gguf", "quantization": QuantizationSettings(kind="nf4")}, "no place for"),
+    ],
+)
+def test_what_does_not_go_with_a_form_is_refused_at_once(
+    settings: dict[str, Any], fault: str, lora: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=fault):
+        exported(lora, tmp_path / "out", **settings)
+
+
+@pytest.mark.parametrize("to", ["peft", "vllm", "gguf-lora"])
+def test_a_run_that_tuned_the_model_itself_has_no_adapter_to_write(
+    to: Any, tiny_model: Path, rows: Path, tmp_path: Path
+) -> None:
+    run = tuned(tiny_model, rows, tmp_path / "run", method={"kind": "full", "rank": None})
+    with pytest.raises(RecipeError, match="A run of full has no adapter"):
+        exported(run, tmp_path / "out", to=to)
+
+
+def test_the_chat_template_of_the_runs_data_goes_with_the_model(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    template = AutoTokenizer.from_pretrained(tiny_model).chat_template.replace("assistant\n", "assistant \n")
+    run = tuned(tiny_model, rows, tmp_path / "run", data={"chat_template": template, "validation": str(rows)})
+    exported(run, tmp_path / "merged")
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == template
+    exported(run, tmp_path / "ollama", to="ollama")
+    assert "assistant \n" in (tmp_path / "ollama" / "Modelfile").read_text()

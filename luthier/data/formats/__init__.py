@@ -27,6 +27,7 @@ from luthier.data.formats import (
     preferences,
     prompts,
     qa,
+    rankings,
     rationale,
     scores,
     sharegpt,
@@ -66,7 +67,9 @@ class Form(Protocol):
 
 FORMS: tuple[Form, ...] = (
     oasst,
+    oasst.RANKINGS,
     oasst.PAIRS,
+    rankings,
     hh_rlhf,
     preferences,
     verdicts,
@@ -102,14 +105,19 @@ def forms_for(takes: Gives) -> tuple[Form, ...]:
 
     Prompts are all that comes before answers too.
     """
-    own = tuple(form for form in _WITH_PROMPTS if takes == form.GIVES)
+    own = tuple(form for form in _WITH_PROMPTS if serves(form.GIVES, takes))
     return (*own, *_ASKED, prompts.BY_NAME) if takes == "prompts" else own
+
+
+def serves(given: Gives, takes: Gives) -> bool:
+    """Whether rows that give one thing are what an objective learns from: a pair is a ranking of two."""
+    return given == takes or (takes == "rankings" and given == "preferences")
 
 
 def gives(format: FormatName, takes: Gives, wishes: Wishes = NO_WISHES) -> bool:
     """Whether rows of a form, if they are of it, give what an objective learns from; "auto" may."""
     if wishes.template is not None:
-        return wishes.template.gives == takes
+        return serves(wishes.template.gives, takes)
     return format == "auto" or any(format == form.NAME for form in forms_for(takes))
 
 
@@ -269,7 +277,7 @@ def _recognise(table: Table, format: FormatName, takes: Gives) -> tuple[FormatNa
     file = _file_of(table)
     template = table.wishes.template
     if template is not None:
-        if template.gives != takes:
+        if not serves(template.gives, takes):
             found = f"data.template makes rows that give {template.gives}, and the objective learns from {takes}."
             raise DataError(found, "Change data.template, or objective.kind.", field="data.template")
         return "template", by_template(table, template)
@@ -330,6 +338,7 @@ _LACKING: dict[Gives, str] = {
     "similar": "the rows are no texts with others that mean the same",
     "preferences": "the rows are no pairs of a better and a worse answer",
     "verdicts": "the rows are no answers that are said to be good or bad",
+    "rankings": "the rows are no answers of which one is said to be better than another",
     "prompts": "the rows ask nothing",
 }
 _MENDS: dict[Gives, str] = {
@@ -340,5 +349,6 @@ _MENDS: dict[Gives, str] = {
     "similar": 'Rename the columns to anchor and positive, or map them with data.template: {anchor: "{…}", positive: "{…}"}.',
     "preferences": 'Rename the columns to prompt, chosen and rejected, or map them with data.template: {prompt: "{…}", chosen: "{…}", rejected: "{…}"}.',
     "verdicts": "Rename the columns to prompt, completion and label.",
+    "rankings": "Rename the columns to prompt, chosen and rejected; or to prompt, answers and ranks.",
     "prompts": 'Rename the column that asks to prompt, or make it with data.template: {prompt: "{…}"}.',
 }

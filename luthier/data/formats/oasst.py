@@ -11,7 +11,8 @@ is the best of a message's replies. One tree gives, as `data.threads` and the ob
   https://arxiv.org/abs/2305.14314). Best is the lowest rank; without ranks, as replies of prompters are, the reply with most
   messages below it, and of those the first.
 - all threads, down to each last answer. An answer that several threads share is learned in the first of them.
-- pairs of answers to the same message, the first ranked better: every two that have different ranks.
+- pairs of answers to the same message, the first ranked better: every two that have different ranks;
+- or all ranked answers to a message together, for objectives that learn from rankings.
 
 A thread ends with an answer: a last question that nothing answers is left off. Deleted messages are left out with all
 below them.
@@ -37,7 +38,7 @@ from luthier.data.formats.table import (
 from luthier.data.formats.turns import unlearned
 from luthier.data.reading import Row, kind_of
 from luthier.data.settings import FormatName
-from luthier.types import Conversation, Gives, Message, Preference
+from luthier.types import Conversation, Gives, Message, Preference, Ranking
 
 NAME: FormatName = "oasst"
 GIVES: Gives = "text"
@@ -87,6 +88,17 @@ def _recognise_pairs(table: Table) -> Recognition | None:
 
 
 PAIRS = FurtherForm(NAME, "preferences", COLUMNS, _recognise_pairs)
+
+
+def _recognise_rankings(table: Table) -> Recognition | None:
+    found = recognise(table)
+    if found is None:
+        return None
+    (column,) = found.reads
+    return Recognition(found.reason, found.reads, lambda row: sibling_rankings(row, column), ())
+
+
+RANKINGS = FurtherForm(NAME, "rankings", COLUMNS, _recognise_rankings)
 
 
 def _is_tree(value: object) -> bool:
@@ -146,11 +158,32 @@ def sibling_pairs(row: Row, column: str = "prompt") -> tuple[Preference, ...]:
     return tuple(_pairs_below((), _tree(row, column)))
 
 
+def sibling_rankings(row: Row, column: str = "prompt") -> tuple[Ranking, ...]:
+    """All answers to a message that have ranks, the best first, for every message with two of different ranks or more."""
+    return tuple(_rankings_below((), _tree(row, column)))
+
+
+def _rankings_below(before: tuple[Message, ...], node: Node) -> Iterator[Ranking]:
+    path = (*before, node.message)
+    of_each = {reply.message.content: reply for reply in reversed(_ranked(node))}  # of two that say the same the better
+    ranked = sorted(of_each.values(), key=_worth)
+    ranks = sorted({reply.rank or 0 for reply in ranked})
+    if len(ranks) > 1:
+        answers = tuple(Conversation((*unlearned(path), reply.message)) for reply in ranked)
+        yield Ranking(answers, tuple(ranks.index(reply.rank or 0) for reply in ranked))
+    for reply in node.replies:
+        yield from _rankings_below(path, reply)
+
+
+def _ranked(node: Node) -> list[Node]:
+    """The answers to a message that have ranks, the best first."""
+    return sorted((reply for reply in node.replies if reply.is_answer and reply.rank is not None), key=_worth)
+
+
 def _pairs_below(before: tuple[Message, ...], node: Node) -> Iterator[Preference]:
     path = (*before, node.message)
-    ranked = sorted((reply for reply in node.replies if reply.is_answer and reply.rank is not None), key=_worth)
     asked = unlearned(path)
-    for better, worse in combinations(ranked, 2):
+    for better, worse in combinations(_ranked(node), 2):
         if better.rank != worse.rank and better.message.content != worse.message.content:
             yield Preference(Conversation((*asked, better.message)), Conversation((*asked, worse.message)))
     for reply in node.replies:

@@ -10,7 +10,9 @@ The forms of direct preference optimization (Rafailov et al. 2023, https://arxiv
 - LLaMA-Factory: `conversations` (or `messages`), and one turn each in `chosen` and `rejected`.
 - Stack Exchange paired: `question`, `response_j` (the better) and `response_k`.
 
-`margin`, or the difference of `score_chosen` and `score_rejected`, says by how much the first is better.
+`margin`, or the difference of `score_chosen` and `score_rejected`, says by how much the first is better. `probability`, or
+`votes_chosen` and `votes_rejected`, says how many of those asked find it better: a reward model learns from that, and from
+ties (a half); other objectives refuse rows whose first answer is not the better one.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ GIVES: Gives = "preferences"
 COLUMNS = "prompt, chosen and rejected (or input, preferred_output and non_preferred_output)"
 
 PAIRS = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"), ("response_j", "response_k"))
+SHARES = ("probability", "votes_chosen", "votes_rejected")
 PROMPTS = ("prompt", "question", "instruction", "query")
 
 
@@ -54,6 +57,14 @@ class Columns:
     prompt: str | None = None
     given: str | None = None
     turns: str | None = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a row says of its pair beside the order: `Preference` has the fields."""
+
+    margin: float | None
+    probability: float
 
 
 def recognise(table: Table) -> Recognition | None:
@@ -70,7 +81,7 @@ def recognise(table: Table) -> Recognition | None:
     columns = Columns(chosen, rejected, prompt if turns is None else None, given, turns)
     asked = turns or columns.prompt
     reason = f"{chosen} and {rejected} are answers to {asked}" if asked else f"{chosen} and {rejected} begin alike"
-    beside = ("system", "tools", "functions", "margin", "score_chosen", "score_rejected")
+    beside = ("system", "tools", "functions", "margin", "score_chosen", "score_rejected", *SHARES)
     reads = {column for column in (*pair, turns, columns.prompt, given, *beside) if column is not None}
     return Recognition(reason, frozenset(reads), one(to_record, columns=columns))
 
@@ -81,18 +92,18 @@ def to_record(row: Row, columns: Columns = Columns("chosen", "rejected", "prompt
     if better == worse:
         found = f"{columns.chosen} and {columns.rejected} are the same, so there is nothing to prefer."
         raise fault(row, columns.rejected, found, "Leave this row out.")
-    margin = _margin(row)
+    known = Known(_margin(row), _probability(row))
     if isinstance(better, str) and isinstance(worse, str) and columns.turns is None:
         if columns.prompt is not None:
-            return _texts(row, columns, better, worse, margin)
-        return _texts_that_begin_alike(row, columns, better, worse, margin)
-    return _conversations(row, columns, better, worse, margin)
+            return _texts(row, columns, better, worse, known)
+        return _texts_that_begin_alike(row, columns, better, worse, known)
+    return _conversations(row, columns, better, worse, known)
 
 
 # ── texts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _texts(row: Row, columns: Columns, better: str, worse: str, margin: float | None) -> Preference:
+def _texts(row: Row, columns: Columns, better: str, worse: str, known: Known) -> Preference:
     assert columns.prompt is not None
     prompt = as_filled_text(
         row, columns.prompt, required(row, row.values, columns.prompt, columns.prompt), "the prompt"
@@ -103,11 +114,12 @@ def _texts(row: Row, columns: Columns, better: str, worse: str, margin: float | 
     return Preference(
         Completion(prompt, as_filled_text(row, columns.chosen, better, "the answer")),
         Completion(prompt, as_filled_text(row, columns.rejected, worse, "the answer")),
-        margin,
+        known.margin,
+        known.probability,
     )
 
 
-def _texts_that_begin_alike(row: Row, columns: Columns, better: str, worse: str, margin: float | None) -> Preference:
+def _texts_that_begin_alike(row: Row, columns: Columns, better: str, worse: str, known: Known) -> Preference:
     """The beginning that both share, up to the last white space in it, as the prompt."""
     length = next(
         (i for i, (a, b) in enumerate(zip(better, worse, strict=False)) if a != b), min(len(better), len(worse))
@@ -121,14 +133,15 @@ def _texts_that_begin_alike(row: Row, columns: Columns, better: str, worse: str,
     return Preference(
         Completion(prompt, as_filled_text(row, columns.chosen, better[length:], "the answer")),
         Completion(prompt, as_filled_text(row, columns.rejected, worse[length:], "the answer")),
-        margin,
+        known.margin,
+        known.probability,
     )
 
 
 # ── conversations ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _conversations(row: Row, columns: Columns, better: Any, worse: Any, margin: float | None) -> Preference:
+def _conversations(row: Row, columns: Columns, better: Any, worse: Any, known: Known) -> Preference:
     ends = [_messages(row, column, value) for column, value in ((columns.chosen, better), (columns.rejected, worse))]
     before = _asked(row, columns, ends)
     tools = _tools(row, columns)
@@ -140,7 +153,7 @@ def _conversations(row: Row, columns: Columns, better: Any, worse: Any, margin: 
             found = f"an answer should follow what was asked, found a message of the {answers[0].role}."
             raise fault(row, f"{column}[0].role", found, "Both must be the same up to an answer of the assistant.")
         made.append(Conversation(with_system(row, column, (*unlearned(before), *answers)), tools))
-    return Preference(made[0], made[1], margin)
+    return Preference(made[0], made[1], known.margin, known.probability)
 
 
 def _asked(row: Row, columns: Columns, ends: Sequence[tuple[Message, ...]]) -> tuple[Message, ...]:
@@ -193,3 +206,20 @@ def _margin(row: Row) -> float | None:
     if None in scores:
         return None
     return as_number(row, "score_chosen", scores[0]) - as_number(row, "score_rejected", scores[1])
+
+
+def _probability(row: Row) -> float:
+    """How many of those asked find the first answer better; 1 where the row does not say."""
+    values = row.values
+    if values.get("probability") is not None:
+        share = as_number(row, "probability", values["probability"])
+        if not 0 <= share <= 1:
+            raise fault(row, "probability", f"{share:g} is no probability.", "Write a number from 0 to 1.")
+        return share
+    if None in (values.get("votes_chosen"), values.get("votes_rejected")):
+        return 1.0
+    votes = [as_number(row, column, values[column]) for column in SHARES[1:]]
+    if min(votes) < 0 or sum(votes) == 0:
+        found = f"{votes[0]:g} votes for the first answer and {votes[1]:g} for the second say nothing."
+        raise fault(row, SHARES[1], found, "Write how many votes each has, or leave this row out.")
+    return votes[0] / sum(votes)

@@ -30,6 +30,7 @@ OBJECTIVES: Mapping[Gives, str] = {
     "similar": "embedding",
     "preferences": "dpo",
     "verdicts": "kto",
+    "rankings": "reward",
     "prompts": "grpo",
 }
 """The kind of objective that rows are made for by what they give."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from luthier.data.facts import KINDS
 from luthier.errors import DataError
-from luthier.types import Completion, Conversation, Message, Preference, Prompt, Record, Verdict
+from luthier.types import Completion, Conversation, Message, Preference, Prompt, Ranking, Record, Verdict
 
 _MARK = "\x00luthier"
 _WRITERS: tuple[tuple[type, str, Callable[[Any], str]], ...] = (
@@ -51,8 +51,10 @@ def _values(record: Record) -> list[Any]:
     match record:
         case Conversation(messages, tools):
             return [kind, [[m.role, m.content, m.learn, [[k, v] for k, v in m.extra]] for m in messages], list(tools)]
-        case Preference(chosen, rejected, margin):
-            return [kind, _values(chosen), _values(rejected), margin]
+        case Preference(chosen, rejected, margin, probability):
+            return [kind, _values(chosen), _values(rejected), margin, probability]
+        case Ranking(answers, places):
+            return [kind, [_values(answer) for answer in answers], list(places)]
         case Verdict(answered, is_good):
             return [kind, _values(answered), is_good]
         case Prompt(Conversation() as asked):
@@ -68,8 +70,11 @@ def _record(values: list[Any]) -> Record:
         messages, tools = fields
         return Conversation(tuple(_message(*parts) for parts in messages), tuple(tools))
     if made is Preference:
-        chosen, rejected, margin = fields
-        return Preference(_answered(chosen), _answered(rejected), margin)
+        chosen, rejected, *more = fields
+        return Preference(_answered(chosen), _answered(rejected), *more)
+    if made is Ranking:
+        answers, places = fields
+        return Ranking(tuple(_answered(answer) for answer in answers), tuple(places))
     if made is Verdict:
         return Verdict(_answered(fields[0]), fields[1])
     if made is Prompt:

@@ -21,16 +21,21 @@ def main(given, report):
 """
 
 
-def _defines_grade(source: str) -> str:
+def checked_source(source: str, name: str, called: str) -> str:
+    """The source. Raises: ValueError, said in words, if it is too long, is no Python, or does not define a name."""
     if len(source.encode()) > MOST_BYTES:
         raise ValueError(f"has more than {MOST_BYTES:,} bytes")
     try:
-        code = compile(source, "grader", "exec")
+        code = compile(source, name, "exec")
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"is no Python ({error})") from None
-    if "grade" not in code.co_names:
-        raise ValueError("must define grade(sample, item)")
+    if name not in code.co_names:
+        raise ValueError(f"must define {called}")
     return source
+
+
+def _defines_grade(source: str) -> str:
+    return checked_source(source, "grade", "grade(sample, item)")
 
 
 class PythonSource(ProcessGrader):

@@ -22,6 +22,7 @@ from luthier.types import (
     PlainText,
     Preference,
     Prompt,
+    Ranking,
     Record,
     Scored,
     Similar,
@@ -114,6 +115,8 @@ def shown(record: Record) -> str:
             return "\n".join([f"{anchor} = ⟦{positive}⟧", *(f"{anchor} ≠ {negative}" for negative in negatives)])
         case Preference(chosen, rejected):
             return f"better:\n{shown(chosen)}\nworse:\n{shown(rejected)}"
+        case Ranking(answers, places):
+            return "\n".join(f"{place}. {shown(answer)}" for answer, place in zip(answers, places, strict=True))
         case Prompt(asked):
             return asked if isinstance(asked, str) else shown(asked)
         case Verdict(answered, is_good):

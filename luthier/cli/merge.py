@@ -1,16 +1,20 @@
-"""`luthier combine`: several adapters of one base made into one."""
+"""`luthier merge`: several adapters of one base, or several models tuned from one, made into one."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from luthier.cli.options import Json
 from luthier.cli.output import emit, say
 from luthier.errors import UsageError
+
+if TYPE_CHECKING:
+    from luthier.studies.combining import How as AdapterHow
+    from luthier.studies.model_merging import ModelHow
 
 
 class How(StrEnum):
@@ -20,13 +24,25 @@ class How(StrEnum):
     SVD = "svd"
     TIES = "ties"
     DARE = "dare"
+    PRUNE = "prune"
+    SLERP = "slerp"
+    TASK_ARITHMETIC = "task-arithmetic"
 
 
-def combine(
+_OF_MODELS = (How.LINEAR, How.SLERP, How.TASK_ARITHMETIC)
+_OF_ADAPTERS = (How.LINEAR, How.SVD, How.TIES, How.DARE, How.PRUNE)
+
+
+def merge(
     runs: Annotated[list[str], typer.Argument(help="Two runs or more, of one base model.")],
-    out: Annotated[Path, typer.Option("--out", help="The new adapter's folder.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder of the new adapter or model.")],
     how: Annotated[
-        How, typer.Option("--how", help="linear: the exact sum; svd: the sum at --rank; ties, dare: at --rank.")
+        How,
+        typer.Option(
+            "--how",
+            help="Adapters: linear, the exact sum; svd, the sum at --rank; ties, dare, prune, at --rank. "
+            "Models that runs tuned whole: linear, the mean; slerp, of two; task-arithmetic, the base and the sum of the changes.",
+        ),
     ] = How.LINEAR,
     weight: Annotated[
         list[float] | None, typer.Option("--weight", help="One for each run, in their order; unset: all 1.")
@@ -35,17 +51,18 @@ def combine(
         int | None, typer.Option("--rank", min=1, help="Rank of the new adapter; unset: the largest of the runs'.")
     ] = None,
     density: Annotated[
-        float, typer.Option("--density", min=0.01, max=1.0, help="Share of entries that ties and dare keep.")
+        float, typer.Option("--density", min=0.01, max=1.0, help="Share of entries that ties, dare and prune keep.")
     ] = 0.5,
     seed: Annotated[int, typer.Option("--seed", help="Of dare's draws.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Make one LoRA from the adapters of several runs."""
+    """Make one LoRA from the adapters of several runs, or one model from several that were tuned whole."""
     from luthier import api
     from luthier.recipe.loading import recipe_of_run
     from luthier.store.places import expanded
     from luthier.store.runs import find_run
     from luthier.studies.combining import Source, combine_runs
+    from luthier.studies.model_merging import merge_models
 
     weights = weight or [1.0] * len(runs)
     if len(weights) != len(runs):
@@ -54,7 +71,20 @@ def combine(
         raise UsageError("The exact sum has the sum of the ranks.", "Use --how svd with --rank.")
     folders = [find_run(run, api.RUNS) for run in runs]
     sources = [Source(folder, recipe_of_run(folder), share) for folder, share in zip(folders, weights, strict=True)]
-    result = combine_runs(sources, expanded(out), say, how=how.value, rank=rank, density=density, seed=seed)
+    are_models = all(source.recipe.method.tunes_base for source in sources)
+    if how not in (_OF_MODELS if are_models else _OF_ADAPTERS):
+        known = ", ".join(_OF_MODELS if are_models else _OF_ADAPTERS)
+        raise UsageError(
+            f"{'Models that were tuned whole' if are_models else 'Adapters'} are not merged by {how.value}.",
+            f"Choose --how {known}.",
+        )
+    if are_models:
+        merged = merge_models(sources, expanded(out), say, how=cast("ModelHow", how.value))
+        emit(merged.as_json(), str(out), as_json)
+        return
+    result = combine_runs(
+        sources, expanded(out), say, how=cast("AdapterHow", how.value), rank=rank, density=density, seed=seed
+    )
     ranks = sorted(set(result.ranks.values()))
     say(
         f"{len(result.ranks)} layers of rank {', '.join(map(str, ranks))}; "

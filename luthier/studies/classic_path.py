@@ -1,0 +1,431 @@
+"""The classic path of reinforcement learning from human feedback: answers, comparisons, a reward model, a policy, and what it gained.
+
+Ziegler et al. 2019, https://arxiv.org/abs/1909.08593; Ouyang et al. 2022, https://arxiv.org/abs/2203.02155. Five stages, each in its
+place under one folder, and each left as it is once it is finished, so that a path that was broken off goes on where it stood:
+
+    sft/            a model that answers, tuned on answers (or a run that is there already)
+    pairs.jsonl     comparisons: given, or of answers that the tuned model drew, told apart by rewards or by a person
+    reward/         a reward model of them
+    policy/         the tuned model, tuned further by the reward
+    report.md       both on the same held-out prompts: how often the policy's answer is worth more, and how far it went
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from luthier.data.rendering import build_renderer
+from luthier.errors import Interrupted, LuthierError, RecipeError
+from luthier.evaluation.compare import Candidate
+from luthier.evaluation.grading import Aids
+from luthier.evaluation.intervals import Estimate, wilson
+from luthier.evaluation.rows import Rows
+from luthier.evaluation.verdict import Evaluation
+from luthier.generation.engine import generate
+from luthier.generation.requests import Completed, Request
+from luthier.generation.settings import Sampling
+from luthier.methods import ADAPTER
+from luthier.models.language_model import LanguageModel
+from luthier.ops.workers import Workers
+from luthier.prediction.passes import Passes, Progress, silent
+from luthier.prediction.text_model import TextModel
+from luthier.prepared import read_dataset
+from luthier.recipe import Recipe
+from luthier.recipe.faults import recipe_error
+from luthier.recipe.loading import recipe_from, recipe_of_run, tuples_of
+from luthier.recipe.yaml_text import Parsed
+from luthier.rewarded import prompts_of
+from luthier.rlhf.contract import RolloutObjective
+from luthier.rlhf.rewards import Reward, Rewards
+from luthier.rlhf.rollouts import Prompts, tokens_of
+from luthier.run import OnStep, resume_run, train_recipe
+from luthier.store.files import make_folder, write_json, write_text
+from luthier.store.runs import is_run, read_metrics, read_run
+from luthier.studies.evaluating_rewards import evaluate_rewarded
+from luthier.tuned import load_run
+from luthier.types import Conversation, Settings, fault_at
+
+Announce = Callable[[str], None]
+SFT, PAIRS, ANSWERS, REWARD, POLICY, RESULT, REPORT = (
+    "sft", "pairs.jsonl", "answers.jsonl", "reward", "policy", "rlhf.json", "report.md",
+)  # fmt: skip
+_SHOWN = 5
+
+
+class Sampled(Settings):
+    """Comparisons of answers that the tuned model draws."""
+
+    prompts: str = Field(description="Rows whose prompts are answered.")
+    num_prompts: int | None = Field(None, ge=1, description="Only the first so many; unset: all.")
+    num_answers: int = Field(4, ge=2, description="How many answers to each; the best and the worst become a pair.")
+    temperature: float = Field(1.0, gt=0, description="As generation has it.")
+    max_new_tokens: int = Field(128, ge=1, description="Most tokens of an answer.")
+    by: Literal["rewards", "person"] = Field(
+        "rewards", description="Who tells them apart; a person does with 'luthier judge'."
+    )
+    rewards: tuple[Reward, ...] = Field((), description="What an answer is worth, with by: rewards.")
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> Self:
+        if (self.by == "rewards") != bool(self.rewards):
+            raise fault_at("pairs.rewards", "by: rewards needs rewards, and by: person has none; give one of both.")
+        return self
+
+
+class Compared(Settings):
+    """How policy and tuned model are compared at the end."""
+
+    num_prompts: int = Field(64, ge=1, description="Most held-out prompts that both answer, greedily.")
+    watched: tuple[Reward, ...] = Field(
+        (), description="Measures beside the reward, which the policy did not learn from."
+    )
+
+
+class ClassicPath(Settings):
+    """A whole path. Each stage has the blocks of a recipe; model and seed are common to all."""
+
+    model: Any = Field(description="The base model, as in a recipe.")
+    seed: int = Field(0, ge=0, lt=2**63, description="As in a recipe.")
+    sft: str | dict[str, Any] = Field(
+        description="data, method, objective, training of the first stage; or a finished run."
+    )
+    pairs: str | Sampled = Field(description="A file of pairs or rankings; or how they are made.")
+    reward: dict[str, Any] = Field(
+        {}, description="data (without train), method, objective, training of the reward model."
+    )
+    policy: dict[str, Any] = Field(
+        description="data (its prompts), objective, training of the last stage; its method goes on from the first stage's, and its reward is the reward model unless objective.rewards names others."
+    )
+    compare: Compared = Field(Compared(), description="The comparison at the end.")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a path came to.
+
+    win_rate: how often the policy's answer is worth more than the tuned model's to the same prompt, a tie counting half, by each
+    measure's name; kl: nats of the policy's last answers from where it began.
+    """
+
+    folder: Path
+    win_rate: Mapping[str, Estimate]
+    kl: float | None
+    evaluation: Evaluation
+    signs: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """As one JSON document."""
+        rates = {name: vars(rate) for name, rate in self.win_rate.items()}
+        return {
+            "folder": str(self.folder), "win_rate": rates, "kl": self.kl, "signs": list(self.signs),
+            "evaluation": self.evaluation.as_json(),
+        }  # fmt: skip
+
+    def as_markdown(self) -> str:
+        """As a page for people."""
+        rates = [
+            f"| {name} | {100 * rate.value:.1f} % | {100 * rate.low:.1f} to {100 * rate.high:.1f} % |"
+            for name, rate in self.win_rate.items()
+        ]
+        head, *rows = self.evaluation.as_table()
+        measures = [head, ["---"] * len(head), *rows]
+        parts = [
+            f"# {self.folder.absolute().name}",
+            "How often the policy's answer to a held-out prompt is worth more than that of the model it began from:",
+            "\n".join(["| measure | win rate | 95 % interval |", "|---|---|---|", *rates]),
+            *(
+                [f"The policy's answers are {self.kl:.2f} nats from those of that model."]
+                if self.kl is not None
+                else []
+            ),
+            *(f"**{sign}**" for sign in self.signs),
+            "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in measures),
+        ]
+        for answered in self.evaluation.answers[:_SHOWN]:
+            parts += ["---", f"> {_quoted(answered.asked)}"]
+            pairs = zip(self.evaluation.candidates, answered.answers, strict=True)
+            parts += [f"**{name}**\n\n> {_quoted(text)}" for name, text in pairs]
+        return "\n\n".join(parts) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return text.strip().replace("\n", "\n> ") or "(nothing)"
+
+
+def read_path(parsed: Parsed) -> ClassicPath:
+    """The path that a file describes. Raises: RecipeError, naming line and field."""
+    try:
+        return ClassicPath.model_validate(tuples_of(parsed.values), strict=True)
+    except ValidationError as error:
+        raise recipe_error(error, ClassicPath, parsed) from error
+
+
+def walk(
+    path: ClassicPath, base: Path, out: Path, *, announce: Announce, on_step: OnStep, progress: Progress = silent
+) -> Outcome:
+    """Carry out all stages that are not finished.
+
+    base: the folder that relative paths are looked for in, before the working folder.
+    Raises: Interrupted where a person is to judge, with the command to do so; as the stages do, at their own blocks.
+    """
+    make_folder(out)
+    stages = _Stages(path, base, out, announce, on_step, progress)
+    stages.check()
+    sft = stages.tuned()
+    pairs = stages.pairs(sft)
+    reward = stages.trained(REWARD, _reward_values(path, pairs), None)
+    policy = stages.trained(POLICY, _policy_values(path, reward), sft)
+    outcome = stages.compared(sft, policy)
+    write_json(out / RESULT, outcome.as_json())
+    write_text(out / REPORT, outcome.as_markdown())
+    announce(f"Report: {out / REPORT}")
+    return outcome
+
+
+def _reward_values(path: ClassicPath, pairs: str) -> dict[str, Any]:
+    own = path.reward
+    data = {"train": pairs, **dict(own.get("data", {}))}
+    return {**own, "data": data, "objective": {"kind": "reward", **dict(own.get("objective", {}))}}
+
+
+def _policy_values(path: ClassicPath, reward: Path) -> dict[str, Any]:
+    own = path.policy
+    objective = {
+        "kind": "ppo",
+        "rewards": ({"model": str(reward), "name": "reward model"},),
+        **dict(own.get("objective", {})),
+    }
+    return {**own, "objective": objective}
+
+
+@dataclass(frozen=True)
+class _Stages:
+    path: ClassicPath
+    base: Path
+    out: Path
+    announce: Announce
+    on_step: OnStep
+    progress: Progress
+
+    def check(self) -> None:
+        """Raise RecipeError, before anything is trained, for what no stage may have."""
+        for name, values in (
+            (SFT, self.path.sft),
+            (REWARD, _reward_values(self.path, PAIRS)),
+            (POLICY, _policy_values(self.path, self.out / REWARD)),
+        ):
+            if not isinstance(values, str):
+                self._recipe(name, values, finds_files=False)
+
+    def _recipe(self, stage: str, values: Mapping[str, Any], *, finds_files: bool = True) -> Recipe:
+        with _of_stage(stage):
+            whole = {"model": self.path.model, "seed": self.path.seed, **values}
+            return recipe_from(whole, self.base, finds_files=finds_files)
+
+    def tuned(self) -> Path:
+        """The run of the first stage."""
+        if not isinstance(self.path.sft, str):
+            return self.trained(SFT, self.path.sft, None)
+        folder = next((each for each in (self.base / self.path.sft, Path(self.path.sft)) if is_run(each)), None)
+        if folder is None or read_run(folder).state != "finished":
+            raise RecipeError(
+                f"{self.path.sft} is no finished run.", "Name a run that is, or give data and training.", field=SFT
+            )
+        return folder
+
+    def trained(self, stage: str, values: Mapping[str, Any], begins: Path | None) -> Path:
+        """The run of a stage, finished. begins: the run whose model it goes on from."""
+        folder = self.out / stage
+        if is_run(folder) and read_run(folder).state == "finished":
+            self.announce(f"{stage}: finished before, in {folder}.")
+            return folder
+        self.announce(f"── {stage} ──")
+        with _of_stage(stage):
+            if is_run(folder):
+                resume_run(folder, announce=self.announce, on_step=self.on_step)
+            else:
+                recipe = self._recipe(stage, values)
+                if begins is not None:
+                    recipe = going_on(recipe, begins)
+                train_recipe(recipe, folder, announce=self.announce, on_step=self.on_step)
+        return folder
+
+    def pairs(self, sft: Path) -> str:
+        """The file of comparisons."""
+        wanted, made = self.path.pairs, self.out / PAIRS
+        if isinstance(wanted, str):
+            return wanted
+        if made.is_file():
+            self.announce(f"pairs: made before, in {made}.")
+            return str(made.absolute())
+        self.announce("── pairs ──")
+        model, prompts = self._to_answer(sft, wanted)
+        answers = _drawn(model, prompts, wanted, self.path.seed, self.progress)
+        rows = list(_answer_rows(prompts, answers))
+        if wanted.by == "person":
+            asked = self.out / ANSWERS
+            write_text(asked, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            command = f"luthier judge {shlex.quote(str(asked))} --out {shlex.quote(str(self.out / 'judged.jsonl'))} --pairs {shlex.quote(str(made))}"
+            raise Interrupted(
+                f"The answers to be judged are in {asked}.",
+                f"Judge them with '{command}', then begin again.",
+                exit_code=0,
+            )
+        with Rewards(wanted.rewards, Aids()) as rewards:
+            worths = rewards(
+                [prompts.answer(row, answer.text, answer.tokens) for row, own in enumerate(answers) for answer in own]
+            )
+        scores = [worth.reward for worth in worths]
+        found = list(_best_and_worst(rows, scores, wanted.num_answers))
+        if not found:
+            raise RecipeError(
+                "All answers to every prompt are worth the same: there is no pair.",
+                "Give other rewards or prompts.",
+                field="pairs",
+            )
+        self.announce(f"{len(found)} of {len(rows)} prompts gave a pair.")
+        write_text(made, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
+        return str(made.absolute())
+
+    def _to_answer(self, sft: Path, wanted: Sampled) -> tuple[TextModel, Prompts]:
+        model = text_model(sft, self.announce)
+        own = _policy_values(self.path, self.out / REWARD)
+        stub = {**own, "data": {**dict(own.get("data", {})), "train": wanted.prompts, "validation": "none"}}
+        recipe = self._recipe("pairs", stub)
+        loaded = model.language_model
+        dataset, _ = read_dataset(recipe, loaded.hf.config, loaded.tokenizer, self.announce, loaded.answer_start)
+        count = wanted.num_prompts or len(dataset.train)
+        return model, prompts_of(dataset.train[:count], dataset.train_records[:count])
+
+    def compared(self, sft: Path, policy: Path) -> Outcome:
+        """Policy and tuned model on the policy's held-out prompts."""
+        self.announce("── comparison ──")
+        recipe = recipe_of_run(policy)
+        objective = recipe.objective
+        assert isinstance(objective, RolloutObjective)
+        objective = objective.model_copy(update={"watched": (*objective.watched, *self.path.compare.watched)})
+        models = [text_model(each, self.announce) for each in (sft, policy)]
+        loaded = models[1].language_model
+        dataset, _ = read_dataset(recipe, loaded.hf.config, loaded.tokenizer, self.announce, loaded.answer_start)
+        examples, records = dataset.validation, dataset.validation_records
+        if not examples:
+            self.announce("No prompts were held out, so both answer those that the policy learned from.")
+            examples, records = dataset.train, dataset.train_records
+        rows = Rows([(record, example.origin) for record, example in zip(records, examples, strict=True)], examples)
+        candidates = [
+            Candidate(name, each.language_model, each.adapter)
+            for name, each in zip(("tuned", "policy"), models, strict=True)
+        ]
+        with Workers(1) as workers:
+            passes = Passes(workers, recipe.training.tokens_per_micro_batch, self.progress)
+            found = evaluate_rewarded(
+                objective, candidates, models[1], rows, passes, self.path.compare.num_prompts, None, self.announce
+            )
+        divergences = [line["kl_of_answers"] for line in read_metrics(policy) if "kl_of_answers" in line]
+        kl = float(divergences[-1]) if divergences else None
+        return Outcome(self.out, _win_rates(found), kl, found, _signs_of(policy))
+
+
+def _win_rates(evaluation: Evaluation) -> dict[str, Estimate]:
+    """By each measure, how often the second candidate's answer is the better one; ties are shared out evenly."""
+    found = {}
+    for measure in evaluation.measures:
+        (comparison,) = measure.comparisons
+        ties = measure.num_rows - comparison.rises - comparison.falls
+        found[measure.name] = wilson(comparison.rises + ties / 2, measure.num_rows)
+    return found
+
+
+def _signs_of(policy: Path) -> tuple[str, ...]:
+    """What the policy's rollouts told of how the reward was earned."""
+    from luthier.training.checkpoint import load_checkpoint
+
+    try:
+        state = load_checkpoint(policy).state["batches"]
+    except LuthierError:
+        return ()
+    return tuple(state.get("signs", {}).values())
+
+
+def going_on(recipe: Recipe, begins: Path) -> Recipe:
+    """A recipe that goes on from what a run learned: its adapter, or its whole model."""
+    before = recipe_of_run(begins)
+    if before.method.tunes_base:
+        tuned = begins / before.method.output_folder
+        return recipe.model_copy(update={"model": before.model.at(tuned), "method": before.method})
+    return recipe.model_copy(update={"model": before.model, "method": before.method.continued(begins)})
+
+
+def text_model(folder: Path, announce: Announce) -> TextModel:
+    """The model of a run that answers."""
+    recipe = recipe_of_run(folder)
+    model: LanguageModel = load_run(folder, announce)
+    renderer = build_renderer(recipe.data, model.tokenizer, model.anatomy.family.pooled, model.answer_start)
+    return TextModel(model, renderer, None if recipe.method.tunes_base else ADAPTER)
+
+
+@contextmanager
+def _of_stage(stage: str) -> Iterator[None]:
+    """Within: a fault of a recipe is told at the stage's own block."""
+    try:
+        yield
+    except LuthierError as error:
+        if error.field is not None and not error.field.startswith(f"{stage}."):
+            error.field = f"{stage}.{error.field}"
+        raise
+
+
+# ── pairs of the model's own answers ────────────────────────────────────────────────────────────────────────────────
+
+
+def _drawn(model: TextModel, prompts: Prompts, wanted: Sampled, seed: int, progress: Progress) -> list[list[Completed]]:
+    """The answers to each prompt."""
+    end_of_turn = model.renderer.end_of_turn_id
+    stop_ids = frozenset() if end_of_turn is None else frozenset([end_of_turn])
+    requests = [
+        Request(
+            tuple(tokens_of(prompt)),
+            Sampling(temperature=wanted.temperature, max_new_tokens=wanted.max_new_tokens, seed=seed + row),
+            model.adapter,
+            stop_ids,
+            num_answers=wanted.num_answers,
+        )
+        for row, prompt in enumerate(prompts.examples)
+    ]
+    flat = generate(model.language_model, requests, progress=lambda done, total: progress("answers", done, total))
+    return [flat[at : at + wanted.num_answers] for at in range(0, len(flat), wanted.num_answers)]
+
+
+def _answer_rows(prompts: Prompts, answers: Sequence[Sequence[Completed]]) -> Iterator[dict[str, Any]]:
+    """Each prompt with its answers' texts."""
+    for row, own in enumerate(answers):
+        asked = prompts.asked[row]
+        prompt = [message.as_dict() for message in asked.messages] if isinstance(asked, Conversation) else asked
+        yield {"prompt": prompt, "answers": [answer.text for answer in own]}
+
+
+def _best_and_worst(
+    rows: Sequence[Mapping[str, Any]], scores: Sequence[float | None], num_answers: int
+) -> Iterator[dict[str, Any]]:
+    """The best and the worst answer to each prompt, where they are not worth the same."""
+    for index, row in enumerate(rows):
+        own = scores[index * num_answers : (index + 1) * num_answers]
+        known = [
+            (score, text) for score, text in zip(own, row["answers"], strict=True) if score is not None and text.strip()
+        ]
+        if len(known) < 2:
+            continue
+        best, worst = max(known, key=lambda each: each[0]), min(known, key=lambda each: each[0])
+        if best[0] == worst[0] or best[1] == worst[1]:
+            continue
+        chat = isinstance(row["prompt"], list)
+        chosen, rejected = ([{"role": "assistant", "content": text}] if chat else text for _, text in (best, worst))
+        yield {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}

@@ -1,0 +1,223 @@
+"""A run measured against what it began from: on its rows, by what it learned, and beyond them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from luthier.data.dataset import load_examples
+from luthier.errors import DataError, NetworkError, NotFound, UsageError
+from luthier.evaluation.classification import evaluate_classes
+from luthier.evaluation.compare import Candidate, evaluate_records, questions_of
+from luthier.evaluation.contamination import contamination, text_of
+from luthier.evaluation.embedding import evaluate_embedding
+from luthier.evaluation.forgetting.probe import forgetting, read_probe
+from luthier.evaluation.multiple_choice import evaluate_choices
+from luthier.evaluation.preference import evaluate_pairs, evaluate_verdicts
+from luthier.evaluation.pretraining import evaluate_targets
+from luthier.evaluation.regression import evaluate_scores
+from luthier.evaluation.reward import evaluate_rewards
+from luthier.evaluation.rows import Rows
+from luthier.evaluation.shots import choose_shots
+from luthier.evaluation.token_classification import evaluate_tags
+from luthier.evaluation.verdict import Evaluation
+from luthier.generation.settings import Sampling
+from luthier.objectives.asking import AS_WRITTEN
+from luthier.ops.workers import Workers
+from luthier.prediction.chooser import Chooser
+from luthier.prediction.contract import Reader
+from luthier.prediction.embedder import Embedder
+from luthier.prediction.passes import Passes, Progress
+from luthier.prediction.reward import RewardScorer
+from luthier.prediction.scorer import Scorer
+from luthier.prediction.tagger import Tagger
+from luthier.prediction.text_model import TextModel
+from luthier.prepared import asked_of, drawing_of, laid_out, read_dataset
+from luthier.recipe import Recipe
+from luthier.recipe.loading import recipe_of_run
+from luthier.rlhf import RolloutObjective
+from luthier.studies.evaluating_rewards import evaluate_rewarded
+from luthier.types import Example, Record
+
+Announce = Callable[[str], None]
+Others = Sequence[tuple[str, TextModel | Reader]]
+
+
+@dataclass(frozen=True)
+class AskedFor:
+    """How a run is evaluated: on which rows (None: those it held out) and how many of them, how answers are drawn (None: greedily),
+    how many training rows the base is also shown first, and whether what was known beyond the rows is measured.
+    """
+
+    data: str | None = None
+    limit: int | None = None
+    sampling: Sampling | None = None
+    shots: int = 0
+    probes: bool = False
+
+
+def evaluate_run(
+    folder: Path,
+    tuned: TextModel | Reader,
+    load_base: Callable[[], TextModel | Reader],
+    others: Others,
+    asked: AskedFor,
+    announce: Announce,
+    progress: Progress,
+) -> Evaluation:
+    """The base, what is made of it, and further models by name, on the same rows; arguments and Raises as `api.evaluate` has them.
+
+    load_base: gives the model that the run began from; asked only where the tuned one can be compared with it.
+    """
+    recipe = recipe_of_run(folder)
+    rows = rows_to_evaluate(recipe, asked.data, tuned, announce)
+    workers, budget = recipe.training.workers, recipe.training.tokens_per_micro_batch
+    candidate = Candidate("tuned", tuned.language_model, tuned.adapter)
+    trained = _training_records(recipe, tuned, announce)
+    answers = isinstance(tuned, TextModel) and recipe.objective.takes == "text" and not recipe.objective.splits
+    if not answers and (asked.shots or others):
+        option = "--shots" if asked.shots else "--also"
+        raise UsageError(f"The run {folder} did not learn to answer in text.", f"Leave {option} out.")
+    with Workers(workers if isinstance(workers, int) else 1) as pool:
+        passes = Passes(pool, budget, progress)
+        if isinstance(tuned, Reader) and not tuned.base_answers:
+            evaluation = _with_new_head(tuned, candidate, rows, passes, asked.limit)
+        else:
+            base = load_base()
+            candidates = [Candidate("base", base.language_model, base.adapter), candidate]
+            if answers:
+                assert isinstance(tuned, TextModel)
+                shown = _shown(candidates[0], asked, rows, trained, recipe.seed)
+                candidates = [candidates[0], *shown, candidate, *_further(others, tuned, rows, asked)]
+            evaluation = _measured(recipe, tuned, candidates, rows, passes, asked, announce)
+            if asked.probes and isinstance(tuned, TextModel) and tuned.asking.causal:
+                probed = forgetting(candidates, tuned.renderer, passes, read_probe())
+                evaluation = replace(evaluation, forgetting=probed)
+    return _with_contamination(replace(evaluation, subject="tuned"), rows, trained, asked.limit)
+
+
+def _measured(
+    recipe: Recipe,
+    tuned: TextModel | Reader,
+    candidates: Sequence[Candidate],
+    rows: Rows,
+    passes: Passes,
+    asked: AskedFor,
+    announce: Announce,
+) -> Evaluation:
+    """The candidates by the measures of what the run learned."""
+    limit, sampling = asked.limit, asked.sampling
+    if isinstance(recipe.objective, RolloutObjective):
+        assert isinstance(tuned, TextModel)
+        return evaluate_rewarded(recipe.objective, candidates, tuned, rows, passes, limit, sampling, announce)
+    if isinstance(tuned, Embedder):
+        return evaluate_embedding(candidates, rows, tuned.objective, passes, limit)
+    if recipe.objective.takes == "preferences":
+        return evaluate_pairs(candidates, rows, passes, limit)
+    if recipe.objective.takes == "verdicts":
+        return evaluate_verdicts(candidates, rows, passes, limit)
+    if recipe.objective.splits:
+        asking = tuned.asking if isinstance(tuned, TextModel) else AS_WRITTEN
+        return evaluate_targets(candidates, rows, passes, limit, asking=asking, sampling=sampling)
+    assert isinstance(tuned, TextModel)
+    return evaluate_records(
+        candidates,
+        rows.records,
+        rows.examples,
+        tuned.renderer,
+        sampling or Sampling(),
+        passes.workers,
+        tokens_per_micro_batch=passes.tokens_at_once,
+        limit=limit,
+        progress=passes.progress,
+    )
+
+
+def _shown(
+    base: Candidate, asked: AskedFor, rows: Rows, trained: Sequence[Record] | None, seed: int
+) -> list[Candidate]:
+    """The base that is shown examples first; none if none are asked for."""
+    if not asked.shots:
+        return []
+    if trained is None:
+        raise UsageError("The rows that the run was trained on cannot be read.", "Put them back, or leave --shots out.")
+    shots = choose_shots(trained, asked.shots, seed, {text_of(record) for record, _ in rows.records})
+    return [replace(base, name=f"base, {asked.shots} shot{'' if asked.shots == 1 else 's'}", shots=shots)]
+
+
+def _further(others: Others, tuned: TextModel, rows: Rows, asked: AskedFor) -> list[Candidate]:
+    """The further models. Raises: UsageError for one that is asked in other tokens."""
+    records = rows.records[: asked.limit]
+    questions = questions_of(records, tuned.renderer)
+    found = []
+    for name, model in others:
+        if not isinstance(model, TextModel) or questions_of(records, model.renderer) != questions:
+            raise UsageError(
+                f"{name} makes other tokens of a prompt, or none: its answers would be to different questions.",
+                "Compare runs of one tokenizer and one chat template that learned to answer.",
+            )
+        found.append(Candidate(name, model.language_model, model.adapter))
+    return found
+
+
+def _training_records(recipe: Recipe, tuned: TextModel | Reader, announce: Announce) -> Sequence[Record] | None:
+    """The rows that a run was trained on; None, which is said, where they can no longer be read."""
+    model = tuned.language_model
+    try:
+        dataset, _ = read_dataset(recipe, model.hf.config, model.tokenizer, lambda sentence: None, model.answer_start)
+    except (NotFound, DataError, NetworkError) as error:
+        announce(
+            f"The rows that the run was trained on cannot be read, so nothing is compared with them: {error.found}"
+        )
+        return None
+    return dataset.train_records
+
+
+def _with_contamination(
+    evaluation: Evaluation, rows: Rows, trained: Sequence[Record] | None, limit: int | None
+) -> Evaluation:
+    """The evaluation with which of its rows stand in the training rows."""
+    texts = [text for record, _ in rows.records[:limit] if (text := text_of(record)) is not None]
+    if trained is None or not texts:
+        return evaluation
+    found = contamination(texts, (text for record in trained if (text := text_of(record)) is not None))
+    notes = (*evaluation.notes, *([found.note] if found.note else []))
+    return replace(evaluation, contamination=found, notes=notes)
+
+
+def _with_new_head(tuned: Reader, candidate: Candidate, rows: Rows, passes: Passes, limit: int | None) -> Evaluation:
+    """A model whose head is new, against the best that needs no text."""
+    match tuned:
+        case Tagger():
+            return evaluate_tags(candidate, rows, passes, limit)
+        case Scorer():
+            return evaluate_scores(candidate, rows, passes, limit)
+        case RewardScorer():
+            return evaluate_rewards(candidate.name, tuned, rows, passes, limit)
+        case Chooser():
+            return evaluate_choices(candidate, rows, passes, limit)
+        case _:
+            return evaluate_classes(candidate, rows, passes, limit)
+
+
+def rows_to_evaluate(recipe: Recipe, data: str | None, model: TextModel | Reader, announce: Announce) -> Rows:
+    """The rows of `data`, or those that the run held out; `document` is the index of the row."""
+    objective, loaded = recipe.objective, model.language_model
+    if data is None:
+        dataset, _ = read_dataset(recipe, loaded.hf.config, loaded.tokenizer, announce, loaded.answer_start)
+        if not dataset.validation:
+            raise UsageError("The run held out no rows.", "Give rows to evaluate on with --data FILE.")
+        return _rows(dataset.validation_records, dataset.validation)
+    # what was too long to train on can be measured all the same; texts are cut into pieces as in training
+    settings = recipe.data if objective.splits else recipe.data.model_copy(update={"max_length": 2**31})
+    found = load_examples(data, settings, model.renderer, objective.example, announce, asked_of(objective))
+    found_rows = laid_out(found.examples, objective, loaded.anatomy.family, settings.max_length)
+    drawing = drawing_of(recipe, objective, loaded.tokenizer, loaded.answer_start)
+    examples = found_rows if drawing is None else tuple(drawing.held_out(text) for text in found_rows)
+    return _rows(found.records, examples)
+
+
+def _rows(records: Sequence[Record], examples: Sequence[Example]) -> Rows:
+    placed = [(record, example.origin) for record, example in zip(records, examples, strict=True)]
+    return Rows(placed, [replace(example, document=index) for index, example in enumerate(examples)])

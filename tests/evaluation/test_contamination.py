@@ -1,0 +1,64 @@
+"""Rows that were learned are found again among those that a model is measured on."""
+
+from __future__ import annotations
+
+import random
+
+from luthier.evaluation.contamination import contamination, text_of
+from luthier.types import Completion, Conversation, Message
+
+WORDS = [
+    "river",
+    "stone",
+    "lamp",
+    "green",
+    "walk",
+    "table",
+    "under",
+    "often",
+    "seven",
+    "bird",
+    "winter",
+    "paper",
+    "slow",
+    "bright",
+    "carry",
+]
+
+
+def text(number: int) -> str:
+    return " ".join(random.Random(number).choices(WORDS, k=40))
+
+
+def test_exact_and_near_copies_are_found_and_nothing_else() -> None:
+    trained = [text(number) for number in range(1200)]  # several chunks
+    near = trained[700].split()
+    near[20] = "altogether"
+    measured = [text(5000), trained[3].upper() + " ", " ".join(near), text(5001), trained[1199]]
+    found = contamination(measured, iter(trained))
+    assert (found.exact, found.near) == ((1, 4), (2,))
+    assert found.num_trained == 1200
+    assert found.note is not None
+    assert found.note.startswith(
+        "3 of 5 rows stand in the training rows, 2 word for word and 1 nearly (number 2, 5, 3)"
+    )
+
+
+def test_rows_of_one_template_are_no_copies_of_each_other() -> None:
+    trained = [
+        f"Where is order {n}, the {WORDS[n % 15]}? It left the {WORDS[n % 7]} on day {n * 7}." for n in range(60)
+    ]
+    measured = [
+        f"Where is order {n}, the {WORDS[n % 15]}? It left the {WORDS[n % 7]} on day {n * 7}." for n in (90, 91)
+    ]
+    found = contamination(measured, trained)
+    assert (found.exact, found.near, found.note) == ((), (), None)
+
+
+def test_texts_without_words_do_no_harm() -> None:
+    assert contamination(["", "…"], ["", "text"]).exact == (0,)
+
+
+def test_the_text_of_a_row_is_all_that_it_says() -> None:
+    assert text_of(Completion("a?", "b.")) == "a?\nb."
+    assert text_of(Conversation((Message("user", "a?"), Message("assistant", "b.")))) == "a?\nb."

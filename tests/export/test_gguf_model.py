@@ -1,0 +1,159 @@
+"""Models written as GGUF: another reader computes the same, in every shape and number format; what has no place is refused."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from export.gguf_shapes import SHAPES, UNREAD_BY_TRANSFORMERS, write_shape
+from near import assert_near
+from transformers import AutoConfig, PreTrainedModel
+
+from luthier.errors import ExportMismatch, RecipeError, ResourceError
+from luthier.export.gguf_architectures import architecture_of, paired_rows
+from luthier.export.gguf_model import GGUFDtype, write_gguf
+from luthier.export.readers import gguf_reader, whole_text
+from luthier.models.gguf_files import read_gguf_weights
+from luthier.models.loading import load_model
+from luthier.models.settings import ModelSettings
+from luthier.store.files import write_folder
+from luthier.types import Origin
+
+TOKENS = torch.arange(5, 45)[None]
+
+
+def nothing(text: str) -> None:
+    pass
+
+
+def written(folder: Path, dtype: GGUFDtype = "fp32") -> Path:
+    model = load_model(ModelSettings(name=str(folder), dtype="fp32"), nothing)
+    file = folder / "model.gguf"
+    write_gguf(model, file, dtype, "a model")
+    return file
+
+
+def logits(hf: PreTrainedModel) -> torch.Tensor:
+    with torch.no_grad():
+        return hf.eval()(TOKENS).logits
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_transformers_reads_the_file_as_the_same_model(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    hf = write_shape(SHAPES[name], tmp_path / "model", tiny_model)
+    read, _ = read_gguf_weights(written(tmp_path / "model"), hf.config, torch.float32)
+    assert_near(logits(read), logits(hf), 1e-5)
+
+
+@pytest.mark.parametrize("name", UNREAD_BY_TRANSFORMERS)
+def test_shapes_that_transformers_does_not_read_are_written_with_every_tensor_once(
+    name: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    hf = write_shape(UNREAD_BY_TRANSFORMERS[name], tmp_path / "model", tiny_model)
+    tensors = gguf.GGUFReader(written(tmp_path / "model")).tensors
+    assert sum(int(tensor.n_elements) for tensor in tensors) == sum(each.numel() for each in hf.parameters())
+
+
+def test_a_falcon_with_several_groups_has_its_queries_then_its_keys_then_its_values(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    hf = write_shape(UNREAD_BY_TRANSFORMERS["falcon 40b"], tmp_path / "model", tiny_model)
+    fused = hf.get_parameter("transformer.h.0.self_attention.query_key_value.weight").detach().view(2, 4, 16, 64)
+    tensors = {each.name: each.data for each in gguf.GGUFReader(written(tmp_path / "model")).tensors}
+    expected = torch.cat([fused[:, :2].reshape(64, 64), fused[:, 2].reshape(32, 64), fused[:, 3].reshape(32, 64)])
+    assert_near(torch.from_numpy(np.array(tensors["blk.0.attn_qkv.weight"])), expected, 0)
+
+
+def test_gemmas_norms_are_written_as_what_they_multiply_by(tiny_model: Path, tmp_path: Path) -> None:
+    hf = write_shape(UNREAD_BY_TRANSFORMERS["gemma"], tmp_path / "model", tiny_model)
+    tensors = {each.name: each.data for each in gguf.GGUFReader(written(tmp_path / "model")).tensors}
+    gain = torch.from_numpy(np.array(tensors["output_norm.weight"]))
+    assert_near(gain, hf.get_parameter("model.norm.weight").detach() + 1, 1e-6)
+
+
+def test_within_a_mistrals_window_attention_is_whole_so_the_file_promises_no_more(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    write_shape(UNREAD_BY_TRANSFORMERS["mistral"], tmp_path / "model", tiny_model)
+    field = gguf.GGUFReader(written(tmp_path / "model")).get_field("llama.context_length")
+    assert field is not None
+    assert field.contents() == 128
+
+
+def test_a_mistral_is_read_back_as_the_llama_that_its_file_says_it_is(tiny_model: Path, tmp_path: Path) -> None:
+    hf = write_shape(UNREAD_BY_TRANSFORMERS["mistral"], tmp_path / "model", tiny_model)
+    reader = gguf_reader(written(tmp_path / "model"), hf.config)
+    (said,) = reader.say([whole_text(TOKENS[0].numpy(), Origin("rows", 1))])
+    assert_near(said, logits(hf)[0], 1e-5)
+
+
+def test_rows_go_into_pairs_head_by_head() -> None:
+    rows_O = torch.arange(12.0)
+    assert paired_rows(rows_O, 2).tolist() == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
+
+
+@pytest.mark.parametrize(("dtype", "step"), [("fp16", 2**-11), ("bf16", 2**-8), ("q8_0", 1 / 127), ("q4_0", 1 / 7)])
+def test_a_number_format_rounds_by_no_more_than_its_step(
+    dtype: Any, step: float, tiny_model: Path, tmp_path: Path
+) -> None:
+    hf = write_shape(SHAPES["qwen2"], tmp_path / "model", tiny_model)
+    read, _ = read_gguf_weights(written(tmp_path / "model", dtype), hf.config, torch.float32)
+    for name, parameter in hf.named_parameters():
+        off = (read.get_parameter(name) - parameter).abs().max()
+        assert off <= step * parameter.abs().max() * (1 if parameter.ndim == 2 else 0), name
+
+
+def test_in_four_bits_the_embedding_has_eight_and_rows_without_whole_blocks_sixteen(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    odd = ("qwen2", {**SHAPES["qwen2"][1], "intermediate_size": 80})
+    write_shape(odd, tmp_path / "model", tiny_model)
+    types = {each.name: each.tensor_type.name for each in gguf.GGUFReader(written(tmp_path / "model", "q4_0")).tensors}
+    assert types["token_embd.weight"] == types["output.weight"] == "Q8_0"
+    assert types["blk.0.ffn_up.weight"] == "Q4_0"
+    assert types["blk.0.ffn_down.weight"] == "F16"
+    assert types["blk.0.attn_norm.weight"] == types["blk.0.attn_q.bias"] == "F32"
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts", "field"),
+    [
+        ("opt", {}, "type 'opt'"),
+        ("llama", {"attention_bias": True}, "attention_bias"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "rope_type"),
+        ("qwen2", {"use_sliding_window": True}, "use_sliding_window"),
+        ("gemma2", {"query_pre_attn_scalar": 7}, "query_pre_attn_scalar"),
+        ("gemma3_text", {"layer_types": ["full_attention"] * 26, "query_pre_attn_scalar": 256}, "layer_types"),
+        ("falcon", {"alibi": True}, "alibi"),
+        ("gpt2", {"activation_function": "relu"}, "activation_function"),
+    ],
+)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(kind: str, parts: dict[str, Any], field: str) -> None:
+    with pytest.raises(RecipeError, match=field):
+        architecture_of(AutoConfig.for_model(kind, **parts))
+
+
+def test_a_write_that_numpy_reports_without_a_reason_is_told_with_the_systems(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(self: object, tensor: object) -> None:
+        raise OSError("4096 requested and 12 written")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", short)
+    model = load_model(ModelSettings(name=str(tiny_model), dtype="fp32"), nothing)
+    with pytest.raises(ResourceError, match="cannot be written") as caught:
+        write_folder(tmp_path / "out", lambda partial: write_gguf(model, partial / "model.gguf", "fp32", "a model"))
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == errno.EIO
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_program_to_read_the_file_back_it_is_not_called_checked(tiny_model: Path, tmp_path: Path) -> None:
+    hf = write_shape(UNREAD_BY_TRANSFORMERS["gemma"], tmp_path / "model", tiny_model)
+    with pytest.raises(ExportMismatch, match="No program here can read the file back"):
+        gguf_reader(written(tmp_path / "model"), hf.config)

@@ -1,0 +1,81 @@
+"""Runs whose reward is a reward model, and what evaluation says of runs that learned from rewards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_model import write_tiny_model
+from tiny_runs import begin, recipe_values
+
+from luthier import api
+from luthier.errors import UsageError
+from luthier.rlhf.rollouts import FOLDER, read_rollout
+from luthier.tuned import load_reward
+from luthier.types import Conversation, Message
+
+
+def lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, a reward model on it, and prompts."""
+    desk = tmp_path_factory.mktemp("desk")
+    write_tiny_model(desk / "model")
+    pairs = [{"prompt": f"Say {n}", "chosen": f"yes {n}", "rejected": "no" + "!" * (n % 4)} for n in range(12)]
+    lines(desk / "pairs.jsonl", pairs)
+    lines(desk / "prompts.jsonl", [{"prompt": f"Say {number}", "answer": str(number)} for number in range(8)])
+    lines(desk / "held-out.jsonl", [{"prompt": f"Say {number}", "answer": str(number)} for number in range(20, 32)])
+    values = recipe_values(desk / "model", desk / "pairs.jsonl", training={"steps": 3})
+    begin({**values, "objective": {"kind": "reward"}}, desk / "nice")
+    return desk
+
+
+def values_of(desk: Path, rewards: list[dict[str, Any]], **parts: Any) -> dict[str, Any]:
+    data = {"validation": str(desk / "held-out.jsonl"), "max_length": 64}
+    training = {"steps": 2, "rows_per_step": 2, "tokens_per_micro_batch": 128}
+    values = recipe_values(desk / "model", desk / "prompts.jsonl", data=data, training=training, **parts)
+    return {**values, "objective": {"kind": "grpo", "rewards": rewards, "max_new_tokens": 6, "num_answers": 3}}
+
+
+@pytest.mark.parametrize("method", [{}, {"kind": "full", "rank": None}], ids=["lora", "full"])
+def test_a_reward_model_scores_the_very_answers_as_it_does_alone(
+    method: dict[str, Any], desk: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    rewards = [{"model": str(desk / "nice"), "weight": 2.0}]
+    begin(values_of(desk, rewards, method=method), tmp_path / "run", announce=said.append)
+    assert any("adapter on the policy's own base" in sentence for sentence in said)
+    scorer = load_reward(desk / "nice", said.append)
+    samples = [each for each in read_rollout(tmp_path / "run" / FOLDER / "000000.jsonl") or [] if each.tokens]
+    chats = [Conversation((Message("user", each.prompt), Message("assistant", each.text))) for each in samples]
+    prompts = [scorer.renderer.prompt_tokens(chat.messages[:1]) for chat in chats]
+    alone = scorer.scores_of_tokens(prompts, [each.tokens for each in samples])
+    assert [each.parts["nice"] for each in samples] == pytest.approx(alone, abs=1e-4)
+    assert [each.reward for each in samples] == pytest.approx([2 * score for score in alone], abs=2e-4)
+
+
+def test_evaluation_tells_what_base_and_tuned_answers_are_worth(desk: Path, tmp_path: Path) -> None:
+    length = {"grader": {"type": "length", "most": 8, "margin": 8}, "name": "short"}
+    values = values_of(desk, [length])
+    values["objective"]["watched"] = [{"model": str(desk / "nice")}]
+    begin(values, tmp_path / "run")
+    evaluation = api.evaluate(tmp_path / "run")
+    assert evaluation.candidates == ("base", "tuned")
+    assert [measure.name for measure in evaluation.measures] == ["reward", "short", "nice"]
+    assert evaluation.num_rows == 12
+    first = evaluation.answers[0]
+    assert first.asked == "Say 20"
+    reward, short, _ = evaluation.measures
+    assert [each.value for each in reward.estimates] == [each.value for each in short.estimates]
+
+
+def test_a_run_that_is_no_reward_model_is_told(desk: Path, tmp_path: Path) -> None:
+    begin(recipe_values(desk / "model", desk / "prompts.jsonl", training={"steps": 1}), tmp_path / "plain")
+    with pytest.raises(UsageError, match="is no reward model"):
+        begin(values_of(desk, [{"model": str(tmp_path / "plain")}]), tmp_path / "run")

@@ -1,0 +1,170 @@
+"""The classic path from answers to a policy: every stage, going on where it stood, and what it refuses before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_model import write_tiny_model
+from tiny_runs import Cut, nothing, write_rows
+
+from luthier.errors import Interrupted, NotFound, RecipeError
+from luthier.recipe.loading import read_yaml
+from luthier.recipe.yaml_text import Parsed, Source
+from luthier.store.files import read_json
+from luthier.studies.classic_path import PAIRS, REPORT, RESULT, Outcome, read_path, walk
+
+TRAINING = {
+    "steps": 2,
+    "rows_per_step": 2,
+    "tokens_per_micro_batch": 128,
+    "workers": 1,
+    "peak_lr": 0.01,
+    "checkpoint_every": 1,
+}
+LENGTH = {"grader": {"type": "length", "most": 9, "margin": 9}, "name": "short"}
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, answers, pairs and prompts."""
+    desk = tmp_path_factory.mktemp("desk")
+    write_tiny_model(desk / "model")
+    write_rows(desk / "answers.jsonl", 10)
+    pairs = [
+        {"prompt": f"Where is {n}?", "chosen": f"Here, at {n}.", "rejected": "No" + "!" * (n % 4)} for n in range(10)
+    ]
+    (desk / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    prompts = [{"prompt": f"Where is {number}?"} for number in range(24)]
+    (desk / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    return desk
+
+
+def values_of(**parts: Any) -> dict[str, Any]:
+    lora = {"kind": "lora", "rank": 2}
+    return {
+        "model": "model",
+        "sft": {
+            "data": {"train": "answers.jsonl", "validation": "none", "max_length": 128},
+            "method": lora,
+            "training": TRAINING,
+        },
+        "pairs": "pairs.jsonl",
+        "reward": {"data": {"validation": "none", "max_length": 64}, "method": lora, "training": TRAINING},
+        "policy": {
+            "data": {"train": "prompts.jsonl", "max_length": 64},
+            "objective": {"kind": "grpo", "max_new_tokens": 6, "num_answers": 2},
+            "training": TRAINING,
+        },
+        "compare": {"num_prompts": 4, "watched": [LENGTH]},
+        **parts,
+    }
+
+
+def walked(
+    desk: Path,
+    out: Path,
+    values: dict[str, Any],
+    on_step: Callable[[Any], None] = nothing,
+    said: list[str] | None = None,
+) -> Outcome:
+    path = read_path(Parsed(values, {(): Source(None)}))
+    return walk(path, desk, out, announce=[].append if said is None else said.append, on_step=on_step)
+
+
+def test_a_path_goes_through_all_stages_and_reports(desk: Path, tmp_path: Path) -> None:
+    outcome = walked(desk, tmp_path / "out", values_of())
+    assert set(outcome.win_rate) == {"reward", "reward model", "short"}
+    assert all(0 <= rate.low <= rate.value <= rate.high <= 1 for rate in outcome.win_rate.values())
+    assert outcome.kl is not None
+    assert outcome.evaluation.candidates == ("tuned", "policy")
+    assert read_json(tmp_path / "out" / RESULT)["win_rate"].keys() == outcome.win_rate.keys()
+    page = (tmp_path / "out" / REPORT).read_text()
+    assert "win rate" in page
+    assert "Where is" in page
+
+
+def test_a_path_that_was_broken_off_goes_on_where_it_stood(desk: Path, tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def in_the_last_stage(metrics: dict[str, Any]) -> None:
+        calls.append(metrics["step"])
+        if len(calls) == 5:
+            raise Cut
+
+    with pytest.raises(Cut):
+        walked(desk, tmp_path / "out", values_of(), in_the_last_stage)
+    said: list[str] = []
+    steps: list[int] = []
+    outcome = walked(desk, tmp_path / "out", values_of(), lambda metrics: steps.append(metrics["step"]), said)
+    assert sum("finished before" in sentence for sentence in said) == 2
+    assert len(steps) <= 2
+    whole = walked(desk, tmp_path / "whole", values_of())
+    assert outcome.as_json()["evaluation"] == whole.as_json()["evaluation"]
+
+
+def test_pairs_are_drawn_from_the_tuned_model_and_told_apart_by_rewards(desk: Path, tmp_path: Path) -> None:
+    sampled = {"prompts": "prompts.jsonl", "num_prompts": 8, "num_answers": 3, "max_new_tokens": 8, "rewards": [LENGTH]}
+    walked(desk, tmp_path / "out", values_of(pairs=sampled))
+    rows = [json.loads(line) for line in (tmp_path / "out" / PAIRS).read_text().splitlines()]
+    assert rows
+    for row in rows:
+        assert len(row["chosen"].split()) <= len(row["rejected"].split())
+        assert row["chosen"] != row["rejected"]
+
+
+def test_a_person_is_told_how_to_judge_and_the_path_goes_on_after(desk: Path, tmp_path: Path) -> None:
+    sampled = {"prompts": "prompts.jsonl", "num_prompts": 3, "num_answers": 2, "max_new_tokens": 4, "by": "person"}
+    with pytest.raises(Interrupted) as caught:
+        walked(desk, tmp_path / "out", values_of(pairs=sampled))
+    assert "luthier judge" in caught.value.mend
+    assert caught.value.exit_code == 0
+    answers = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+    assert [len(row["answers"]) for row in answers] == [2, 2, 2]
+    (tmp_path / "out" / PAIRS).write_text((desk / "pairs.jsonl").read_text())
+    assert walked(desk, tmp_path / "out", values_of(pairs=sampled)).win_rate
+
+
+def test_a_finished_run_may_stand_for_the_first_stage_and_full_tuning_goes_on_from_it(
+    desk: Path, tmp_path: Path
+) -> None:
+    full = {**values_of()["sft"], "method": {"kind": "full"}}
+    walked(desk, tmp_path / "first", values_of(sft=full))
+    outcome = walked(desk, tmp_path / "second", values_of(sft=str(tmp_path / "first" / "sft")))
+    assert not (tmp_path / "second" / "sft").exists()
+    assert outcome.kl is not None
+
+
+WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
+    "a field of a stage": ({"reward": {"training": {"stepz": 3}}}, "reward.training.stepz", "no field"),
+    "an algorithm that is none": (
+        {"policy": {**values_of()["policy"], "objective": {"kind": "ppoo"}}},
+        "policy.objective.kind",
+        "ppoo",
+    ),
+    "nobody to tell answers apart": ({"pairs": {"prompts": "prompts.jsonl"}}, "pairs.rewards", "needs rewards"),
+    "no stage of that name": ({"sftt": {}}, "sftt", "no field"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_told_before_anything_is_trained(name: str, desk: Path, tmp_path: Path) -> None:
+    parts, field, found = WRONG[name]
+    with pytest.raises(RecipeError, match=found) as caught:
+        walked(desk, tmp_path / "out", values_of(**parts))
+    assert caught.value.field == field
+    assert not (tmp_path / "out" / "sft").exists()
+
+
+SHIPPED = sorted((Path(__file__).resolve().parents[2] / "recipes" / "rlhf").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
+def test_the_shipped_paths_have_what_their_stages_may_have(file: Path, tmp_path: Path) -> None:
+    path = read_path(read_yaml(file))
+    with pytest.raises(NotFound, match=r"\.jsonl"):  # the first thing that is missing are the rows
+        walk(path, tmp_path, tmp_path / "out", announce=[].append, on_step=nothing)
+    assert not list((tmp_path / "out").iterdir())
