@@ -26,11 +26,8 @@ from luthier.cli.export import export
 from luthier.cli.generate import generate
 from luthier.cli.import_recipe import import_recipe
 from luthier.cli.inspect import inspect, shrink
-<<<<<<< HEAD
 from luthier.cli.judge import judge
-=======
 from luthier.cli.merge import merge
->>>>>>> origin/main
 from luthier.cli.methods import methods
 from luthier.cli.new import new
 from luthier.cli.output import print_error, say
