@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from program import within
 from tiny_model import write_tiny_model
 
 from luthier.cli.judging_screen import KEYS, Screen, visible
 from luthier.evaluation.judged.session import Shown
+from luthier.rlhf.samples import Sample
 
 ROWS = [
     {"prompt": f"question {n}", "answers": [{"text": f"ours {n}", "model": "tuned"}, {"text": f"theirs {n}", "model": "base"}]}
@@ -114,6 +116,22 @@ def test_two_models_answer_first_and_what_they_said_is_kept_beside_the_judgments
     assert (went_on.document["num_judged"], went_on.document["left"]) == (2, 0)
     assert {each["system"] for each in went_on.document["shares"]} < {str(tiny_model), str(other)}
     assert (desk / "j" / "by-me.answers.jsonl").read_bytes() == kept
+
+
+def test_the_rollouts_of_a_run_are_judged_by_its_name_and_compared_with_their_rewards(desk: Path) -> None:
+    folder = desk / "runs" / "rl-1" / "rollouts"
+    folder.mkdir(parents=True)
+    (desk / "runs" / "rl-1" / "recipe.yaml").write_text("")
+    answers = [
+        Sample(0, 0, "Where?", text, (1,), "stop", 3, np.zeros(1, np.float32), reward)
+        for text, reward in (("Here.", 1.0), ("There.", 0.0))
+    ]
+    (folder / "000000.jsonl").write_text("".join(each.line() + "\n" for each in answers))
+    ended = within("judge", "rl-1", "--json", folder=desk, typed="1\n\n")
+    assert ended.code == 0, ended.err
+    assert (ended.document["num_with_rewards"], ended.document["shares"]) == (1, [])
+    (line,) = (desk / "judgments.jsonl").read_text().splitlines()
+    assert {each["model"] for each in json.loads(line)["responses"]} == {"rl-1 at step 3"}
 
 
 def test_signs_that_steer_a_terminal_are_written_out() -> None:
