@@ -104,7 +104,9 @@ def record_of(row: Row) -> Record:
         strength=values.get("strength"),
         guideline=values.get("guideline"),
     )
-    if record.choice is not None and record.choice not in by_id:
+    if record.strength not in (None, *STRENGTHS):
+        raise _fault(row, "strength", f"{record.strength!r} is none of {STRENGTHS}.")
+    if record.choice is not None and record.choice not in list(by_id):
         raise _fault(row, "choice", f"{record.choice!r} is none of the answers {' and '.join(by_id)}.")
     if (record.choice is not None) + record.tie + record.skipped != 1:
         raise _fault(row, "choice", "a judgment is one of three: a choice, a tie, or skipped.")

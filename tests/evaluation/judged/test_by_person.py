@@ -190,6 +190,8 @@ def test_a_last_line_that_was_cut_off_is_removed_aloud_and_asked_again(tmp_path:
     ("change", "field", "words"),
     [
         ({"choice": "9"}, "choice", "none of the answers 1 and 2"),
+        ({"choice": ["1"]}, "choice", "none of the answers 1 and 2"),
+        ({"strength": 9}, "strength", "none of"),
         ({"tie": True}, "choice", "a choice, a tie, or skipped"),
         ({"shown_order": ["1", "1"]}, "shown_order", "does not name the two answers"),
         ({"prompt": "Another?"}, "id", "changed by hand"),
