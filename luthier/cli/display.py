@@ -11,6 +11,8 @@ from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -140,3 +142,34 @@ def drawing(course: Course) -> RenderableType:
     line = Table.grid(padding=(0, 1))
     line.add_row(f"step {course.step}/{course.total_steps}", bar, f"{clock(course.seconds_left)} left")
     return Group(line, Text(course.summary(), no_wrap=True, overflow="ellipsis"))
+
+
+class TaskBar:
+    """How far a task is, on standard error: a live bar in a terminal, while entered; called as `Progress` is."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True, highlight=False) if console is None else console,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._bars: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, task: str, done: int, total: int) -> None:
+        """Take what is being done, how much of it is done, and how much there is."""
+        if task not in self._bars:
+            self._progress.start()
+            self._bars[task] = self._progress.add_task(escape(task), total=total)
+        self._progress.update(self._bars[task], completed=done, total=total)

@@ -26,6 +26,7 @@ from luthier.cli.export import export
 from luthier.cli.generate import generate
 from luthier.cli.import_recipe import import_recipe
 from luthier.cli.inspect import inspect, shrink
+from luthier.cli.judge import judge
 from luthier.cli.merge import merge
 from luthier.cli.methods import methods
 from luthier.cli.new import new
@@ -69,6 +70,7 @@ app.command(rich_help_panel=_TUNE)(resume)
 app.command(rich_help_panel=_TUNE)(evaluate)
 app.command(rich_help_panel=_TUNE)(compare)
 app.command("compare-methods", rich_help_panel=_TUNE)(compare_methods)
+app.command(rich_help_panel=_TUNE)(judge)
 app.command(rich_help_panel=_TUNE)(tournament)
 app.command(rich_help_panel=_TUNE)(rlhf)
 app.command(rich_help_panel=_USE)(chat)

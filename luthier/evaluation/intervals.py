@@ -31,7 +31,8 @@ def wilson(num_right: float, num_rows: int, confidence: float = CONFIDENCE) -> E
     """The share of right rows (a row may be right by half) with its score interval: Wilson 1927,
     https://doi.org/10.1080/01621459.1927.10502953.
 
-    Unlike the textbook interval it stays within 0 and 1, and has a width when all rows are right or all are wrong.
+    Unlike the textbook interval it stays within 0 and 1, and has a width when all rows are right or all are wrong. Rows that
+    are right by half vary less than others, so with them it is wider than it need be.
     """
     assert 0 <= num_right <= num_rows
     assert num_rows > 0

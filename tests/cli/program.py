@@ -44,8 +44,19 @@ def luthier(*words: str | Path, folder: Path, given: str = "", timeout: float = 
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
-def within(*words: str | Path, folder: Path, given: str = "") -> Ended:
-    """As `luthier`, in this process, which saves the seconds that a new one takes to import what the command needs."""
+class Terminal(io.StringIO):
+    """What a person types at a terminal."""
+
+    def isatty(self) -> bool:
+        """See the base class."""
+        return True
+
+
+def within(*words: str | Path, folder: Path, given: str = "", typed: str | None = None) -> Ended:
+    """As `luthier`, in this process, which saves the seconds that a new one takes to import what the command needs.
+
+    typed: what a person types, where standard in is a terminal.
+    """
     out, err = io.StringIO(), io.StringIO()
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -53,7 +64,7 @@ def within(*words: str | Path, folder: Path, given: str = "") -> Ended:
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
-        patch.setattr(sys, "stdin", io.StringIO(given))
+        patch.setattr(sys, "stdin", io.StringIO(given) if typed is None else Terminal(typed))
         patch.setenv("COLUMNS", "120")
         code = main([str(word) for word in words])
     return Ended(code, out.getvalue(), err.getvalue())

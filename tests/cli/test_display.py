@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from luthier.cli.display import Course, Smoothed, TrainingDisplay, clock
+from luthier.cli.display import Course, Smoothed, TaskBar, TrainingDisplay, clock
 from luthier.cli.output import aligned
 from luthier.sizes import readable_bytes
 
@@ -99,3 +99,12 @@ def test_bytes_have_a_unit(count: float, text: str):
 
 def test_columns_stand_under_each_other():
     assert aligned([["a", "bb", ""], ["ccc", "d", "e"]]) == ["a    bb", "ccc  d   e"]
+
+
+def test_a_task_shows_how_much_of_it_is_done() -> None:
+    out = io.StringIO()
+    with TaskBar(Console(file=out, force_terminal=True, width=120)) as bar:
+        bar("answers of [a]", 1, 4)
+        bar("answers of [a]", 4, 4)
+    assert "answers of [a]" in out.getvalue()
+    assert "4/4" in out.getvalue()

@@ -6,6 +6,8 @@ What files may hold, by their columns (the first name is the one that is asked f
                               model_1, model_2, model_a, model_b, and a system's own name.
     model_1 model_2 score_1 score_2   a score for each, of which the greater is the better one.
 
+    responses choice tie shown_order   as `luthier judge` writes them (`luthier.evaluation.judged.records`).
+
 Beside them: question_id (judgments of one question are not independent) and judge. `model_1` is the one shown first.
 """
 
@@ -18,6 +20,8 @@ from typing import Any
 
 from luthier.data.reading import Row
 from luthier.errors import DataError
+from luthier.evaluation.judged.blind import prompt_key
+from luthier.evaluation.judged.records import Record, is_record, record_of
 
 FIRST = ("model_1", "model_a", "file_model_1")
 SECOND = ("model_2", "model_b", "file_model_2")
@@ -66,11 +70,15 @@ class Scores:
 
 @dataclass(frozen=True)
 class Judged:
-    """All that a file holds: verdicts, the scores behind them where scores were given, and rows without a verdict."""
+    """All that a file holds: verdicts, the scores behind them where scores were given, and rows without a verdict.
+
+    num_alike: judgments of two answers of one system, which say nothing of systems.
+    """
 
     judgments: tuple[Judgment, ...]
     scores: tuple[Scores, ...]
     num_without: int
+    num_alike: int = 0
 
     @property
     def systems(self) -> tuple[str, ...]:
@@ -86,25 +94,42 @@ def judged_from(rows: Iterable[Row]) -> Judged:
     """
     judgments: list[Judgment] = []
     scores: list[Scores] = []
-    num_without = 0
+    num_without = num_alike = 0
     for row in rows:
         found = _of_row(row)
         if isinstance(found, Scores):
             scores.append(found)
-            judgments.append(found.judgment)
-        elif found is None:
+            found = found.judgment
+        if found is None:
             num_without += 1
+        elif found.first == found.second:
+            num_alike += 1
         else:
             judgments.append(found)
+    if not judgments and num_alike:
+        raise DataError(
+            f"all {num_alike:,} judgments are of two answers of one system, so there is nothing to rank.",
+            "Judge answers of two systems or more: 'luthier judge MODEL MODEL --prompts FILE'.",
+        )
     if not judgments:
         raise DataError(
             f"none of {num_without:,} rows holds a verdict.", "Give 1, 2 or 3 (as good) in the column `verdict`."
         )
-    return Judged(tuple(judgments), tuple(scores), num_without)
+    return Judged(tuple(judgments), tuple(scores), num_without, num_alike)
+
+
+def judgment_of(record: Record) -> Judgment | None:
+    """What a person said of two answers, as a verdict on who wrote them; None where it was skipped."""
+    if record.outcome is None:
+        return None
+    first, second = record.shown
+    return Judgment(prompt_key(record.pair.prompt), first.model, second.model, record.outcome, record.annotator)
 
 
 def _of_row(row: Row) -> Judgment | Scores | None:
     values = row.values
+    if is_record(values):
+        return judgment_of(record_of(row))
     first, second = (str(_value(row, names)).strip() for names in (FIRST, SECOND))
     if first == second:
         raise _fault(row, f"compares {first!r} with itself.", "Name two systems.", FIRST[0])

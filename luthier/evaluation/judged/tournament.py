@@ -171,6 +171,8 @@ def _notes(judged: Judged, position: PositionBias) -> list[str]:
     notes = []
     if judged.num_without:
         notes.append(f"{judged.num_without:,} rows hold no verdict that is known and are left out.")
+    if judged.num_alike:
+        notes.append(f"{judged.num_alike:,} judgments are of two answers of one system and are left out.")
     parts = groups(judged.judgments)
     if len(parts) > 1:
         listed = "; ".join(", ".join(part) for part in parts)
