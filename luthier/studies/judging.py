@@ -16,7 +16,7 @@ from luthier.generation.engine import generate
 from luthier.generation.settings import Sampling
 from luthier.prediction.passes import Progress
 from luthier.prediction.text_model import TextModel
-from luthier.rlhf.rollouts import FOLDER, read_rollout
+from luthier.rlhf.kept import FOLDER, read_rollout
 from luthier.rlhf.samples import Sample, by_group
 from luthier.store.files import append_line
 
