@@ -15,6 +15,7 @@ from luthier import api
 from luthier.cli import main as program
 from luthier.data.packing import collate
 from luthier.generation.rows import PromptRows
+from luthier.studies.evaluating import rows_to_evaluate
 from luthier.types import Example
 
 PLACES = ("Oslo", "Rome", "Lima")
@@ -122,7 +123,7 @@ def test_the_command_trains_and_shows_what_was_to_be_written(
 def held_out_of(desk: Path, name: str) -> Example:
     """A held-out row as the run measures it."""
     run = desk / "runs" / name
-    return api._rows_to_evaluate(api.recipe_of_run(run), None, api.load(run), lambda text: None).examples[0]
+    return rows_to_evaluate(api.recipe_of_run(run), None, api.load(run), lambda text: None).examples[0]
 
 
 @pytest.mark.parametrize("name", ["prefix-lm", "ul2"])

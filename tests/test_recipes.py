@@ -59,6 +59,14 @@ PAIRS = {"pairs.jsonl": lines(lambda i: {"prompt": f"What is {i}?", "chosen": f"
 
 ROWS: dict[str, dict[str, str]] = {
     **dict.fromkeys(("dpo", "orpo", "simpo", "cpo"), PAIRS),
+    "reward": {
+        "harmless.jsonl": lines(
+            lambda i: {
+                "chosen": f"\n\nHuman: What is {i}?\n\nAssistant: It is {i}.",
+                "rejected": f"\n\nHuman: What is {i}?\n\nAssistant: No idea.",
+            }
+        )
+    },
     "kto": {
         "verdicts.jsonl": lines(lambda i: {"prompt": f"What is {i}?", "completion": f"It is {i}.", "label": i % 3 > 0})
     },

@@ -30,7 +30,7 @@ from luthier.recipe.loading import recipe_of_run
 from luthier.run import train_recipe
 from luthier.store.files import read_json
 from luthier.store.runs import PLAN
-from luthier.studies.exporting import export_merged
+from luthier.studies.exporting import export_run
 from luthier.tuned import load_base, load_reward
 from luthier.types import Batch, Completion, Conversation, Example, Message, Origin, Part
 
@@ -207,7 +207,7 @@ def test_peft_and_transformers_give_the_same_scores(desk: Path, tuned: Path) -> 
 
 def test_a_whole_model_and_a_merged_one_are_read_by_transformers(desk: Path, tuned: Path, tmp_path: Path) -> None:
     begin(values_of(desk, **WAYS["full"]), tmp_path / "full")
-    export_merged(tuned, recipe_of_run(tuned), tmp_path / "merged", nothing)
+    export_run(tuned, recipe_of_run(tuned), tmp_path / "merged", nothing)
     for folder, source in ((tmp_path / "full" / "model", tmp_path / "full"), (tmp_path / "merged", tuned)):
         theirs = AutoModelForSequenceClassification.from_pretrained(folder)
         assert theirs.config.num_labels == 1

@@ -13,6 +13,7 @@ import torch
 
 from luthier import run
 from luthier.recipe import make_recipe
+from luthier.recipe.model_card import CARD
 from luthier.run import RunResult, resume_run, train_recipe
 from luthier.store.files import MANIFEST, sha256_file, write_bytes
 
@@ -106,9 +107,9 @@ def one_thread() -> Iterator[None]:
 
 
 def trained_files(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file of what a run gives away: its `adapter/` or `model/`."""
+    """The SHA-256 of every file of what a run gives away, its `adapter/` or `model/`; but for the card, which names places and speed."""
     output = folder / "model" if (folder / "model").is_dir() else folder / "adapter"
-    files = [path for path in sorted(output.rglob("*")) if path.is_file() and path.name != MANIFEST]
+    files = [path for path in sorted(output.rglob("*")) if path.is_file() and path.name not in (MANIFEST, CARD)]
     return {path.relative_to(output).as_posix(): sha256_file(path) for path in files}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from models.rows import batch_of, plain_logprobs, random_rows
-from models.tiny import CONFIGS, MIXTURES, NAMES, PLAIN, plain_model, tiny_model
+from models.tiny import CONFIGS, MIXTURES, NAMES, PLAIN, built_anew, plain_model, tiny_model
 from models.tuned import LENGTHS, plain_attention, random_lora
 from near import assert_all_near, assert_near
 from torch import Tensor, nn
@@ -82,7 +82,8 @@ def test_fast_linears_compute_and_train_as_those_of_torch(name: str, monkeypatch
     results = []
     for onednn in (True, False):
         monkeypatch.setattr("luthier.models.fast_layers.prefers_onednn", lambda outputs, onednn=onednn: onednn)
-        model = tiny_model(name)
+        with built_anew():
+            model = tiny_model(name)
         linears = [type(model.hf.get_submodule(target)) for target in (*model.anatomy.linears, model.anatomy.head)]
         assert (FastLinear in linears) == onednn
         for trained in (model.anatomy.final_norm, model.anatomy.layers[0].norms[0]):  # gradients through frozen layers

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -297,6 +298,16 @@ def tiny_model(
         edits={},
         prepared={},
     )
+
+
+@contextmanager
+def built_anew() -> Iterator[None]:
+    """Within, models are built again: what they are built by is another, and is as before afterwards."""
+    _built.cache_clear()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        _built.cache_clear()  # type: ignore[attr-defined]
 
 
 @_kept

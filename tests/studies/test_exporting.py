@@ -170,7 +170,7 @@ def qlora(tiny_model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 FORMS: list[tuple[Any, str, set[str]]] = [
-    ("peft", "peft", {"adapter_config.json", "adapter_model.safetensors"}),
+    ("peft", "peft", {"adapter_config.json", "adapter_model.safetensors", "README.md"}),
     ("vllm", "peft", {"adapter_config.json", "adapter_model.safetensors"}),
     ("gguf", "transformers' reading of GGUF", {"model.gguf"}),
     ("gguf-lora", "transformers' reading of GGUF", {"adapter.gguf"}),

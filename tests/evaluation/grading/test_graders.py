@@ -316,5 +316,5 @@ def test_every_grader_of_the_page_is_read_and_the_page_shows_every_kind() -> Non
     ]
     assert {grader.kind for grader in shown} == {
         "string_check", "number", "pattern", "json_schema", "json_fields", "length", "text_similarity", "code", "python",
-        "score_model", "label_model", "multi",
+        "score_model", "label_model", "multi", "metric", "instructions",
     }  # fmt: skip
