@@ -18,6 +18,7 @@ from luthier import run
 from luthier.cli import main as program
 from luthier.errors import DataError, NotFound, RunMismatch, UsageError
 from luthier.recipe import load_recipe
+from luthier.recipe.model_card import CARD
 from luthier.studies.bundles import Bundle, read_bundle, unpack_data, write_bundle
 from luthier.studies.replay import Replay, differences_of, farthest_apart, replay
 
