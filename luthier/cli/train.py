@@ -64,13 +64,16 @@ def report_result(result: RunResult, announce: Callable[[str], None], as_json: b
     from luthier.recipe.loading import recipe_of_run
 
     folder = quoted(result.folder)
+    objective = recipe_of_run(result.folder).objective
     loss = "" if result.final_loss is None else f", loss {result.final_loss:.3f}"
     best = ""
     if result.best_validation_loss is not None:
-        best = f", best held-out loss {result.best_validation_loss:.3f} at step {result.best_step}"
+        is_reward = objective.takes == "prompts"  # its held-out loss is the reward's negative
+        value = -result.best_validation_loss if is_reward else result.best_validation_loss
+        best = f", best held-out {'reward' if is_reward else 'loss'} {value:.3f} at step {result.best_step}"
     early = ", stopped early" if result.stopped_early else ""
     announce(f"Finished after {result.steps} steps{early}{loss}{best}.")
-    ask = _asking(recipe_of_run(result.folder).objective, folder)
+    ask = _asking(objective, folder)
     announce(f"Next:  luthier {ask}\n       luthier evaluate {folder} --data FILE")
     document = {**vars(result), "folder": str(result.folder)}
     emit(document, str(result.folder), as_json)

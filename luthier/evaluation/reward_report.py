@@ -50,6 +50,7 @@ def write_reward_plot(metrics: Metrics, path: Path) -> None:
     """Write a PNG: reward by step, divergence and length by step, and reward against divergence. Raises: DiskFull."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(10, 6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -61,6 +62,7 @@ def write_reward_plot(metrics: Metrics, path: Path) -> None:
     for axes, name in ((reward, "reward"), (divergence, "KL to the reference (nats)"), (length, "tokens of an answer")):
         axes.set_ylabel(name)
         axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     reward.legend(frameon=False)
     both = [(line["kl_of_answers"], line["reward"]) for line in metrics if {"kl_of_answers", "reward"} <= line.keys()]
     distances = [max(kl, 0.0) ** 0.5 for kl, _ in both]
