@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from luthier.prediction.reward import RewardScorer
 from luthier.recipe import Recipe
 from luthier.rlhf.contract import RolloutObjective
 from luthier.rlhf.critic import Critic, WithCritic
-from luthier.rlhf.parts import Ear, Policy, Prompts, Size
+from luthier.rlhf.parts import Ear, Policy, Prompts, Size, requests_of
 from luthier.rlhf.ppo import CRITIC, PPO
 from luthier.rlhf.rewards import Answer, OfAnswers, Rewards
 from luthier.rlhf.rollouts import Rollouts
@@ -128,8 +128,7 @@ def begin(
     assert training.rows_per_step is not None
     models = models_of(objective, others.frozen or model, announce)
     rewards = exits.enter_context(Rewards(objective.rewards, Aids(), objective.watched, models))
-    end_of_turn = dataset.renderer.end_of_turn_id
-    stop_ids = frozenset() if end_of_turn is None else frozenset([end_of_turn])
+    stop_ids = dataset.renderer.stop_ids
     policy = Policy(model, others.attachment, stop_ids, autocast)
     passes = Passes(workers, training.tokens_per_micro_batch, progress)
     rollouts = Rollouts(
@@ -157,9 +156,8 @@ def begin(
 
 def measured(objective: RolloutObjective, prompts: Prompts, policy: Policy, rewards: OfAnswers) -> HeldOut:
     """What the likeliest answers to held-out prompts are worth; the loss is its negative."""
-    requests = policy.requests(objective, prompts.examples, [0] * len(prompts.examples))
     sampling = Sampling(max_new_tokens=objective.max_new_tokens)
-    asked = [replace(each, sampling=sampling, num_answers=1, top_logprobs=None) for each in requests]
+    asked = requests_of(prompts.examples, sampling, policy.attachment.adapter, policy.stop_ids)
     answers = generate(policy.model, asked)
     worths = rewards([prompts.answer(row, answer.text, answer.tokens) for row, answer in enumerate(answers)])
     known = [worth.reward for worth in worths if worth.reward is not None]

@@ -237,6 +237,11 @@ class Renderer:
         return None if end_of_turn is None else end_of_turn.id
 
     @property
+    def stop_ids(self) -> frozenset[int]:
+        """The tokens that end an answer beside the model's own."""
+        return frozenset() if self.end_of_turn_id is None else frozenset([self.end_of_turn_id])
+
+    @property
     def end_of_text_id(self) -> int:
         """The token that ends plain text. Raises: RecipeError, if the tokenizer has none."""
         eos = self.tokenizer.eos_token_id

@@ -321,8 +321,7 @@ def _answers(
     progress: Progress,
 ) -> list[str]:
     """The candidate's answer to each question."""
-    end_of_turn = renderer.end_of_turn_id
-    stop_ids = frozenset() if end_of_turn is None else frozenset([end_of_turn])
+    stop_ids = renderer.stop_ids
     requests = [
         Request(question.prompt, _with_own_seed(sampling, row), candidate.adapter, stop_ids)
         for row, question in enumerate(questions)

@@ -72,8 +72,7 @@ class TextModel:
 
     def request(self, prompt: Prompt, sampling: Sampling) -> Request:
         """A prompt as generation takes it."""
-        end_of_turn = self.renderer.end_of_turn_id
-        stop_ids = frozenset() if end_of_turn is None else frozenset([end_of_turn])
+        stop_ids = self.renderer.stop_ids
         asking = self.asking
         return Request(tuple(self._tokens(prompt)), sampling, self.adapter, stop_ids, asking.causal, asking.shown_ids)
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from luthier.generation.requests import Request
+from luthier.generation.settings import Sampling
 from luthier.methods.contract import Attachment
 from luthier.models.language_model import LanguageModel
 from luthier.prediction.passes import Passes
@@ -82,6 +83,22 @@ class Size:
     num_steps: int
     budget: int
     max_rows: int = 128
+
+
+def requests_of(
+    prompts: Sequence[Example], sampling: Sampling, adapter: str | None, stop_ids: frozenset[int], num_answers: int = 1
+) -> list[Request]:
+    """Prompts as the engine takes them, each with draws of its own."""
+    return [
+        Request(
+            tuple(tokens_of(prompt)),
+            sampling.model_copy(update={"seed": (sampling.seed + row) % 2**63}),
+            adapter,
+            stop_ids,
+            num_answers=num_answers,
+        )
+        for row, prompt in enumerate(prompts)
+    ]
 
 
 def tokens_of(prompt: Example) -> list[int]:

@@ -13,13 +13,13 @@ from luthier.evaluation.measure import Measure, margin_by_spread
 from luthier.evaluation.rows import Rows
 from luthier.evaluation.verdict import Answered, Evaluation
 from luthier.generation.engine import generate
-from luthier.generation.requests import Completed, Request
+from luthier.generation.requests import Completed
 from luthier.generation.settings import Sampling
 from luthier.prediction.passes import Passes
 from luthier.prediction.text_model import TextModel
 from luthier.rewarded import models_of, prompts_of
 from luthier.rlhf.contract import RolloutObjective
-from luthier.rlhf.parts import Prompts, tokens_of
+from luthier.rlhf.parts import Prompts, requests_of
 from luthier.rlhf.rewards import Rewards, Worth
 
 Announce = Callable[[str], None]
@@ -69,17 +69,7 @@ def evaluate_rewarded(
 def _answers(
     candidate: Candidate, tuned: TextModel, prompts: Prompts, sampling: Sampling, passes: Passes
 ) -> list[Completed]:
-    end_of_turn = tuned.renderer.end_of_turn_id
-    stop_ids = frozenset() if end_of_turn is None else frozenset([end_of_turn])
-    requests = [
-        Request(
-            tuple(tokens_of(prompt)),
-            sampling.model_copy(update={"seed": sampling.seed + row}),
-            candidate.adapter,
-            stop_ids,
-        )
-        for row, prompt in enumerate(prompts.examples)
-    ]
+    requests = requests_of(prompts.examples, sampling, candidate.adapter, tuned.renderer.stop_ids)
     task = f"{candidate.name}: answers"
     return generate(candidate.model, requests, progress=lambda done, total: passes.progress(task, done, total))
 

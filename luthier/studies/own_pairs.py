@@ -8,11 +8,11 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from luthier.generation.engine import generate
-from luthier.generation.requests import Completed, Request
+from luthier.generation.requests import Completed
 from luthier.generation.settings import Sampling
 from luthier.prediction.passes import Progress
 from luthier.prediction.text_model import TextModel
-from luthier.rlhf.parts import Prompts, tokens_of
+from luthier.rlhf.parts import Prompts, requests_of
 from luthier.rlhf.rewards import Reward
 from luthier.types import Conversation, Settings, fault_at
 
@@ -39,18 +39,8 @@ class Sampled(Settings):
 
 def drawn(model: TextModel, prompts: Prompts, wanted: Sampled, seed: int, progress: Progress) -> list[list[Completed]]:
     """The answers to each prompt."""
-    end_of_turn = model.renderer.end_of_turn_id
-    stop_ids = frozenset() if end_of_turn is None else frozenset([end_of_turn])
-    requests = [
-        Request(
-            tuple(tokens_of(prompt)),
-            Sampling(temperature=wanted.temperature, max_new_tokens=wanted.max_new_tokens, seed=seed + row),
-            model.adapter,
-            stop_ids,
-            num_answers=wanted.num_answers,
-        )
-        for row, prompt in enumerate(prompts.examples)
-    ]
+    sampling = Sampling(temperature=wanted.temperature, max_new_tokens=wanted.max_new_tokens, seed=seed)
+    requests = requests_of(prompts.examples, sampling, model.adapter, model.renderer.stop_ids, wanted.num_answers)
     flat = generate(model.language_model, requests, progress=lambda done, total: progress("answers", done, total))
     return [flat[at : at + wanted.num_answers] for at in range(0, len(flat), wanted.num_answers)]
 

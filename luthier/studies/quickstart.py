@@ -193,8 +193,7 @@ def quickstart_recipe(train_file: Path, model: str, seed: int, num_layers: int) 
 def answers_of(model: LanguageModel, adapter: str | None, tickets: Sequence[Ticket]) -> list[str]:
     """The model's greedy answer about each ticket; without an adapter, the base model's."""
     renderer = build_renderer(DataSettings(train=""), model.tokenizer)
-    end_of_turn = renderer.end_of_turn_id
-    stop_ids = frozenset() if end_of_turn is None else frozenset([end_of_turn])
+    stop_ids = renderer.stop_ids
     sampling = Sampling(max_new_tokens=MAX_NEW_TOKENS)
     prompts = [renderer.prompt_tokens(prompt_for(ticket)) for ticket in tickets]
     requests = [Request(tuple(prompt), sampling, adapter, stop_ids) for prompt in prompts]

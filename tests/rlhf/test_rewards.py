@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from luthier.errors import NotFound, RewardFault
+from luthier.errors import NotFound, RecipeError, RewardFault
 from luthier.evaluation.grading import Aids
+from luthier.recipe import make_recipe
 from luthier.rlhf.rewards import Answer, Reward, Rewards
 
 ANSWERS = [Answer("one and one?", "2", {"answer": "2"}), Answer("two and two?", "five", {"answer": "4"})]
@@ -114,3 +115,13 @@ def test_a_missing_file_is_told_before_anything_runs(tmp_path: Path) -> None:
 def test_a_reward_is_one_thing_that_counts(values: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Reward.model_validate(values)
+
+
+def test_a_fault_within_a_reward_of_a_recipe_is_told_at_its_whole_place(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "Hi"}\n')
+    grader = {"type": "json_schema", "schema": {"type": "no type"}}
+    objective = {"kind": "grpo", "rewards": [{"grader": NUMBER}, {"grader": grader}]}
+    with pytest.raises(RecipeError, match="is no JSON schema") as caught:
+        make_recipe({"model": "smollm2-135m", "data": {"train": str(rows)}, "objective": objective})
+    assert caught.value.field == "objective.rewards[1].grader.schema"

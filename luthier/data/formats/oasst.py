@@ -20,7 +20,7 @@ below them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -38,7 +38,7 @@ from luthier.data.formats.table import (
 from luthier.data.formats.turns import unlearned
 from luthier.data.reading import Row, kind_of
 from luthier.data.settings import FormatName
-from luthier.types import Conversation, Gives, Message, Preference, Ranking
+from luthier.types import Conversation, Gives, Message, Preference, Ranking, Record
 
 NAME: FormatName = "oasst"
 GIVES: Gives = "text"
@@ -79,25 +79,24 @@ def recognise(table: Table) -> Recognition | None:
     return Recognition(reason, frozenset({column}), lambda row: make(row, column), (note,))
 
 
-def _recognise_pairs(table: Table) -> Recognition | None:
+def _by_siblings(read: Callable[[Row, str], Sequence[Record]], table: Table) -> Recognition | None:
+    """How trees are read for what their ranked siblings say."""
     found = recognise(table)
     if found is None:
         return None
     (column,) = found.reads
-    return Recognition(found.reason, found.reads, lambda row: sibling_pairs(row, column), ())
+    return Recognition(found.reason, found.reads, lambda row: read(row, column), ())
 
 
-PAIRS = FurtherForm(NAME, "preferences", COLUMNS, _recognise_pairs)
+def _recognise_pairs(table: Table) -> Recognition | None:
+    return _by_siblings(sibling_pairs, table)
 
 
 def _recognise_rankings(table: Table) -> Recognition | None:
-    found = recognise(table)
-    if found is None:
-        return None
-    (column,) = found.reads
-    return Recognition(found.reason, found.reads, lambda row: sibling_rankings(row, column), ())
+    return _by_siblings(sibling_rankings, table)
 
 
+PAIRS = FurtherForm(NAME, "preferences", COLUMNS, _recognise_pairs)
 RANKINGS = FurtherForm(NAME, "rankings", COLUMNS, _recognise_rankings)
 
 
