@@ -22,7 +22,7 @@ from luthier.data.batches import Step, Steps, cut_batches
 from luthier.data.mixture import epoch_order
 from luthier.data.packing import assign_workers
 from luthier.data.placeholders import with_placeholders
-from luthier.errors import DataError, RunMismatch
+from luthier.errors import DataError, NoReward, RunMismatch
 from luthier.generation.engine import generate
 from luthier.generation.requests import Completed
 from luthier.ops.draws import salt_of
@@ -32,7 +32,7 @@ from luthier.rlhf.diagnosis import Course, course_of, signs
 from luthier.rlhf.experience import Given, chunks_within, example_of, split_by_sample
 from luthier.rlhf.kept import make_rollout_folder, measures_of, read_rollout
 from luthier.rlhf.parts import NOBODY, Ear, Policy, Prompts, Size
-from luthier.rlhf.rewards import OfAnswers
+from luthier.rlhf.rewards import OfAnswers, Worth
 from luthier.rlhf.samples import Sample, by_group, with_said
 from luthier.store.files import remove_file, write_text
 from luthier.training.companions import Speaker
@@ -77,6 +77,7 @@ class Rollouts(Steps):
         self._budget = size.budget
         self._kl_weight = objective.kl_start
         self._number = 0  # rollouts begun
+        self._taken = 0  # prompts that they asked
         self._part = 0  # steps taken of the rollout at hand
         self._step = 0
         self._rollout: _Rollout | None = None
@@ -111,7 +112,6 @@ class Rollouts(Steps):
     ) -> Step:
         """A step of these examples; one without any has nothing to learn, and its gradient is 0."""
         batches = tuple(self._batches(examples)) if examples else ()
-        taken = self._number * self._prompts_of_rollout
         return Step(
             number=self._step,
             micro_batches=batches,
@@ -120,7 +120,7 @@ class Rollouts(Steps):
             learned_tokens=sum(example.num_learned for example in examples),
             real_tokens=sum(example.num_real_tokens for example in examples),
             rows=tuple(sorted({sample.row for sample in learned})) or tuple(groups),
-            epoch=taken / len(self.prompts.examples),
+            epoch=self._taken / len(self.prompts.examples),
             measured=measured,
             ends_run=self.objective.stop_on_signs and bool(self.signs),
         )
@@ -166,13 +166,12 @@ class Rollouts(Steps):
 
     # ── rollouts ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def prompts_of(self, number: int) -> list[int]:
-        """Which prompts a rollout answers, as indices: one epoch's order after another."""
-        count = self._prompts_of_rollout
+    def prompts_from(self, start: int, count: int) -> list[int]:
+        """The next prompts after so many, as indices: one epoch's order after another."""
         total = len(self.prompts.examples)
         chosen: list[int] = []
         orders: dict[int, list[int]] = {}
-        for place in range(number * count, (number + 1) * count):
+        for place in range(start, start + count):
             epoch, at = divmod(place, total)
             if epoch not in orders:
                 orders[epoch] = epoch_order(total, self.seed, epoch)
@@ -189,14 +188,16 @@ class Rollouts(Steps):
         began = time.perf_counter()
         samples = read_rollout(file, version=self._step)
         if samples is None:
-            samples = self._written(self.prompts_of(self._number))
+            samples = self._written()
             write_text(file, "".join(sample.line() + "\n" for sample in samples))
         seconds = time.perf_counter() - began
         self._rollout = self._credited(samples, seconds)
         self._look(samples)
+        self._taken += len(by_group(samples))
         self._number += 1
         self._part = 0
-        self._kl_weight = self.objective.kl_after(self._kl_weight, samples)
+        kept = [sample for sample in samples if not sample.replaced]
+        self._kl_weight = self.objective.kl_after(self._kl_weight, kept)
 
     def _look(self, samples: Sequence[Sample]) -> None:
         """Note what a rollout came to, and say what is wrong the first time that it is."""
@@ -212,14 +213,28 @@ class Rollouts(Steps):
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:06d}.jsonl"
 
-    def _written(self, rows: Sequence[int]) -> list[Sample]:
-        """The policy's answers to some prompts, rewarded, with what it and the others say of their tokens."""
-        samples = self._rewarded(self._answered(rows))
-        return self._heard(samples)
+    def _written(self) -> list[Sample]:
+        """The policy's answers to the next prompts, rewarded, with what it and the others say of their tokens.
 
-    def _answered(self, rows: Sequence[int]) -> list[Sample]:
+        Prompts that teach nothing are replaced by the ones after them, in so many rounds as the objective has; their answers are
+        kept too, before those that took their place.
+        """
+        kept, replaced = self._rewarded(self._answered(self.prompts_from(self._taken, self._prompts_of_rollout))), []
+        taken = self._prompts_of_rollout
+        for round_ in range(1, self.objective.resample_rounds + 1):
+            even = {group[0].group for group in by_group(kept) if not self.objective.tells_apart(group)}
+            if not even:
+                break
+            replaced += [replace(sample, replaced=True) for sample in kept if sample.group in even]
+            kept = [sample for sample in kept if sample.group not in even]
+            rows = self.prompts_from(self._taken + taken, len(even))
+            kept += self._rewarded(self._answered(rows, round_, taken), may_be_none=True)
+            taken += len(even)
+        return [*replaced, *self._heard(kept)]
+
+    def _answered(self, rows: Sequence[int], round_: int = 0, first_group: int = 0) -> list[Sample]:
         prompts = [self.prompts.examples[row] for row in rows]
-        draws = generator(self.seed, self._number, 0, _SALT + 1)
+        draws = generator(self.seed, self._number, round_, _SALT + 1)
         seeds = (draws.random(len(rows)) * 2**53).astype(np.int64).tolist()
         requests = self.policy.requests(self.objective, prompts, seeds)
         completed = generate(
@@ -229,7 +244,10 @@ class Rollouts(Steps):
             progress=lambda done, total: self.passes.progress("writing answers", done, total),
         )
         count = self.objective.num_answers
-        return [self._sample(rows[index // count], index // count, answer) for index, answer in enumerate(completed)]
+        return [
+            self._sample(rows[index // count], first_group + index // count, answer)
+            for index, answer in enumerate(completed)
+        ]
 
     def _sample(self, row: int, group: int, answer: Completed) -> Sample:
         assert answer.logprobs is not None, "they were asked for"
@@ -238,8 +256,15 @@ class Rollouts(Steps):
             row, group, self.prompts.text(row), answer.text, answer.tokens, answer.finish_reason, self._step, engine_T
         )
 
-    def _rewarded(self, samples: Sequence[Sample]) -> list[Sample]:
-        worths = self.rewards([self.prompts.answer(each.row, each.text, each.tokens) for each in samples])
+    def _rewarded(self, samples: Sequence[Sample], *, may_be_none: bool = False) -> list[Sample]:
+        """may_be_none: whether it is no fault if none of these few has a reward."""
+        answers = [self.prompts.answer(each.row, each.text, each.tokens) for each in samples]
+        try:
+            worths = self.rewards(answers)
+        except NoReward as error:
+            if not may_be_none:
+                raise
+            worths = [Worth(None, {}, error.found)] * len(samples)
         found = []
         for sample, worth in zip(samples, worths, strict=True):
             reward = worth.reward
@@ -306,9 +331,10 @@ class Rollouts(Steps):
 
     def _credited(self, samples: Sequence[Sample], seconds: float) -> _Rollout:
         """The rollout with what each answer is learned by."""
-        known = [sample for sample in samples if sample.reward is not None]
+        kept = [sample for sample in samples if not sample.replaced]
+        known = [sample for sample in kept if sample.reward is not None]
         given = self.objective.credit(known, self._kl_weight) if known else []
-        of_group: dict[int, list[Sample]] = {sample.group: [] for sample in samples}
+        of_group: dict[int, list[Sample]] = {sample.group: [] for sample in kept}
         for group in by_group(known):
             of_group[group[0].group] = self.objective.learned(group)
         return _Rollout(
@@ -337,7 +363,7 @@ class Rollouts(Steps):
     def state_dict(self) -> dict[str, Any]:
         """Which step of which rollout comes next; the answers themselves are on the disk."""
         return {
-            "rollout": self._number, "part": self._part, "step": self._step, "budget": self._budget,
+            "rollout": self._number, "taken": self._taken, "part": self._part, "step": self._step, "budget": self._budget,
             "kl_weight": self._kl_weight, "kl_weight_before": self._weight_before, "signs": dict(self.signs),
         }  # fmt: skip
 
@@ -354,6 +380,7 @@ class Rollouts(Steps):
                 f"The checkpoint stands at step {self._step}, but this run has {self.num_steps}.",
                 "Resume with the data and the recipe that the run began with.",
             )
+        self._taken = int(state.get("taken", self._number * self._prompts_of_rollout))
         self._budget = min(self._budget, int(state["budget"]))
         for file in sorted(self.folder.glob("*.jsonl")):  # of steps that are taken anew
             if int(file.stem) > self._number:
