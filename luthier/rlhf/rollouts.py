@@ -32,12 +32,13 @@ from luthier.rlhf.diagnosis import Course, course_of, signs
 from luthier.rlhf.experience import Given, chunks_within, example_of, split_by_sample
 from luthier.rlhf.kept import make_rollout_folder, measures_of, read_rollout
 from luthier.rlhf.parts import NOBODY, Ear, Policy, Prompts, Size
+from luthier.rlhf.pretraining import Texts
 from luthier.rlhf.rewards import OfAnswers, Worth
 from luthier.rlhf.samples import Sample, by_group, with_said
 from luthier.store.files import remove_file, write_text
 from luthier.training.companions import Speaker
 from luthier.training.loop import autocast
-from luthier.types import Example, FloatArray
+from luthier.types import Batch, Example, FloatArray
 
 _SALT = salt_of("rollouts")
 _MOST_APART = {torch.float32: 1e-2}
@@ -58,9 +59,12 @@ class Rollouts(Steps):
         seed: int,
         folder: Path,
         ear: Ear = NOBODY,
+        texts: Texts | None = None,
         announce: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Stand before the first step. folder: of the run, which keeps the rollouts. announce: is told what is wrong with them.
+        """Stand before the first step. folder: of the run, which keeps the rollouts. texts: what each step learns besides.
+
+        announce: is told what is wrong with the rollouts.
 
         Raises: DataError without prompts.
         """
@@ -70,10 +74,12 @@ class Rollouts(Steps):
         self.objective, self.prompts, self.policy, self.rewards = objective, prompts, policy, rewards
         self.passes, self.size, self.seed, self.ear = passes, size, seed, ear
         self.folder = make_rollout_folder(folder)
+        self.texts = texts
         self.announce = announce
         self.history: list[Course] = []
         self.signs: dict[str, str] = {}  # what was wrong so far, in words, by its kind
         self.examples: dict[int, Example] = {}  # of the step at hand, by their documents, without placeholders
+        self._beside: list[Example] = []  # the texts of the step at hand
         self._budget = size.budget
         self._kl_weight = objective.kl_start
         self._number = 0  # rollouts begun
@@ -98,6 +104,9 @@ class Rollouts(Steps):
         for group in groups:
             for example in self._examples(rollout, group, first_document + len(self.examples)):
                 self.examples[example.document] = example
+        if self.texts is not None:
+            number = first_document + len(self.examples)
+            self._beside = self.texts.of_step(self._step + 1, self.objective.divisor(learned), number)
         measured = rollout.measured if self._part == 0 else {}
         self._part += 1
         self._step += 1
@@ -110,8 +119,9 @@ class Rollouts(Steps):
         groups: Sequence[int],
         measured: Mapping[str, float],
     ) -> Step:
-        """A step of these examples; one without any has nothing to learn, and its gradient is 0."""
-        batches = tuple(self._batches(examples)) if examples else ()
+        """A step of these examples and of the texts beside them; one without any has nothing to learn, and its gradient is 0."""
+        batches = self._batches_of_both()
+        examples = [*examples, *self._beside]
         return Step(
             number=self._step,
             micro_batches=batches,
@@ -125,7 +135,12 @@ class Rollouts(Steps):
             ends_run=self.objective.stop_on_signs and bool(self.signs),
         )
 
-    def _batches(self, examples: Sequence[Example]) -> list[Any]:
+    def _batches_of_both(self) -> tuple[Batch, ...]:
+        """The micro-batches of answers, and after them those of texts; none holds both."""
+        both = (list(self.examples.values()), self._beside)
+        return tuple(batch for examples in both if examples for batch in self._batches(examples))
+
+    def _batches(self, examples: Sequence[Example]) -> list[Batch]:
         model, attachment = self.policy.model, self.policy.attachment
         virtual = attachment.num_virtual, attachment.num_virtual_answer
         placed = [with_placeholders(example, *virtual) for example in examples]
@@ -347,7 +362,8 @@ class Rollouts(Steps):
 
     def halve(self) -> int | None:
         """See the base class."""
-        longest = max((example.num_tokens for example in self.examples.values()), default=0)
+        of_step = (*self.examples.values(), *self._beside)
+        longest = max((example.num_tokens for example in of_step), default=0)
         smaller = max(self._budget // 2, longest)
         if smaller >= self._budget:
             return None
@@ -356,7 +372,7 @@ class Rollouts(Steps):
 
     def again(self, step: Step) -> Step:
         """See the base class."""
-        batches = tuple(self._batches(list(self.examples.values())))
+        batches = self._batches_of_both()
         worker_of = assign_workers([batch.cost for batch in batches], self.passes.workers.count)
         return replace(step, micro_batches=batches, worker_of=tuple(worker_of))
 
