@@ -137,9 +137,7 @@ def read_dataset(
     return dataset, objective
 
 
-def texts_beside(
-    recipe: Recipe, dataset: Dataset, config: PreTrainedConfig, announce: Announce
-) -> Examples | None:
+def texts_beside(recipe: Recipe, dataset: Dataset, config: PreTrainedConfig, announce: Announce) -> Examples | None:
     """The texts of pre-training that the objective mixes in, as the clm objective learns them; None where it mixes none in.
 
     Raises: as reading rows does, at the field that names them.

@@ -15,7 +15,11 @@ from torch import Tensor
 from luthier.errors import DataError, NotFound, RecipeError, RunMismatch
 from luthier.training.checkpoint import load_checkpoint
 
-TEXTS = ("The rain fell on the town all night.", "A ship came in.", "Bread is made of flour, water and salt, and of time.")
+TEXTS = (
+    "The rain fell on the town all night.",
+    "A ship came in.",
+    "Bread is made of flour, water and salt, and of time.",
+)
 FULL = {"kind": "full", "rank": None}
 
 
@@ -30,7 +34,12 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def values_of(desk: Path, pretraining: dict[str, Any] | None, **parts: Any) -> dict[str, Any]:
-    parts["training"] = {"rows_per_step": 2, "tokens_per_micro_batch": 128, "clip_norm": 1e9, **parts.get("training", {})}
+    parts["training"] = {
+        "rows_per_step": 2,
+        "tokens_per_micro_batch": 128,
+        "clip_norm": 1e9,
+        **parts.get("training", {}),
+    }
     parts["data"] = {"max_length": 64}
     values = recipe_values(desk / "model", desk / "rows.jsonl", **parts)
     objective = {

@@ -125,7 +125,11 @@ def test_a_reward_that_fails_stops_the_run_and_its_mended_file_goes_on(desk: Pat
 
 FIRST = "def reward(prompts, answers, rows):\n    return [float(a[:1] in 'aeiou') for a in answers]\n"
 """Seldom different between two answers, so that most prompts teach nothing."""
-SELDOM = {"grpo": {"resample_rounds": 3}, "rloo": {"resample_rounds": 2, "num_answers": 2}, "online-dpo": {"resample_rounds": 1}}
+SELDOM = {
+    "grpo": {"resample_rounds": 3},
+    "rloo": {"resample_rounds": 2, "num_answers": 2},
+    "online-dpo": {"resample_rounds": 1},
+}
 
 
 @pytest.mark.parametrize("kind", SELDOM)
@@ -154,7 +158,11 @@ def test_prompts_that_teach_nothing_are_replaced_and_a_resumed_run_replaces_the_
         assert all(len({sample.reward for sample in group}) == 1 for group in replaced)
         assert len(groups) - len(replaced) == wanted
         assert len(replaced) <= rounds * wanted
-        asked = [row for at in range(taken, taken + len(groups)) for row in [epoch_order(12, values["seed"], at // 12)[at % 12]]]
+        asked = [
+            row
+            for at in range(taken, taken + len(groups))
+            for row in [epoch_order(12, values["seed"], at // 12)[at % 12]]
+        ]
         assert [group[0].row for group in sorted(groups, key=lambda group: group[0].group)] == asked
         taken += len(groups)
     assert any("replaced_prompts" in line for line in said(tmp_path / "whole"))
@@ -172,7 +180,9 @@ def test_prompts_whose_answers_have_no_reward_are_replaced_too(desk: Path, tmp_p
     assert line["unrewarded"] == 6
 
 
-@pytest.mark.parametrize(("kind", "settings"), [("ppo", {}), ("raft", {}), ("reinforce++", {}), ("grpo", {"num_answers": 1})])
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("ppo", {}), ("raft", {}), ("reinforce++", {}), ("grpo", {"num_answers": 1})]
+)
 def test_replacing_prompts_is_refused_where_it_means_nothing(
     kind: str, settings: dict[str, Any], desk: Path, tmp_path: Path
 ) -> None:
