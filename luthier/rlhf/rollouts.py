@@ -110,18 +110,12 @@ class Rollouts(Steps):
         measured = rollout.measured if self._part == 0 else {}
         self._part += 1
         self._step += 1
-        return self._laid_out(list(self.examples.values()), learned, groups, measured)
+        return self._laid_out(learned, groups, measured)
 
-    def _laid_out(
-        self,
-        examples: Sequence[Example],
-        learned: Sequence[Sample],
-        groups: Sequence[int],
-        measured: Mapping[str, float],
-    ) -> Step:
-        """A step of these examples and of the texts beside them; one without any has nothing to learn, and its gradient is 0."""
+    def _laid_out(self, learned: Sequence[Sample], groups: Sequence[int], measured: Mapping[str, float]) -> Step:
+        """The step at hand, its texts among it; one without any example has nothing to learn, and its gradient is 0."""
         batches = self._batches_of_both()
-        examples = [*examples, *self._beside]
+        examples = [*self.examples.values(), *self._beside]
         return Step(
             number=self._step,
             micro_batches=batches,
