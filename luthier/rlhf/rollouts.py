@@ -228,8 +228,9 @@ class Rollouts(Steps):
         Prompts that teach nothing are replaced by the ones after them, in so many rounds as the objective has; their answers are
         kept too, before those that took their place.
         """
-        kept, replaced = self._rewarded(self._answered(self.prompts_from(self._taken, self._prompts_of_rollout))), []
         taken = self._prompts_of_rollout
+        kept = self._rewarded(self._answered(self.prompts_from(self._taken, taken)))
+        replaced: list[Sample] = []
         for round_ in range(1, self.objective.resample_rounds + 1):
             even = {group[0].group for group in by_group(kept) if not self.objective.tells_apart(group)}
             if not even:
