@@ -41,7 +41,7 @@ Announce = Callable[[str], None]
 
 def check_policy(objective: RolloutObjective, attachment: Attachment) -> None:
     """Raise RecipeError for a method whose training draws at random: its ratios would be those of another policy."""
-    if attachment.draws:
+    if attachment.is_random:
         raise RecipeError(
             "The method draws at random in training (dropout, or one of several experts), so that the policy that learns is never "
             f"quite the one that wrote the answers, and {objective.kind} compares them.",

@@ -43,7 +43,7 @@ def values_of(desk: Path, pretraining: dict[str, Any] | None, **parts: Any) -> d
     parts["data"] = {"max_length": 64}
     values = recipe_values(desk / "model", desk / "rows.jsonl", **parts)
     objective = {
-        "kind": "ppo", "rewards": [{"grader": {"type": "length", "most": 9, "margin": 20}}], "max_new_tokens": 6, "reuse": 1,
+        "kind": "ppo", "rewards": [{"grader": {"type": "length", "most": 20, "margin": 20}}], "max_new_tokens": 6, "reuse": 1,
         "temperature": 0.7, **({} if pretraining is None else {"pretraining": pretraining}),
     }  # fmt: skip
     return {**values, "objective": objective}

@@ -210,10 +210,11 @@ def test_the_score_is_one_place_earlier_than_in_the_last_trainer_where_an_answer
     found = golden("ended")
     rollout, settings = found["rollout"], found["settings"]
     lengths = (~torch.tensor(rollout["padding_mask"]).bool()).sum(1).tolist()
-    row = next(index for index, length in enumerate(lengths) if length < len(rollout["responses"][index]))
-    samples = samples_of(lengths, rollout["scores"], rollout["logprobs"], rollout["ref_logprobs"], rollout["values"])
-    own = objective({**settings}).model_copy(update={"whiten_advantages": False, "lam": 1.0, "gamma": 1.0})
-    given = own.credit(samples, settings["kl_coef"])[row]
+    row = next(index for index, length in enumerate(lengths) if 0 < length < len(rollout["responses"][index]))
+    columns = [[rollout[name][row]] for name in ("scores", "logprobs", "ref_logprobs", "values")]
+    samples = samples_of([lengths[row]], *columns)
+    own = objective(settings).model_copy(update={"whiten_advantages": False, "lam": 1.0, "gamma": 1.0})
+    given = own.credit(samples, settings["kl_coef"])[0]
     # at γ = λ = 1 both have the same returns: all reward that is to come, wherever it is paid
     theirs = np.cumsum(np.array(rollout["rewards"][row][: lengths[row] + 1])[::-1])[::-1][: lengths[row]]
     np.testing.assert_allclose(given[RETURN], theirs, rtol=NEAR, atol=NEAR)

@@ -78,7 +78,8 @@ def test_pairs_of_stereotypes_differ_in_one_word_and_swap_it_the_other_way_as_of
 
 def few(**changes: object) -> Probes:
     """Short ones for models with room for little."""
-    usual = {"harmful": ("a b", "b c"), "innocent": ("c d",), "pairs": PROBES.pairs, "rude": PROBES.rude}
+    pairs = tuple((f"w{number} w5 w9", f"w{number} w6 w9") for number in range(10, 20))
+    usual = {"harmful": ("w3 w4", "w4 w5"), "innocent": ("w5 w6",), "pairs": pairs, "rude": PROBES.rude}
     return Probes(**{**usual, **changes})  # type: ignore[arg-type]
 
 
@@ -111,10 +112,10 @@ def test_a_model_and_the_same_with_an_adapter_are_compared_by_every_probe() -> N
     rows = {part.name: part.num_rows for part in same.parts}
     assert rows == {
         "harmful requests refused": 2, "innocent requests refused": 1, "answers with rude words": 3,
-        "kindness, of these answers": 2, "stereotypes likelier": len(PROBES.pairs),
+        "kindness, of these answers": 2, "stereotypes likelier": 10,
     }  # fmt: skip
     assert all(part.comparisons[0].difference.value == 0 for part in same.parts if part.comparisons[0].difference)
-    assert asked[0][0] == ["a b", "b c", "c d"]
+    assert asked[0][0] == ["w3 w4", "w4 w5", "w5 w6"]
     stereotypes = other.parts[-1]
     assert stereotypes.comparisons[0].rises + stereotypes.comparisons[0].falls > 0
     assert not same.said(("base", "tuned"))
