@@ -1,18 +1,12 @@
-"""Make the golden numbers of PPO: what the last releases of TRL that had it compute, in numbers that can be compared.
+"""Make the golden numbers of PPO: what the last release of TRL that had it computes, in numbers that can be compared.
 
     python3.11 -m venv ENV
     ENV/bin/pip install torch==2.13.0 transformers==5.23.0 trl==1.12.0
-    ENV/bin/python make_trl_ppo_golden.py trainer
+    ENV/bin/python make_trl_ppo_golden.py
 
-    python3.11 -m venv OLD
-    OLD/bin/pip install torch==2.13.0 "numpy<2" transformers==4.45.2 trl==0.11.4
-    OLD/bin/python make_trl_ppo_golden.py classic
-
-`trainer`: trl 1.12.0, whose `trl.experimental.ppo.PPOTrainer` is the last one: its whole `train()` on tiny random models, two
-epochs of two minibatches, with what it holds when it first and last calls backward. `full-length` has answers that all reach
-response_length, `whitened` also whitens the rewards, `ended` has answers that end before.
-`classic`: trl 0.11.4, the last with the classic trainer: `compute_rewards`, `compute_advantages` and `loss` on random numbers
-with answers of several lengths.
+`trl.experimental.ppo.PPOTrainer` carries out its whole `train()` on tiny random models, two epochs of two minibatches; kept is what it
+holds when it first and last calls backward. `full-length` has answers that all reach response_length, `whitened` also whitens the
+rewards, `ended` has answers that end before.
 Gradients are those of the trainer's own loss with respect to logits (after the temperature) and values.
 """
 
@@ -22,7 +16,6 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -30,7 +23,6 @@ from torch import Tensor
 
 FOLDER = Path(__file__).parent / "trl-ppo"
 WORDS = 12
-LENGTHS = (7, 3, 6, 1, 5, 7, 2, 4)
 
 
 def listed(value: Any) -> Any:
@@ -57,9 +49,6 @@ def listed_all(found: Any) -> Any:
     if isinstance(found, list) and found and isinstance(found[0], dict):
         return [listed_all(each) for each in found]
     return listed(found)
-
-
-# ── the last trainer ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def tokenizer() -> Any:
@@ -153,57 +142,11 @@ def keep(found: dict[str, Any], held: dict[str, Any]) -> None:
     )
 
 
-# ── the classic trainer ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def classic(seed: int, **settings: Any) -> dict[str, Any]:
-    """Its three functions on random numbers."""
-    from trl import PPOConfig, PPOTrainer
-
-    generator = torch.Generator().manual_seed(seed)
-
-    def numbers(*shape: int, scale: float = 1.0) -> Tensor:
-        return scale * torch.randn(*shape, generator=generator)
-
-    rows, longest = len(LENGTHS), max(LENGTHS)
-    config = PPOConfig(**settings)
-    trainer = SimpleNamespace(config=config, kl_ctl=SimpleNamespace(value=0.2))
-    trainer._kl_penalty = lambda *arguments: PPOTrainer._kl_penalty(trainer, *arguments)
-    mask = torch.tensor([[at < length for at in range(longest)] for length in LENGTHS]).long()
-    scores, values = numbers(rows), numbers(rows, longest)
-    old, reference = numbers(rows, longest, scale=0.5) - 2, numbers(rows, longest, scale=0.5) - 2
-    rewards, _, _ = PPOTrainer.compute_rewards(trainer, scores, old, reference, mask)
-    kept, advantages, returns = PPOTrainer.compute_advantages(trainer, values, rewards, mask)
-    tokens = torch.randint(0, WORDS, (rows, longest), generator=generator)
-    logits = numbers(rows, longest, WORDS).requires_grad_()
-    logprobs = torch.log_softmax(logits, -1).gather(-1, tokens[..., None])[..., 0]
-    near = logprobs.detach() + numbers(rows, longest, scale=0.3)  # so that the clip takes some tokens and leaves others
-    expected = (values + numbers(rows, longest, scale=0.4)).requires_grad_()
-    pg_loss, vf_loss, stats = PPOTrainer.loss(
-        trainer, near, kept, logits, expected, logprobs, mask, advantages, returns
-    )
-    by_logits, by_values = torch.autograd.grad(pg_loss + vf_loss, [logits, expected])
-    return {
-        "settings": {
-            "kl_coef": 0.2, "cliprange": config.cliprange, "cliprange_value": config.cliprange_value,
-            "vf_coef": config.vf_coef, "gamma": config.gamma, "lam": config.lam, "whiten_rewards": config.whiten_rewards,
-        },
-        "mask": mask, "scores": scores, "values": values, "old": old, "reference": reference, "rewards": rewards,
-        "advantages": advantages, "returns": returns, "tokens": tokens, "logits": logits, "near": near, "expected": expected,
-        "pg_loss": pg_loss.item(), "vf_loss": vf_loss.item(), "entropy": float(stats["policy/entropy"]),
-        "approxkl": float(stats["policy/approxkl"]), "gradient_of_logits": by_logits, "gradient_of_values": by_values,
-    }  # fmt: skip
-
-
 def main() -> None:
-    """All files of one release."""
-    if sys.argv[1] == "trainer":
-        write("full-length", capture(0, ends=False, rows=3))
-        write("whitened", capture(1, ends=False, rows=8, whiten_rewards=True, kl_coef=0.1, gamma=0.98, lam=0.9))
-        write("ended", capture(2, ends=True, rows=4, missing_eos_penalty=1.0))
-    else:
-        write("classic", classic(0))
-        write("classic-whitened", classic(1, whiten_rewards=True, gamma=0.97, lam=0.8, cliprange=0.3))
+    """All files."""
+    write("full-length", capture(0, ends=False, rows=3))
+    write("whitened", capture(1, ends=False, rows=8, whiten_rewards=True, kl_coef=0.1, gamma=0.98, lam=0.9))
+    write("ended", capture(2, ends=True, rows=4, missing_eos_penalty=1.0))
 
 
 if __name__ == "__main__":

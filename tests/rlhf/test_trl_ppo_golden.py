@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from luthier.models.outputs import Outputs, Values
-from luthier.ops.head import entropies
 from luthier.rlhf import PPO
 from luthier.rlhf.advantages import gae, whitened
 from luthier.rlhf.contract import ADVANTAGE, OLD, REFERENCE
@@ -29,7 +28,6 @@ from luthier.types import Targets
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "trl-ppo"
 REWARDS = [{"grader": {"type": "length", "most": 5}}]
-CLASSIC = ("classic", "classic-whitened")
 FULL = ("full-length", "whitened")
 NEAR = 1e-5
 
@@ -102,46 +100,6 @@ def step_of(ppo: PPO, tokens: Tensor, logits: Tensor, values: Tensor, mask: Tens
 
 def rows_of(minibatch: dict[str, Any], rollout: dict[str, Any], name: str) -> Tensor:
     return torch.tensor(rollout[name])[minibatch["rows"]]
-
-
-# ── TRL 0.11, the classic trainer: answers of several lengths ───────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("name", CLASSIC)
-def test_the_credit_of_tokens_is_that_of_the_classic_trainer(name: str) -> None:
-    found = golden(name)
-    lengths = [sum(row) for row in found["mask"]]
-    samples = samples_of(lengths, found["scores"], found["old"], found["reference"], found["values"])
-    given = objective(found["settings"]).credit(samples, found["settings"]["kl_coef"])
-    for index, length in enumerate(lengths):
-        np.testing.assert_allclose(given[index][ADVANTAGE], found["advantages"][index][:length], rtol=NEAR, atol=NEAR)
-        np.testing.assert_allclose(given[index][RETURN], found["returns"][index][:length], rtol=NEAR, atol=NEAR)
-
-
-@pytest.mark.parametrize("name", CLASSIC)
-def test_the_losses_and_gradients_are_those_of_the_classic_trainer(name: str) -> None:
-    found = golden(name)
-    mask = torch.tensor(found["mask"]).bool()
-    given = {
-        ADVANTAGE: torch.tensor(found["advantages"]), RETURN: torch.tensor(found["returns"]),
-        VALUE: torch.tensor(found["values"]), OLD: torch.tensor(found["near"]),
-    }  # fmt: skip
-    ppo = objective(found["settings"])
-    logits = torch.tensor(found["logits"])
-    policy, loss, by_logits, by_values, measured = step_of(
-        ppo, torch.tensor(found["tokens"]), logits, torch.tensor(found["expected"]), mask, given
-    )
-    assert float(policy) == pytest.approx(found["pg_loss"], rel=NEAR, abs=NEAR)
-    assert float(loss) == pytest.approx(found["pg_loss"] + found["vf_loss"], rel=NEAR, abs=NEAR)  # theirs is weighted
-    assert measured["approx_kl"] == pytest.approx(found["approxkl"], rel=NEAR)
-    assert 0 < measured["clip_share"] < 1
-    torch.testing.assert_close(by_logits, torch.tensor(found["gradient_of_logits"]), rtol=NEAR, atol=NEAR)
-    torch.testing.assert_close(by_values, torch.tensor(found["gradient_of_values"]), rtol=NEAR, atol=NEAR)
-    entropy_N = entropies(logits[mask], lambda states, start=0: states)
-    assert float(entropy_N.mean()) == pytest.approx(found["entropy"], rel=NEAR)
-
-
-# ── TRL 1.12, the last trainer ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("name", FULL)
