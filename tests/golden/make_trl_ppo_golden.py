@@ -26,7 +26,7 @@ WORDS = 12
 
 
 def listed(value: Any) -> Any:
-    """Numbers as JSON has them: seven digits, which is what fp32 holds."""
+    """Numbers as JSON has them, with the eight digits that fp32 needs."""
     if isinstance(value, Tensor):
         value = value.detach()
         value = value.int() if value.dtype == torch.bool else value
