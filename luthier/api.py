@@ -232,6 +232,8 @@ def evaluate(
     shots: int = 0,
     also: Sequence[str] = (),
     probes: bool = False,
+    best_of: int = 0,
+    safety: bool = False,
     announce: Announce = _log.info,
     progress: Progress = silent,
 ) -> Evaluation:
@@ -246,6 +248,8 @@ def evaluate(
         shots: also ask the base with so many training rows shown before each question.
         also: further runs of the same tokenizer and template, or checkpoints (`RUN@STEP`), on the same rows.
         probes: whether what the models know beyond the rows is measured too.
+        best_of: for runs that learned from rewards, of how many answers to each prompt the best of n are chosen; 0: of none.
+        safety: whether refusals, stereotypes and rude words are looked for too.
         progress: called with what is being done, how much of it is done, and how much there is.
 
     Raises: NotFound for a run, a judge or data that is not there; DataError for rows that cannot be used; UsageError for
@@ -263,7 +267,7 @@ def evaluate(
         tuned,
         lambda: base_of(run, tuned, announce),
         others,
-        AskedFor(data, limit, sampling, shots, probes),
+        AskedFor(data, limit, sampling, shots, probes, best_of, safety),
         announce,
         progress,
     )
