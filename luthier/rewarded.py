@@ -129,7 +129,7 @@ def begin(
     models = models_of(objective, others.frozen or model, announce)
     rewards = exits.enter_context(Rewards(objective.rewards, Aids(), objective.watched, models))
     stop_ids = dataset.renderer.stop_ids
-    policy = Policy(model, others.attachment, stop_ids, autocast)
+    policy = Policy(model, others.attachment, stop_ids, autocast, objective.folds_adapter)
     passes = Passes(workers, training.tokens_per_micro_batch, progress)
     rollouts = Rollouts(
         objective,
@@ -157,8 +157,8 @@ def begin(
 def measured(objective: RolloutObjective, prompts: Prompts, policy: Policy, rewards: OfAnswers) -> HeldOut:
     """What the likeliest answers to held-out prompts are worth; the loss is its negative."""
     sampling = Sampling(max_new_tokens=objective.max_new_tokens)
-    asked = requests_of(prompts.examples, sampling, policy.attachment.adapter, policy.stop_ids)
-    answers = generate(policy.model, asked)
+    with policy.drawing() as adapter:
+        answers = generate(policy.model, requests_of(prompts.examples, sampling, adapter, policy.stop_ids))
     worths = rewards([prompts.answer(row, answer.text, answer.tokens) for row, answer in enumerate(answers)])
     known = [worth.reward for worth in worths if worth.reward is not None]
     reward = float(np.mean(known))

@@ -8,6 +8,7 @@ Shapes: N targets, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -102,6 +103,10 @@ class WithCritic(Attachment):
     def adapter(self) -> str | None:
         """The policy's."""
         return self.policy.adapter
+
+    def folded(self) -> AbstractContextManager[str | None]:
+        """The policy's."""
+        return self.policy.folded()
 
     @property
     def draws(self) -> bool:
