@@ -26,7 +26,10 @@ from bench.rates import Duel, add_duel_options, read_duel_options, run_rounds, t
 
 OURS = Contestant("luthier", "Luthier", "bench.grpo_luthier")
 BESIDE = Contestant(
-    "luthier-beside", "Luthier, adapter beside the base", "bench.grpo_luthier", ("--set", "objective.folds_adapter=false")
+    "luthier-beside",
+    "Luthier, adapter beside the base",
+    "bench.grpo_luthier",
+    ("--set", "objective.folds_adapter=false"),
 )
 PEER = Contestant("trl", "TRL GRPOTrainer + peft", "bench.grpo_trl")
 TARGET = 2.5
@@ -40,7 +43,9 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m bench.grpo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--folding", action="store_true", help="not against TRL: Luthier against itself with the adapter beside the base"
+        "--folding",
+        action="store_true",
+        help="not against TRL: Luthier against itself with the adapter beside the base",
     )
     add_prompt_options(parser)
     add_duel_options(parser, steps=3, budget=1024)
@@ -49,7 +54,9 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def add_prompt_options(parser: argparse.ArgumentParser) -> None:
     """The options that say what is answered."""
-    parser.add_argument("--prompts-per-step", type=int, default=8, help="prompts of a step, 8 answers each (default: 8)")
+    parser.add_argument(
+        "--prompts-per-step", type=int, default=8, help="prompts of a step, 8 answers each (default: 8)"
+    )
     parser.add_argument("--max-length", type=int, default=128, help="most tokens of a prompt (default: 128)")
     parser.add_argument("--new-tokens", type=int, default=64, help="most tokens of an answer (default: 64)")
     parser.add_argument("--kl", type=float, default=0.04, help="what a nat of divergence costs (default: 0.04)")
@@ -93,7 +100,9 @@ def bench(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], st
     rounds = run_rounds(duel, options.rounds, folder, finished)
     found, text = told(duel, rounds)
     apart = length_difference(lengths)
-    verdict = "" if apart <= LENGTH_TOLERANCE else f": more than {LENGTH_TOLERANCE:.0%}, so the times compare other work"
+    verdict = (
+        "" if apart <= LENGTH_TOLERANCE else f": more than {LENGTH_TOLERANCE:.0%}, so the times compare other work"
+    )
     said = ", ".join(f"{contestant.title} {mean(lengths[contestant.key]):.1f}" for contestant in duel.contestants)
     first = f"{found['machine']['processor']}; {work.name}: {len(work.texts)} prompts, {work.rows_per_step} a step; {options.rounds} rounds."
     last = f"Mean tokens of an answer: {said} ({apart:.1%} apart{verdict}). Our rollouts take {mean(rollouts):.1f} s."

@@ -51,7 +51,10 @@ def recipes_of(work: PromptWork, folder: Path) -> dict[str, dict[str, Any]]:
     ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), "utf-8")
     longest = usual["data"]["max_length"] + 16
-    training = {**usual["training"], "tokens_per_micro_batch": max(usual["training"]["tokens_per_micro_batch"], longest)}
+    training = {
+        **usual["training"],
+        "tokens_per_micro_batch": max(usual["training"]["tokens_per_micro_batch"], longest),
+    }
     group = {"kind": "ppo", "num_answers": GROUP, "max_new_tokens": work.max_new_tokens, "minibatches": 1, "reuse": 1}
     return {
         "sft": {
@@ -91,7 +94,9 @@ def run_one(name: str, folder: Path, number: int) -> dict[str, Any]:
     """The run whose work lies in a folder of that name; what it measured. Raises: SideFailed."""
     log = folder / f"{name}-{number}.log"
     outcome = run_side(SIDE, (), folder / name, log)
-    say(f"  round {number}  {name:<4} {outcome.peak_bytes / 1e9:5.2f} GB (loaded: {outcome.loaded_peak_bytes / 1e9:.2f})")
+    say(
+        f"  round {number}  {name:<4} {outcome.peak_bytes / 1e9:5.2f} GB (loaded: {outcome.loaded_peak_bytes / 1e9:.2f})"
+    )
     values: dict[str, Any] = json.loads(log.with_suffix(".json").read_text("utf-8"))
     return values
 
@@ -117,7 +122,7 @@ def bench(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], st
     whole, without = median(peaks["ppo"]) / median(peaks["sft"]), ratio_without_cache(peaks["ppo"], peaks["sft"], cache)
     where = machine()
     document = {
-        "work": {"name": "ppo-memory", "model": options.model, "tokens_per_micro_batch": options.budget},
+        "work": {"name": "memory", "model": options.model, "tokens_per_micro_batch": options.budget},
         "machine": where,
         "peak_bytes": peaks,
         "cache_bytes": cache,

@@ -77,7 +77,9 @@ def raw_rows(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise NotFound("There is no such data file.", "Give a file of pairs with --data.", file=str(path)) from error
     except ValueError as error:
-        raise DataError(f"The file cannot be read: {error}.", "Give JSON or JSONL with --data.", file=str(path)) from error
+        raise DataError(
+            f"The file cannot be read: {error}.", "Give JSON or JSONL with --data.", file=str(path)
+        ) from error
 
 
 def prepare(arguments: argparse.Namespace) -> None:
@@ -107,9 +109,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     longest = max(len(pair.prompt_ids) + pair.longer for pair in chosen)
     budget = max(arguments.budget, 2 * longest)  # two answers, each behind a copy of its prompt
     recipe = folder / "recipe.yaml"
-    recipe.write_text(
-        json.dumps(recipe_of(model_folder, data, longest + 2, budget, arguments.steps), indent=1)
-    )
+    recipe.write_text(json.dumps(recipe_of(model_folder, data, longest + 2, budget, arguments.steps), indent=1))
     order = epoch_order(len(chosen), SEED, 0)
     work = PairWork(
         name=arguments.name,

@@ -38,9 +38,14 @@ def add_duel_options(parser: argparse.ArgumentParser, *, steps: int, budget: int
     parser.add_argument("--data", type=Path, help="other rows")
     parser.add_argument("--model", default="smollm2-135m", help="built-in name or a transformers folder")
     parser.add_argument(
-        "--steps", type=int, default=steps, help=f"optimizer steps, at least 2, the first counted apart (default: {steps})"
+        "--steps",
+        type=int,
+        default=steps,
+        help=f"optimizer steps, at least 2, the first counted apart (default: {steps})",
     )
-    parser.add_argument("--budget", type=int, default=budget, help=f"Luthier's tokens a micro-batch (default: {budget})")
+    parser.add_argument(
+        "--budget", type=int, default=budget, help=f"Luthier's tokens a micro-batch (default: {budget})"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="times that each runs, in alternation (default: 3)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for all figures (default: bench/results)")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")

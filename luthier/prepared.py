@@ -125,7 +125,8 @@ def read_dataset(
     objective = objective.settled(dataset.labels)
     shares = recipe.training.fast.prefix
     train, validation = (
-        laid_out(rows, objective, family, recipe.data.max_length, shares) for rows in (dataset.train, dataset.validation)
+        laid_out(rows, objective, family, recipe.data.max_length, shares)
+        for rows in (dataset.train, dataset.validation)
     )
     dataset = replace(dataset, train=train, validation=validation)
     drawing = drawing_of(recipe, objective, tokenizer, answer_start)

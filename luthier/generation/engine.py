@@ -230,7 +230,9 @@ def generate(
     if paged:
         # the longest first: if memory does not suffice, that shows at once, and rows of like length end up side by side
         paged.sort(key=lambda row: (requests[row].adapter or "", -len(placed[row])))
-        together = _tokens_together([(len(placed[row]), budgets[row], requests[row].num_answers) for row in paged], max_rows)
+        together = _tokens_together(
+            [(len(placed[row]), budgets[row], requests[row].num_answers) for row in paged], max_rows
+        )
         engine = Engine(model, max_rows=max_rows, cache_tokens=min(max_cache_tokens, together))
         answers |= _answered(engine, requests, paged, told, threading.Event())
     others = [row for row in range(len(requests)) if row not in answers]
@@ -252,6 +254,7 @@ def _tokens_together(asked: Sequence[tuple[int, int, int]], max_rows: int) -> in
 
     The answers to one request share the pages of its prompt.
     """
+
     def pages(num_tokens: int) -> int:
         return -(-num_tokens // PAGE_SIZE)
 

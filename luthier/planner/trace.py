@@ -53,6 +53,7 @@ WEIGHTS, PACKED, TRAINED, GRADIENTS = "weights", "quantized weights", "trained t
 STATE, KEPT, HEAD, BACKWARD, UPDATE, GATHERED = (
     "optimizer state", "kept for the backward pass", "head and loss", "backward pass", "update", "gathered layers",
 )  # fmt: skip
+FOLDED = "weights with the adapter folded in"
 _LR = 1e-3
 
 
@@ -302,6 +303,9 @@ def _steps(
         with tracker.doing(UPDATE, STATE):
             optimizer.step(_LR)
         _as_in_later_steps(tracker)
+    if isinstance(work.objective, RolloutObjective) and work.objective.folds_adapter:
+        with tracker.doing("answers are drawn", FOLDED), attachment.folded():
+            pass
     standing = {part: count for part, count in tracker.held.items() if count}
     parameters = sum(parameter.numel() for parameter in model.hf.parameters())
     parameters += sum(layer.packed.shape[0] * layer.packed.shape[1] for layer in quantized)
