@@ -88,7 +88,8 @@ def others_of(recipe: Recipe, model: LanguageModel, attachment: Attachment, anno
         reference = Speaker(model, made.adapter)
     if not isinstance(objective, PPO):
         return Others(reference, None, attachment, copy)
-    critic = Critic(copy or model, objective.critic_rank, recipe.seed + 1, {}, fast=recipe.training.fast.lora)
+    base, fast = copy or model, recipe.training.fast.lora
+    critic = Critic(base, objective.critic_rank, recipe.seed + 1, {}, objective.value_slope, fast=fast)
     count = sum(tensor.numel() for group in critic.groups for tensor in group.tensors.values())
     announce(f"The critic is an adapter of its own: {count:,} numbers train.")
     return Others(reference, critic, WithCritic(attachment, critic, objective.value_lr_factor), copy)

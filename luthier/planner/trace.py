@@ -195,7 +195,8 @@ def attached(work: Work, model: LanguageModel) -> Attachment:
     if not isinstance(objective, PPO):
         return attachment
     base = skeleton_of(work) if work.method.tunes_base else model
-    critic = Critic(base, objective.critic_rank, work.seed + 1, by_document(work.rows), fast=work.training.fast.lora)
+    rows, fast = by_document(work.rows), work.training.fast.lora
+    critic = Critic(base, objective.critic_rank, work.seed + 1, rows, objective.value_slope, fast=fast)
     return WithCritic(attachment, critic, objective.value_lr_factor)
 
 
@@ -346,12 +347,12 @@ def _loss(
     tracker: Tracker,
 ) -> Tensor:
     """The loss of one micro-batch, as the loop has it computed."""
-    beside = voices.beside(batch)
-
-    def forward(repeat: int) -> Outputs:
-        return with_beside(model.forward(batch, attachment.adapter, Draws(work.seed, number, repeat)), beside)
-
     with tracker.doing("forward pass", KEPT), autocast(model.device, work.autocast):
+        beside = voices.beside(batch)
+
+        def forward(repeat: int) -> Outputs:
+            return with_beside(model.forward(batch, attachment.adapter, Draws(work.seed, number, repeat)), beside)
+
         return attachment.loss_sum(forward, work.objective.loss_sum)
 
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from luthier.rlhf.contract import ADVANTAGE, ClippedObjective, given_of
 from luthier.rlhf.experience import Given
 from luthier.rlhf.policy_losses import clipped, value_loss
 from luthier.rlhf.samples import Sample
+from luthier.types import Targets
 
 CRITIC = "critic"
 VALUE, RETURN = "value", "return"
@@ -120,11 +122,18 @@ class PPO(ClippedObjective):
 
     def losses(self, outputs: Outputs) -> Tensor:
         """The policy's loss and the critic's."""
-        return self.policy_losses(outputs) + self.value_weight * self._value_losses(outputs)
+        return self.policy_losses(outputs) + self.value_weight * self._value_losses(_expected(outputs), outputs.targets)
 
-    def _value_losses(self, outputs: Outputs) -> Tensor:
-        given = outputs.targets.given
-        return value_loss(_expected(outputs), given[VALUE], given[RETURN], self.value_clip)
+    def _value_losses(self, value_N: Tensor, targets: Targets) -> Tensor:
+        return value_loss(value_N, targets.given[VALUE], targets.given[RETURN], self.value_clip)
+
+    def value_slope(self, value_N: Tensor, targets: Targets) -> Tensor:
+        """The derivative of a micro-batch's summed loss by the values, shape (N,)."""
+        value_N = value_N.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = self.value_weight * (self._value_losses(value_N, targets) * targets.weight_N).sum()
+        (slope_N,) = torch.autograd.grad(loss, value_N)
+        return slope_N
 
     def measured(self, outputs: Outputs) -> dict[str, Sums]:
         """Also the critic's loss, and the squares from which its explained variance follows."""
@@ -132,7 +141,7 @@ class PPO(ClippedObjective):
         error_N = _expected(outputs).detach() - given[RETURN]
         count = len(error_N)
         value = {
-            "value_loss": (self._value_losses(outputs).detach().sum(), count),
+            "value_loss": (self._value_losses(_expected(outputs), outputs.targets).detach().sum(), count),
             "value_error": (error_N.square().sum(), count),
         }
         return {**super().measured(outputs), **value}

@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from luthier.planner.alone import trace_all
 from luthier.planner.beside import OTHERS
 from luthier.planner.request import Rows, work_of
-from luthier.planner.trace import FOLDED, Trace
+from luthier.planner.trace import BACKWARD, FOLDED, HEAD, KEPT, Trace
 from luthier.recipe import make_recipe
 from luthier.rlhf import RolloutObjective
 from luthier.types import Origin, Rendered
@@ -77,3 +77,10 @@ def test_weights_that_answers_are_drawn_from_are_counted_once_more() -> None:
     assert drawn >= adapted
     assert drawn == pytest.approx(adapted, rel=0.15)
     assert "answers are drawn" not in beside.peaks
+
+
+def test_policy_and_critic_train_in_the_memory_of_one() -> None:
+    def passes(trace: Trace) -> int:
+        return max(sum(peak.parts.get(part, 0) for part in (KEPT, HEAD, BACKWARD)) for peak in trace.peaks.values())
+
+    assert passes(traced("ppo", {})) <= 1.1 * passes(traced("grpo", {}))
