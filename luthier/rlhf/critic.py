@@ -40,7 +40,14 @@ class Critic(Voice):
     learns: ClassVar[bool] = True
 
     def __init__(
-        self, model: LanguageModel, rank: int, seed: int, rows: Mapping[int, Example], slope: Slope, *, fast: bool = True
+        self,
+        model: LanguageModel,
+        rank: int,
+        seed: int,
+        rows: Mapping[int, Example],
+        slope: Slope,
+        *,
+        fast: bool = True,
     ) -> None:
         self.attachment = LoRA(rank=rank, alpha=float(rank)).attach(model, ADAPTER, seed, fast=fast)
         self.speaker = Speaker(model, ADAPTER)

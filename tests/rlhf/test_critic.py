@@ -23,7 +23,9 @@ PROMPT_LENGTH, LENGTHS = 6, (4, 2, 5)
 
 def objective_and_batch() -> tuple[PPO, Example, Batch]:
     objective = PPO.model_validate({"rewards": [{"grader": {"type": "length", "most": 5}}], "value_clip": 0.2})
-    prompt = objective.example(Rendered(np.arange(5, 5 + PROMPT_LENGTH), np.zeros(PROMPT_LENGTH, np.float32)), 0, Origin("p", 1))
+    prompt = objective.example(
+        Rendered(np.arange(5, 5 + PROMPT_LENGTH), np.zeros(PROMPT_LENGTH, np.float32)), 0, Origin("p", 1)
+    )
     draw = np.random.default_rng(0)
     samples, given = [], list[Given]()
     for length in LENGTHS:
