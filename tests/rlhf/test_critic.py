@@ -63,7 +63,7 @@ def test_the_gradient_that_is_settled_at_once_is_that_of_the_whole_loss() -> Non
 
 
 def test_a_critic_that_is_right_has_no_gradient() -> None:
-    objective, example, batch = objective_and_batch()
+    _, example, batch = objective_and_batch()
     critic = Critic(tiny_model("llama"), 2, 1, {0: example}, lambda value_N, targets: torch.zeros_like(value_N))
     (gradient,) = torch.autograd.grad(critic.say(batch).value_N.sum() * 0, [critic.bias])
     assert float(gradient) == 0
