@@ -24,6 +24,7 @@ from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
 from luthier.objectives import DPO
 from luthier.objectives.preference import CHOSEN, REJECTED
+from luthier.prepared import asked_of
 from luthier.types import Example
 
 
@@ -85,13 +86,13 @@ def raw_rows(path: Path) -> list[dict[str, Any]]:
 def prepare(arguments: argparse.Namespace) -> None:
     """Write the work into the folder. Raises: the errors of reading data and models."""
     folder: Path = arguments.work.absolute()
-    raw = raw_rows(arguments.data)
+    raw = [row for row in raw_rows(arguments.data) if row.get("chosen") != row.get("rejected")]  # ties teach nothing
     settings = ModelSettings(name=arguments.model, dtype="fp32", device="cpu")
     model_folder = plain_folder(settings)
     model = load_model(settings, say)
     whole = write_lines(folder / "whole.jsonl", raw)
     reading = DataSettings(train=str(whole), validation="none", max_length=1 << 20)
-    read = load_dataset(reading, model.tokenizer, DPO().example, say).train
+    read = load_dataset(reading, model.tokenizer, DPO().example, say, asked=asked_of(DPO())).train
     found = [(raw[example.origin.line - 1], example) for example in read]
     pairs = [pair_of(example) for _, example in found]
     count = arguments.steps * ROWS_PER_STEP
