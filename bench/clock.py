@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class StepClock:
             )
         )
 
-    def write(self, path: Path, versions: dict[str, str]) -> None:
-        """Write the laps, the process's peak memory (in all, and before step 1), torch's threads and the versions as JSON."""
+    def write(self, path: Path, versions: dict[str, str], **further: Any) -> None:
+        """Write the laps, the process's peak memory (in all, and before step 1), torch's threads, the versions and more as JSON."""
         import torch  # here, so that a contestant sets its allocator first
 
         result = {
@@ -63,6 +64,7 @@ class StepClock:
             "loaded_peak_bytes": self._loaded_bytes,
             "threads": torch.get_num_threads(),
             "versions": {**versions, "torch": str(torch.__version__)},
+            **further,
         }
         path.write_text(json.dumps(result), "utf-8")
 

@@ -156,7 +156,10 @@ def say(line: str) -> None:
 def carried_out(
     bench: Callable[[argparse.Namespace, Path], tuple[dict[str, Any], str]], options: argparse.Namespace, name: str
 ) -> int:
-    """Do a bench, print what it found and keep its figures; 0, 1 if losses differ, or the exit code of what failed."""
+    """Do a bench, print what it found and keep its figures; 0, 1 if losses differ, or the exit code of what failed.
+
+    A document may say of itself whether it `passed`; if it did not, the code is 1 too.
+    """
     try:
         with tempfile.TemporaryDirectory(prefix="luthier-bench-") as folder:
             document, text = bench(options, Path(folder))
@@ -168,4 +171,5 @@ def carried_out(
     print(json.dumps(document, indent=1) if options.json else text)
     say(f"All figures: {keep(document, name, options.results)}")
     compared = document.get("losses")
-    return 0 if compared is None or compared["largest_difference"] <= LOSS_TOLERANCE else 1
+    agrees = compared is None or compared["largest_difference"] <= LOSS_TOLERANCE
+    return 0 if agrees and document.get("passed", True) else 1

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerControl,
@@ -23,16 +25,35 @@ from transformers import (
 )
 
 from bench.clock import StepClock
-from bench.work import Work
+from bench.work import Job, Work
 
 
-def load_policy(work: Work) -> PeftModel:
-    """The base model in fp32 with the initial adapter, ready to train."""
-    model = AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32)
-    return PeftModel.from_pretrained(model, work.adapter, is_trainable=True)
+def load_base(work: Job) -> PreTrainedModel:
+    """The base model in fp32."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32)
+    return model
 
 
-def load_tokenizer(work: Work) -> PreTrainedTokenizerBase:
+def load_policy(work: Job) -> PeftModel:
+    """The base model with the initial adapter, ready to train."""
+    return PeftModel.from_pretrained(load_base(work), work.adapter, is_trainable=True)
+
+
+def adapter_settings(work: Job) -> LoraConfig:
+    """How the initial adapter is shaped, for a trainer that makes its own."""
+    settings = LoraConfig.from_pretrained(work.adapter)
+    settings.inference_mode = False
+    return settings
+
+
+def begin_at_adapter(work: Job, policy: torch.nn.Module) -> None:
+    """Give a trainer's own fresh adapter the numbers of the initial one: its reference stays the bare base."""
+    tensors = load_file(Path(work.adapter) / "adapter_model.safetensors")
+    loaded = set_peft_model_state_dict(policy, tensors)
+    assert not loaded.unexpected_keys, "the adapter has the peer's own names"
+
+
+def load_tokenizer(work: Job) -> PreTrainedTokenizerBase:
     """The model's tokenizer; every row is tokenized already, so it serves padding only."""
     tokenizer = AutoTokenizer.from_pretrained(work.model)
     if tokenizer.pad_token_id is None:
@@ -45,7 +66,7 @@ def rows_of(work: Work) -> Dataset:
     return Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in work.rows])
 
 
-def arguments_of(work: Work, output: Path) -> dict[str, Any]:
+def arguments_of(work: Job, output: Path) -> dict[str, Any]:
     """Training arguments that make a peer do this work; what is not named here keeps the peer's default."""
     return {
         "output_dir": str(output),
@@ -66,10 +87,11 @@ def arguments_of(work: Work, output: Path) -> dict[str, Any]:
 
 
 class Measure(TrainerCallback):
-    """Ends a lap when a step's loss is logged, which a trainer does right after the step."""
+    """Ends a lap when a step's loss is logged, which a trainer does right after the step. told: what was logged then."""
 
     def __init__(self, clock: StepClock) -> None:
         self.clock = clock
+        self.told: list[dict[str, float]] = []
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
@@ -88,6 +110,7 @@ class Measure(TrainerCallback):
         """A step's loss is there; the summary at the end has none."""
         if logs is not None and "loss" in logs:
             self.clock.step_ended(float(logs["loss"]))
+            self.told.append(dict(logs))
 
 
 def train_by_trl(work: Work, policy: PeftModel, clock: StepClock) -> None:

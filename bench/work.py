@@ -9,10 +9,38 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 NOT_LEARNED = -100
 FILE = "work.json"
+
+
+class Job(Protocol):
+    """What a peer must know of any work."""
+
+    @property
+    def model(self) -> str:
+        """The folder of the base model."""
+
+    @property
+    def adapter(self) -> str:
+        """The folder of the initial adapter."""
+
+    @property
+    def pad_id(self) -> int:
+        """The token that pads, if the tokenizer names none."""
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of an optimizer step."""
+
+    @property
+    def peak_lr(self) -> float:
+        """The highest learning rate."""
+
+    @property
+    def clip_norm(self) -> float:
+        """The longest gradient."""
 
 
 @dataclass(frozen=True)

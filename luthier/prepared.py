@@ -126,8 +126,10 @@ def read_dataset(
         answer_start=answer_start,
     )
     objective = objective.settled(dataset.labels)
+    shares = recipe.training.fast.prefix
     train, validation = (
-        laid_out(rows, objective, family, recipe.data.max_length) for rows in (dataset.train, dataset.validation)
+        laid_out(rows, objective, family, recipe.data.max_length, shares)
+        for rows in (dataset.train, dataset.validation)
     )
     dataset = replace(dataset, train=train, validation=validation)
     drawing = drawing_of(recipe, objective, tokenizer, answer_start)
@@ -157,9 +159,11 @@ def texts_beside(recipe: Recipe, dataset: Dataset, config: PreTrainedConfig, ann
     return texts
 
 
-def laid_out(rows: Sequence[Example], objective: Objective, family: Family, longest: int) -> Sequence[Example]:
+def laid_out(
+    rows: Sequence[Example], objective: Objective, family: Family, longest: int, shares: bool = True
+) -> Sequence[Example]:
     """Rows as models of a family read them: with the answers of other rows where the objective needs some, and, where rows cannot
-    share tokens, with answers to one prompt apart. longest: most tokens of a row with another's answer.
+    or shall not share tokens, with answers to one prompt apart. longest: most tokens of a row with another's answer.
     """
     if objective.needs_others:
 
@@ -169,7 +173,7 @@ def laid_out(rows: Sequence[Example], objective: Objective, family: Family, long
         places = range(len(rows))
         rows = mapped(beside, tuple(places) if isinstance(rows, tuple) else places)
     judges = objective.takes in ("preferences", "verdicts", "rankings")
-    return mapped(laid_apart, rows) if judges and family.layout == "bucketed" else rows
+    return mapped(laid_apart, rows) if judges and (family.layout == "bucketed" or not shares) else rows
 
 
 def asked_of(objective: Objective) -> Asked:

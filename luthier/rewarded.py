@@ -89,7 +89,8 @@ def others_of(recipe: Recipe, model: LanguageModel, attachment: Attachment, anno
         reference = Speaker(model, made.adapter)
     if not isinstance(objective, PPO):
         return Others(reference, None, attachment, copy)
-    critic = Critic(copy or model, objective.critic_rank, recipe.seed + 1, {}, fast=recipe.training.fast.lora)
+    base, fast = copy or model, recipe.training.fast.lora
+    critic = Critic(base, objective.critic_rank, recipe.seed + 1, {}, objective.value_slope, fast=fast)
     count = sum(tensor.numel() for group in critic.groups for tensor in group.tensors.values())
     announce(f"The critic is an adapter of its own: {count:,} numbers train.")
     return Others(reference, critic, WithCritic(attachment, critic, objective.value_lr_factor), copy)
@@ -130,7 +131,7 @@ def begin(
     models = models_of(objective, others.frozen or model, announce)
     rewards = exits.enter_context(Rewards(objective.rewards, Aids(), objective.watched, models))
     stop_ids = dataset.renderer.stop_ids
-    policy = Policy(model, others.attachment, stop_ids, autocast)
+    policy = Policy(model, others.attachment, stop_ids, autocast, objective.folds_adapter)
     passes = Passes(workers, training.tokens_per_micro_batch, progress)
     rollouts = Rollouts(
         objective,
@@ -171,8 +172,8 @@ def texts_of(recipe: Recipe, prepared: Prepared) -> Texts | None:
 def measured(objective: RolloutObjective, prompts: Prompts, policy: Policy, rewards: OfAnswers) -> HeldOut:
     """What the likeliest answers to held-out prompts are worth; the loss is its negative."""
     sampling = Sampling(max_new_tokens=objective.max_new_tokens)
-    asked = requests_of(prompts.examples, sampling, policy.attachment.adapter, policy.stop_ids)
-    answers = generate(policy.model, asked)
+    with policy.drawing() as adapter:
+        answers = generate(policy.model, requests_of(prompts.examples, sampling, adapter, policy.stop_ids))
     worths = rewards([prompts.answer(row, answer.text, answer.tokens) for row, answer in enumerate(answers)])
     known = [worth.reward for worth in worths if worth.reward is not None]
     reward = float(np.mean(known))

@@ -20,7 +20,7 @@ from luthier.errors import DataError, QueueFull
 from luthier.generation.answers import Answer, Asked
 from luthier.generation.choosing import Chooser
 from luthier.generation.lanes import BatchLane, Lane
-from luthier.generation.paged_lane import PagedLane
+from luthier.generation.paged_lane import PAGE_SIZE, PagedLane
 from luthier.generation.requests import Completed, FinishReason, Request, reading_of
 from luthier.generation.rows import Decoder
 from luthier.ops.workers import Workers
@@ -230,8 +230,9 @@ def generate(
     if paged:
         # the longest first: if memory does not suffice, that shows at once, and rows of like length end up side by side
         paged.sort(key=lambda row: (requests[row].adapter or "", -len(placed[row])))
-        needed = [len(placed[row]) + budgets[row] for row in paged for _ in range(requests[row].num_answers)]
-        together = sum(sorted((-(-each // 64) + 1) * 64 for each in needed)[-max_rows:])
+        together = _tokens_together(
+            [(len(placed[row]), budgets[row], requests[row].num_answers) for row in paged], max_rows
+        )
         engine = Engine(model, max_rows=max_rows, cache_tokens=min(max_cache_tokens, together))
         answers |= _answered(engine, requests, paged, told, threading.Event())
     others = [row for row in range(len(requests)) if row not in answers]
@@ -246,6 +247,24 @@ def generate(
             told,
         )
     return [answer for row in range(len(requests)) for answer in answers[row]]
+
+
+def _tokens_together(asked: Sequence[tuple[int, int, int]], max_rows: int) -> int:
+    """The most tokens that the pages of so many answers hold at once, of requests with (tokens of the prompt, budget, answers).
+
+    The answers to one request share the pages of its prompt.
+    """
+
+    def pages(num_tokens: int) -> int:
+        return -(-num_tokens // PAGE_SIZE)
+
+    of_answers: list[int] = []
+    of_prompts: list[int] = []
+    for num_prompt, budget, num_answers in asked:
+        own, shared = (num_prompt + budget, 0) if num_answers == 1 else (budget, num_prompt)
+        of_answers += [pages(own) + (num_answers == 1)] * num_answers
+        of_prompts += [pages(shared) + 1] if shared else []
+    return sum(sum(sorted(each)[-max_rows:]) for each in (of_answers, of_prompts)) * PAGE_SIZE
 
 
 class _Told:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from luthier.methods.adapter_files import AdapterFile, task_type
 from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch, put_module
 from luthier.methods.class_head import TrainedHead, check_apart
 from luthier.methods.contract import Attachment, Group
+from luthier.methods.folded import can_fold, folded
 from luthier.methods.new_tokens import TrainedRows, check_apart_from_rows
 from luthier.methods.rows_files import write_rows
 from luthier.models.language_model import LanguageModel
@@ -128,6 +130,18 @@ class AdapterAttachment(Attachment):
     def draws(self) -> bool:
         """Whether some branch draws at random in training."""
         return any(branch.draws for branch in self.branches.values())
+
+    @contextmanager
+    def folded(self) -> Iterator[str]:
+        """See the base class. Folded are adapters of linear layers over an fp32 base, which do nothing elsewhere in the model."""
+        model, name = self.model, self.name
+        is_elsewhere = name in model.virtual_tokens or name in model.sides or name in model.edits
+        trains_more = bool(self.head.tensors or self.new_rows.tokens)
+        if not self.method.traits.merges or is_elsewhere or trains_more or not can_fold(self.layers, name):
+            yield name
+            return
+        with folded(self.layers, name) as own:
+            yield own
 
     def state(self) -> dict[str, Tensor]:
         """The frozen tensors: a seed may draw others under another torch or on another device."""

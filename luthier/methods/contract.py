@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -167,6 +168,13 @@ class Attachment(ABC):
     @abstractmethod
     def merge(self) -> None:
         """Fold the trained state into the base for good; the attachment is used up."""
+
+    def folded(self) -> AbstractContextManager[str | None]:
+        """While it is open, the name of an adapter that says what this one says now, without gradients.
+
+        Where the method can be folded into plain weights, that is one of copies of these, which computes faster; else its own.
+        """
+        return nullcontext(self.adapter)
 
     @property
     def trainables(self) -> dict[str, nn.Parameter]:

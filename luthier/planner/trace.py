@@ -53,6 +53,7 @@ WEIGHTS, PACKED, TRAINED, GRADIENTS = "weights", "quantized weights", "trained t
 STATE, KEPT, HEAD, BACKWARD, UPDATE, GATHERED = (
     "optimizer state", "kept for the backward pass", "head and loss", "backward pass", "update", "gathered layers",
 )  # fmt: skip
+FOLDED = "weights with the adapter folded in"
 _LR = 1e-3
 
 
@@ -194,7 +195,8 @@ def attached(work: Work, model: LanguageModel) -> Attachment:
     if not isinstance(objective, PPO):
         return attachment
     base = skeleton_of(work) if work.method.tunes_base else model
-    critic = Critic(base, objective.critic_rank, work.seed + 1, by_document(work.rows), fast=work.training.fast.lora)
+    rows, fast = by_document(work.rows), work.training.fast.lora
+    critic = Critic(base, objective.critic_rank, work.seed + 1, rows, objective.value_slope, fast=fast)
     return WithCritic(attachment, critic, objective.value_lr_factor)
 
 
@@ -302,6 +304,9 @@ def _steps(
         with tracker.doing(UPDATE, STATE):
             optimizer.step(_LR)
         _as_in_later_steps(tracker)
+    if isinstance(work.objective, RolloutObjective) and work.objective.folds_adapter:
+        with tracker.doing("answers are drawn", FOLDED), attachment.folded():
+            pass
     standing = {part: count for part, count in tracker.held.items() if count}
     parameters = sum(parameter.numel() for parameter in model.hf.parameters())
     parameters += sum(layer.packed.shape[0] * layer.packed.shape[1] for layer in quantized)
@@ -342,12 +347,12 @@ def _loss(
     tracker: Tracker,
 ) -> Tensor:
     """The loss of one micro-batch, as the loop has it computed."""
-    beside = voices.beside(batch)
-
-    def forward(repeat: int) -> Outputs:
-        return with_beside(model.forward(batch, attachment.adapter, Draws(work.seed, number, repeat)), beside)
-
     with tracker.doing("forward pass", KEPT), autocast(model.device, work.autocast):
+        beside = voices.beside(batch)
+
+        def forward(repeat: int) -> Outputs:
+            return with_beside(model.forward(batch, attachment.adapter, Draws(work.seed, number, repeat)), beside)
+
         return attachment.loss_sum(forward, work.objective.loss_sum)
 
 

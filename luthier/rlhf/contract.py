@@ -76,6 +76,10 @@ class RolloutObjective(Objective):
         0.0, ge=0, description="What a nat of entropy of the next token's distribution is worth; 0 leaves it alone."
     )
 
+    folds_adapter: bool = Field(
+        True,
+        description="Whether answers are drawn from copies of the weights with the adapter added in, which is faster and takes memory for the adapted layers once more; only for methods that merge over an fp32 base. Off: base and adapter side by side.",
+    )
     watched: tuple[Reward, ...] = Field(
         (),
         description="Measured and told, but not rewarded: an independent measure that must not fall while the reward rises.",

@@ -1,16 +1,18 @@
 """The critic of PPO: what reward is still to be expected before each token, by an adapter of its own on the frozen base.
 
 The value of a token's state is w · h + b of the last hidden state there, with w and b zero at the start, in fp32. Its adapter is
-apart from the policy's, so that neither's gradient reaches the other.
+apart from the policy's, so that neither's gradient reaches the other. So the critic's own gradient is taken before the policy is computed,
+and what the one keeps for its backward pass is gone when the other keeps its own: both train in the memory of one.
 Shapes: N targets, D width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +25,13 @@ from luthier.models.outputs import Outputs, Values
 from luthier.models.taps import Taps
 from luthier.prediction.passes import Passes, Said, said_of_each
 from luthier.training.companions import Speaker, Voice
-from luthier.types import Batch, Example, FloatArray
+from luthier.types import Batch, Example, FloatArray, Targets
 
 ADAPTER = "critic"
 _PREFIX = "critic."
+
+Slope = Callable[[Tensor, Targets], Tensor]
+"""The derivative of a micro-batch's summed loss by the values at its targets, shape (N,), which depends on nothing else that trains."""
 
 
 class Critic(Voice):
@@ -35,11 +40,19 @@ class Critic(Voice):
     learns: ClassVar[bool] = True
 
     def __init__(
-        self, model: LanguageModel, rank: int, seed: int, rows: Mapping[int, Example], *, fast: bool = True
+        self,
+        model: LanguageModel,
+        rank: int,
+        seed: int,
+        rows: Mapping[int, Example],
+        slope: Slope,
+        *,
+        fast: bool = True,
     ) -> None:
         self.attachment = LoRA(rank=rank, alpha=float(rank)).attach(model, ADAPTER, seed, fast=fast)
         self.speaker = Speaker(model, ADAPTER)
         self.rows = rows
+        self.slope = slope
         width = int(model.hf.get_submodule(model.anatomy.embedding).get_parameter("weight").shape[1])
         self.weight_D = nn.Parameter(torch.zeros(width, device=model.device))
         self.bias = nn.Parameter(torch.zeros((), device=model.device))
@@ -59,10 +72,19 @@ class Critic(Voice):
         return outputs.hidden_ND.float() @ self.weight_D + self.bias
 
     def say(self, batch: Batch) -> Values:
-        """The values at a batch's targets, with their gradients."""
+        """The values at a batch's targets. With gradients, that of the critic's tensors is taken here, and kept."""
         model = self.speaker.model
         placed = [self.speaker.placed(self.rows[row]) for row in batch.rows]
-        return Values(self.values(self.speaker.of_batch(collate(placed, model.layout, model.pad_id))))
+        own = collate(placed, model.layout, model.pad_id)
+
+        def compute() -> tuple[Tensor, Targets]:
+            outputs = self.speaker.of_batch(own)
+            return self.values(outputs), outputs.targets
+
+        if not torch.is_grad_enabled():
+            return Values(compute()[0])
+        tensors = [tensor for group in self.groups for tensor in group.tensors.values()]
+        return Values(cast(Tensor, _Settled.apply(compute, self.slope, *tensors)))  # type: ignore[no-untyped-call]
 
     def of_examples(self, examples: Sequence[Example], passes: Passes) -> list[FloatArray]:
         """The values at each example's targets, without gradients."""
@@ -72,6 +94,26 @@ class Critic(Voice):
 
         said = said_of_each(self.speaker.model, ADAPTER, examples, say, passes, "expecting rewards")
         return [each.float().numpy() for each in said]
+
+
+class _Settled(torch.autograd.Function):
+    """Values whose gradient is settled as they are computed: nothing is kept of them but what they owe to each tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, compute: Callable[[], tuple[Tensor, Targets]], slope: Slope, *tensors: Tensor) -> Tensor:
+        with torch.enable_grad():
+            value_N, targets = compute()
+        slope_N = slope(value_N.detach(), targets)
+        ctx.save_for_backward(slope_N, *torch.autograd.grad(value_N, tensors, slope_N, allow_unused=True))
+        return value_N.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (dv_N,) = grad_outputs
+        slope_N, *gradients = ctx.saved_tensors
+        # what comes back is the slope times what the whole loss is multiplied by
+        factor = (dv_N * slope_N).sum() / slope_N.square().sum().clamp(min=torch.finfo(slope_N.dtype).tiny)
+        return None, None, *(None if gradient is None else gradient * factor for gradient in gradients)
 
 
 class WithCritic(Attachment):
@@ -102,6 +144,10 @@ class WithCritic(Attachment):
     def adapter(self) -> str | None:
         """The policy's."""
         return self.policy.adapter
+
+    def folded(self) -> AbstractContextManager[str | None]:
+        """The policy's."""
+        return self.policy.folded()
 
     @property
     def draws(self) -> bool:

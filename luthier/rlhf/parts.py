@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,20 +42,31 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Policy:
-    """Who answers: a model under the adapter that learns. stop_ids: as a request has them."""
+    """Who answers: a model under the adapter that learns.
+
+    stop_ids: as a request has them. folds: whether answers are drawn from copies of the weights with the adapter in them, where
+    its method can be folded.
+    """
 
     model: LanguageModel
     attachment: Attachment
     stop_ids: frozenset[int]
     autocast: torch.dtype | None = None
+    folds: bool = False
 
-    def requests(self, objective: RolloutObjective, prompts: Sequence[Example], seeds: Sequence[int]) -> list[Request]:
-        """The prompts as the engine takes them, each with the seed of its draws."""
+    def drawing(self) -> AbstractContextManager[str | None]:
+        """While it is open, the name of the adapter that answers are drawn under."""
+        return self.attachment.folded() if self.folds else nullcontext(self.attachment.adapter)
+
+    def requests(
+        self, objective: RolloutObjective, prompts: Sequence[Example], seeds: Sequence[int], adapter: str | None
+    ) -> list[Request]:
+        """The prompts as the engine takes them, each with the seed of its draws, for an adapter that `drawing` gave."""
         return [
             Request(
                 tuple(tokens_of(prompt)),
                 objective.sampling(seed),
-                self.attachment.adapter,
+                adapter,
                 self.stop_ids,
                 num_answers=objective.num_answers,
                 top_logprobs=0,

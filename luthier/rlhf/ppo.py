@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, Self
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -32,6 +33,7 @@ from luthier.rlhf.experience import Given
 from luthier.rlhf.policy_losses import clipped, value_loss
 from luthier.rlhf.pretraining import Pretraining, is_pretraining, pretraining_measured, pretraining_sum
 from luthier.rlhf.samples import Sample
+from luthier.types import Targets
 
 CRITIC = "critic"
 VALUE, RETURN = "value", "return"
@@ -134,11 +136,18 @@ class PPO(ClippedObjective):
 
     def losses(self, outputs: Outputs) -> Tensor:
         """The policy's loss and the critic's."""
-        return self.policy_losses(outputs) + self.value_weight * self._value_losses(outputs)
+        return self.policy_losses(outputs) + self.value_weight * self._value_losses(_expected(outputs), outputs.targets)
 
-    def _value_losses(self, outputs: Outputs) -> Tensor:
-        given = outputs.targets.given
-        return value_loss(_expected(outputs), given[VALUE], given[RETURN], self.value_clip)
+    def _value_losses(self, value_N: Tensor, targets: Targets) -> Tensor:
+        return value_loss(value_N, targets.given[VALUE], targets.given[RETURN], self.value_clip)
+
+    def value_slope(self, value_N: Tensor, targets: Targets) -> Tensor:
+        """The derivative of a micro-batch's summed loss by the values, shape (N,)."""
+        value_N = value_N.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = self.value_weight * (self._value_losses(value_N, targets) * targets.weight_N).sum()
+        (slope_N,) = torch.autograd.grad(loss, value_N)
+        return slope_N
 
     def loss_sum(self, outputs: Outputs) -> Tensor:
         """The weighted sum over the targets of answers, or over those of texts of pre-training."""
@@ -152,7 +161,7 @@ class PPO(ClippedObjective):
         error_N = _expected(outputs).detach() - given[RETURN]
         count = len(error_N)
         value = {
-            "value_loss": (self._value_losses(outputs).detach().sum(), count),
+            "value_loss": (self._value_losses(_expected(outputs), outputs.targets).detach().sum(), count),
             "value_error": (error_N.square().sum(), count),
         }
         return {**super().measured(outputs), **value}

@@ -246,13 +246,13 @@ class Rollouts(Steps):
         prompts = [self.prompts.examples[row] for row in rows]
         draws = generator(self.seed, self._number, round_, _SALT + 1)
         seeds = (draws.random(len(rows)) * 2**53).astype(np.int64).tolist()
-        requests = self.policy.requests(self.objective, prompts, seeds)
-        completed = generate(
-            self.policy.model,
-            requests,
-            max_rows=self.size.max_rows,
-            progress=lambda done, total: self.passes.progress("writing answers", done, total),
-        )
+        with self.policy.drawing() as adapter:
+            completed = generate(
+                self.policy.model,
+                self.policy.requests(self.objective, prompts, seeds, adapter),
+                max_rows=self.size.max_rows,
+                progress=lambda done, total: self.passes.progress("writing answers", done, total),
+            )
         count = self.objective.num_answers
         return [
             self._sample(rows[index // count], first_group + index // count, answer)

@@ -56,8 +56,12 @@ class Companions:
     voices: Mapping[str, Voice]
 
     def beside(self, batch: Batch) -> Mapping[str, Beside]:
-        """What each says of a batch; it is asked when it is first read."""
-        return _Heard(self.voices, batch)
+        """What each says of a batch; it is asked when it is first read, and now if it learns: before the model keeps anything."""
+        heard = _Heard(self.voices, batch)
+        for role, voice in self.voices.items():
+            if voice.learns:
+                _ = heard[role]
+        return heard
 
 
 ALONE = Companions({})

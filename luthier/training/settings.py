@@ -43,7 +43,7 @@ class FastPaths(Settings):
     )
     prefix: bool = Field(
         True,
-        description="A beginning that the rows of a micro-batch have in common is computed once (on a CPU, without dropout); off: in every row.",
+        description="A beginning that the rows of a micro-batch have in common is computed once (on a CPU, without dropout), and so is the prompt of answers that are compared; off: in every row, before every answer.",
     )
 
 

@@ -13,6 +13,7 @@ from models.tuned import randomize
 from luthier.data.packing import collate
 from luthier.data.placeholders import with_placeholders
 from luthier.errors import QueueFull, ResourceError
+from luthier.generation.answers import Asked
 from luthier.generation.engine import Engine, Request, generate
 from luthier.generation.paged_lane import PAGE_SIZE
 from luthier.generation.rows import PromptRows
@@ -186,6 +187,27 @@ def test_a_small_cache_makes_answers_wait_and_changes_none(model: LanguageModel)
     assert [answer for each in asked for answer in each.completed] == roomy
     layers = len(model.anatomy.layers)
     assert engine.cache_bytes == 4 * PAGE_SIZE * layers * 2 * 4 * _kv_width(model)
+
+
+def test_the_cache_of_many_answers_has_the_prompts_once_and_room_for_all_of_them(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines: list[Engine] = []
+    original = Engine.submit
+
+    def submitted(self: Engine, request: Request, **rest: bool) -> Asked:
+        engines[:] = [self]
+        return original(self, request, **rest)
+
+    monkeypatch.setattr(Engine, "submit", submitted)
+    widths = widths_of_steps(monkeypatch)
+    long = tuple(range(3, 60)) * 4  # four pages
+    never_ends = tuple((token, -100.0) for token in model.stop_ids)
+    many = Sampling(temperature=1.0, max_new_tokens=30, logit_bias=never_ends)
+    generate(model, [Request(prompt, many, num_answers=7) for prompt in (long, long[::-1])])
+    assert widths[1] == 14  # all answers are computed together
+    layers, pages = len(model.anatomy.layers), 2 * (4 + 1 + 7)
+    assert engines[0].cache_bytes == pages * PAGE_SIZE * layers * 2 * 4 * _kv_width(model)
 
 
 def _kv_width(model: LanguageModel) -> int:

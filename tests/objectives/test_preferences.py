@@ -88,6 +88,17 @@ def test_answers_to_prompts_that_differ_stand_apart_from_where_they_do() -> None
     assert example.source_N.tolist() == [2, 4]
 
 
+def test_a_prompt_that_shall_not_be_shared_stands_before_each_answer_and_says_the_same() -> None:
+    model, rows = tiny_model("llama"), examples(DPO())
+    apart = list(laid_out(rows, DPO(), family_of("llama"), 99, shares=False))
+    assert [part.parent for row in apart for part in row.parts] == [None] * 6
+    assert [part.tokens_T.tolist() for part in apart[0].parts] == [[5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 8, 12, 13]]
+    said = [model.forward(collate(each, model.layout, model.pad_id)) for each in (rows, apart)]
+    together, alone = (pairs_of(outputs.logprob_N, outputs.targets) for outputs in said)
+    assert_near(alone.chosen_B, together.chosen_B)
+    assert_near(alone.rejected_B, together.rejected_B)
+
+
 @pytest.mark.parametrize(
     ("row", "found"),
     [(pair([5, 6], [7], [7]), "are the same"), (pair([5, 6], [7], []), "no token of its own")],

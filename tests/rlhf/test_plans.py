@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from luthier.planner.alone import trace_all
 from luthier.planner.beside import OTHERS
 from luthier.planner.request import Rows, work_of
-from luthier.planner.trace import Trace
+from luthier.planner.trace import BACKWARD, FOLDED, HEAD, KEPT, Trace
 from luthier.recipe import make_recipe
 from luthier.rlhf import RolloutObjective
 from luthier.types import Origin, Rendered
@@ -27,9 +27,12 @@ WIDE = {
 FULL = {"kind": "full", "rank": None}
 
 
-def traced(kind: str, method: dict[str, Any], *, for_real: bool = False) -> Trace:
+def traced(
+    kind: str, method: dict[str, Any], *, for_real: bool = False, objective: dict[str, Any] | None = None
+) -> Trace:
     rewards = [{"grader": {"type": "length", "most": 9}}]
-    objective = {"kind": kind, "rewards": rewards, "max_new_tokens": 16, "num_answers": 3, "minibatches": 2}
+    usual = {"kind": kind, "rewards": rewards, "max_new_tokens": 16, "num_answers": 3, "minibatches": 2}
+    objective = {**usual, **(objective or {})}
     training = {"rows_per_step": 2, "tokens_per_micro_batch": 192}
     values = recipe_values(Path("model"), ROWS, objective=objective, method=method, training=training)
     recipe = make_recipe(values)
@@ -63,3 +66,21 @@ def test_a_critic_beside_a_tuned_base_stands_on_a_copy_that_is_counted() -> None
     shared, plain = traced("ppo", {}), traced("grpo", {})
     assert OTHERS not in shared.standing
     assert shared.num_trainable > plain.num_trainable
+
+
+def test_weights_that_answers_are_drawn_from_are_counted_once_more() -> None:
+    folded, beside = (traced("grpo", {}, objective={"folds_adapter": folds}) for folds in (True, False))
+    drawn = folded.peaks["answers are drawn"].parts[FOLDED]
+    adapted = (
+        4 * 3 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 160)
+    )  # fp32, three layers: q and o, k and v, the feed-forward
+    assert drawn >= adapted
+    assert drawn == pytest.approx(adapted, rel=0.15)
+    assert "answers are drawn" not in beside.peaks
+
+
+def test_policy_and_critic_train_in_the_memory_of_one() -> None:
+    def passes(trace: Trace) -> int:
+        return max(sum(peak.parts.get(part, 0) for part in (KEPT, HEAD, BACKWARD)) for peak in trace.peaks.values())
+
+    assert passes(traced("ppo", {})) <= 1.1 * passes(traced("grpo", {}))

@@ -289,3 +289,26 @@ def test_nothing_of_the_reference_moves_while_the_policy_does(desk: Path, tmp_pa
     for later in kept[1:]:
         for one, other in zip(kept[0], later, strict=True):
             assert torch.equal(torch.tensor(one.reference_T), torch.tensor(other.reference_T))
+
+
+@pytest.mark.parametrize("folds", [True, False], ids=["folded", "beside"])
+def test_the_engine_gives_drawn_tokens_the_trainers_log_probabilities(
+    folds: bool, desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a policy that has learned something, whether its adapter was folded into the weights or stood beside them."""
+    under: list[str | None] = []
+    original = rollouts.generate
+
+    def noted(model: Any, requests: Any, **rest: Any) -> Any:
+        under.extend(request.adapter for request in requests)
+        return original(model, requests, **rest)
+
+    monkeypatch.setattr(rollouts, "generate", noted)
+    objective = {"temperature": 1.0, "folds_adapter": folds, "kl_target": None}
+    begin(values_of(desk, "ppo", objective, training={"steps": 8, "peak_lr": 0.03}), tmp_path / "run")
+    assert set(under) == {"default-folded" if folds else "default"}
+    later = read_rollout(tmp_path / "run" / FOLDER / "000001.jsonl") or []
+    gaps = [abs(sample.old_T - sample.engine_T).max() for sample in later if sample.old_T is not None]
+    moved = [abs(sample.ratio_T).max() for sample in later]
+    assert len(gaps) == len(later) > 0
+    assert max(gaps) < 1e-4 < 1e-2 < max(moved)
