@@ -4,6 +4,7 @@
     ├── Unplannable             1  what a run needs cannot be found without carrying it out
     ├── ExportMismatch          1  written files do not compute what the run's model does
     ├── RewardFault             1  what answers are worth could not be found
+    ├── JudgeFault              1  a judge gave verdicts that cannot be read, or none
     ├── UsageError              2  the command line was wrong
     ├── RecipeError             3  a recipe cannot be carried out as written
     │   └── TargetNotFound      3  a method names layers that the model does not have
@@ -87,6 +88,10 @@ class ExportMismatch(LuthierError):
 
 class RewardFault(LuthierError):
     """What answers are worth could not be found: a reward failed, took too long, or gave no numbers."""
+
+
+class JudgeFault(LuthierError):
+    """A model that judges answers gave too few verdicts that can be read, or none."""
 
 
 class UsageError(LuthierError):
