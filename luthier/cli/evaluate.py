@@ -68,6 +68,14 @@ def evaluate(
         bool,
         typer.Option("--forgetting/--no-forgetting", help="Measure what was known beyond the rows, before and after."),
     ] = True,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--suite",
+            metavar="lm-eval:TASK",
+            help="Instead of rows a task of lm-evaluation-harness, by its name or its YAML file; repeatable.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say whether the tuned model is better than its base, on the same rows, with the evidence; and whether it forgot."""
@@ -89,6 +97,7 @@ def evaluate(
         shots=shots,
         also=also or (),
         probes=probes,
+        suites=suite or (),
         announce=say,
         progress=progress,
     )
