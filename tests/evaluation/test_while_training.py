@@ -50,11 +50,11 @@ def test_a_run_that_was_broken_off_measures_the_same(tiny_model: Path, tmp_path:
 
 
 def test_what_can_not_be_measured_is_said_before_the_first_step(tiny_model: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "words.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"p{n}", "completion": "words"}) + "\n" for n in range(9)))
+    recipe = values(tiny_model, tmp_path, evaluate_generated={"metrics": ["number"]})
+    recipe["data"]["validation"] = str(rows)
     with pytest.raises(DataError, match="number"):
-        rows = tmp_path / "words.jsonl"
-        rows.write_text("".join(json.dumps({"prompt": f"p{n}", "completion": "words"}) + "\n" for n in range(9)))
-        recipe = values(tiny_model, tmp_path, evaluate_generated={"metrics": ["number"]})
-        recipe["data"]["validation"] = str(rows)
         begin(recipe, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
