@@ -61,7 +61,7 @@ class Record:
 
     def line(self) -> str:
         """The judgment as one line of JSON; `record_of` gives the same again."""
-        values = {
+        values: dict[str, Any] = {
             "id": self.pair.id,
             "prompt": self.pair.prompt,
             "responses": [each.as_json() for each in self.pair.responses],
