@@ -233,6 +233,8 @@ def evaluate(
     shots: int = 0,
     also: Sequence[str] = (),
     probes: bool = False,
+    best_of: int = 0,
+    safety: bool = False,
     suites: Sequence[str] = (),
     announce: Announce = _log.info,
     progress: Progress = silent,
@@ -248,6 +250,8 @@ def evaluate(
         shots: also ask the base with so many training rows shown before each question.
         also: further runs of the same tokenizer and template, or checkpoints (`RUN@STEP`), on the same rows.
         probes: whether what the models know beyond the rows is measured too.
+        best_of: for runs that learned from rewards, of how many answers to each prompt the best of n are chosen; 0: of none.
+        safety: whether refusals, stereotypes and rude words are looked for too.
         suites: `lm-eval:TASK`, tasks of lm-evaluation-harness, instead of rows.
         progress: called with what is being done, how much of it is done, and how much there is.
 
@@ -261,13 +265,13 @@ def evaluate(
         raise UsageError(f"The grader {asking[0]!r} asks a model, and none is named.", "Name one with --judge MODEL.")
     if suites:
         check_suites(suites)
-        if graders or metrics or also or sampling is not None:
+        if graders or metrics or also or best_of or safety or sampling is not None:
             raise UsageError(
                 "A suite brings its own measures and settings, and compares a run with its base.",
-                "Leave out --grader, --metric, --also and --max-new-tokens.",
+                "Leave out --grader, --metric, --also, --best-of, --safety and --max-new-tokens.",
             )
     tuned = load(run, announce)
-    asked_for = AskedFor(data, limit, sampling, shots, probes, tuple(suites))
+    asked_for = AskedFor(data, limit, sampling, shots, probes, best_of, safety, tuple(suites))
     if suites:
         return evaluate_on_suites(
             find_run(str(run), RUNS), tuned, lambda: base_of(run, tuned, announce), asked_for, progress
