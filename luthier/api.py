@@ -22,6 +22,7 @@ from luthier.errors import NotFound, UsageError
 from luthier.evaluation.compare import Candidate, evaluate_records, questions_of
 from luthier.evaluation.graded import Grading, columns_of, graded
 from luthier.evaluation.grading import Aids, Ask, Grader
+from luthier.evaluation.harness.suite import check_suites
 from luthier.evaluation.named_metrics import NAMES
 from luthier.evaluation.verdict import Evaluation
 from luthier.faults import setting_fault
@@ -47,7 +48,7 @@ from luthier.recipe.loading import recipe_of_run
 from luthier.run import RunResult, train_recipe
 from luthier.store.places import expanded
 from luthier.store.runs import find_run, is_run, list_runs, new_run_folder
-from luthier.studies.evaluating import AskedFor, evaluate_run, rows_to_evaluate
+from luthier.studies.evaluating import AskedFor, evaluate_on_suites, evaluate_run, rows_to_evaluate
 from luthier.tuned import load_at_step, load_base, load_reward, load_run
 from luthier.types import Message
 
@@ -234,6 +235,7 @@ def evaluate(
     probes: bool = False,
     best_of: int = 0,
     safety: bool = False,
+    suites: Sequence[str] = (),
     announce: Announce = _log.info,
     progress: Progress = silent,
 ) -> Evaluation:
@@ -250,6 +252,7 @@ def evaluate(
         probes: whether what the models know beyond the rows is measured too.
         best_of: for runs that learned from rewards, of how many answers to each prompt the best of n are chosen; 0: of none.
         safety: whether refusals, stereotypes and rude words are looked for too.
+        suites: `lm-eval:TASK`, tasks of lm-evaluation-harness, instead of rows.
         progress: called with what is being done, how much of it is done, and how much there is.
 
     Raises: NotFound for a run, a judge or data that is not there; DataError for rows that cannot be used; UsageError for
@@ -260,14 +263,26 @@ def evaluate(
     asking = [grader.name for grader in graders if grader.asks_model]
     if asking and judge is None:
         raise UsageError(f"The grader {asking[0]!r} asks a model, and none is named.", "Name one with --judge MODEL.")
+    if suites:
+        check_suites(suites)
+        if graders or metrics or also or best_of or safety or sampling is not None:
+            raise UsageError(
+                "A suite brings its own measures and settings, and compares a run with its base.",
+                "Leave out --grader, --metric, --also, --best-of, --safety and --max-new-tokens.",
+            )
     tuned = load(run, announce)
+    asked_for = AskedFor(data, limit, sampling, shots, probes, best_of, safety, tuple(suites))
+    if suites:
+        return evaluate_on_suites(
+            find_run(str(run), RUNS), tuned, lambda: base_of(run, tuned, announce), asked_for, progress
+        )
     others = [(name, _further(name, announce)) for name in also]
     evaluation = evaluate_run(
         find_run(str(run), RUNS),
         tuned,
         lambda: base_of(run, tuned, announce),
         others,
-        AskedFor(data, limit, sampling, shots, probes, best_of, safety),
+        asked_for,
         announce,
         progress,
     )

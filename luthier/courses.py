@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,9 @@ from luthier.data.dataset import Dataset
 from luthier.data.drawn import Drawing
 from luthier.data.mixture import by_task
 from luthier.errors import RecipeError
+from luthier.evaluation.compare import Candidate
 from luthier.evaluation.loss import held_out_by_task
+from luthier.evaluation.while_training import AnswerMetrics, answer_metrics
 from luthier.methods import Attachment
 from luthier.models.language_model import LanguageModel
 from luthier.ops.workers import Workers, worker_count
@@ -70,7 +72,8 @@ def of_rows(
         model.keep_trunk(cache)
 
     def begin(plan: Plan, workers: Workers, exits: ExitStack) -> tuple[Steps, Companions, Evaluate | None]:
-        return batches, companions, _held_out(settled, model, attachment, placed, plan, workers, companions)
+        evaluate = _held_out(settled, model, attachment, placed, plan, workers, companions)
+        return batches, companions, _with_answers(evaluate, settled, prepared.dataset, model, attachment, plan)
 
     return Course(settled, attachment, batches.num_steps, begin)
 
@@ -227,3 +230,30 @@ def _held_out(
         return held_out_by_task(model, recipe.objective, held_out, adapter, workers, plan.autocast, companions)
 
     return evaluate if held_out else None
+
+
+def _with_answers(
+    evaluate: Evaluate | None,
+    recipe: Recipe,
+    dataset: Dataset,
+    model: LanguageModel,
+    attachment: Attachment,
+    plan: Plan,
+) -> Evaluate | None:
+    """The same, and metrics of what the model answers to held-out rows, where the recipe asks for them.
+
+    Raises DataError, if none of them can be asked or measured.
+    """
+    settings = recipe.training.evaluate_generated
+    if evaluate is None or settings is None:
+        return evaluate
+    rows = [
+        (record, example.origin) for record, example in zip(dataset.validation_records, dataset.validation, strict=True)
+    ]
+    candidate = Candidate("policy", model, attachment.adapter)
+    answers = answer_metrics(settings, candidate, rows, dataset.renderer, plan.autocast)
+    return lambda: _joined(evaluate(), answers)
+
+
+def _joined(held_out: HeldOut, answers: AnswerMetrics) -> HeldOut:
+    return replace(held_out, measured={**held_out.measured, **answers.measured()})

@@ -5,6 +5,7 @@
     ├── ExportMismatch          1  written files do not compute what the run's model does
     ├── RewardFault             1  what answers are worth could not be found
     │   └── NoReward            1  none of them has a reward
+    ├── JudgeFault              1  a judge gave verdicts that cannot be read, or none
     ├── UsageError              2  the command line was wrong
     ├── RecipeError             3  a recipe cannot be carried out as written
     │   └── TargetNotFound      3  a method names layers that the model does not have
@@ -92,6 +93,10 @@ class RewardFault(LuthierError):
 
 class NoReward(RewardFault):
     """None of the answers has a reward."""
+
+
+class JudgeFault(LuthierError):
+    """A model that judges answers gave too few verdicts that can be read, or none."""
 
 
 class UsageError(LuthierError):

@@ -15,10 +15,11 @@ from tiny_runs import begin, nothing, recipe_values, write_rows
 from bench.verdict import KINDS, verdict_of
 from luthier import api
 from luthier.cli.main import main
-from luthier.errors import CheckpointNotFound, DataError, NotFinite, UsageError
+from luthier.errors import CheckpointNotFound, DataError, NotFinite, RecipeError, UsageError
 from luthier.evaluation.shots import with_shots
 from luthier.generation.settings import Sampling
 from luthier.types import Completion, Conversation, Message
+from luthier.version import __version__
 
 SHORT = Sampling(max_new_tokens=4)
 
@@ -108,6 +109,18 @@ def test_a_model_that_gives_nan_is_told_with_the_row(desk: Path, tmp_path: Path)
     save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(weights).items()}, weights)
     with pytest.raises(NotFinite, match=r"held-out\.jsonl, line 1.*NaN for this row \(tuned: loss\)"):
         api.evaluate(broken, sampling=SHORT)
+
+
+def test_a_run_of_another_version_that_cannot_be_read_names_the_version(desk: Path, tmp_path: Path) -> None:
+    newer = tmp_path / "newer"
+    shutil.copytree(desk / "run", newer)
+    recipe = newer / "recipe.resolved.yaml"
+    made = f"luthier: {__version__}"
+    assert made in recipe.read_text()
+    recipe.write_text(recipe.read_text().replace(made, "luthier: 99.0.0") + "future: 1\n")
+    with pytest.raises(RecipeError, match="future") as caught:
+        api.evaluate(newer, sampling=SHORT)
+    assert "made by luthier 99.0.0" in caught.value.mend
 
 
 def test_shots_are_earlier_turns_in_a_chat_and_come_before_a_plain_prompt(desk: Path) -> None:

@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from luthier.evaluation.answer_curves import PREFIX, answer_columns
 from luthier.sizes import readable_bytes
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -53,6 +54,7 @@ class Course:
     memory_bytes: int = 0
     validation_loss: float | None = None
     validation_reward: float | None = None
+    answers: dict[str, float] = field(default_factory=dict)
     reward: Smoothed = field(default_factory=Smoothed)
     loss: Smoothed = field(default_factory=Smoothed)
     seconds: Smoothed = field(default_factory=Smoothed)
@@ -64,6 +66,7 @@ class Course:
         self.memory_bytes = record["memory_bytes"]
         self.validation_loss = record.get("validation_loss", self.validation_loss)
         self.validation_reward = record.get("validation_reward", self.validation_reward)
+        self.answers |= {name.removeprefix(PREFIX): record[name] for name in answer_columns([record])}
         self.loss.add(record["loss"])
         if "reward" in record:
             self.reward.add(record["reward"])
@@ -83,6 +86,7 @@ class Course:
             parts.append(f"held-out {self.validation_reward:.3f}")
         elif self.validation_loss is not None:
             parts.append(f"held-out {self.validation_loss:.3f}")
+        parts += [f"{name} {value:.3f}" for name, value in self.answers.items()]
         parts += [f"{self.tokens_per_second:.0f} tok/s", readable_bytes(self.memory_bytes), f"lr {self.lr:.1e}"]
         return "  ".join(parts)
 

@@ -84,6 +84,14 @@ def evaluate(
         bool,
         typer.Option("--forgetting/--no-forgetting", help="Measure what was known beyond the rows, before and after."),
     ] = True,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--suite",
+            metavar="lm-eval:TASK",
+            help="Instead of rows a task of lm-evaluation-harness, by its name or its YAML file; repeatable.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say whether the tuned model is better than its base, on the same rows, with the evidence; and whether it forgot."""
@@ -107,6 +115,7 @@ def evaluate(
         probes=probes,
         best_of=best_of,
         safety=safety,
+        suites=suite or (),
         announce=say,
         progress=progress,
     )

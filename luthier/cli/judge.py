@@ -1,4 +1,4 @@
-"""`luthier judge`: a person compares two answers to the same prompt, without knowing who wrote them."""
+"""`luthier judge`: a person or a model compares two answers to the same prompt, without knowing who wrote them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from luthier.cli.judging_models import (
+    JudgeKeyEnv,
+    JudgeMaxTokens,
+    JudgeModel,
+    JudgeName,
+    JudgeOptions,
+    JudgeParallel,
+    JudgeRetries,
+    JudgeTimeout,
+    JudgeUrl,
+    MaxUnreadable,
+    judged_by_model,
+    load_judge,
+)
 from luthier.cli.options import Json, MaxNewTokens, MinP, Seed, System, Temperature, TopK, TopP, given
 from luthier.cli.output import emit, quoted, say
 from luthier.errors import NotFound, UsageError
@@ -48,6 +62,15 @@ def judge(
         Path | None, typer.Option("--pairs", help="Write the choices as rows with prompt, chosen and rejected.")
     ] = None,
     summary: Annotated[bool, typer.Option("--summary", help="Ask nothing: say what the judgments come to.")] = False,
+    judge_model: JudgeModel = None,
+    judge_url: JudgeUrl = None,
+    judge_name: JudgeName = None,
+    judge_key_env: JudgeKeyEnv = None,
+    judge_timeout: JudgeTimeout = 120.0,
+    judge_retries: JudgeRetries = 4,
+    judge_parallel: JudgeParallel = 4,
+    judge_max_tokens: JudgeMaxTokens = 512,
+    max_unreadable: MaxUnreadable = 0.2,
     system: System = None,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -58,6 +81,7 @@ def judge(
     as_json: Json = False,
 ) -> None:
     """Compare answers two by two, blind; stop at any time, and go on with the same command."""
+    from luthier.evaluation.judged.by_judge import judge_summaries, settled
     from luthier.evaluation.judged.by_person import preference_rows, summary_of
     from luthier.evaluation.judged.records import JudgmentFile
     from luthier.store.files import locked
@@ -70,6 +94,10 @@ def judge(
         raise UsageError(
             "How answers are drawn matters only where models are asked.", "Name models, and --prompts FILE."
         )
+    options = JudgeOptions(
+        judge_model, judge_url, judge_name, judge_key_env, judge_timeout, judge_retries, judge_parallel,
+        judge_max_tokens, max_unreadable,
+    )  # fmt: skip
     file, left = expanded(out), None
     if summary or not sources:
         if not file.exists():
@@ -78,15 +106,24 @@ def judge(
     else:
         with locked(file, timeout_seconds=2, announce=say):
             judgments = JudgmentFile.opened(file, say)
+            model = load_judge(options, guideline) if options.is_named else None  # before others answer for minutes
             questions = _questions(sources, prompts, file, system, drawing, limit)
-            left = _asked(questions, judgments, annotator, guideline, order_seed, pairs_per_prompt)
+            if model is not None:
+                left = judged_by_model(questions, judgments, model, options, order_seed, pairs_per_prompt)
+            else:
+                left = _asked(questions, judgments, annotator, guideline, order_seed, pairs_per_prompt)
         if left:
             say(f"{left:,} pairs are left; the same command goes on.")
-    found = summary_of(judgments.records)
-    document: dict[str, Any] = {"judgments": str(file), "left": left, **found.as_json()}
-    lines = found.as_lines()
+    judges = judge_summaries(judgments.records)
+    found = summary_of([each for each in judgments.records if each.judge is None])
+    document: dict[str, Any] = {
+        "judgments": str(file), "left": left, **found.as_json(), "judges": [each.as_json() for each in judges]
+    }  # fmt: skip
+    lines = [line for each in judges for line in each.as_lines()]
+    if found.annotators or not judges:
+        lines += found.as_lines()
     if pairs is not None:
-        rows = preference_rows(judgments.records)
+        rows = preference_rows(settled(judgments.records))
         _write_pairs(expanded(pairs), rows)
         document["pairs"] = {"file": str(pairs), **rows.as_json()}
         lines += [f"{len(rows.rows):,} rows to train on: {pairs}", *rows.as_lines()]
@@ -155,7 +192,7 @@ def _asked(
     if len(judgments.of(annotator)) < len(pairs) and not sys.stdin.isatty():
         raise UsageError(
             "There is no terminal at which a person could judge: standard in is no terminal.",
-            "Run it in one. Or write the judgments as a file of rows with model_1, model_2 and verdict, "
+            "Run it in one, or have a model judge (--judge). Or write the judgments as a file of rows with model_1, model_2 and verdict, "
             "which 'luthier tournament FILE' reads (docs/judging.md).",
         )
     return judge(pairs, judgments, who, Screen(), say)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
-from luthier.evaluation.judged.blind import Asked
+from luthier.evaluation.judged.blind import prompt_text
 from luthier.evaluation.judged.session import Said, Shown
 
 KEYS: dict[str, Said] = {
@@ -78,13 +78,6 @@ def _reader(stream: TextIO) -> Callable[[], str]:
             return stream.readline()
 
     return read
-
-
-def prompt_text(prompt: Asked) -> str:
-    """A prompt as a person reads it: messages with their roles."""
-    if isinstance(prompt, str):
-        return prompt
-    return "\n\n".join(f"[{each.get('role')}] {each.get('content')}" for each in prompt)
 
 
 def visible(text: str) -> str:

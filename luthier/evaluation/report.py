@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from luthier.evaluation.answer_curves import PREFIX, answer_columns, answer_lines
 from luthier.evaluation.reward_report import has_rewards, reward_lines
 from luthier.objectives import SFT, Objective
 from luthier.store.files import write_bytes, write_text
@@ -65,7 +66,12 @@ def write_loss_plot(metrics: Metrics, path: Path, objective: type[Objective] = S
 
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    answers = answer_columns(metrics)
+    upper, *middle, lower = figure.subplots(
+        3 if answers else 2, 1, sharex=True, height_ratios=[4, *[2] * bool(answers), 1]
+    )
+    for axes in middle:
+        _draw_answers(axes, metrics, answers)
     _draw_losses(upper, metrics)
     upper.set_ylabel(f"loss ({objective.loss_unit})")
     steps, rates = _column(metrics, "lr")
@@ -76,7 +82,7 @@ def write_loss_plot(metrics: Metrics, path: Path, objective: type[Objective] = S
     lower.set_xlabel("step")
     lower.set_xlim(0, max((row["step"] for row in metrics), default=1) * 1.02)
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axes in (upper, lower):
+    for axes in (upper, *middle, lower):
         axes.grid(color="#e5e7eb", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -120,6 +126,14 @@ def _draw_losses(axes: Axes, metrics: Metrics) -> None:
         axes.text(0.5, 0.5, "no steps yet", transform=axes.transAxes, ha="center", va="center", color=_QUIET)
 
 
+def _draw_answers(axes: Axes, metrics: Metrics, columns: Sequence[str]) -> None:
+    for column in columns:
+        axes.plot(*_column(metrics, column), linewidth=1.6, marker="o", markersize=4, label=column.removeprefix(PREFIX))
+    axes.set_ylabel("answers")
+    axes.set_ylim(-0.03, 1.03)
+    axes.legend(frameon=False, loc="best", ncols=2)
+
+
 def _column(metrics: Metrics, name: str) -> tuple[list[int], list[float]]:
     """The steps that have a finite value under a name, and the values."""
     pairs = [(row["step"], row[name]) for row in metrics if row.get(name) is not None and np.isfinite(row[name])]
@@ -161,7 +175,7 @@ def loss_lines(metrics: Metrics, objective: type[Objective]) -> list[str]:
         lines.append(
             f"Held-out loss {held_out[-1]:.3f} at the end; best {held_out[best]:.3f} after step {held_out_steps[best]}."
         )
-    return lines
+    return [*lines, *answer_lines(metrics)]
 
 
 def _sum(metrics: Metrics, name: str) -> int:

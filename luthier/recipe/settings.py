@@ -65,6 +65,8 @@ class Recipe(Settings):
                 "Early stopping watches held-out rows, but data.validation is none; "
                 "set data.validation to auto or to a file, or take early_stopping out.",
             )
+        if self.training.evaluate_generated is not None:
+            self._check_answers()
         if not gives(self.data.format, self.objective.takes, self.data.wishes):
             form = self.data.format if self.data.template is None else "template"
             kinds = " or ".join(objectives_for(self.data.format, self.data.wishes))
@@ -108,3 +110,17 @@ class Recipe(Settings):
                 f"method.{setting} is missing, which {self.method.kind} needs with objective.kind {self.objective.kind}; add it.",
             )
         return self
+
+    def _check_answers(self) -> None:
+        """Raise where there are no answers to measure while training."""
+        if self.objective.takes != "text" or self.objective.splits:
+            raise fault_at(
+                "training.evaluate_generated",
+                f"objective.kind {self.objective.kind} does not learn to answer in text; take training.evaluate_generated out.",
+            )
+        if self.data.validation == "none":
+            raise fault_at(
+                "training.evaluate_generated",
+                "It has held-out rows answered, but data.validation is none; set data.validation to auto or to a file, "
+                "or take training.evaluate_generated out.",
+            )

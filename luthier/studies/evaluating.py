@@ -13,6 +13,7 @@ from luthier.evaluation.compare import Candidate, evaluate_records, questions_of
 from luthier.evaluation.contamination import contamination, text_of
 from luthier.evaluation.embedding import evaluate_embedding
 from luthier.evaluation.forgetting.probe import forgetting, read_probe
+from luthier.evaluation.harness.suite import evaluate_suite
 from luthier.evaluation.multiple_choice import evaluate_choices
 from luthier.evaluation.preference import evaluate_pairs, evaluate_verdicts
 from luthier.evaluation.pretraining import evaluate_targets
@@ -59,6 +60,37 @@ class AskedFor:
     probes: bool = False
     best_of: int = 0
     safety: bool = False
+    suites: tuple[str, ...] = ()
+
+
+def evaluate_on_suites(
+    folder: Path,
+    tuned: TextModel | Reader,
+    load_base: Callable[[], TextModel | Reader],
+    asked: AskedFor,
+    progress: Progress,
+) -> Evaluation:
+    """The base and what is made of it on tasks of others; arguments and Raises as `evaluate_run` and `evaluate_suite` have them."""
+    if not isinstance(tuned, TextModel) or not tuned.asking.causal or tuned.language_model.answer_start is not None:
+        raise UsageError(
+            f"The model of {folder} does not go on from a text from left to right, which the tasks of a suite ask for.",
+            "Leave --suite out.",
+        )
+    if asked.data is not None or asked.shots:
+        raise UsageError("A suite brings its own rows.", "Leave out --data and --shots.")
+    training = recipe_of_run(folder).training
+    base = load_base()
+    candidates = [
+        Candidate("base", base.language_model, base.adapter), Candidate("tuned", tuned.language_model, tuned.adapter)
+    ]  # fmt: skip
+    with Workers(training.workers if isinstance(training.workers, int) else 1) as pool:
+        passes = Passes(pool, training.tokens_per_micro_batch, progress)
+        shared = replace(passes, shares_prefix=True)
+        evaluation = evaluate_suite(candidates, asked.suites, tuned.renderer.stop_ids, shared, asked.limit)
+        if asked.probes:
+            probed = forgetting(candidates, tuned.renderer, passes, read_probe())
+            evaluation = replace(evaluation, forgetting=probed)
+    return replace(evaluation, subject="tuned")
 
 
 def evaluate_run(

@@ -1,9 +1,9 @@
-"""Answers for a person to judge that are in no file: the rollouts of a run, and what models are asked now."""
+"""Answers to judge that are in no file: the rollouts of a run, and what models are asked now; and a model here as a judge."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from luthier.data.reading.content import content_of
 from luthier.data.reading.jsonl import read_jsonl
 from luthier.errors import DataError, NotFound, RunMismatch, UsageError
 from luthier.evaluation.judged.blind import Asked, Question, Response, prompt_key
+from luthier.evaluation.judged.verdicts import AskJudge, Reply
 from luthier.generation.engine import generate
 from luthier.generation.settings import Sampling
 from luthier.prediction.passes import Progress
@@ -19,6 +20,7 @@ from luthier.prediction.text_model import TextModel
 from luthier.rlhf.kept import FOLDER, read_rollout
 from luthier.rlhf.samples import Sample, by_group
 from luthier.store.files import append_line
+from luthier.types import Message
 
 Announce = Callable[[str], None]
 
@@ -57,6 +59,21 @@ def _of_group(run: str, group: Sequence[Sample]) -> Question:
     model = f"{run} at step {group[0].version}"
     answers = (Response(str(i), each.text, model, each.reward) for i, each in enumerate(group, start=1))
     return Question(group[0].prompt, tuple(answers))
+
+
+# ── a judge ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def asking_model(judge: TextModel, max_tokens: int) -> AskJudge:
+    """A model here as a judge is asked: greedily; as plain text, if it has no chat template."""
+
+    def ask(chats: Sequence[tuple[Message, ...]]) -> Iterator[tuple[int, Reply]]:
+        is_plain = judge.renderer.chat is None
+        asked = ["\n\n".join(each.content for each in chat) if is_plain else chat for chat in chats]
+        for place, completed in enumerate(judge.complete(asked, Sampling(max_new_tokens=max_tokens))):
+            yield place, Reply(completed.text)
+
+    return ask
 
 
 # ── models ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -26,6 +26,22 @@ class EarlyStopping(Settings):
     min_delta: float = Field(0.0, ge=0, description="A loss counts as better only if lower by more than this (nats).")
 
 
+MetricName = Literal[
+    "accuracy", "rouge-1", "rouge-2", "json-valid", "json-fields", "number", "bleu", "chrf", "macro-f1"
+]
+"""The metrics of answers by name; `luthier.evaluation.named_metrics` has what each is."""
+
+
+class GeneratedMetrics(Settings):
+    """Metrics of what the model answers to held-out rows, greedily, whenever their loss is measured."""
+
+    metrics: tuple[MetricName, ...] = Field(
+        ("accuracy",), min_length=1, description="Which metrics; docs/evaluation.md says what each is."
+    )
+    rows: int = Field(32, ge=1, description="How many of the held-out rows are answered: the first ones.")
+    max_new_tokens: int = Field(128, ge=1, description="Most tokens of one answer.")
+
+
 class FastPaths(Settings):
     """Switches between each fast operation and its plain reference; both compute the same."""
 
@@ -93,6 +109,9 @@ class TrainingSettings(Settings):
     )
     evaluate_every: int | None = Field(
         None, ge=1, description="Steps between evaluations on held-out rows; unset: five times a run."
+    )
+    evaluate_generated: GeneratedMetrics | None = Field(
+        None, description="Whenever held-out rows are evaluated, also answer some of them and measure the answers."
     )
     early_stopping: EarlyStopping | None = Field(None, description="Stop when the held-out loss no longer falls.")
     checkpoint_every: int | None = Field(None, ge=1, description="Steps between checkpoints; unset: ten times a run.")

@@ -20,6 +20,24 @@ from luthier.types import Message, Settings, fault_at
 _LAST_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)")
 
 
+def closing_with(labels: Sequence[str]) -> str:
+    """How a judge is told to end with one of these labels."""
+    return f"End with a last line that holds nothing but one of: {', '.join(labels)}."
+
+
+def last_label(said: str, labels: Sequence[str]) -> str | None:
+    """The label that the last line with words is, or ends with; of two that fit, the longer one. None: it gives none of them."""
+    last = last_line(said).casefold()
+    fitting = [label for label in labels if re.search(rf"(?<!\w){re.escape(label.casefold())}\Z", last)]
+    return max(fitting, key=len, default=None)
+
+
+def last_line(said: str) -> str:
+    """The last line with words, without signs at its ends; empty where there is none."""
+    lines = [line.strip(" \t.*_`\"'") for line in said.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
 class Turn(Settings):
     """One message of what the judge is asked; its content may have places for the row and the answer."""
 
@@ -118,13 +136,11 @@ class LabelModel(ModelGrader):
     @property
     def closing(self) -> str:
         """See the base class."""
-        return f"End with a last line that holds nothing but one of: {', '.join(self.labels)}."
+        return closing_with(self.labels)
 
     def read(self, said: str) -> Grade:
         """The label that the last line with words is, or ends with; of two that fit, the longer one."""
-        lines = [line.strip(" \t.*_`\"'") for line in said.splitlines() if line.strip()]
-        last = lines[-1].casefold() if lines else ""
-        fitting = [label for label in self.labels if re.search(rf"(?<!\w){re.escape(label.casefold())}\Z", last)]
-        if not fitting:
-            return Grade(None, f"the judge gave none of the labels: {last[:100]!r}")
-        return Grade.of(max(fitting, key=len) in self.passing_labels)
+        label = last_label(said, self.labels)
+        if label is None:
+            return Grade(None, f"the judge gave none of the labels: {last_line(said).casefold()[:100]!r}")
+        return Grade.of(label in self.passing_labels)

@@ -66,6 +66,13 @@ def prompt_key(prompt: Asked) -> str:
     return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False, sort_keys=True)
 
 
+def prompt_text(prompt: Asked) -> str:
+    """A prompt as it is read: messages with their roles."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(f"[{each.get('role')}] {each.get('content')}" for each in prompt)
+
+
 def pairs_of(questions: Iterable[Question], per_prompt: int, announce: Callable[[str], None]) -> list[Pair]:
     """The pairs to judge, at most so many of a prompt's answers; those of a prompt with more are drawn by their content.
 

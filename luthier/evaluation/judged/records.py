@@ -1,11 +1,13 @@
-"""What a person said of two answers, kept as lines of JSON: one judgment a line, on the disk before the next is asked for.
+"""What was said of two answers, kept as lines of JSON: one judgment a line, on the disk before the next is asked for.
 
     {"id": "…", "prompt": "…", "responses": [{"id": "1", "text": "…", "model": "base"}, {"id": "2", …}], "kind": "pairwise",
      "choice": "2", "tie": false, "both_bad": false, "skipped": false, "strength": 1, "shown_order": ["2", "1"],
      "seconds": 8.1, "annotator": "ada", "guideline": "…"}
 
 `choice` is the id of the better answer, null for a tie and for what was skipped. `strength` is 1 for better and 2 for much
-better. What was taken back is not in the file.
+better. What was taken back is not in the file. Where a model judged, `judge` says which and how it was asked, `said` its words,
+`scores` a reward model's two numbers in the order shown, and `refused` that it would not say; what it said without a verdict that
+can be read is `skipped`.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class Record:
     """One judgment. shown: the pair's answers, the one shown first before the other. seconds: from showing to choice.
 
     choice: the id of the better answer; None where they are as good (tie), both too bad to choose (both_bad, a tie too), or
-    where it was skipped.
+    where it was skipped. judge: how the model was asked that judged; None for a person.
     """
 
     pair: Pair
@@ -45,6 +47,10 @@ class Record:
     skipped: bool = False
     strength: int | None = None
     guideline: str | None = None
+    judge: Mapping[str, Any] | None = None
+    said: str | None = None
+    scores: tuple[float, float] | None = None
+    refused: bool = False
 
     @property
     def outcome(self) -> float | None:
@@ -55,7 +61,7 @@ class Record:
 
     def line(self) -> str:
         """The judgment as one line of JSON; `record_of` gives the same again."""
-        values = {
+        values: dict[str, Any] = {
             "id": self.pair.id,
             "prompt": self.pair.prompt,
             "responses": [each.as_json() for each in self.pair.responses],
@@ -70,6 +76,8 @@ class Record:
             "annotator": self.annotator,
             "guideline": self.guideline,
         }
+        if self.judge is not None:
+            values |= {"judge": self.judge, "said": self.said, "scores": self.scores, "refused": self.refused}
         return json.dumps(values, ensure_ascii=False)
 
 
@@ -103,6 +111,10 @@ def record_of(row: Row) -> Record:
         skipped=bool(values.get("skipped")),
         strength=values.get("strength"),
         guideline=values.get("guideline"),
+        judge=_judge(row),
+        said=values.get("said"),
+        scores=_scores(row),
+        refused=bool(values.get("refused")),
     )
     if record.strength not in (None, *STRENGTHS):
         raise _fault(row, "strength", f"{record.strength!r} is none of {STRENGTHS}.")
@@ -111,6 +123,24 @@ def record_of(row: Row) -> Record:
     if (record.choice is not None) + record.tie + record.skipped != 1:
         raise _fault(row, "choice", "a judgment is one of three: a choice, a tie, or skipped.")
     return record
+
+
+def _judge(row: Row) -> Mapping[str, Any] | None:
+    if row.values.get("judge") is None:
+        return None
+    judge: Mapping[str, Any] = _value(row, "judge", (dict,))
+    if judge.get("orders") not in (1, 2):
+        raise _fault(row, "judge", "it does not say in how many orders answers were shown to it.")
+    return judge
+
+
+def _scores(row: Row) -> tuple[float, float] | None:
+    if row.values.get("scores") is None:
+        return None
+    scores = _value(row, "scores", (list,))
+    if len(scores) != 2 or not all(isinstance(each, int | float) for each in scores):
+        raise _fault(row, "scores", "two numbers are needed, in the order shown.")
+    return scores[0], scores[1]
 
 
 def _response(row: Row, value: Any) -> Response:
@@ -178,18 +208,28 @@ class JudgmentFile:
 
     def check(self, pairs: Sequence[Pair], annotator: str, seed: int) -> None:
         """Raise RunMismatch, if the file holds judgments of other pairs, or this person saw the answers in other orders."""
-        known = {pair.id for pair in pairs}
-        strange = [each for each in self.records if each.pair.id not in known]
-        if strange:
+        self.check_pairs(pairs)
+        if any(each.judge is not None for each in self.of(annotator).values()):
             raise RunMismatch(
-                f"{len(strange):,} of its {len(self.records):,} judgments are of other pairs than these {len(pairs):,}.",
-                "Go on with the answers and options that it began with, or choose another file with --out.",
+                f"{annotator} is the name of a model that judged here.",
+                "Give another name with --annotator.",
                 file=str(self.path),
             )
         if any(each.shown != each.pair.shown(seed) for each in self.of(annotator).values()):
             raise RunMismatch(
                 f"{annotator} was shown the answers in other orders than this seed gives.",
                 "Go on with the --order-seed that it began with.",
+                file=str(self.path),
+            )
+
+    def check_pairs(self, pairs: Sequence[Pair]) -> None:
+        """Raise RunMismatch, if the file holds judgments of other pairs."""
+        known = {pair.id for pair in pairs}
+        strange = [each for each in self.records if each.pair.id not in known]
+        if strange:
+            raise RunMismatch(
+                f"{len(strange):,} of its {len(self.records):,} judgments are of other pairs than these {len(pairs):,}.",
+                "Go on with the answers and options that it began with, or choose another file with --out.",
                 file=str(self.path),
             )
 

@@ -1,0 +1,167 @@
+"""`lm-eval:TASK`: a task of lm-evaluation-harness, by its name or its file, as measures with intervals over its documents.
+
+The harness gives the prompts, the answers' scores and what they come to; our own engine gives likelihoods and texts. A metric whose
+value is the mean over documents is compared by pairs; any other (perplexity of texts, BLEU, groups of labels) as a statistic of documents
+that are drawn anew.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import DataError, NetworkError, NotFound, UsageError
+from luthier.evaluation.compare import Candidate, comparisons
+from luthier.evaluation.harness.scoring import Scored
+from luthier.evaluation.intervals import bootstrap_mean
+from luthier.evaluation.measure import SCORE_MARGIN, Measure, margin_by_spread
+from luthier.evaluation.rows import statistic_measure
+from luthier.evaluation.verdict import Evaluation
+from luthier.prediction.passes import Passes
+from luthier.types import IntArray
+
+PREFIX = "lm-eval:"
+_SEED = 1234
+"""Of the rows that are shown first, as the harness has it."""
+
+Documents = Mapping[tuple[str, str, str], Sequence[Any]]
+"""By task, metric and filter: what the metric says of each document, in their order."""
+
+
+def evaluate_suite(
+    candidates: Sequence[Candidate],
+    suites: Sequence[str],
+    stop_ids: frozenset[int],
+    passes: Passes,
+    limit: int | None = None,
+) -> Evaluation:
+    """The candidates on tasks of the harness. limit: use only the first so many documents of each.
+
+    Raises: UsageError without the harness, or for what is no task of it; NotFound for a file that is not there; DataError, NetworkError
+    for data that cannot be read; NotFinite, if a model gives NaN.
+    """
+    harness = _harness()
+    names = [suite.removeprefix(PREFIX) for suite in suites]
+    found, notes = [], []
+    for candidate in candidates:
+        scored = Scored(candidate, stop_ids, passes)
+        loaded = _loaded(harness, names)
+        found.append((_results(harness, scored, loaded, limit), loaded["tasks"]))
+        if scored.num_cut:
+            notes.append(f"{candidate.name}: {scored.num_cut:,} requests are too long for it and lost their beginning.")
+    results = [each for each, _ in found]
+    documents = [_documents(each) for each in results]
+    measures = [_measure(key, results, [own[key] for own in documents], found[0][1][key[0]]) for key in documents[0]]
+    if not measures:
+        raise DataError("The tasks hold no documents, so there is nothing to measure.", "Give a task with some.")
+    counts = {task: len(rows) for (task, _, _), rows in documents[0].items()}
+    if limit is not None:
+        notes.append(f"Of each task at most the first {limit} documents were used.")
+    return Evaluation(tuple(each.name for each in candidates), sum(counts.values()), tuple(measures), tuple(notes), ())
+
+
+def check_suites(suites: Sequence[str]) -> None:
+    """Raise UsageError for what is no suite, or without the harness; NotFound for a task's file that is not there."""
+    for suite in suites:
+        name = suite.removeprefix(PREFIX)
+        if name == suite or not name:
+            raise UsageError(f"There is no suite {suite!r}.", f"Write {PREFIX}TASK, or {PREFIX}FILE.yaml.")
+        if _is_file(name) and not Path(name).is_file():
+            raise NotFound(f"There is no task file {name}.", "Check the path.", file=name)
+    _harness()
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def _harness() -> Any:
+    try:
+        return importlib.import_module("lm_eval.evaluator")
+    except ImportError as error:
+        raise UsageError(
+            f"Suites of lm-eval need lm-evaluation-harness ({error}).", "Install it: pip install 'luthier[lm-eval]'"
+        ) from None
+
+
+def _loaded(harness: Any, names: Sequence[str]) -> dict[str, Any]:
+    """The tasks as the harness loads them, with as many documents shown first as each says (none where it says nothing)."""
+    try:
+        manager = harness.TaskManager(include_defaults=not all(map(_is_file, names)))
+        loaded: dict[str, Any] = manager.load([*names])
+        for task in loaded["tasks"].values():
+            if task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=_SEED)
+    except ConnectionError as error:
+        raise NetworkError(f"The data of {', '.join(names)} could not be fetched: {error}.") from error
+    except KeyError as error:
+        raise UsageError(
+            f"lm-evaluation-harness cannot load {', '.join(names)}: {error.args[0] if error.args else error}.",
+            "'lm_eval ls tasks' lists its tasks; a file of your own is named by its path.",
+        ) from error
+    except (
+        Exception
+    ) as error:  # a task's file is code and data of others: whatever is wrong with it, it is said as such
+        raise DataError(
+            f"lm-evaluation-harness cannot load {', '.join(names)}: {type(error).__name__}: {error}.",
+            "Check the task's file, its data and its columns.",
+        ) from error
+    return loaded
+
+
+def _results(harness: Any, scored: Scored, loaded: dict[str, Any], limit: int | None) -> dict[str, Any]:
+    from luthier.evaluation.harness.language_model import HarnessModel
+
+    try:
+        found: dict[str, Any] = harness.evaluate(
+            HarnessModel(scored), loaded, limit=limit, bootstrap_iters=0, log_samples=True
+        )
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, ZeroDivisionError) as error:
+        raise DataError(
+            f"lm-evaluation-harness cannot carry out {', '.join(loaded['tasks'])}: {type(error).__name__}: {error}.",
+            "Check the task's file and its data's columns; tasks that run code or need pictures are not carried out.",
+        ) from error
+    return found
+
+
+def _documents(results: Mapping[str, Any]) -> Documents:
+    found: dict[tuple[str, str, str], list[Any]] = {}
+    for task, samples in results["samples"].items():
+        for sample in samples:
+            for metric in sample["metrics"]:
+                found.setdefault((task, metric, sample["filter"]), []).append(sample[metric])
+    return found
+
+
+def _measure(
+    key: tuple[str, str, str], results: Sequence[Mapping[str, Any]], values: Sequence[Sequence[Any]], task: Any
+) -> Measure:
+    """One metric of one task; values: of each candidate, those of the documents."""
+    name, metric, by = key
+    reported = [float(each["results"][name][f"{metric},{by}"]) for each in results]
+    rises = bool(results[0]["higher_is_better"].get(name, {}).get(metric, True))
+    title = f"{name}: {metric}" + ("" if by == "none" else f" ({by})")
+    if all(_is_mean(own, number) for own, number in zip(values, reported, strict=True)):
+        columns = [[float(value) for value in own] for own in values]
+        are_shares = all(0 <= value <= 1 for own in columns for value in own)
+        margin = SCORE_MARGIN if are_shares else margin_by_spread(columns[0]) or 1e-9
+        estimates = tuple(map(bootstrap_mean, columns))
+        return Measure(title, rises, len(columns[0]), estimates, comparisons(columns), margin)
+    aggregate = task.aggregation()[metric]
+    of_rows = [partial(_aggregated, aggregate, own) for own in values]
+    return statistic_measure(title, of_rows, len(values[0]), higher_is_better=rises)
+
+
+def _is_mean(values: Sequence[Any], reported: float) -> bool:
+    if not all(isinstance(value, int | float) for value in values):
+        return False
+    return math.isclose(sum(values) / len(values), reported, rel_tol=1e-9, abs_tol=1e-12)
+
+
+def _aggregated(aggregate: Any, values: Sequence[Any], index_R: IntArray) -> float:
+    return float(aggregate([values[row] for row in index_R]))

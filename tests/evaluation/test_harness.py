@@ -1,0 +1,186 @@
+"""Tasks of lm-evaluation-harness on our engine: likelihoods against plain logits, the whole against the harness's own model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from program import within
+from tiny_runs import begin, recipe_values, write_rows
+
+from luthier.api import load_plain
+from luthier.errors import DataError, NotFound, UsageError
+from luthier.evaluation.compare import Candidate
+from luthier.evaluation.harness.scoring import Scored, sampling_of
+from luthier.evaluation.harness.suite import check_suites, evaluate_suite
+from luthier.ops.workers import Workers
+from luthier.prediction.passes import Passes
+from luthier.prediction.text_model import TextModel
+
+PAIRS = [
+    ("Where is order 1?", " Order 1 is here."),
+    ("Where is order 1?", " It is lost"),
+    ("Its total is ", "7"),
+    ("", "A text without a context."),
+    ("  ", "blanks alone"),
+]
+ROWS = [{"q": f"Where is order {n}?", "options": ["here", "on its way", "lost"], "right": n % 3} for n in range(12)]
+
+
+def quiet(sentence: str) -> None:
+    """Hear nothing."""
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> TextModel:
+    return load_plain(str(tiny_model), quiet)
+
+
+def scored(model: TextModel) -> Scored:
+    return Scored(Candidate("base", model.language_model), frozenset(), Passes(Workers(1), 512, shares_prefix=True))
+
+
+def by_hand(model: TextModel, context: list[int], text: list[int]) -> tuple[float, bool]:
+    tokens = torch.tensor([[*context, *text]])
+    with torch.inference_mode():
+        logprob_TV = model.language_model.hf(tokens).logits[0].float().log_softmax(-1)
+    at = range(len(context) - 1, len(context) + len(text) - 1)
+    total = sum(float(logprob_TV[place, token]) for place, token in zip(at, text, strict=True))
+    return total, all(int(logprob_TV[place].argmax()) == token for place, token in zip(at, text, strict=True))
+
+
+def test_likelihoods_are_those_of_plain_logits(model: TextModel) -> None:
+    encode = model.language_model.tokenizer.encode
+    found = scored(model).likelihoods(PAIRS[:2])
+    for (context, text), each in zip(PAIRS[:2], found, strict=True):
+        before = encode(context)
+        logprob, is_greedy = by_hand(model, before, encode(context + text)[len(before) :])
+        assert each.logprob == pytest.approx(logprob, abs=1e-4)
+        assert each.is_greedy == is_greedy
+
+
+def test_blanks_at_the_end_of_a_context_belong_to_what_follows(model: TextModel) -> None:
+    ours = scored(model)
+    assert ours.likelihoods([("total is ", "7")]) == ours.likelihoods([("total is", " 7")])
+
+
+def test_texts_go_on_as_by_plain_greedy_steps(model: TextModel) -> None:
+    (text,) = scored(model).continued([("Where is order", {"max_gen_toks": 3})])
+    tokenizer = model.language_model.tokenizer
+    tokens = tokenizer.encode("Where is order")
+    for _ in range(3):
+        with torch.inference_mode():
+            tokens.append(int(model.language_model.hf(torch.tensor([tokens])).logits[0, -1].argmax()))
+    assert text == tokenizer.decode(tokens[-3:], skip_special_tokens=True)
+
+
+def test_long_texts_go_by_windows_in_which_each_token_counts_once(model: TextModel) -> None:
+    ours = scored(model)
+    text = "Where is order 5, the lamp? " * 12
+    tokens = model.language_model.tokenizer.encode(text)
+    ours._room = 16
+    windows = ours._windows(tokens)
+    assert [token for _, window in windows for token in window] == tokens
+    assert all(len(before) + len(window) <= 17 for before, window in windows)
+    total = sum(by_hand(model, before, window)[0] for before, window in windows)
+    assert ours.rolling([text]) == [pytest.approx(total, abs=1e-3)]
+    assert ours.num_cut == 0
+
+
+def test_what_is_too_long_loses_its_beginning_and_is_counted(model: TextModel) -> None:
+    ours = scored(model)
+    ours._room = 8
+    long = ours.likelihoods([("Where is order 5, the lamp? " * 4, " here")])[0]
+    assert ours.num_cut == 1
+    assert long.logprob < 0
+
+
+def test_settings_of_generation_are_taken_or_refused() -> None:
+    sampling = sampling_of({"until": ["\n", ""], "do_sample": False, "temperature": 0.7, "max_gen_toks": 5})
+    assert (sampling.stop, sampling.temperature, sampling.max_new_tokens) == (("\n",), 0.0, 5)
+    assert sampling_of({"do_sample": True, "temperature": 0.7, "top_k": 0}).temperature == 0.7
+    with pytest.raises(UsageError, match="num_beams"):
+        sampling_of({"num_beams": 4})
+
+
+def test_without_the_harness_the_line_that_installs_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    (tmp_path / "task.yaml").write_text("")
+    with pytest.raises(UsageError) as caught:
+        check_suites([f"lm-eval:{tmp_path / 'task.yaml'}"])
+    assert "pip install 'luthier[lm-eval]'" in caught.value.mend
+    with pytest.raises(NotFound, match="no task file"):
+        check_suites(["lm-eval:nowhere.yaml"])
+    with pytest.raises(UsageError, match="no suite"):
+        check_suites(["helm:mmlu"])
+
+
+# ── with the harness ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def task(folder: Path, name: str, lines: str) -> str:
+    """Write a task over ROWS; give its suite."""
+    data = folder / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    file = folder / f"{name}.yaml"
+    file.write_text(
+        f"task: {name}\ndataset_path: json\ndataset_kwargs:\n  data_files: {{test: '{data}'}}\ntest_split: test\n{lines}"
+    )
+    return f"lm-eval:{file}"
+
+
+CHOICES = "output_type: multiple_choice\ndoc_to_text: '{{q}}'\ndoc_to_choice: options\ndoc_to_target: right\nmetric_list: [{metric: acc}, {metric: acc_norm}]\n"
+ANSWERS = (
+    "output_type: generate_until\ndoc_to_text: '{{q}}'\ndoc_to_target: '{{options[right]}}'\n"
+    "generation_kwargs: {until: ['?'], max_gen_toks: 4, do_sample: false}\nmetric_list: [{metric: exact_match}]\n"
+)
+TEXTS = "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{q}}'\nmetric_list: [{metric: word_perplexity}]\n"
+
+
+@pytest.fixture
+def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The harness, whose data sets are kept in the test's folder."""
+    found = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return found
+
+
+def test_a_run_is_evaluated_on_local_tasks_and_the_numbers_are_the_harness_s_own(
+    harness: Any, tiny_model: Path, tmp_path: Path, model: TextModel
+) -> None:
+    begin(recipe_values(tiny_model, write_rows(tmp_path / "train.jsonl", 8), training={"steps": 2}), tmp_path / "run")
+    suites = [task(tmp_path, "choose", CHOICES), task(tmp_path, "answer", ANSWERS), task(tmp_path, "read", TEXTS)]
+    options = [word for suite in suites for word in ("--suite", suite)]
+    ended = within("evaluate", "run", *options, "--no-forgetting", "--json", folder=tmp_path)
+    assert ended.code == 0, ended.err
+    document = ended.document
+    assert document["rows"] == 36
+    assert document["verdict"] in ("better", "same", "worse", "unclear")
+    assert set(document["metrics"]) == set(document["intervals"]) == {
+        "choose: acc", "choose: acc_norm", "answer: exact_match", "read: word_perplexity"
+    }  # fmt: skip
+    from lm_eval.models.huggingface import HFLM
+
+    theirs = HFLM(pretrained=model.language_model.hf, tokenizer=model.language_model.tokenizer, batch_size=4)
+    found = harness.simple_evaluate(
+        theirs, tasks=[suite.removeprefix("lm-eval:") for suite in suites], bootstrap_iters=0
+    )
+    for name, own in document["metrics"].items():
+        of_task, metric = name.split(": ")
+        assert own["base"] == pytest.approx(found["results"][of_task][f"{metric},none"], rel=1e-4)
+
+
+def test_what_is_wrong_with_a_task_is_said(harness: Any, tmp_path: Path, model: TextModel) -> None:
+    candidates = [Candidate("base", model.language_model)]
+    passes = Passes(Workers(1), 512)
+    broken = task(tmp_path, "broken", CHOICES.replace("options", "no_such_column"))
+    with pytest.raises(DataError, match="broken"):
+        evaluate_suite(candidates, [broken], frozenset(), passes)
+    (tmp_path / "rows.yaml").write_text("- nothing")
+    with pytest.raises(DataError, match="cannot load"):
+        evaluate_suite(candidates, [f"lm-eval:{tmp_path / 'rows.yaml'}"], frozenset(), passes)
