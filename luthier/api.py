@@ -232,6 +232,7 @@ def evaluate(
     shots: int = 0,
     also: Sequence[str] = (),
     probes: bool = False,
+    cache_gb: float | None = None,
     announce: Announce = _log.info,
     progress: Progress = silent,
 ) -> Evaluation:
@@ -246,6 +247,7 @@ def evaluate(
         shots: also ask the base with so many training rows shown before each question.
         also: further runs of the same tokenizer and template, or checkpoints (`RUN@STEP`), on the same rows.
         probes: whether what the models know beyond the rows is measured too.
+        cache_gb: most gigabytes that keys and values of answers take; ResourceError for a row that has no room in them.
         progress: called with what is being done, how much of it is done, and how much there is.
 
     Raises: NotFound for a run, a judge or data that is not there; DataError for rows that cannot be used; UsageError for
@@ -263,7 +265,7 @@ def evaluate(
         tuned,
         lambda: base_of(run, tuned, announce),
         others,
-        AskedFor(data, limit, sampling, shots, probes),
+        AskedFor(data, limit, sampling, shots, probes, cache_gb),
         announce,
         progress,
     )

@@ -18,6 +18,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from luthier.generation.engine_settings import AnyEngine, OwnEngine
 from luthier.generation.settings import Sampling
 from luthier.models.outputs import Outputs
 from luthier.objectives.contract import Objective, Sums
@@ -69,6 +70,9 @@ class RolloutObjective(Objective):
         0.0, ge=0, description="What a nat of entropy of the next token's distribution is worth; 0 leaves it alone."
     )
 
+    generation: AnyEngine = Field(
+        OwnEngine(), description="Where answers are computed: in the process that trains, or by a running vllm serve."
+    )
     watched: tuple[Reward, ...] = Field(
         (),
         description="Measured and told, but not rewarded: an independent measure that must not fall while the reward rises.",
@@ -90,12 +94,10 @@ class RolloutObjective(Objective):
         return self
 
     def with_paths(self, found: Callable[[str], str]) -> Self:
-        """With the files of reward functions, and the runs of reward models, where they are."""
-
+        """With the files of reward functions, the runs of reward models, and the engine's files where they are."""
         parts = {"rewards": self.rewards, "watched": self.watched}
-        return self.model_copy(
-            update={name: tuple(each.with_paths(found) for each in own) for name, own in parts.items()}
-        )
+        found_parts = {name: tuple(each.with_paths(found) for each in own) for name, own in parts.items()}
+        return self.model_copy(update={**found_parts, "generation": self.generation.with_paths(found)})
 
     # ── prompts ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

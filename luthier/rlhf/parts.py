@@ -16,6 +16,7 @@ from luthier.models.language_model import LanguageModel
 from luthier.prediction.passes import Passes
 from luthier.rlhf.contract import RolloutObjective
 from luthier.rlhf.rewards import Answer
+from luthier.rlhf.writers import Writer
 from luthier.training.companions import Speaker
 from luthier.types import Conversation, Example, FloatArray
 
@@ -41,11 +42,12 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Policy:
-    """Who answers: a model under the adapter that learns. stop_ids: as a request has them."""
+    """Who answers: a model under the adapter that learns. stop_ids: as a request has them. writer: computes the answers."""
 
     model: LanguageModel
     attachment: Attachment
     stop_ids: frozenset[int]
+    writer: Writer
     autocast: torch.dtype | None = None
 
     def requests(self, objective: RolloutObjective, prompts: Sequence[Example], seeds: Sequence[int]) -> list[Request]:
@@ -82,7 +84,6 @@ class Size:
     prompts_per_step: int
     num_steps: int
     budget: int
-    max_rows: int = 128
 
 
 def requests_of(

@@ -23,7 +23,6 @@ from luthier.data.mixture import epoch_order
 from luthier.data.packing import assign_workers
 from luthier.data.placeholders import with_placeholders
 from luthier.errors import DataError, RunMismatch
-from luthier.generation.engine import generate
 from luthier.generation.requests import Completed
 from luthier.ops.draws import salt_of
 from luthier.prediction.passes import Passes, Said, said_of_each
@@ -34,6 +33,7 @@ from luthier.rlhf.kept import make_rollout_folder, measures_of, read_rollout
 from luthier.rlhf.parts import NOBODY, Ear, Policy, Prompts, Size
 from luthier.rlhf.rewards import OfAnswers
 from luthier.rlhf.samples import Sample, by_group, with_said
+from luthier.rlhf.writers import Apart, importance, weighed
 from luthier.store.files import remove_file, write_text
 from luthier.training.companions import Speaker
 from luthier.training.loop import autocast
@@ -80,6 +80,11 @@ class Rollouts(Steps):
         self._part = 0  # steps taken of the rollout at hand
         self._step = 0
         self._rollout: _Rollout | None = None
+
+    @property
+    def num_taken(self) -> int:
+        """How many optimizer steps the policy has taken."""
+        return self._step
 
     # ── steps ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -222,11 +227,8 @@ class Rollouts(Steps):
         draws = generator(self.seed, self._number, 0, _SALT + 1)
         seeds = (draws.random(len(rows)) * 2**53).astype(np.int64).tolist()
         requests = self.policy.requests(self.objective, prompts, seeds)
-        completed = generate(
-            self.policy.model,
-            requests,
-            max_rows=self.size.max_rows,
-            progress=lambda done, total: self.passes.progress("writing answers", done, total),
+        completed = self.policy.writer.write(
+            requests, self._step, lambda done, total: self.passes.progress("writing answers", done, total)
         )
         count = self.objective.num_answers
         return [self._sample(rows[index // count], index // count, answer) for index, answer in enumerate(completed)]
@@ -251,8 +253,8 @@ class Rollouts(Steps):
     def _heard(self, samples: Sequence[Sample]) -> list[Sample]:
         """The samples with log-probabilities of the policy and of the reference, and values, as far as they are needed."""
         objective = self.objective
-        asks_reference = self.ear.reference is not None
-        if objective.needs_old or (asks_reference and objective.temperature != 1):
+        asks_reference, others_wrote = self.ear.reference is not None, self.policy.writer.apart is not None
+        if objective.needs_old or others_wrote or (asks_reference and objective.temperature != 1):
             samples = with_said(samples, "old_T", self._own(samples))
             self._check_apart(samples)
         elif self._number == 0:
@@ -269,11 +271,12 @@ class Rollouts(Steps):
 
     def _check_apart(self, samples: Sequence[Sample]) -> None:
         """Raise RunMismatch if trainer and engine do not say the same of the tokens: every ratio would then be false."""
-        if self.objective.temperature != 1:
-            return
         gaps = [np.abs(sample.old_T - sample.engine_T) for sample in samples if sample.old_T is not None]
         gap = float(np.mean(np.concatenate(gaps)))
-        if gap > _MOST_APART.get(self.policy.model.dtype, _MOST_APART_IN_HALF):
+        apart = self.policy.writer.apart
+        if apart is not None:
+            _check_served(gap, apart, self.objective.temperature)
+        elif self.objective.temperature == 1 and gap > _MOST_APART.get(self.policy.model.dtype, _MOST_APART_IN_HALF):
             raise RunMismatch(
                 f"The engine that wrote the answers and the trainer give their tokens log-probabilities {gap:.3g} nats apart.",
                 "This is a fault of Luthier's: please report it with the recipe. model.dtype: fp32 may go round it.",
@@ -308,13 +311,18 @@ class Rollouts(Steps):
         """The rollout with what each answer is learned by."""
         known = [sample for sample in samples if sample.reward is not None]
         given = self.objective.credit(known, self._kl_weight) if known else []
+        apart, numbers = self.policy.writer.apart, measures_of(samples)
+        if apart is not None:
+            given = weighed(known, given, apart)
+            weights = [importance(sample, apart.most_weight) for sample in samples]
+            numbers["engine_weight"] = float(np.mean(np.concatenate(weights)))
         of_group: dict[int, list[Sample]] = {sample.group: [] for sample in samples}
         for group in by_group(known):
             of_group[group[0].group] = self.objective.learned(group)
         return _Rollout(
             learned=list(of_group.values()),
             given={id(sample): own for sample, own in zip(known, given, strict=True)},
-            measured={**measures_of(samples), "kl_weight": self._kl_weight, "rollout_seconds": seconds},
+            measured={**numbers, "kl_weight": self._kl_weight, "rollout_seconds": seconds},
         )
 
     # ── the loop's questions ────────────────────────────────────────────────────────────────────────────────────────
@@ -381,3 +389,17 @@ class _Rollout:
     learned: Sequence[Sequence[Sample]]
     given: Mapping[int, Given]
     measured: Mapping[str, float]
+
+
+def _check_served(gap: float, apart: Apart, temperature: float) -> None:
+    """Raise RunMismatch if a server is further off, in nats a token, than it may be."""
+    if gap <= apart.max_gap:
+        return
+    modes = "" if temperature == 1 else " with --logprobs-mode processed_logprobs (the temperature is not 1)"
+    raise RunMismatch(
+        f"The server that wrote the answers and the trainer give their tokens log-probabilities {gap:.3g} nats apart, more than "
+        f"objective.generation.max_gap ({apart.max_gap:g}).",
+        f"See that it serves the recipe's model in the same precision{modes}, and reads the folder that adapters are written to; or "
+        "raise objective.generation.max_gap.",
+        field="objective.generation.max_gap",
+    )

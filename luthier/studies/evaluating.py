@@ -22,6 +22,7 @@ from luthier.evaluation.rows import Rows
 from luthier.evaluation.shots import choose_shots
 from luthier.evaluation.token_classification import evaluate_tags
 from luthier.evaluation.verdict import Evaluation
+from luthier.generation.engine_settings import bytes_in
 from luthier.generation.settings import Sampling
 from luthier.objectives.asking import AS_WRITTEN
 from luthier.ops.workers import Workers
@@ -48,6 +49,8 @@ Others = Sequence[tuple[str, TextModel | Reader]]
 class AskedFor:
     """How a run is evaluated: on which rows (None: those it held out) and how many of them, how answers are drawn (None: greedily),
     how many training rows the base is also shown first, and whether what was known beyond the rows is measured.
+
+    cache_gb: most gigabytes that keys and values of answers take.
     """
 
     data: str | None = None
@@ -55,6 +58,7 @@ class AskedFor:
     sampling: Sampling | None = None
     shots: int = 0
     probes: bool = False
+    cache_gb: float | None = None
 
 
 def evaluate_run(
@@ -80,7 +84,7 @@ def evaluate_run(
         option = "--shots" if asked.shots else "--also"
         raise UsageError(f"The run {folder} did not learn to answer in text.", f"Leave {option} out.")
     with Workers(workers if isinstance(workers, int) else 1) as pool:
-        passes = Passes(pool, budget, progress)
+        passes = Passes(pool, budget, progress, cache_bytes=bytes_in(asked.cache_gb))
         if isinstance(tuned, Reader) and not tuned.base_answers:
             evaluation = _with_new_head(tuned, candidate, rows, passes, asked.limit)
         else:
@@ -130,6 +134,7 @@ def _measured(
         passes.workers,
         tokens_per_micro_batch=passes.tokens_at_once,
         limit=limit,
+        cache_bytes=passes.cache_bytes,
         progress=passes.progress,
     )
 

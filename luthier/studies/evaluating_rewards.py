@@ -71,7 +71,12 @@ def _answers(
 ) -> list[Completed]:
     requests = requests_of(prompts.examples, sampling, candidate.adapter, tuned.renderer.stop_ids)
     task = f"{candidate.name}: answers"
-    return generate(candidate.model, requests, progress=lambda done, total: passes.progress(task, done, total))
+    return generate(
+        candidate.model,
+        requests,
+        cache_bytes=passes.cache_bytes,
+        progress=lambda done, total: passes.progress(task, done, total),
+    )
 
 
 def _measures(worths: Sequence[Sequence[Worth]]) -> list[Measure]:
