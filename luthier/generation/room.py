@@ -6,7 +6,7 @@ What one token takes is measured on a forward pass over one token, so that it is
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -25,10 +25,14 @@ _ANY_TOKEN = 0
 
 @dataclass(frozen=True)
 class Room:
-    """tokens: how many the cache may hold. token_bytes: what each takes, where memory is the limit; None: tokens are."""
+    """tokens: how many the cache may hold.
+
+    token_bytes, num_bytes: what each takes, and what all may, where memory is the limit; None: tokens are.
+    """
 
     tokens: int
     token_bytes: int | None = None
+    num_bytes: int | None = None
 
     @property
     def in_batches(self) -> int:
@@ -41,11 +45,11 @@ class Room:
 
     def at_most(self, tokens: int) -> Room:
         """No more than so many tokens."""
-        return Room(min(self.tokens, tokens), self.token_bytes)
+        return replace(self, tokens=min(self.tokens, tokens))
 
     def split(self, count: int) -> Room:
         """The room of each of so many that share it."""
-        return Room(self.tokens // count, self.token_bytes)
+        return replace(self, tokens=self.tokens // count)
 
     def too_small(self, num_prompt: int, num_new: int, needed: int, copies: int = 1) -> ResourceError:
         """The error for a request that has no room even alone. needed: tokens of the cache. copies: how often each is held."""
@@ -54,11 +58,11 @@ class Room:
             f"{self.tokens // copies}"
         )
         mend = "Lower max_new_tokens, shorten the prompt, or give the cache more"
-        if self.token_bytes is None:
+        if self.token_bytes is None or self.num_bytes is None:
             return ResourceError(f"{found}.", f"{mend} tokens.")
         least = math.ceil(needed * copies * self.token_bytes / 1e6) / 1e3
         return ResourceError(
-            f"{found} in {readable_bytes(self.tokens * self.token_bytes)}.",
+            f"{found} in {readable_bytes(self.num_bytes)}.",
             f"{mend} memory (cache_gb): {least:g} GB would do.",
         )
 
@@ -68,7 +72,7 @@ def room_of(model: Decoder, cache_tokens: int, cache_bytes: int | None) -> Room:
     if cache_bytes is None:
         return Room(cache_tokens)
     each = token_bytes(model)
-    return Room(cache_bytes // each // PAGE_SIZE * PAGE_SIZE, each)
+    return Room(cache_bytes // each // PAGE_SIZE * PAGE_SIZE, each, cache_bytes)
 
 
 def whole_pages(num_tokens: int) -> int:

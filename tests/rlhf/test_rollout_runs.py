@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_model import write_tiny_model
+from rollout_desk import VOWELS, write_desk
 from tiny_runs import Cut, begin, course, cut_after, go_on, nothing, one_thread, outcome, recipe_values
 
 from luthier import run
@@ -19,9 +18,6 @@ from luthier.rlhf import rollouts
 from luthier.rlhf.kept import FOLDER, read_rollout
 from luthier.rlhf.samples import Sample
 
-VOWELS = (
-    "def reward(prompts, answers, rows):\n    return [sum(c in 'aeiou' for c in a) / (1 + len(a)) for a in answers]\n"
-)
 SHORT = {"max_new_tokens": 6, "num_answers": 2, "held_out_prompts": 2}
 KINDS: dict[str, dict[str, Any]] = {
     "ppo": {"minibatches": 2, "reuse": 2, "kl_target": 1.0},
@@ -42,13 +38,7 @@ def no_plot(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, prompts, and a reward for vowels."""
-    desk = tmp_path_factory.mktemp("desk")
-    write_tiny_model(desk / "model")
-    rows = [{"prompt": f"Say {number}", "answer": str(number)} for number in range(12)]
-    (desk / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (desk / "held-out.jsonl").write_text(json.dumps({"prompt": "Say 99"}) + "\n")
-    (desk / "vowels.py").write_text(VOWELS)
-    return desk
+    return write_desk(tmp_path_factory.mktemp("desk"))
 
 
 def values_of(desk: Path, kind: str, objective: dict[str, Any] | None = None, **parts: Any) -> dict[str, Any]:
