@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from luthier.types import Settings
 
@@ -80,7 +80,14 @@ class VLLMEngine(Settings):
         return self.model_copy(update={name: found(path) for name, path in named.items() if path is not None})
 
 
-AnyEngine = Annotated[OwnEngine | VLLMEngine, Field(discriminator="kind")]
+def _kind(value: Any) -> str:
+    """The `kind` of an engine as a recipe writes it; own where it is left out."""
+    if isinstance(value, dict):
+        return str(value.get("kind", "own"))
+    return value.kind if isinstance(value, OwnEngine | VLLMEngine) else "own"
+
+
+AnyEngine = Annotated[Annotated[OwnEngine, Tag("own")] | Annotated[VLLMEngine, Tag("vllm")], Discriminator(_kind)]
 
 
 def bytes_in(cache_gb: float | None) -> int | None:
