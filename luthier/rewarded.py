@@ -132,7 +132,7 @@ def begin(
     writer = writer_of(objective.generation, others.attachment, folder)
     exits.callback(writer.close)
     longest = max(each.num_tokens for each in (*dataset.train, *dataset.validation))
-    writer.check_fits(longest, objective.max_new_tokens)
+    writer.check_fits(longest, objective.max_new_tokens, objective.num_answers)
     policy = Policy(model, others.attachment, stop_ids, writer, autocast)
     passes = Passes(workers, training.tokens_per_micro_batch, progress)
     rollouts = Rollouts(

@@ -71,8 +71,8 @@ class Writer(ABC):
         """The answers to requests, in order, by the policy as it is. version: how many optimizer steps it has taken."""
 
     @abstractmethod
-    def check_fits(self, num_prompt: int, num_new: int) -> None:
-        """Raise ResourceError if there is no room for the longest prompt with so many new tokens."""
+    def check_fits(self, num_prompt: int, num_new: int, num_answers: int) -> None:
+        """Raise ResourceError if there is no room for a prompt of so many tokens with so many new ones in each answer."""
 
     @abstractmethod
     def close(self) -> None:
@@ -96,10 +96,10 @@ class OwnWriter(Writer):
             progress=progress,
         )
 
-    def check_fits(self, num_prompt: int, num_new: int) -> None:
+    def check_fits(self, num_prompt: int, num_new: int, num_answers: int) -> None:
         """See the base class. Without a limit of memory there is room for anything that the model can hold."""
         if (limit := bytes_in(self._settings.cache_gb)) is not None:
-            asked = Request((0,) * num_prompt, Sampling(max_new_tokens=num_new), self._adapter, num_answers=2)
+            asked = Request((0,) * num_prompt, Sampling(max_new_tokens=num_new), self._adapter, num_answers=num_answers)
             Engine(self._model, cache_bytes=limit).submit(asked)
 
     def close(self) -> None:
@@ -141,7 +141,7 @@ class VLLMWriter(Writer):
         """As the settings have it."""
         return Apart(self._settings.max_gap, self._settings.most_weight)
 
-    def check_fits(self, num_prompt: int, num_new: int) -> None:
+    def check_fits(self, num_prompt: int, num_new: int, num_answers: int) -> None:
         """See the base class."""
         self._engine.check_fits(num_prompt, num_new)
 
@@ -159,6 +159,8 @@ class VLLMWriter(Writer):
         written = self._folder / name
         write_folder(written, lambda partial: self._attachment.write(partial, lambda text: None), replace=True)
         if self._serving is None:
+            if not (written / "config.json").is_file():
+                raise _own_form()
             self._server.load_weights(written, name)
             remove_folder(written)
         else:
@@ -188,6 +190,8 @@ def serving_of(attachment: Attachment) -> Serving | None:
 
     Raises: RecipeError for what vLLM does not load, with the reason.
     """
+    if attachment.adapter is None:
+        return None
     with tempfile.TemporaryDirectory(prefix="luthier-") as name:
         folder = Path(name)
         attachment.write(folder, lambda text: None)
@@ -197,9 +201,13 @@ def serving_of(attachment: Attachment) -> Serving | None:
                 return check_served(config, attachment.model.anatomy)
             except RecipeError as error:
                 raise _not_loaded(error.found, error.field) from error
-        if attachment.adapter is None and (folder / "config.json").is_file():
-            return None
-    raise _not_loaded("It is written in a form of Luthier's own, and vLLM loads LoRA in peft's.", "method.kind")
+    raise _own_form()
+
+
+def _own_form() -> RecipeError:
+    return _not_loaded(
+        "It is written in a form of Luthier's own, and vLLM loads LoRA in peft's, and whole models.", "method.kind"
+    )
 
 
 def _not_loaded(found: str, field: str | None) -> RecipeError:
