@@ -44,7 +44,8 @@ class Engine:
         max_rows: most answers computed together.
         cache_tokens: most tokens (prompts and answers) that the key-value cache holds. It is asked for at the first step and
             never grows.
-        cache_bytes: most memory that the cache takes, instead; what a token takes is measured (`room.token_bytes`).
+        cache_bytes: most memory that the cache takes, instead; what a token takes is measured (`room.token_bytes`). Adapters
+            that do not go through pages, beside others that do, have as much for themselves.
         room: both of these, where they are known already.
         max_waiting: most answers that wait for a row.
     """

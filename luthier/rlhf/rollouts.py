@@ -33,7 +33,7 @@ from luthier.rlhf.kept import make_rollout_folder, measures_of, read_rollout
 from luthier.rlhf.parts import NOBODY, Ear, Policy, Prompts, Size
 from luthier.rlhf.rewards import OfAnswers
 from luthier.rlhf.samples import Sample, by_group, with_said
-from luthier.rlhf.writers import Apart, importance, weighed
+from luthier.rlhf.writers import importance, weighed
 from luthier.store.files import remove_file, write_text
 from luthier.training.companions import Speaker
 from luthier.training.loop import autocast
@@ -275,7 +275,7 @@ class Rollouts(Steps):
         gap = float(np.mean(np.concatenate(gaps)))
         apart = self.policy.writer.apart
         if apart is not None:
-            _check_served(gap, apart, self.objective.temperature)
+            apart.check(gap, self.objective.temperature)
         elif self.objective.temperature == 1 and gap > _MOST_APART.get(self.policy.model.dtype, _MOST_APART_IN_HALF):
             raise RunMismatch(
                 f"The engine that wrote the answers and the trainer give their tokens log-probabilities {gap:.3g} nats apart.",
@@ -389,17 +389,3 @@ class _Rollout:
     learned: Sequence[Sequence[Sample]]
     given: Mapping[int, Given]
     measured: Mapping[str, float]
-
-
-def _check_served(gap: float, apart: Apart, temperature: float) -> None:
-    """Raise RunMismatch if a server is further off, in nats a token, than it may be."""
-    if gap <= apart.max_gap:
-        return
-    modes = "" if temperature == 1 else " with --logprobs-mode processed_logprobs (the temperature is not 1)"
-    raise RunMismatch(
-        f"The server that wrote the answers and the trainer give their tokens log-probabilities {gap:.3g} nats apart, more than "
-        f"objective.generation.max_gap ({apart.max_gap:g}).",
-        f"See that it serves the recipe's model in the same precision{modes}, and reads the folder that adapters are written to; or "
-        "raise objective.generation.max_gap.",
-        field="objective.generation.max_gap",
-    )

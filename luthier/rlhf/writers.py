@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from luthier.errors import LuthierError, RecipeError
+from luthier.errors import LuthierError, RecipeError, RunMismatch
 from luthier.export.peft_folder import Serving, check_served
 from luthier.generation.engine import Engine, Progress, generate
 from luthier.generation.engine_settings import OwnEngine, VLLMEngine, bytes_in
@@ -56,6 +56,19 @@ class Apart:
 
     max_gap: float
     most_weight: float
+
+    def check(self, gap: float, temperature: float) -> None:
+        """Raise RunMismatch if the two were further apart than they may be. gap: nats a token, in the mean."""
+        if gap <= self.max_gap:
+            return
+        modes = "" if temperature == 1 else " with --logprobs-mode processed_logprobs (the temperature is not 1)"
+        raise RunMismatch(
+            f"The server that wrote the answers and the trainer give their tokens log-probabilities {gap:.3g} nats apart, more "
+            f"than {_FIELD}.max_gap ({self.max_gap:g}).",
+            f"See that it serves the recipe's model in the same precision{modes}, and reads the folder that adapters are written "
+            f"to; or raise {_FIELD}.max_gap.",
+            field=f"{_FIELD}.max_gap",
+        )
 
 
 class Writer(ABC):

@@ -17,6 +17,7 @@ from luthier import run
 from luthier.errors import NetworkError, RecipeError, ResourceError, RunMismatch
 from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
+from luthier.recipe import make_recipe
 from luthier.rlhf.contract import ADVANTAGE
 from luthier.rlhf.kept import FOLDER, read_rollout
 from luthier.rlhf.samples import Sample
@@ -136,7 +137,7 @@ def test_a_server_of_another_model_ends_the_run_before_anything_is_learned(
     for parameter in fake.model.hf.parameters():
         parameter.requires_grad_(False).mul_(1.5)
     with pytest.raises(RunMismatch, match="max_gap") as refused:
-        begin(values_of(desk, "grpo", at(fake)), tmp_path / "run")
+        begin(values_of(desk, "grpo", at(fake, max_gap=1e-3)), tmp_path / "run")
     assert refused.value.field == "objective.generation.max_gap"
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
@@ -146,7 +147,7 @@ def test_a_server_that_answers_at_another_temperature_than_it_tells_is_told_how(
 ) -> None:
     """The tiny server tells log-probabilities before the temperature, as vllm serve does unless it is told otherwise."""
     with pytest.raises(RunMismatch) as refused:
-        begin(values_of(desk, "grpo", at(fake), objective={"temperature": 0.5}), tmp_path / "run")
+        begin(values_of(desk, "grpo", at(fake, max_gap=1e-3), objective={"temperature": 0.5}), tmp_path / "run")
     assert "processed_logprobs" in refused.value.mend
 
 
@@ -181,6 +182,22 @@ def test_a_cache_without_room_for_the_longest_prompt_is_told_before_one_is_answe
     with pytest.raises(ResourceError, match="cache_gb"):
         begin(values_of(desk, "grpo", {"cache_gb": 1e-6}), tmp_path / "run")
     begin(values_of(desk, "grpo", {"cache_gb": 1e-3}, training={"steps": 1}), tmp_path / "fits")
+
+
+@pytest.mark.parametrize(
+    ("generation", "field"),
+    [
+        ({"kind": "vllm"}, "objective.generation.url"),
+        ({"kind": "vllm", "url": "localhost"}, "objective.generation.url"),
+        ({"kind": "sglang", "url": "http://a"}, "objective.generation.kind"),
+        ({"kind": "vllm", "url": "http://a", "cache_gb": 1}, "objective.generation.cache_gb"),
+        ({"cache_gb": 0}, "objective.generation.cache_gb"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_told_with_its_field(generation: dict[str, Any], field: str, desk: Path) -> None:
+    with pytest.raises(RecipeError) as refused:
+        make_recipe(values_of(desk, "grpo", generation))
+    assert refused.value.field == field
 
 
 def sample(old: list[float], engine: list[float]) -> Sample:
