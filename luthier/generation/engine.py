@@ -348,7 +348,8 @@ def stream(model: Decoder, request: Request, cache_bytes: int | None = None) -> 
     cache_bytes: as `generate` has it. Pieces are never empty, never split a character, and never hold the beginning of a stop text.
     Raises: as `generate`, at the first piece.
     """
-    room = room_of(model, num_tokens(model, request), cache_bytes).at_most(whole_pages(num_tokens(model, request)))
+    length = num_tokens(model, request)
+    room = room_of(model, length, cache_bytes).for_one(length)
     answer: Completed = yield from Engine(model, max_rows=1, room=room).stream(request)
     return answer
 

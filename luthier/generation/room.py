@@ -47,6 +47,11 @@ class Room:
         """No more than so many tokens."""
         return replace(self, tokens=min(self.tokens, tokens))
 
+    def for_one(self, num_tokens: int) -> Room:
+        """No more than one request needs that comes to so many tokens, whichever way it goes."""
+        needed = whole_pages(num_tokens)
+        return self.at_most(needed if self.token_bytes is None else max(needed, COPIES * held_length(num_tokens)))
+
     def split(self, count: int) -> Room:
         """The room of each of so many that share it."""
         return replace(self, tokens=self.tokens // count)

@@ -13,7 +13,7 @@ from luthier.errors import UsageError
 from luthier.faults import setting_fault
 from luthier.generation.engine import Completed, Engine, Request, generate, num_tokens, stream
 from luthier.generation.engine_settings import bytes_in
-from luthier.generation.room import Room, room_of, whole_pages
+from luthier.generation.room import Room, room_of
 from luthier.generation.settings import Sampling
 from luthier.models.language_model import LanguageModel
 from luthier.objectives.asking import AS_WRITTEN, Asking
@@ -124,6 +124,7 @@ class Chat:
     messages: list[Message] = field(default_factory=list)
     cache_gb: float | None = None
     _engine: Engine | None = field(default=None, init=False, repr=False, compare=False)
+    _most_tokens: int = field(default=0, init=False, repr=False, compare=False)  # that the engine was made for
     _room: Room | None = field(default=None, init=False, repr=False, compare=False)  # measured once
 
     def say(self, text: str) -> str:
@@ -147,10 +148,11 @@ class Chat:
         if self._room is None and limit is not None:
             self._room = room_of(model, 0, limit)
         length = num_tokens(model, request)
-        if self._engine is None or length > self._engine.cache_tokens:
+        if self._engine is None or length > self._most_tokens:
             self._engine = None  # with its cache, before there is another
-            room = None if self._room is None else self._room.at_most(whole_pages(2 * length))
-            self._engine = Engine(model, max_rows=1, cache_tokens=2 * length, room=room)
+            self._most_tokens = 2 * length
+            room = None if self._room is None else self._room.for_one(self._most_tokens)
+            self._engine = Engine(model, max_rows=1, cache_tokens=self._most_tokens, room=room)
         return self._engine
 
     def reset(self) -> None:

@@ -173,7 +173,7 @@ class VLLMWriter(Writer):
         write_folder(written, lambda partial: self._attachment.write(partial, lambda text: None), replace=True)
         if self._serving is None:
             if not (written / "config.json").is_file():
-                raise _own_form()
+                raise _other_form()
             self._server.load_weights(written, name)
             remove_folder(written)
         else:
@@ -208,19 +208,18 @@ def serving_of(attachment: Attachment) -> Serving | None:
     with tempfile.TemporaryDirectory(prefix="luthier-") as name:
         folder = Path(name)
         attachment.write(folder, lambda text: None)
-        if (folder / CONFIG).is_file():
-            config: dict[str, Any] = json.loads((folder / CONFIG).read_text("utf-8"))
+        is_json = (folder / CONFIG).is_file()
+        config: dict[str, Any] = json.loads((folder / CONFIG).read_text("utf-8")) if is_json else {}
+        if "peft_type" in config:  # other libraries' adapters have a file of that name too
             try:
                 return check_served(config, attachment.model.anatomy)
             except RecipeError as error:
                 raise _not_loaded(error.found, error.field) from error
-    raise _own_form()
+    raise _other_form()
 
 
-def _own_form() -> RecipeError:
-    return _not_loaded(
-        "It is written in a form of Luthier's own, and vLLM loads LoRA in peft's, and whole models.", "method.kind"
-    )
+def _other_form() -> RecipeError:
+    return _not_loaded("It is no adapter in peft's form and no whole model, and it loads nothing else.", "method.kind")
 
 
 def _not_loaded(found: str, field: str | None) -> RecipeError:

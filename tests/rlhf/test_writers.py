@@ -157,7 +157,7 @@ def test_a_server_that_answers_at_another_temperature_than_it_tells_is_told_how(
         ({"kind": "ia3", "rank": None}, "type IA3"),
         ({"kind": "dora"}, "DoRA"),
         ({"kind": "lora", "rank": 600}, "at most 512"),
-        ({"kind": "houlsby", "rank": None}, "form of Luthier's own"),
+        ({"kind": "houlsby", "rank": None}, "no adapter in peft's form"),
     ],
 )
 def test_a_method_that_vllm_cannot_load_is_refused_before_a_prompt_is_answered(
