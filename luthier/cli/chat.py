@@ -11,7 +11,7 @@ import typer
 from luthier.cli.options import CacheGB, Json, MaxNewTokens, MinP, Seed, Stop, System, Temperature, TopK, TopP, given
 from luthier.cli.output import emit, print_error, reading_standard_in, say
 from luthier.cli.process import Terminated
-from luthier.errors import DataError, ResourceError, UsageError
+from luthier.errors import CacheTooSmall, DataError, UsageError
 
 if TYPE_CHECKING:
     from luthier.prediction.text_model import Chat
@@ -97,7 +97,7 @@ def _answer(name: str, speakers: dict[str, Chat], text: str, as_json: bool) -> s
             answer += piece
             if not as_json:
                 print(piece, end="", flush=True)
-    except (DataError, ResourceError) as error:  # the conversation no longer fits the model's context, or the cache
+    except (DataError, CacheTooSmall) as error:  # the conversation no longer fits the model's context, or the cache
         print_error(DataError(error.found, "Say /reset to begin again."), as_json=False)
         return None
     except KeyboardInterrupt as error:

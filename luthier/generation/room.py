@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from luthier.errors import ResourceError
+from luthier.errors import CacheTooSmall
 from luthier.generation.cache import held_length
 from luthier.generation.paged_keys import PagedKeys, PagedStep
 from luthier.generation.rows import Decoder, PromptRows, Rows, SourceRows
@@ -56,7 +56,7 @@ class Room:
         """The room of each of so many that share it."""
         return replace(self, tokens=self.tokens // count)
 
-    def too_small(self, num_prompt: int, num_new: int, needed: int, copies: int = 1) -> ResourceError:
+    def too_small(self, num_prompt: int, num_new: int, needed: int, copies: int = 1) -> CacheTooSmall:
         """The error for a request that has no room even alone. needed: tokens of the cache. copies: how often each is held."""
         found = (
             f"A prompt of {num_prompt} tokens with up to {num_new} new ones needs {needed} tokens of the cache, which holds "
@@ -64,9 +64,9 @@ class Room:
         )
         mend = "Lower max_new_tokens, shorten the prompt, or give the cache more"
         if self.token_bytes is None or self.num_bytes is None:
-            return ResourceError(f"{found}.", f"{mend} tokens.")
+            return CacheTooSmall(f"{found}.", f"{mend} tokens.")
         least = math.ceil(needed * copies * self.token_bytes / 1e6) / 1e3
-        return ResourceError(
+        return CacheTooSmall(
             f"{found} in {readable_bytes(self.num_bytes)}.",
             f"{mend} memory (cache_gb): {least:g} GB would do.",
         )
