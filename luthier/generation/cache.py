@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import DynamicLayer
 
 from luthier.types import Segment
 
@@ -34,16 +34,13 @@ def held_length(num_tokens: int) -> int:
 
 def bytes_of(cache: Cache) -> int:
     """The memory of all keys and values, with the room behind them."""
-    return sum(buffer.numel() * buffer.element_size() for layer in cache.layers for buffer in _buffers_of(layer))
+    return sum([buffer.nbytes for buffer in _buffers_of(cache)])
 
 
 def token_bytes_of(cache: Cache) -> int:
     """What one token of one row takes of that."""
-    return sum(
-        math.ceil(buffer.numel() * buffer.element_size() / (buffer.shape[0] * buffer.shape[2]))
-        for layer in cache.layers
-        for buffer in _buffers_of(layer)
-    )
+    each = [buffer.nbytes / (buffer.shape[0] * buffer.shape[2]) for buffer in _buffers_of(cache)]
+    return math.ceil(sum(each))
 
 
 class GrowingCache(DynamicCache):
@@ -114,11 +111,13 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return keys, values
 
 
-def _buffers_of(layer: CacheLayerMixin) -> tuple[Tensor, ...]:
-    if isinstance(layer, _GrowingLayer):
-        return layer.buffers
-    assert isinstance(layer, DynamicLayer)
-    return _states(layer)
+def _buffers_of(cache: Cache) -> list[Tensor]:
+    """What the layers hold keys and values in."""
+    found: list[Tensor] = []
+    for layer in cache.layers:
+        assert isinstance(layer, DynamicLayer), "generation keeps plain keys and values"
+        found += layer.buffers if isinstance(layer, _GrowingLayer) else _states(layer)
+    return found
 
 
 def _states(layer: DynamicLayer) -> tuple[Tensor, Tensor]:
