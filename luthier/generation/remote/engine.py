@@ -65,7 +65,7 @@ class RemoteEngine:
         """
         if any(request.sampling.is_constrained for request in requests):
             self.server.check_constrains()
-        served = {None: self.server.base.name} if names is None else names
+        served: Names = {None: self.server.base.name} if names is None else names
         jobs = [self._job(request, served) for request in requests]
         total = sum(request.num_answers for request in requests)
         lock, ended = threading.Lock(), 0
