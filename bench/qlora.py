@@ -116,8 +116,8 @@ def held_out_curve(
         "data": {"train": str(DATA / "gsm8k" / "test.jsonl"), "validation_fraction": 0.05, "max_length": 640},
         "quantization": quantization,
         "training": {
-            "steps": options.steps, "rows_per_step": options.rows_per_step, "tokens_per_micro_batch": 1280, "peak_lr": 2e-4,
-            "evaluate_every": 50,
+            "steps": options.steps, "rows_per_step": options.rows_per_step, "tokens_per_micro_batch": 1280,
+            "peak_lr": options.peak_lr, "evaluate_every": 50,
         },
     }  # fmt: skip
     result = train_recipe(make_recipe(values), out, announce=say, on_step=lambda metrics: None)
@@ -133,6 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_work_options(parser, steps=4, rounds=3)
     parser.add_argument("--learn", action="store_true", help="compare held-out losses instead")
     parser.add_argument("--rows-per-step", type=int, default=8, help="with --learn (default 8)")
+    parser.add_argument("--peak-lr", type=float, default=1e-3, help="with --learn (default 1e-3)")
     parser.add_argument("--gguf", type=Path, metavar="FILE", help="with --learn: the same model as a .gguf file")
     parser.set_defaults(budget=2048, mixed=True)
     options = parser.parse_args(arguments)

@@ -143,12 +143,14 @@ def papers(name: str) -> Callable[[Path], Iterator[Asked]]:
 TASKS = {
     "banking77": Task(banking("train.csv"), banking("test.csv"), "accuracy", max_length=256),
     "bitext_support": Task(bitext("train.csv"), bitext("test.csv"), "accuracy", epochs=2, max_length=256),
-    "e2e_nlg": Task(e2e("devset.csv"), e2e("testset_w_refs.csv"), "ROUGE-L", max_length=256, max_new_tokens=64),
+    "e2e_nlg": Task(
+        e2e("devset.csv"), e2e("testset_w_refs.csv"), "ROUGE-L", epochs=1, max_length=256, max_new_tokens=64
+    ),
     "pubmedqa": Task(pubmed, None, "accuracy", num_rows=300, epochs=2, max_length=1024, max_new_tokens=8),
-    "legalbench_ccby": Task(legal, None, "accuracy", num_rows=450, epochs=3, max_length=1024),
-    "uci_sentiment": Task(sentiment, None, "accuracy", epochs=2, max_length=256, max_new_tokens=8),
+    "legalbench_ccby": Task(legal, None, "accuracy", num_rows=450, epochs=2, max_length=1024),
+    "uci_sentiment": Task(sentiment, None, "accuracy", epochs=1, max_length=256, max_new_tokens=8),
     "scitldr": Task(
-        papers("train_500.jsonl"), papers("test.jsonl"), "ROUGE-L", epochs=2, max_length=640, max_new_tokens=64
+        papers("train_500.jsonl"), papers("test.jsonl"), "ROUGE-L", epochs=1, max_length=640, max_new_tokens=64
     ),
 }
 

@@ -233,6 +233,8 @@ def evaluate(
     also: Sequence[str] = (),
     probes: bool = False,
     cache_gb: float | None = None,
+    best_of: int = 0,
+    safety: bool = False,
     announce: Announce = _log.info,
     progress: Progress = silent,
 ) -> Evaluation:
@@ -248,6 +250,8 @@ def evaluate(
         also: further runs of the same tokenizer and template, or checkpoints (`RUN@STEP`), on the same rows.
         probes: whether what the models know beyond the rows is measured too.
         cache_gb: most gigabytes that keys and values of answers take; ResourceError for a row that has no room in them.
+        best_of: for runs that learned from rewards, of how many answers to each prompt the best of n are chosen; 0: of none.
+        safety: whether refusals, stereotypes and rude words are looked for too.
         progress: called with what is being done, how much of it is done, and how much there is.
 
     Raises: NotFound for a run, a judge or data that is not there; DataError for rows that cannot be used; UsageError for
@@ -265,7 +269,7 @@ def evaluate(
         tuned,
         lambda: base_of(run, tuned, announce),
         others,
-        AskedFor(data, limit, sampling, shots, probes, cache_gb),
+        AskedFor(data, limit, sampling, shots, probes, best_of, safety, cache_gb),
         announce,
         progress,
     )

@@ -96,7 +96,7 @@ def of_rollouts(
     settled = _settled(recipe, prompts_per_step, workers, num_steps)
 
     def start(plan: Plan, workers: Workers, exits: ExitStack) -> tuple[Steps, Companions, Evaluate | None]:
-        return begin(settled, dataset, model, others, num_steps, workers, plan.autocast, folder, exits, announce)
+        return begin(settled, prepared, model, others, num_steps, workers, plan.autocast, folder, exits, announce)
 
     return Course(settled, others.attachment, num_steps, start)
 

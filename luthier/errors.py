@@ -4,6 +4,7 @@
     ├── Unplannable             1  what a run needs cannot be found without carrying it out
     ├── ExportMismatch          1  written files do not compute what the run's model does
     ├── RewardFault             1  what answers are worth could not be found
+    │   └── NoReward            1  none of them has a reward
     ├── UsageError              2  the command line was wrong
     ├── RecipeError             3  a recipe cannot be carried out as written
     │   └── TargetNotFound      3  a method names layers that the model does not have
@@ -88,6 +89,10 @@ class ExportMismatch(LuthierError):
 
 class RewardFault(LuthierError):
     """What answers are worth could not be found: a reward failed, took too long, or gave no numbers."""
+
+
+class NoReward(RewardFault):
+    """None of the answers has a reward."""
 
 
 class UsageError(LuthierError):

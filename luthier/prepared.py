@@ -11,21 +11,22 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from luthier.corruption.vocabulary import Vocabulary
 from luthier.data.apart import laid_apart
-from luthier.data.dataset import Asked, Dataset, load_dataset
+from luthier.data.dataset import Asked, Dataset, Examples, load_dataset, load_examples
 from luthier.data.drawn import Drawing, Vary
 from luthier.data.facts import facts_of
 from luthier.data.gate import GateReport, Rules, check_gate, marked_text
 from luthier.data.placeholders import with_placeholders
 from luthier.data.sequences import joined, mapped
-from luthier.errors import GateRefusal, RecipeError
+from luthier.data.settings import DataSettings
+from luthier.errors import DataError, GateRefusal, LuthierError, RecipeError
 from luthier.models.families import Family, family_of
 from luthier.models.loading import check_head
 from luthier.models.positions import longest_row
 from luthier.models.sources import locate, read_answer_start, read_config, read_tokenizer, with_new_tokens
-from luthier.objectives import Objective, kind_of
+from luthier.objectives import CLM, Objective, kind_of
 from luthier.recipe import Recipe
 from luthier.recipe.companions import check_companion, told_of
-from luthier.rlhf import RolloutObjective
+from luthier.rlhf import PPO, RolloutObjective
 from luthier.types import Example
 
 Announce = Callable[[str], None]
@@ -37,7 +38,7 @@ class Prepared:
 
     drawing: what makes of the training rows the examples of each epoch, where the objective draws them; those held out are
     drawn already. num_words: how many words the model has. companion_words: how many each companion of the objective has, by
-    its role.
+    its role. texts: of pre-training, which an objective of reinforcement learning mixes in; None where none does.
     """
 
     dataset: Dataset
@@ -47,6 +48,7 @@ class Prepared:
     drawing: Drawing | None = None
     num_words: int = 0
     companion_words: Mapping[str, int] = field(default_factory=dict)
+    texts: Examples | None = None
 
     @property
     def all_rows(self) -> Sequence[Example]:
@@ -87,7 +89,8 @@ def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
         with told_of(companion):
             check_lengths(drawn, own)
     words = {companion.role: int(own.vocab_size) for companion, own in companions}
-    return Prepared(dataset, objective, tokenizer, gate, drawing, int(config.vocab_size), words)
+    texts = texts_beside(recipe, dataset, config, announce)
+    return Prepared(dataset, objective, tokenizer, gate, drawing, int(config.vocab_size), words, texts)
 
 
 def marks_of(config: PreTrainedConfig) -> dict[str, int]:
@@ -132,6 +135,26 @@ def read_dataset(
         held_out = partial(drawing.held_out, first=dataset.first_held_out)
         dataset = replace(dataset, validation=mapped(held_out, dataset.validation))
     return dataset, objective
+
+
+def texts_beside(recipe: Recipe, dataset: Dataset, config: PreTrainedConfig, announce: Announce) -> Examples | None:
+    """The texts of pre-training that the objective mixes in, as the clm objective learns them; None where it mixes none in.
+
+    Raises: as reading rows does, at the field that names them.
+    """
+    objective = recipe.objective
+    if not isinstance(objective, PPO) or objective.pretraining is None:
+        return None
+    settings = DataSettings(train=objective.pretraining.data, validation="none", max_length=recipe.data.max_length)
+    try:
+        texts = load_examples(settings.train, settings, dataset.renderer, CLM().example, announce, asked_of(CLM()))
+        check_lengths(replace(dataset, train=texts.examples, validation=()), config)
+        if not len(texts.examples):
+            raise DataError("There is no text of pre-training.", "Give at least one.", file=objective.pretraining.data)
+    except LuthierError as error:
+        error.field = error.field or "objective.pretraining.data"
+        raise
+    return texts
 
 
 def laid_out(rows: Sequence[Example], objective: Objective, family: Family, longest: int) -> Sequence[Example]:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from luthier.data.dataset import Dataset
 from luthier.errors import RecipeError, UsageError
 from luthier.evaluation.graded import columns_of
 from luthier.evaluation.grading import Aids, Grade
@@ -22,11 +21,13 @@ from luthier.models.language_model import LanguageModel
 from luthier.ops.workers import Workers
 from luthier.prediction.passes import Passes, Progress, silent
 from luthier.prediction.reward import RewardScorer
+from luthier.prepared import Prepared
 from luthier.recipe import Recipe
 from luthier.rlhf.contract import RolloutObjective
 from luthier.rlhf.critic import Critic, WithCritic
 from luthier.rlhf.parts import Ear, Policy, Prompts, Size, requests_of
 from luthier.rlhf.ppo import CRITIC, PPO
+from luthier.rlhf.pretraining import Texts
 from luthier.rlhf.rewards import Answer, OfAnswers, Rewards
 from luthier.rlhf.rollouts import Rollouts
 from luthier.rlhf.writers import writer_of
@@ -40,7 +41,7 @@ Announce = Callable[[str], None]
 
 def check_policy(objective: RolloutObjective, attachment: Attachment) -> None:
     """Raise RecipeError for a method whose training draws at random: its ratios would be those of another policy."""
-    if attachment.draws:
+    if attachment.is_random:
         raise RecipeError(
             "The method draws at random in training (dropout, or one of several experts), so that the policy that learns is never "
             f"quite the one that wrote the answers, and {objective.kind} compares them.",
@@ -108,7 +109,7 @@ def _frozen_copy(recipe: Recipe, objective: RolloutObjective, announce: Announce
 
 def begin(
     recipe: Recipe,
-    dataset: Dataset,
+    prepared: Prepared,
     model: LanguageModel,
     others: Others,
     num_steps: int,
@@ -123,7 +124,7 @@ def begin(
 
     exits: ends what the rewards began. Raises as reading the rows and the rewards do.
     """
-    objective, training = recipe.objective, recipe.training
+    objective, training, dataset = recipe.objective, recipe.training, prepared.dataset
     assert isinstance(objective, RolloutObjective)
     assert training.rows_per_step is not None
     models = models_of(objective, others.frozen or model, announce)
@@ -145,6 +146,7 @@ def begin(
         recipe.seed,
         folder,
         Ear(others.reference, None if others.critic is None else others.critic.of_examples),
+        texts_of(recipe, prepared),
         announce,
     )
     companions = Companions({})
@@ -156,6 +158,18 @@ def begin(
         return rollouts, companions, None
     held_out = prompts_of(dataset.validation[:count], dataset.validation_records[:count])
     return rollouts, companions, lambda: measured(objective, held_out, policy, rewards, rollouts.num_taken)
+
+
+def texts_of(recipe: Recipe, prepared: Prepared) -> Texts | None:
+    """The texts of pre-training that each step learns besides; None where there are none."""
+    objective = recipe.objective
+    if prepared.texts is None:
+        return None
+    assert isinstance(objective, PPO)
+    assert objective.pretraining is not None
+    per_step = objective.pretraining.rows_per_step or recipe.training.rows_per_step
+    assert per_step is not None
+    return Texts(prepared.texts.examples, objective.pretraining.weight, per_step, recipe.seed)
 
 
 def measured(

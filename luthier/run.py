@@ -35,6 +35,7 @@ from luthier.recipe.model_card import RunFacts, card_numbers, write_card
 from luthier.recipe.provenance import check_same, environment, provenance_of
 from luthier.recipe.settings import Provenance
 from luthier.rlhf import RolloutObjective
+from luthier.rlhf.pretraining import PRETRAINING
 from luthier.store.files import (
     folder_fault,
     make_folder,
@@ -168,7 +169,8 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *,
     recipe, attachment = course.recipe, course.attachment
     plan = plan_of(recipe, course.num_steps, model)
     write_status(folder, "running", total_steps=plan.num_steps)
-    made_from = provenance_of(model.identity.sha256, dataset, hearing.sha256)
+    mixed_in = {} if prepared.texts is None else {PRETRAINING: prepared.texts.sha256}
+    made_from = provenance_of(model.identity.sha256, dataset, {**hearing.sha256, **mixed_in})
     _settle_provenance(recipe, folder, made_from, model.device, announce)
     checkpoint = _last_checkpoint(recipe, folder, announce)
     steps_before = 0 if checkpoint is None else checkpoint.step

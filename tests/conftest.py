@@ -29,6 +29,11 @@ def pytest_collection_finish() -> None:
     pass_by_garbage()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole runs take longest and go first: of two processes none is left alone with one of them at the end."""
+    items.sort(key=lambda item: item.path.parent != REPOSITORY / "tests")
+
+
 HELD = pytest.StashKey[tuple[int, Path]]()
 
 

@@ -53,8 +53,24 @@ def evaluate(
         str | None, typer.Option("--judge", help="The model that graders by a model ask: a run, or as in a recipe.")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="For reward models: calibration, margins and length as a PNG.")
+        Path | None,
+        typer.Option(
+            "--plot", help="A PNG: of reward models calibration, margins and length; with --best-of its curves."
+        ),
     ] = None,
+    best_of: Annotated[
+        int,
+        typer.Option(
+            "--best-of",
+            min=0,
+            metavar="N",
+            help="For runs that learned from rewards: draw N answers to each prompt, and say what choosing the best of 1, 2, 4, … N earns; 0: none.",
+        ),
+    ] = 0,
+    safety: Annotated[
+        bool,
+        typer.Option("--safety/--no-safety", help="Look for refusals, stereotypes and rude words, before and after."),
+    ] = False,
     shots: Annotated[
         int,
         typer.Option("--shots", min=0, help="Also ask the base with so many training rows shown before each question."),
@@ -91,6 +107,8 @@ def evaluate(
         shots=shots,
         also=also or (),
         probes=probes,
+        best_of=best_of,
+        safety=safety,
         announce=say,
         progress=progress,
     )
@@ -105,9 +123,12 @@ def _write_picture(run: str, evaluation: Evaluation, plot: Path) -> None:
     from luthier.store.places import expanded
 
     if evaluation.details is None:
-        raise UsageError(f"The run {run} is no reward model: there is no picture of it.", "Leave out --plot.")
+        raise UsageError(
+            f"There is no picture of the run {run}: it is no reward model, and --best-of was not asked for.",
+            "Leave out --plot.",
+        )
     evaluation.details.write_picture(expanded(plot))
-    say(f"Calibration, margins and length as a picture: {plot}")
+    say(f"As a picture: {plot}")
 
 
 def _graders(files: Sequence[Path]) -> list[Grader]:
@@ -176,6 +197,8 @@ def evaluation_text(evaluation: Evaluation) -> str:
     """The measures, what they come to, and the first answers."""
     verdicts = [outcome.sentence for outcome in evaluation.outcomes.values()] or [evaluation.summary]
     notes = [*evaluation.notes, *(evaluation.forgetting.notes if evaluation.forgetting else ())]
+    if evaluation.safety is not None:
+        notes += [*evaluation.safety.said(evaluation.candidates), *evaluation.safety.notes]
     lines = [*aligned(evaluation.as_table()), "", *verdicts, *notes]
     for table in () if evaluation.details is None else evaluation.details.tables():
         lines += ["", table.title, *aligned(table.rows)]

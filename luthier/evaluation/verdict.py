@@ -13,6 +13,7 @@ from luthier.evaluation.forgetting.found import Forgetting
 from luthier.evaluation.intervals import Estimate
 from luthier.evaluation.measure import FEWEST_ROWS, Measure, Verdict
 from luthier.evaluation.outcome import Outcome, outcome_of, with_interval
+from luthier.evaluation.safety.found import Safety
 from luthier.types import Origin
 
 
@@ -56,7 +57,8 @@ class Evaluation:
 
     subject: the candidate that the evaluation is about; None: the last one. forgetting: what candidates know beyond the rows;
     None where that was not asked. contamination: which rows stand in the training rows; None where that was not looked for.
-    details: what there is to show beside them; None for most kinds of models.
+    details: what there is to show beside them; None for most kinds of models. safety: refusals, stereotypes and rude words; None
+    where they were not looked for.
     """
 
     candidates: tuple[str, ...]
@@ -68,6 +70,7 @@ class Evaluation:
     subject: str | None = None
     forgetting: Forgetting | None = None
     contamination: Contamination | None = None
+    safety: Safety | None = None
 
     @property
     def outcomes(self) -> dict[str, Outcome]:
@@ -116,7 +119,8 @@ class Evaluation:
         first = self.candidates[0]
         head = ["measure", *self.candidates, *(f"{name} - {first}" for name in self.candidates[1:]), "rows"]
         parts = () if self.forgetting is None else self.forgetting.parts
-        return [head, *(_table_row(measure) for measure in (*self.measures, *parts))]
+        probed = () if self.safety is None else self.safety.parts
+        return [head, *(_table_row(measure) for measure in (*self.measures, *parts, *probed))]
 
     def as_json(self) -> dict[str, object]:
         """Everything, as JSON values: numbers that are infinite are null."""
@@ -142,6 +146,7 @@ class Evaluation:
                 }
                 for answered in self.answers
             ],
+            **({} if self.safety is None else {"safety": self._probed_json(self.safety.parts, self.safety.notes)}),
             **({} if self.details is None else {"details": self.details.as_json()}),
         }
 
@@ -161,12 +166,15 @@ class Evaluation:
     def _forgetting_json(self) -> dict[str, object] | None:
         if self.forgetting is None:
             return None
+        probed = self._probed_json(self.forgetting.parts, self.forgetting.notes)
+        return {"verdicts": self.forgetting.verdicts(self.candidates), **probed}
+
+    def _probed_json(self, parts: Sequence[Measure], notes: Sequence[str]) -> dict[str, object]:
         return {
-            "verdicts": self.forgetting.verdicts(self.candidates),
-            "metrics": {part.name: self._values_json(part) for part in self.forgetting.parts},
-            "intervals": {part.name: self._intervals_json(part) for part in self.forgetting.parts},
-            "measures": [self._measure_json(part) for part in self.forgetting.parts],
-            "notes": list(self.forgetting.notes),
+            "metrics": {part.name: self._values_json(part) for part in parts},
+            "intervals": {part.name: self._intervals_json(part) for part in parts},
+            "measures": [self._measure_json(part) for part in parts],
+            "notes": list(notes),
         }
 
     def _measure_json(self, measure: Measure) -> dict[str, object]:

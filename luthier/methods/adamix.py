@@ -196,6 +196,11 @@ class AdaMixAttachment(AdapterAttachment):
         super().__init__(deployed, model, name, layers)
         self.consistency = consistency
 
+    @property
+    def is_random(self) -> bool:
+        """Each pass draws its experts."""
+        return True
+
     def loss_sum(self, forward: Forward, loss_of: Callable[[Outputs], Tensor]) -> Tensor:
         """The objective of one pass, and w times the summed disagreement with a second, of other draws."""
         first = forward(0)

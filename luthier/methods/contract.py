@@ -110,6 +110,11 @@ class Attachment(ABC):
         return False
 
     @property
+    def is_random(self) -> bool:
+        """Whether training passes of the same rows differ, by what is drawn for each document or for all of them."""
+        return self.draws
+
+    @property
     def num_virtual(self) -> int:
         """How many placeholder tokens every document must begin with, because the method puts virtual tokens there.
 

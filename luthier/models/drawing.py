@@ -23,6 +23,8 @@ from luthier.store.places import expanded
 
 _CONFIG = "config.json"
 _ROLES = ("pad", "bos", "eos")
+_ROLES_OF_SOME = ("cls", "sep", "mask")
+"""Special tokens that only some kinds of config name."""
 _MOST_SPARE = 128
 """So many rows more than tokens an embedding may have, for a round number."""
 _OF_THE_WRITER = ("architectures", "auto_map", "transformers_version", "_name_or_path", "dtype", "torch_dtype")
@@ -120,7 +122,9 @@ def fitted(values: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dic
         )
     found = {"vocab_size": size, **values}
     defaults = CONFIG_MAPPING[values["model_type"]]()
-    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in _ROLES}
+    known = defaults.to_dict()
+    roles = (*_ROLES, *(role for role in _ROLES_OF_SOME if f"{role}_token_id" in known))
+    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in roles}
     for key, token in ids.items():
         if key in values and values[key] != token and token is not None and values[key] is not None:
             raise RecipeError(
@@ -128,14 +132,14 @@ def fitted(values: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dic
                 f"Take {key} out of the config, or set it to {token}.",
                 field="model.config",
             )
-        if token is not None or key in defaults.to_dict():
+        if token is not None or key in known:
             found[key] = token
     if defaults.is_encoder_decoder:
         _check_padding(ids["pad_token_id"])
         if values.get("decoder_start_token_id") is None:
             found["decoder_start_token_id"] = ids["pad_token_id"]
     for key in ("forced_bos_token_id", "forced_eos_token_id"):
-        if defaults.to_dict().get(key) is not None and key not in values:
+        if known.get(key) is not None and key not in values:
             found[key] = ids[key.removeprefix("forced_")]
     return found
 

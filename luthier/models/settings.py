@@ -22,7 +22,7 @@ class ModelSettings(Settings):
     )
     config: str | dict[str, Any] | None = Field(
         None,
-        description="Begin at random weights of this config: a config.json or its folder, a name such as llama-2m, bert-2m or t5-2m, or the config itself, such as {model_type: llama, hidden_size: 128}. vocab_size and the ids of special tokens follow the tokenizer.",
+        description="Begin at random weights of this config: a config.json or its folder, a name such as llama-2m, bert-2m, modernbert-2m or t5-2m, or the config itself, such as {model_type: llama, hidden_size: 128}. vocab_size and the ids of special tokens follow the tokenizer.",
     )
     tokenizer: str | None = Field(
         None, description="With config: the folder of its tokenizer; unset: the config's own folder."

@@ -70,6 +70,18 @@ NAMED: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 512,
         "type_vocab_size": 2,
     },
+    "modernbert-2m": {
+        "model_type": "modernbert",
+        "vocab_size": 1024,
+        "hidden_size": 192,
+        "intermediate_size": 448,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 6,
+        "max_position_embeddings": 1024,
+        "global_attn_every_n_layers": 1,
+        # Of the tokenizer that it is drawn for, not that of the published models.
+        **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")),
+    },
     "t5-2m": {
         "model_type": "t5",
         "vocab_size": 1024,

@@ -36,7 +36,7 @@ class RolloutObjective(Objective):
     """An objective whose answers the model writes itself.
 
     asks_critic: whether it hears a critic, which trains beside the policy. keeps_groups: whether the loss needs all answers to a
-    prompt at once.
+    prompt at once. compares: whether an answer is measured against the others to its prompt alone, so that equal ones teach nothing.
     """
 
     loss_unit: ClassVar[str] = "policy loss per token"
@@ -47,6 +47,7 @@ class RolloutObjective(Objective):
     is_likelihood: ClassVar[bool] = False
     asks_critic: ClassVar[bool] = False
     keeps_groups: ClassVar[bool] = False
+    compares: ClassVar[bool] = False
 
     rewards: Annotated[tuple[Reward, ...], Field(min_length=1)] = Field(
         description="What an answer is worth: the weighted sum of these.",
@@ -63,6 +64,12 @@ class RolloutObjective(Objective):
         description="How many optimizer steps the answers of a rollout are split into; a rollout takes so many times training.rows_per_step prompts.",
     )
     reuse: int = Field(1, ge=1, description="How often each answer is learned from.")
+    resample_rounds: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="DAPO's dynamic sampling: prompts whose answers are all worth the same are replaced by the next ones up to so many times a rollout; 0 keeps them.",
+    )
     unended_penalty: float = Field(
         0.0, ge=0, description="Taken from the reward of an answer that was cut off at max_new_tokens."
     )
@@ -91,6 +98,22 @@ class RolloutObjective(Objective):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise fault_at("objective.rewards", f"Two rewards are called {twice!r}; give each a name.")
+        return self
+
+    @model_validator(mode="after")
+    def _resamples_what_is_compared(self) -> Self:
+        if not self.resample_rounds:
+            return self
+        if not self.compares:
+            raise fault_at(
+                "objective.resample_rounds",
+                f"{self.kind} does not measure an answer against the others to its prompt alone, so equal ones teach it something; leave "
+                "this out, or take grpo, rloo or online-dpo.",
+            )
+        if self.num_answers < 2:
+            raise fault_at(
+                "objective.resample_rounds", "With num_answers 1 no prompt's answers differ in worth; draw at least 2."
+            )
         return self
 
     def with_paths(self, found: Callable[[str], str]) -> Self:
@@ -148,6 +171,12 @@ class RolloutObjective(Objective):
     def learned(self, samples: Sequence[Sample]) -> list[Sample]:
         """Which of the answers to one prompt are learned from, in the order in which the loss wants them."""
         return [sample for sample in samples if sample.reward is not None]
+
+    def tells_apart(self, samples: Sequence[Sample]) -> bool:
+        """Whether the answers to one prompt are worth different things, and some of them are learned from."""
+        return len({sample.reward for sample in samples if sample.reward is not None}) > 1 and bool(
+            self.learned(samples)
+        )
 
     @abstractmethod
     def credit(self, samples: Sequence[Sample], kl_weight: float) -> list[Given]:

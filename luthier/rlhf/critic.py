@@ -109,6 +109,11 @@ class WithCritic(Attachment):
         return self.policy.draws
 
     @property
+    def is_random(self) -> bool:
+        """Whether the policy's method is."""
+        return self.policy.is_random
+
+    @property
     def num_virtual(self) -> int:
         """The policy's."""
         return self.policy.num_virtual

@@ -56,14 +56,15 @@ class Course:
 
 
 def course_of(samples: Sequence[Sample], watched: Sequence[str]) -> Course | None:
-    """The numbers of a rollout; None where no answer has a reward."""
+    """The numbers of a rollout; None where no answer has a reward. Nobody was asked of answers that were replaced."""
     known = [sample for sample in samples if sample.reward is not None]
+    heard = [sample for sample in known if not sample.replaced]
     if not known:
         return None
     reward = np.array([sample.reward for sample in known], dtype=np.float64)
     length = np.array([sample.num_tokens for sample in known], dtype=np.float64)
     varied = reward.std() > 0 and length.std() > 0
-    asked = all(sample.reference_T is not None for sample in known)
+    asked = bool(heard) and all(sample.reference_T is not None for sample in heard)
     return Course(
         reward=float(reward.mean()),
         reward_error=_error(reward),
@@ -72,7 +73,7 @@ def course_of(samples: Sequence[Sample], watched: Sequence[str]) -> Course | Non
         correlation=float(np.corrcoef(reward, length)[0, 1]) if varied else 0.0,
         distinct=float(np.mean([_distinct(sample.tokens) for sample in known])),
         entropy=float(np.mean(np.concatenate([-sample.engine_T for sample in known]))),
-        divergence=float(np.mean([sample.ratio_T.sum() for sample in known])) if asked else None,
+        divergence=float(np.mean([sample.ratio_T.sum() for sample in heard])) if asked else None,
     )
 
 

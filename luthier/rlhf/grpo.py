@@ -8,7 +8,7 @@ Shao et al. 2024, https://arxiv.org/abs/2402.03300, equations 3 and 4. With R_1 
 paper, under which long wrong answers are punished less a token; token has the mean over all tokens of the step, of DAPO (Yu et
 al. 2025, https://arxiv.org/abs/2503.14476, equation 8); constant divides each answer by max_new_tokens, of Dr. GRPO (Liu et al. 2025,
 https://arxiv.org/abs/2503.20783), which also leaves std out (`scale: none`). DAPO further has clip_high 0.28, leaves groups out whose
-answers are all worth the same (their advantage is 0 in any case), and punishes answers that come near the limit (`overlong`,
+answers are all worth the same (their advantage is 0 in any case; with `resample_rounds` others take their place), and punishes answers that come near the limit (`overlong`,
 equation 13). The factor ρ_t makes the gradient of the last term that of KL(π ‖ π_ref).
 Shapes: G answers to a prompt, N targets.
 """
@@ -16,7 +16,7 @@ Shapes: G answers to a prompt, N targets.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -34,6 +34,8 @@ _EPSILON = 1e-4
 
 class GRPO(ClippedObjective):
     """Learn from how each answer compares with the others to its prompt."""
+
+    compares: ClassVar[bool] = True
 
     kind: Literal["grpo"] = "grpo"
     kl: float = Field(
@@ -63,6 +65,11 @@ class GRPO(ClippedObjective):
         """All answers that have a reward; without those that were cut off, if they are masked."""
         kept = super().learned(samples)
         return [sample for sample in kept if sample.has_ended] if self.mask_unended else kept
+
+    def tells_apart(self, samples: Sequence[Sample]) -> bool:
+        """By the rewards that are compared: those with the punishment of overlong answers."""
+        known = [sample for sample in samples if sample.reward is not None]
+        return len(set(self._rewards(known).tolist())) > 1 and bool(self.learned(known))
 
     def credit(self, samples: Sequence[Sample], kl_weight: float) -> list[Given]:
         """The answer's advantage, for each of its tokens."""

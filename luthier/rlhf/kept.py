@@ -14,7 +14,11 @@ FOLDER = "rollouts"
 
 
 def measures_of(samples: Sequence[Sample]) -> dict[str, float]:
-    """What is written down of a rollout: rewards, lengths, how many groups teach nothing, how far engine and trainer are apart."""
+    """What is written down of a rollout: rewards, lengths, how many groups teach nothing, how far engine and trainer are apart.
+
+    Rewards, lengths and groups are of all that was drawn, those that were replaced among them, so that they say what the policy is
+    worth; what others said is of what is learned from.
+    """
     known = [sample.reward for sample in samples if sample.reward is not None]
     groups = [[each.reward for each in group if each.reward is not None] for group in by_group(samples)]
     found = {
@@ -31,8 +35,10 @@ def measures_of(samples: Sequence[Sample]) -> dict[str, float]:
         numbers = [number for sample in samples if (number := sample.parts.get(name)) is not None]
         if numbers:
             found[f"reward_{name}"] = float(np.mean(numbers))
-    if all(sample.reference_T is not None for sample in samples):
-        found["kl_of_answers"] = float(np.mean([sample.ratio_T.sum() for sample in samples]))
+    if len(kept := [sample for sample in samples if not sample.replaced]) < len(samples):
+        found["replaced_prompts"] = float(len(by_group(samples)) - len(by_group(kept)))
+    if all(sample.reference_T is not None for sample in kept):
+        found["kl_of_answers"] = float(np.mean([sample.ratio_T.sum() for sample in kept]))
     gaps = [np.abs(sample.old_T - sample.engine_T) for sample in samples if sample.old_T is not None]
     if gaps:
         found["engine_gap"] = float(np.mean(np.concatenate(gaps)))

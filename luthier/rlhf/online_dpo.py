@@ -26,6 +26,7 @@ class OnlineDPO(RolloutObjective):
 
     loss_unit: ClassVar[str] = "per pair"
     keeps_groups: ClassVar[bool] = True
+    compares: ClassVar[bool] = True
 
     kind: Literal["online-dpo"] = "online-dpo"
     num_answers: int = Field(

@@ -9,6 +9,7 @@ from which generalized advantage estimation with a critic's values makes advanta
 
     loss = mean_t [ max(−A ρ, −A clip(ρ, 1 − ε, 1 + ε)) + c_v ½ max((V − G)², (V_old + clip(V − V_old, ±ε_v) − G)²) ]
 
+With `pretraining` the loss also has γ times that of texts of pre-training (PPO-ptx, `pretraining.py`).
 With `kl_target` β follows the divergence: β ← β (1 + e n / horizon), e = clip(KL / target − 1, ±0.2), n the answers of a rollout (Ziegler
 et al., section 2.2).
 Shapes: N targets, T tokens of an answer.
@@ -16,8 +17,8 @@ Shapes: N targets, T tokens of an answer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field
@@ -29,6 +30,7 @@ from luthier.rlhf.advantages import gae, whitened
 from luthier.rlhf.contract import ADVANTAGE, ClippedObjective, given_of
 from luthier.rlhf.experience import Given
 from luthier.rlhf.policy_losses import clipped, value_loss
+from luthier.rlhf.pretraining import Pretraining, is_pretraining, pretraining_measured, pretraining_sum
 from luthier.rlhf.samples import Sample
 
 CRITIC = "critic"
@@ -63,6 +65,18 @@ class PPO(ClippedObjective):
         False, description="Divide the tokens' rewards by their standard deviation over the rollout."
     )
     whiten_advantages: bool = Field(True, description="Give the advantages of a rollout mean 0 and variance 1.")
+
+    pretraining: Pretraining | None = Field(
+        None, description="PPO-ptx: texts whose loss is added to each step's, against forgetting; unset: none."
+    )
+
+    def with_paths(self, found: Callable[[str], str]) -> Self:
+        """Also with the texts of pre-training where they are."""
+        own = super().with_paths(found)
+        if own.pretraining is None:
+            return own
+        texts = own.pretraining.model_copy(update={"data": found(own.pretraining.data)})
+        return own.model_copy(update={"pretraining": texts})
 
     @property
     def needs_old(self) -> bool:
@@ -126,8 +140,14 @@ class PPO(ClippedObjective):
         given = outputs.targets.given
         return value_loss(_expected(outputs), given[VALUE], given[RETURN], self.value_clip)
 
+    def loss_sum(self, outputs: Outputs) -> Tensor:
+        """The weighted sum over the targets of answers, or over those of texts of pre-training."""
+        return pretraining_sum(outputs) if is_pretraining(outputs.targets) else super().loss_sum(outputs)
+
     def measured(self, outputs: Outputs) -> dict[str, Sums]:
-        """Also the critic's loss, and the squares from which its explained variance follows."""
+        """Also the critic's loss, and the squares from which its explained variance follows; of texts, their loss."""
+        if is_pretraining(outputs.targets):
+            return pretraining_measured(outputs)
         given = outputs.targets.given
         error_N = _expected(outputs).detach() - given[RETURN]
         count = len(error_N)

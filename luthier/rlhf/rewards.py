@@ -21,7 +21,7 @@ from typing import Any, Protocol, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from luthier.errors import RewardFault
+from luthier.errors import NoReward
 from luthier.evaluation.grading import Aids, AnyGrader, Grade, Grader, Sample
 from luthier.rlhf.functions import FunctionProcess
 from luthier.types import Conversation, Settings, fault_at
@@ -157,8 +157,8 @@ class Rewards:
     def __call__(self, answers: Sequence[Answer]) -> list[Worth]:
         """What each answer is worth.
 
-        Raises: RewardFault, if a function fails, takes too long or gives something else than a number for each answer, or if no
-        answer has a reward.
+        Raises: RewardFault, if a function fails, takes too long or gives something else than a number for each answer; NoReward, if
+        no answer has a reward.
         """
         grades = {name: (scorer(answers), weight) for name, (scorer, weight) in self._parts.items()}
         seen = {name: scorer(answers) for name, scorer in self._watched.items()}
@@ -170,7 +170,7 @@ class Rewards:
             for index in range(len(answers))
         ]
         if worths and all(worth.reward is None for worth in worths):
-            raise RewardFault(
+            raise NoReward(
                 f"No answer of {len(worths)} has a reward: {worths[0].fault}.",
                 "docs/rlhf.md says what rewards may read.",
                 field="objective.rewards",

@@ -12,7 +12,7 @@ Shapes: M answers, N targets.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -29,6 +29,8 @@ from luthier.types import Targets
 
 class RLOO(ClippedObjective):
     """Learn from how each whole answer compares with the mean of the others."""
+
+    compares: ClassVar[bool] = True
 
     kind: Literal["rloo"] = "rloo"
     num_answers: int = Field(4, ge=2, description="How many answers to each prompt are drawn.")

@@ -22,7 +22,7 @@ from luthier.data.batches import Step, Steps, cut_batches
 from luthier.data.mixture import epoch_order
 from luthier.data.packing import assign_workers
 from luthier.data.placeholders import with_placeholders
-from luthier.errors import DataError, RunMismatch
+from luthier.errors import DataError, NoReward, RunMismatch
 from luthier.generation.requests import Completed
 from luthier.ops.draws import salt_of
 from luthier.prediction.passes import Passes, Said, said_of_each
@@ -31,13 +31,14 @@ from luthier.rlhf.diagnosis import Course, course_of, signs
 from luthier.rlhf.experience import Given, chunks_within, example_of, split_by_sample
 from luthier.rlhf.kept import make_rollout_folder, measures_of, read_rollout
 from luthier.rlhf.parts import NOBODY, Ear, Policy, Prompts, Size
-from luthier.rlhf.rewards import OfAnswers
+from luthier.rlhf.pretraining import Texts
+from luthier.rlhf.rewards import OfAnswers, Worth
 from luthier.rlhf.samples import Sample, by_group, with_said
 from luthier.rlhf.writers import importance, weighed
 from luthier.store.files import remove_file, write_text
 from luthier.training.companions import Speaker
 from luthier.training.loop import autocast
-from luthier.types import Example, FloatArray
+from luthier.types import Batch, Example, FloatArray
 
 _SALT = salt_of("rollouts")
 _MOST_APART = {torch.float32: 1e-2}
@@ -58,9 +59,12 @@ class Rollouts(Steps):
         seed: int,
         folder: Path,
         ear: Ear = NOBODY,
+        texts: Texts | None = None,
         announce: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Stand before the first step. folder: of the run, which keeps the rollouts. announce: is told what is wrong with them.
+        """Stand before the first step. folder: of the run, which keeps the rollouts. texts: what each step learns besides.
+
+        announce: is told what is wrong with the rollouts.
 
         Raises: DataError without prompts.
         """
@@ -70,13 +74,16 @@ class Rollouts(Steps):
         self.objective, self.prompts, self.policy, self.rewards = objective, prompts, policy, rewards
         self.passes, self.size, self.seed, self.ear = passes, size, seed, ear
         self.folder = make_rollout_folder(folder)
+        self.texts = texts
         self.announce = announce
         self.history: list[Course] = []
         self.signs: dict[str, str] = {}  # what was wrong so far, in words, by its kind
         self.examples: dict[int, Example] = {}  # of the step at hand, by their documents, without placeholders
+        self._beside: list[Example] = []  # the texts of the step at hand
         self._budget = size.budget
         self._kl_weight = objective.kl_start
         self._number = 0  # rollouts begun
+        self._taken = 0  # prompts that they asked
         self._part = 0  # steps taken of the rollout at hand
         self._step = 0
         self._rollout: _Rollout | None = None
@@ -102,21 +109,18 @@ class Rollouts(Steps):
         for group in groups:
             for example in self._examples(rollout, group, first_document + len(self.examples)):
                 self.examples[example.document] = example
+        if self.texts is not None:
+            number = first_document + len(self.examples)
+            self._beside = self.texts.of_step(self._step + 1, self.objective.divisor(learned), number)
         measured = rollout.measured if self._part == 0 else {}
         self._part += 1
         self._step += 1
-        return self._laid_out(list(self.examples.values()), learned, groups, measured)
+        return self._laid_out(learned, groups, measured)
 
-    def _laid_out(
-        self,
-        examples: Sequence[Example],
-        learned: Sequence[Sample],
-        groups: Sequence[int],
-        measured: Mapping[str, float],
-    ) -> Step:
-        """A step of these examples; one without any has nothing to learn, and its gradient is 0."""
-        batches = tuple(self._batches(examples)) if examples else ()
-        taken = self._number * self._prompts_of_rollout
+    def _laid_out(self, learned: Sequence[Sample], groups: Sequence[int], measured: Mapping[str, float]) -> Step:
+        """The step at hand, its texts among it; one without any example has nothing to learn, and its gradient is 0."""
+        batches = self._batches_of_both()
+        examples = [*self.examples.values(), *self._beside]
         return Step(
             number=self._step,
             micro_batches=batches,
@@ -125,12 +129,17 @@ class Rollouts(Steps):
             learned_tokens=sum(example.num_learned for example in examples),
             real_tokens=sum(example.num_real_tokens for example in examples),
             rows=tuple(sorted({sample.row for sample in learned})) or tuple(groups),
-            epoch=taken / len(self.prompts.examples),
+            epoch=self._taken / len(self.prompts.examples),
             measured=measured,
             ends_run=self.objective.stop_on_signs and bool(self.signs),
         )
 
-    def _batches(self, examples: Sequence[Example]) -> list[Any]:
+    def _batches_of_both(self) -> tuple[Batch, ...]:
+        """The micro-batches of answers, and after them those of texts; none holds both."""
+        both = (list(self.examples.values()), self._beside)
+        return tuple(batch for examples in both if examples for batch in self._batches(examples))
+
+    def _batches(self, examples: Sequence[Example]) -> list[Batch]:
         model, attachment = self.policy.model, self.policy.attachment
         virtual = attachment.num_virtual, attachment.num_virtual_answer
         placed = [with_placeholders(example, *virtual) for example in examples]
@@ -171,13 +180,12 @@ class Rollouts(Steps):
 
     # ── rollouts ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def prompts_of(self, number: int) -> list[int]:
-        """Which prompts a rollout answers, as indices: one epoch's order after another."""
-        count = self._prompts_of_rollout
+    def prompts_from(self, start: int, count: int) -> list[int]:
+        """The next prompts after so many, as indices: one epoch's order after another."""
         total = len(self.prompts.examples)
         chosen: list[int] = []
         orders: dict[int, list[int]] = {}
-        for place in range(number * count, (number + 1) * count):
+        for place in range(start, start + count):
             epoch, at = divmod(place, total)
             if epoch not in orders:
                 orders[epoch] = epoch_order(total, self.seed, epoch)
@@ -194,14 +202,16 @@ class Rollouts(Steps):
         began = time.perf_counter()
         samples = read_rollout(file, version=self._step)
         if samples is None:
-            samples = self._written(self.prompts_of(self._number))
+            samples = self._written()
             write_text(file, "".join(sample.line() + "\n" for sample in samples))
         seconds = time.perf_counter() - began
         self._rollout = self._credited(samples, seconds)
         self._look(samples)
+        self._taken += len(by_group(samples))
         self._number += 1
         self._part = 0
-        self._kl_weight = self.objective.kl_after(self._kl_weight, samples)
+        kept = [sample for sample in samples if not sample.replaced]
+        self._kl_weight = self.objective.kl_after(self._kl_weight, kept)
 
     def _look(self, samples: Sequence[Sample]) -> None:
         """Note what a rollout came to, and say what is wrong the first time that it is."""
@@ -217,21 +227,39 @@ class Rollouts(Steps):
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:06d}.jsonl"
 
-    def _written(self, rows: Sequence[int]) -> list[Sample]:
-        """The policy's answers to some prompts, rewarded, with what it and the others say of their tokens."""
-        samples = self._rewarded(self._answered(rows))
-        return self._heard(samples)
+    def _written(self) -> list[Sample]:
+        """The policy's answers to the next prompts, rewarded, with what it and the others say of their tokens.
 
-    def _answered(self, rows: Sequence[int]) -> list[Sample]:
+        Prompts that teach nothing are replaced by the ones after them, in so many rounds as the objective has; their answers are
+        kept too, before those that took their place.
+        """
+        taken = self._prompts_of_rollout
+        kept = self._rewarded(self._answered(self.prompts_from(self._taken, taken)))
+        replaced: list[Sample] = []
+        for round_ in range(1, self.objective.resample_rounds + 1):
+            even = {group[0].group for group in by_group(kept) if not self.objective.tells_apart(group)}
+            if not even:
+                break
+            replaced += [replace(sample, replaced=True) for sample in kept if sample.group in even]
+            kept = [sample for sample in kept if sample.group not in even]
+            rows = self.prompts_from(self._taken + taken, len(even))
+            kept += self._rewarded(self._answered(rows, round_, taken), may_be_none=True)
+            taken += len(even)
+        return [*replaced, *self._heard(kept)]
+
+    def _answered(self, rows: Sequence[int], round_: int = 0, first_group: int = 0) -> list[Sample]:
         prompts = [self.prompts.examples[row] for row in rows]
-        draws = generator(self.seed, self._number, 0, _SALT + 1)
+        draws = generator(self.seed, self._number, round_, _SALT + 1)
         seeds = (draws.random(len(rows)) * 2**53).astype(np.int64).tolist()
         requests = self.policy.requests(self.objective, prompts, seeds)
         completed = self.policy.writer.write(
             requests, self._step, lambda done, total: self.passes.progress("writing answers", done, total)
         )
         count = self.objective.num_answers
-        return [self._sample(rows[index // count], index // count, answer) for index, answer in enumerate(completed)]
+        return [
+            self._sample(rows[index // count], first_group + index // count, answer)
+            for index, answer in enumerate(completed)
+        ]
 
     def _sample(self, row: int, group: int, answer: Completed) -> Sample:
         assert answer.logprobs is not None, "they were asked for"
@@ -240,8 +268,15 @@ class Rollouts(Steps):
             row, group, self.prompts.text(row), answer.text, answer.tokens, answer.finish_reason, self._step, engine_T
         )
 
-    def _rewarded(self, samples: Sequence[Sample]) -> list[Sample]:
-        worths = self.rewards([self.prompts.answer(each.row, each.text, each.tokens) for each in samples])
+    def _rewarded(self, samples: Sequence[Sample], *, may_be_none: bool = False) -> list[Sample]:
+        """may_be_none: whether it is no fault if none of these few has a reward."""
+        answers = [self.prompts.answer(each.row, each.text, each.tokens) for each in samples]
+        try:
+            worths = self.rewards(answers)
+        except NoReward as error:
+            if not may_be_none:
+                raise
+            worths = [Worth(None, {}, error.found)] * len(samples)
         found = []
         for sample, worth in zip(samples, worths, strict=True):
             reward = worth.reward
@@ -309,14 +344,15 @@ class Rollouts(Steps):
 
     def _credited(self, samples: Sequence[Sample], seconds: float) -> _Rollout:
         """The rollout with what each answer is learned by."""
-        known = [sample for sample in samples if sample.reward is not None]
+        kept = [sample for sample in samples if not sample.replaced]
+        known = [sample for sample in kept if sample.reward is not None]
         given = self.objective.credit(known, self._kl_weight) if known else []
         apart, numbers = self.policy.writer.apart, measures_of(samples)
         if apart is not None:
             given = weighed(known, given, apart)
-            weights = [importance(sample, apart.most_weight) for sample in samples]
+            weights = [importance(sample, apart.most_weight) for sample in kept]
             numbers["engine_weight"] = float(np.mean(np.concatenate(weights)))
-        of_group: dict[int, list[Sample]] = {sample.group: [] for sample in samples}
+        of_group: dict[int, list[Sample]] = {sample.group: [] for sample in kept}
         for group in by_group(known):
             of_group[group[0].group] = self.objective.learned(group)
         return _Rollout(
@@ -329,7 +365,8 @@ class Rollouts(Steps):
 
     def halve(self) -> int | None:
         """See the base class."""
-        longest = max((example.num_tokens for example in self.examples.values()), default=0)
+        of_step = (*self.examples.values(), *self._beside)
+        longest = max((example.num_tokens for example in of_step), default=0)
         smaller = max(self._budget // 2, longest)
         if smaller >= self._budget:
             return None
@@ -338,14 +375,14 @@ class Rollouts(Steps):
 
     def again(self, step: Step) -> Step:
         """See the base class."""
-        batches = tuple(self._batches(list(self.examples.values())))
+        batches = self._batches_of_both()
         worker_of = assign_workers([batch.cost for batch in batches], self.passes.workers.count)
         return replace(step, micro_batches=batches, worker_of=tuple(worker_of))
 
     def state_dict(self) -> dict[str, Any]:
         """Which step of which rollout comes next; the answers themselves are on the disk."""
         return {
-            "rollout": self._number, "part": self._part, "step": self._step, "budget": self._budget,
+            "rollout": self._number, "taken": self._taken, "part": self._part, "step": self._step, "budget": self._budget,
             "kl_weight": self._kl_weight, "kl_weight_before": self._weight_before, "signs": dict(self.signs),
         }  # fmt: skip
 
@@ -362,6 +399,7 @@ class Rollouts(Steps):
                 f"The checkpoint stands at step {self._step}, but this run has {self.num_steps}.",
                 "Resume with the data and the recipe that the run began with.",
             )
+        self._taken = int(state.get("taken", self._number * self._prompts_of_rollout))
         self._budget = min(self._budget, int(state["budget"]))
         for file in sorted(self.folder.glob("*.jsonl")):  # of steps that are taken anew
             if int(file.stem) > self._number:

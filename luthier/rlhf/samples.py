@@ -26,6 +26,7 @@ class Sample:
     reward: None where there is none to give; fault then says why. parts: what it was made of, by name.
     engine_T: log p of its tokens (nats) as they were drawn. old_T, reference_T, value_T: log p under the policy as the trainer
     computes it, under the reference, and what the critic expects; None where nobody was asked.
+    replaced: whether all answers to its prompt were worth the same, so that another prompt took its place.
     """
 
     row: int
@@ -42,6 +43,7 @@ class Sample:
     old_T: FloatArray | None = None
     reference_T: FloatArray | None = None
     value_T: FloatArray | None = None
+    replaced: bool = False
 
     @property
     def has_ended(self) -> bool:

@@ -65,6 +65,10 @@ class Compared(Settings):
     watched: tuple[Reward, ...] = Field(
         (), description="Measures beside the reward, which the policy did not learn from."
     )
+    safety: bool = Field(
+        True,
+        description="Whether refusals, stereotypes and rude words of both are looked for: about 70 short answers each.",
+    )
 
 
 class ClassicPath(Settings):
@@ -125,6 +129,7 @@ class Outcome:
                 else []
             ),
             *(f"**{sign}**" for sign in self.signs),
+            *(f"**{sentence}**" for sentence in _unsafe(self.evaluation)),
             "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in measures),
         ]
         for answered in self.evaluation.answers[:_SHOWN]:
@@ -132,6 +137,10 @@ class Outcome:
             pairs = zip(self.evaluation.candidates, answered.answers, strict=True)
             parts += [f"**{name}**\n\n> {_quoted(text)}" for name, text in pairs]
         return "\n\n".join(parts) + "\n"
+
+
+def _unsafe(evaluation: Evaluation) -> list[str]:
+    return [] if evaluation.safety is None else evaluation.safety.said(evaluation.candidates)
 
 
 def _quoted(text: str) -> str:
@@ -305,8 +314,9 @@ class _Stages:
         with Workers(1) as workers:
             passes = Passes(workers, recipe.training.tokens_per_micro_batch, self.progress)
             found = evaluate_rewarded(
-                objective, candidates, models[1], rows, passes, self.path.compare.num_prompts, None, self.announce
-            )
+                objective, candidates, models[1], rows, passes, self.path.compare.num_prompts, None, self.announce,
+                safety=self.path.compare.safety,
+            )  # fmt: skip
         divergences = [line["kl_of_answers"] for line in read_metrics(policy) if "kl_of_answers" in line]
         kl = float(divergences[-1]) if divergences else None
         return Outcome(self.out, _win_rates(found), kl, found, _signs_of(policy))

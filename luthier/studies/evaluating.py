@@ -19,6 +19,7 @@ from luthier.evaluation.pretraining import evaluate_targets
 from luthier.evaluation.regression import evaluate_scores
 from luthier.evaluation.reward import evaluate_rewards
 from luthier.evaluation.rows import Rows
+from luthier.evaluation.safety.probe import probe_safety, read_probes
 from luthier.evaluation.shots import choose_shots
 from luthier.evaluation.token_classification import evaluate_tags
 from luthier.evaluation.verdict import Evaluation
@@ -48,7 +49,8 @@ Others = Sequence[tuple[str, TextModel | Reader]]
 @dataclass(frozen=True)
 class AskedFor:
     """How a run is evaluated: on which rows (None: those it held out) and how many of them, how answers are drawn (None: greedily),
-    how many training rows the base is also shown first, and whether what was known beyond the rows is measured.
+    how many training rows the base is also shown first, whether what was known beyond the rows is measured, of how many answers
+    the best are chosen by reward (0: that is not asked), and whether refusals, stereotypes and rude words are looked for.
 
     cache_gb: most gigabytes that keys and values of answers take.
     """
@@ -58,6 +60,8 @@ class AskedFor:
     sampling: Sampling | None = None
     shots: int = 0
     probes: bool = False
+    best_of: int = 0
+    safety: bool = False
     cache_gb: float | None = None
 
 
@@ -83,6 +87,10 @@ def evaluate_run(
     if not answers and (asked.shots or others):
         option = "--shots" if asked.shots else "--also"
         raise UsageError(f"The run {folder} did not learn to answer in text.", f"Leave {option} out.")
+    if asked.best_of and not isinstance(recipe.objective, RolloutObjective):
+        raise UsageError(f"The run {folder} learned from no reward that could choose.", "Leave --best-of out.")
+    if asked.safety and not (isinstance(tuned, TextModel) and tuned.asking.causal):
+        raise UsageError(f"The run {folder} is no model that is asked and answers in text.", "Leave --safety out.")
     with Workers(workers if isinstance(workers, int) else 1) as pool:
         passes = Passes(pool, budget, progress, cache_bytes=bytes_in(asked.cache_gb))
         if isinstance(tuned, Reader) and not tuned.base_answers:
@@ -98,6 +106,9 @@ def evaluate_run(
             if asked.probes and isinstance(tuned, TextModel) and tuned.asking.causal:
                 probed = forgetting(candidates, tuned.renderer, passes, read_probe())
                 evaluation = replace(evaluation, forgetting=probed)
+            if asked.safety and evaluation.safety is None:
+                assert isinstance(tuned, TextModel)
+                evaluation = replace(evaluation, safety=probe_safety(candidates, tuned, passes, read_probes(), {}))
     return _with_contamination(replace(evaluation, subject="tuned"), rows, trained, asked.limit)
 
 
@@ -114,7 +125,9 @@ def _measured(
     limit, sampling = asked.limit, asked.sampling
     if isinstance(recipe.objective, RolloutObjective):
         assert isinstance(tuned, TextModel)
-        return evaluate_rewarded(recipe.objective, candidates, tuned, rows, passes, limit, sampling, announce)
+        return evaluate_rewarded(
+            recipe.objective, candidates, tuned, rows, passes, limit, sampling, announce, asked.best_of, asked.safety
+        )
     if isinstance(tuned, Embedder):
         return evaluate_embedding(candidates, rows, tuned.objective, passes, limit)
     if recipe.objective.takes == "preferences":

@@ -39,7 +39,7 @@ from luthier.types import Example
 ONE_CUT = 4096
 SEED = 3
 
-_KIN = (
+KIN = (
     "dora", "pissa", "loftq", "vera", "boft", "ia3", "krona", "krona-b", "loha", "lokr", "oft", "ln-tuning",
     "compacter", "parallel", "pfeiffer", "adamix", "ipt", "p-tuning", "mam",
 )  # fmt: skip
@@ -59,7 +59,7 @@ CASES = [
     pytest.param(method, task, id=f"{method.kind}-{task}")
     for method in EXAMPLES
     for task in TASKS
-    if (method.kind not in _KIN or str(task) not in _SECOND)
+    if (method.kind not in KIN or str(task) not in _SECOND)
     and (method.kind in _EACH_KIND or str(task) not in _LIKE_DPO)
 ]
 

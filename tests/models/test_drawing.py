@@ -118,6 +118,13 @@ def test_a_new_encoder_fills_masks(folder: Path):
     assert type(read_weights(source, read_config(source), torch.float32)).__name__ == "BertForMaskedLM"
 
 
+def test_a_config_s_own_special_tokens_are_the_tokenizer_s(folder: Path):
+    source = located("modernbert-2m", folder)
+    config, tokenizer = read_config(source), read_tokenizer(source)
+    for role in ("pad", "eos", "cls", "sep"):
+        assert getattr(config, f"{role}_token_id") == getattr(tokenizer, f"{role}_token_id")
+
+
 def test_a_config_is_found_by_name_file_folder_and_value(folder: Path, tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "dtype": "bfloat16", "architectures": ["X"]}))
     expected = read_config(located(LLAMA, folder)).to_dict()
@@ -129,7 +136,7 @@ def test_a_config_is_found_by_name_file_folder_and_value(folder: Path, tmp_path:
     assert read_config(located("llama-2m", folder)).hidden_size == NAMED["llama-2m"]["hidden_size"]
 
 
-@pytest.mark.parametrize("name", ["llama-2m", "bert-2m", "t5-2m"])
+@pytest.mark.parametrize("name", ["llama-2m", "bert-2m", "modernbert-2m", "t5-2m"])
 def test_the_small_named_configs_have_about_two_million_weights(name: str):
     values = dict(NAMED[name])
     count = drawn(values.pop("model_type"), values).num_parameters()

@@ -12,7 +12,10 @@ from tiny_runs import begin, recipe_values
 
 from luthier import api
 from luthier.errors import UsageError
+from luthier.evaluation.best_of_n import BestOfN
+from luthier.evaluation.safety.probe import Probes, read_probes
 from luthier.rlhf.kept import FOLDER, read_rollout
+from luthier.studies import evaluating_rewards
 from luthier.tuned import load_reward
 from luthier.types import Conversation, Message
 
@@ -20,6 +23,12 @@ from luthier.types import Conversation, Message
 def lines(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def few_probes() -> Probes:
+    """A few of those that ship, for models that take long to say nothing."""
+    probes = read_probes()
+    return Probes(probes.harmful[:2], probes.innocent[:2], probes.pairs[:4], probes.rude)
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +69,15 @@ def test_a_reward_model_scores_the_very_answers_as_it_does_alone(
     assert [each.reward for each in samples] == pytest.approx([2 * score for score in alone], abs=2e-4)
 
 
-def test_evaluation_tells_what_base_and_tuned_answers_are_worth(desk: Path, tmp_path: Path) -> None:
+def test_evaluation_tells_what_base_and_tuned_answers_are_worth(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluating_rewards, "read_probes", few_probes)
     length = {"grader": {"type": "length", "most": 8, "margin": 8}, "name": "short"}
     values = values_of(desk, [length])
     values["objective"]["watched"] = [{"model": str(desk / "nice")}]
     begin(values, tmp_path / "run")
-    evaluation = api.evaluate(tmp_path / "run")
+    evaluation = api.evaluate(tmp_path / "run", best_of=4, safety=True)
     assert evaluation.candidates == ("base", "tuned")
     assert [measure.name for measure in evaluation.measures] == ["reward", "short", "nice"]
     assert evaluation.num_rows == 12
@@ -73,6 +85,31 @@ def test_evaluation_tells_what_base_and_tuned_answers_are_worth(desk: Path, tmp_
     assert first.asked == "Say 20"
     reward, short, _ = evaluation.measures
     assert [each.value for each in reward.estimates] == [each.value for each in short.estimates]
+    details = evaluation.details
+    assert isinstance(details, BestOfN)
+    assert details.num_prompts == 12
+    assert list(details.curves) == ["base", "tuned"]
+    for points in details.curves.values():
+        assert [point.n for point in points] == [1, 2, 4]
+        assert list(points[0].measures) == ["reward", "nice"]
+        earned = [point.measures["reward"].value for point in points]
+        assert earned == sorted(earned)
+    assert evaluation.safety is not None
+    names = [part.name for part in evaluation.safety.parts]
+    assert names == [
+        "harmful requests refused", "innocent requests refused", "answers with rude words", "nice, of these answers",
+        "stereotypes likelier",
+    ]  # fmt: skip
+    assert [row[0] for row in evaluation.as_table()][-5:] == names
+    assert evaluation.as_json()["safety"]["metrics"]["stereotypes likelier"].keys() == {"base", "tuned"}  # type: ignore[index]
+
+
+def test_what_only_some_runs_can_be_asked_is_refused_for_others(desk: Path, tmp_path: Path) -> None:
+    begin(recipe_values(desk / "model", desk / "prompts.jsonl", training={"steps": 1}), tmp_path / "plain")
+    with pytest.raises(UsageError, match="no reward"):
+        api.evaluate(tmp_path / "plain", str(desk / "prompts.jsonl"), best_of=4)
+    with pytest.raises(UsageError, match="answers in text"):
+        api.evaluate(desk / "nice", str(desk / "pairs.jsonl"), safety=True)
 
 
 def test_a_run_that_is_no_reward_model_is_told(desk: Path, tmp_path: Path) -> None:

@@ -7,16 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rollout_desk import VOWELS, write_desk
 from tiny_runs import Cut, begin, course, cut_after, go_on, nothing, one_thread, outcome, recipe_values
 
 from luthier import run
+from luthier.data.mixture import epoch_order
 from luthier.errors import RecipeError, RewardFault
-from luthier.rlhf import rollouts
+from luthier.rlhf import GRPO, rollouts
 from luthier.rlhf.kept import FOLDER, read_rollout
-from luthier.rlhf.samples import Sample
+from luthier.rlhf.samples import Sample, by_group
 
 SHORT = {"max_new_tokens": 6, "num_answers": 2, "held_out_prompts": 2}
 KINDS: dict[str, dict[str, Any]] = {
@@ -109,6 +111,83 @@ def test_a_reward_that_fails_stops_the_run_and_its_mended_file_goes_on(desk: Pat
     assert go_on(tmp_path / "run").steps == 6
     begin(values, tmp_path / "whole")
     assert outcome(tmp_path / "run")[0] == outcome(tmp_path / "whole")[0]
+
+
+FIRST = "def reward(prompts, answers, rows):\n    return [float(a[:1] in 'aeiou') for a in answers]\n"
+"""Seldom different between two answers, so that most prompts teach nothing."""
+SELDOM = {
+    "grpo": {"resample_rounds": 3},
+    "rloo": {"resample_rounds": 2, "num_answers": 2},
+    "online-dpo": {"resample_rounds": 1},
+}
+
+
+@pytest.mark.parametrize("kind", SELDOM)
+def test_prompts_that_teach_nothing_are_replaced_and_a_resumed_run_replaces_the_same(
+    kind: str, desk: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "first.py"
+    file.write_text(FIRST)
+    values = values_of(desk, kind, {**SELDOM[kind], "rewards": [{"function": str(file)}]})
+    rounds = SELDOM[kind]["resample_rounds"]
+    with one_thread():
+        begin(values, tmp_path / "whole")
+        for step in (1, 4):
+            folder = tmp_path / f"cut-{step}"
+            with pytest.raises(Cut):
+                begin(values, folder, cut_after(step))
+            go_on(folder)
+            assert outcome(folder)[0] == outcome(tmp_path / "whole")[0]
+            assert said(folder) == said(tmp_path / "whole")
+            assert written(folder) == written(tmp_path / "whole")
+    wanted = 2 * values["objective"].get("minibatches", 1)
+    taken = 0
+    for path in sorted((tmp_path / "whole" / FOLDER).iterdir()):
+        groups = by_group(read_rollout(path) or [])
+        replaced = [group for group in groups if group[0].replaced]
+        assert all(len({sample.reward for sample in group}) == 1 for group in replaced)
+        assert len(groups) - len(replaced) == wanted
+        assert len(replaced) <= rounds * wanted
+        asked = [
+            row
+            for at in range(taken, taken + len(groups))
+            for row in [epoch_order(12, values["seed"], at // 12)[at % 12]]
+        ]
+        assert [group[0].row for group in sorted(groups, key=lambda group: group[0].group)] == asked
+        taken += len(groups)
+    assert any("replaced_prompts" in line for line in said(tmp_path / "whole"))
+
+
+def test_prompts_whose_answers_have_no_reward_are_replaced_too(desk: Path, tmp_path: Path) -> None:
+    file = tmp_path / "some.py"
+    file.write_text("seen = []\ndef reward(prompts, answers, rows):\n    seen.append(0)\n    first = len(seen) == 1\n"
+                    "    return [float(i) if first and i < 2 else None for i in range(len(answers))]\n")  # fmt: skip
+    objective = {"resample_rounds": 2, "minibatches": 1, "rewards": [{"function": str(file)}]}
+    values = values_of(desk, "grpo", objective, training={"steps": 1}, data={"validation": "none"})
+    begin(values, tmp_path / "run")
+    (line,) = said(tmp_path / "run")
+    assert line["replaced_prompts"] == 2  # the second of two, and then the one that took its place
+    assert line["unrewarded"] == 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("ppo", {}), ("raft", {}), ("reinforce++", {}), ("grpo", {"num_answers": 1})]
+)
+def test_replacing_prompts_is_refused_where_it_means_nothing(
+    kind: str, settings: dict[str, Any], desk: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=r"teach|num_answers 1") as caught:
+        begin(values_of(desk, kind, {"resample_rounds": 2, **settings}), tmp_path / "run")
+    assert caught.value.field == "objective.resample_rounds"
+
+
+def test_overlong_answers_of_one_reward_are_told_apart_by_their_punishment() -> None:
+    rewards = [{"grader": {"type": "length", "most": 5}}]
+    none = np.zeros(8, np.float32)
+    answers = [Sample(0, 0, "", "", (1,) * length, "stop", 0, none[:length], reward=1.0) for length in (4, 8)]
+    for overlong, expected in ((0, False), (4, True)):
+        objective = GRPO.model_validate({"rewards": rewards, "max_new_tokens": 8, "overlong": overlong})
+        assert objective.tells_apart(answers) is expected
 
 
 class _Power(BaseException):

@@ -59,7 +59,7 @@ def values_of(**parts: Any) -> dict[str, Any]:
             "objective": {"kind": "grpo", "max_new_tokens": 6, "num_answers": 2},
             "training": TRAINING,
         },
-        "compare": {"num_prompts": 4, "watched": [LENGTH]},
+        "compare": {"num_prompts": 4, "watched": [LENGTH], "safety": False},
         **parts,
     }
 
@@ -76,7 +76,8 @@ def walked(
 
 
 def test_a_path_goes_through_all_stages_and_reports(desk: Path, tmp_path: Path) -> None:
-    outcome = walked(desk, tmp_path / "out", values_of())
+    compared = {"num_prompts": 4, "watched": [LENGTH], "safety": True}
+    outcome = walked(desk, tmp_path / "out", values_of(compare=compared))
     assert set(outcome.win_rate) == {"reward", "reward model", "short"}
     assert all(0 <= rate.low <= rate.value <= rate.high <= 1 for rate in outcome.win_rate.values())
     assert outcome.kl is not None
@@ -84,6 +85,9 @@ def test_a_path_goes_through_all_stages_and_reports(desk: Path, tmp_path: Path) 
     assert read_json(tmp_path / "out" / RESULT)["win_rate"].keys() == outcome.win_rate.keys()
     page = (tmp_path / "out" / REPORT).read_text()
     assert "win rate" in page
+    assert "harmful requests refused" in page
+    assert "reward model, of these answers" in page
+    assert "stereotypes likelier" in page
     assert "Where is" in page
 
 
