@@ -29,7 +29,7 @@ BESIDE = Contestant(
     "luthier-beside",
     "Luthier, adapter beside the base",
     "bench.grpo_luthier",
-    ("--set", "objective.folds_adapter=false"),
+    ("--set", "objective.generation.folds_adapter=false"),
 )
 PEER = Contestant("trl", "TRL GRPOTrainer + peft", "bench.grpo_trl")
 TARGET = 2.5

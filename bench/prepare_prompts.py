@@ -35,7 +35,7 @@ def recipe_of(arguments: argparse.Namespace, model: str, folder: Path, longest: 
         "method": {"kind": "lora", "rank": RANK, "alpha": ALPHA},
         "objective": {
             "kind": "grpo", "rewards": [{"function": str(folder / "reward.py")}], "num_answers": GROUP, "kl": arguments.kl,
-            "max_new_tokens": arguments.max_new_tokens, "folds_adapter": True,
+            "max_new_tokens": arguments.max_new_tokens, "generation": {"folds_adapter": True},
         },
         "training": {
             "steps": steps, "rows_per_step": arguments.prompts_per_step,

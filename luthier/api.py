@@ -233,6 +233,7 @@ def evaluate(
     shots: int = 0,
     also: Sequence[str] = (),
     probes: bool = False,
+    cache_gb: float | None = None,
     best_of: int = 0,
     safety: bool = False,
     suites: Sequence[str] = (),
@@ -250,6 +251,7 @@ def evaluate(
         shots: also ask the base with so many training rows shown before each question.
         also: further runs of the same tokenizer and template, or checkpoints (`RUN@STEP`), on the same rows.
         probes: whether what the models know beyond the rows is measured too.
+        cache_gb: most gigabytes that keys and values of answers take; ResourceError for a row that has no room in them.
         best_of: for runs that learned from rewards, of how many answers to each prompt the best of n are chosen; 0: of none.
         safety: whether refusals, stereotypes and rude words are looked for too.
         suites: `lm-eval:TASK`, tasks of lm-evaluation-harness, instead of rows.
@@ -271,7 +273,7 @@ def evaluate(
                 "Leave out --grader, --metric, --also, --best-of, --safety and --max-new-tokens.",
             )
     tuned = load(run, announce)
-    asked_for = AskedFor(data, limit, sampling, shots, probes, best_of, safety, tuple(suites))
+    asked_for = AskedFor(data, limit, sampling, shots, probes, best_of, safety, tuple(suites), cache_gb)
     if suites:
         return evaluate_on_suites(
             find_run(str(run), RUNS), tuned, lambda: base_of(run, tuned, announce), asked_for, progress

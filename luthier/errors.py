@@ -18,7 +18,8 @@
     ├── ResourceError           6  the machine has too little of something
     │   ├── DiskFull            6  a write found no room
     │   ├── NotFinite           6  a loss or gradient became NaN or infinite
-    │   └── QueueFull           6  as many answers wait as may
+    │   ├── QueueFull           6  as many answers wait as may
+    │   └── CacheTooSmall       6  an answer has no room in the cache even alone
     ├── NetworkError            7  something had to be fetched and could not be
     └── Interrupted       130/143  Ctrl-C or SIGTERM, after the state was saved
 
@@ -163,6 +164,10 @@ class NotFinite(ResourceError):
 
 class QueueFull(ResourceError):
     """As many answers wait in an engine as may."""
+
+
+class CacheTooSmall(ResourceError):
+    """An answer has no room among the keys and values that may be held, even alone."""
 
 
 class NetworkError(LuthierError):

@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerBase
 from luthier.errors import RecipeError, UsageError
 from luthier.evaluation.graded import columns_of
 from luthier.evaluation.grading import Aids, Grade
-from luthier.generation.engine import generate
 from luthier.generation.settings import Sampling
 from luthier.methods.contract import Attachment
 from luthier.models.language_model import LanguageModel
@@ -31,6 +30,7 @@ from luthier.rlhf.ppo import CRITIC, PPO
 from luthier.rlhf.pretraining import Texts
 from luthier.rlhf.rewards import Answer, OfAnswers, Rewards
 from luthier.rlhf.rollouts import Rollouts
+from luthier.rlhf.writers import writer_of
 from luthier.training.companions import Companions, Speaker
 from luthier.training.loop import HeldOut
 from luthier.tuned import REWARD, load_base_of, load_reward
@@ -131,7 +131,11 @@ def begin(
     models = models_of(objective, others.frozen or model, announce)
     rewards = exits.enter_context(Rewards(objective.rewards, Aids(), objective.watched, models))
     stop_ids = dataset.renderer.stop_ids
-    policy = Policy(model, others.attachment, stop_ids, autocast, objective.folds_adapter)
+    writer = writer_of(objective.generation, others.attachment, folder)
+    exits.callback(writer.close)
+    longest = max(each.num_tokens for each in (*dataset.train, *dataset.validation))
+    writer.check_fits(longest, objective.max_new_tokens, objective.num_answers)
+    policy = Policy(model, others.attachment, stop_ids, writer, autocast)
     passes = Passes(workers, training.tokens_per_micro_batch, progress)
     rollouts = Rollouts(
         objective,
@@ -154,7 +158,7 @@ def begin(
     if not count:
         return rollouts, companions, None
     held_out = prompts_of(dataset.validation[:count], dataset.validation_records[:count])
-    return rollouts, companions, lambda: measured(objective, held_out, policy, rewards)
+    return rollouts, companions, lambda: measured(objective, held_out, policy, rewards, rollouts.num_taken)
 
 
 def texts_of(recipe: Recipe, prepared: Prepared) -> Texts | None:
@@ -169,11 +173,13 @@ def texts_of(recipe: Recipe, prepared: Prepared) -> Texts | None:
     return Texts(prepared.texts.examples, objective.pretraining.weight, per_step, recipe.seed)
 
 
-def measured(objective: RolloutObjective, prompts: Prompts, policy: Policy, rewards: OfAnswers) -> HeldOut:
-    """What the likeliest answers to held-out prompts are worth; the loss is its negative."""
+def measured(
+    objective: RolloutObjective, prompts: Prompts, policy: Policy, rewards: OfAnswers, version: int
+) -> HeldOut:
+    """What the likeliest answers to held-out prompts are worth; the loss is its negative. version: of the policy."""
     sampling = Sampling(max_new_tokens=objective.max_new_tokens)
-    with policy.drawing() as adapter:
-        answers = generate(policy.model, requests_of(prompts.examples, sampling, adapter, policy.stop_ids))
+    asked = requests_of(prompts.examples, sampling, policy.attachment.adapter, policy.stop_ids)
+    answers = policy.writer.write(asked, version)
     worths = rewards([prompts.answer(row, answer.text, answer.tokens) for row, answer in enumerate(answers)])
     known = [worth.reward for worth in worths if worth.reward is not None]
     reward = float(np.mean(known))

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from luthier.cli.options import Json, MaxNewTokens, MinP, Seed, Stop, System, Temperature, TopK, TopP, given
+from luthier.cli.options import CacheGB, Json, MaxNewTokens, MinP, Seed, Stop, System, Temperature, TopK, TopP, given
 from luthier.cli.output import emit, print_error, reading_standard_in, say
 from luthier.cli.process import Terminated
-from luthier.errors import DataError, UsageError
+from luthier.errors import CacheTooSmall, DataError, UsageError
 
 if TYPE_CHECKING:
     from luthier.prediction.text_model import Chat
@@ -32,6 +32,7 @@ def chat(
     stop: Stop = None,
     seed: Seed = None,
     max_new_tokens: MaxNewTokens = None,
+    cache_gb: CacheGB = None,
     as_json: Json = False,
 ) -> None:
     """Talk to a model; from a pipe, each line is one thing said."""
@@ -48,9 +49,12 @@ def chat(
     )
     if compare:
         tuned = load_text(run, say)
-        speakers = {"base": base_of(run, tuned, say).chat(system, **sampling), "tuned": tuned.chat(system, **sampling)}
+        speakers = {
+            "base": base_of(run, tuned, say).chat(system, cache_gb=cache_gb, **sampling),
+            "tuned": tuned.chat(system, cache_gb=cache_gb, **sampling),
+        }
     else:
-        speakers = {"model": load_any_text(run, say).chat(system, **sampling)}
+        speakers = {"model": load_any_text(run, say).chat(system, cache_gb=cache_gb, **sampling)}
     if all(speaker.model.renderer.chat is None for speaker in speakers.values()):
         say("The model has no chat template: it goes on from each line as from plain text, and remembers none.")
     if sys.stdin.isatty():
@@ -93,7 +97,7 @@ def _answer(name: str, speakers: dict[str, Chat], text: str, as_json: bool) -> s
             answer += piece
             if not as_json:
                 print(piece, end="", flush=True)
-    except DataError as error:  # the conversation no longer fits the model's context
+    except (DataError, CacheTooSmall) as error:  # the conversation no longer fits the model's context, or the cache
         print_error(DataError(error.found, "Say /reset to begin again."), as_json=False)
         return None
     except KeyboardInterrupt as error:

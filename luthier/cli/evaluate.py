@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from luthier.cli.options import Json, MaxNewTokens, PlainAllocator
+from luthier.cli.options import CacheGB, Json, MaxNewTokens, PlainAllocator
 from luthier.cli.output import aligned, emit, say
 from luthier.cli.process import keep_freed_memory
 from luthier.errors import LuthierError, UsageError
@@ -32,6 +32,7 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first so many rows.")] = None,
     max_new_tokens: MaxNewTokens = None,
+    cache_gb: CacheGB = None,
     plain_allocator: PlainAllocator = False,
     grader: Annotated[
         list[Path] | None,
@@ -107,6 +108,7 @@ def evaluate(
         data,
         limit=limit,
         sampling=sampling,
+        cache_gb=cache_gb,
         graders=[*_graders(grader or ()), *_own_metrics(metric or ())],
         metrics=[name for name in metric or () if not name.endswith(".py")],
         judge=judge,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from luthier.cli.options import (
+    CacheGB,
     FrequencyPenalty,
     Json,
     JsonSchema,
@@ -70,6 +71,7 @@ def generate(
             "--logprobs", min=0, help="With --json: tokens with log-probabilities, and so many of the likeliest each."
         ),
     ] = None,
+    cache_gb: CacheGB = None,
     plain_allocator: PlainAllocator = False,
     as_json: Json = False,
 ) -> None:
@@ -101,7 +103,9 @@ def generate(
     sampling = make_sampling(settings)
     loaded = load_any(model, say)
     if isinstance(loaded, Reader):
-        asks_for_text = system is not None or bool(settings) or answers > 1 or logprobs is not None
+        asks_for_text = (
+            system is not None or bool(settings) or answers > 1 or logprobs is not None or cache_gb is not None
+        )
         if (base and not loaded.base_answers) or asks_for_text:
             raise _draws_nothing(model, loaded)
         _print_told(model, base_of(model, loaded, say) if base else loaded, texts, option or [], as_json)
@@ -112,9 +116,9 @@ def generate(
         loaded = base_of(model, loaded, say)
     prompts: list[Prompt] = [text if system is None else _chat(system, text) for text in texts]
     if len(prompts) == 1 and answers == 1 and not as_json:
-        _print_stream(loaded, prompts[0], sampling)
+        _print_stream(loaded, prompts[0], sampling, cache_gb)
         return
-    completed = loaded.complete(prompts, sampling, num_answers=answers, top_logprobs=logprobs)
+    completed = loaded.complete(prompts, sampling, num_answers=answers, top_logprobs=logprobs, cache_gb=cache_gb)
     _print_answers(model, loaded, texts, completed, sampling, as_json)
 
 
@@ -192,7 +196,7 @@ def _standard_in() -> str:
     return text
 
 
-def _print_stream(model: TextModel, prompt: Prompt, sampling: Sampling) -> None:
-    for piece in model.stream(prompt, **sampling.model_dump()):
+def _print_stream(model: TextModel, prompt: Prompt, sampling: Sampling, cache_gb: float | None) -> None:
+    for piece in model.stream(prompt, cache_gb=cache_gb, **sampling.model_dump()):
         print(piece, end="", flush=True)
     print()

@@ -53,6 +53,10 @@ JsonSchema = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same text.")]
 MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", help="Most tokens of one answer.")]
+CacheGB = Annotated[
+    float | None,
+    typer.Option("--cache-gb", min=1e-9, help="Most memory for keys and values of answers, in gigabytes."),
+]
 System = Annotated[str | None, typer.Option("--system", help="An instruction that stands before the conversation.")]
 
 

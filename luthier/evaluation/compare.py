@@ -67,6 +67,7 @@ def evaluate_records(
     tokens_per_micro_batch: int = 1024,
     limit: int | None = None,
     max_rows: int = MAX_ROWS,
+    cache_bytes: int | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
     """All candidates on the same rows: loss and perplexity, and by generation exact match, token F1 and ROUGE-L.
@@ -78,7 +79,7 @@ def evaluate_records(
         examples: what the records teach; `document` is the index of the record.
         sampling: how answers are drawn; each row has a seed of its own, `sampling.seed` plus the row's index.
         limit: use only the first so many records.
-        max_rows: most answers generated together.
+        max_rows: most answers generated together. cache_bytes: most memory that their keys and values take.
 
     Raises: DataError, if there are no records, no learned token and no question in them, or a prompt is too long.
     """
@@ -109,7 +110,7 @@ def evaluate_records(
         measures += loss_measures(losses)
         measures += task_measures(losses, [example for example in learned if example.weight_N.any()])
     answers = [
-        _answers(candidate, own.questions, renderer, sampling, max_rows, progress)
+        _answers(candidate, own.questions, renderer, sampling, max_rows, cache_bytes, progress)
         for candidate, own in zip(candidates, asked, strict=True)
     ]
     if questions:
@@ -318,6 +319,7 @@ def _answers(
     renderer: Renderer,
     sampling: Sampling,
     max_rows: int,
+    cache_bytes: int | None,
     progress: Progress,
 ) -> list[str]:
     """The candidate's answer to each question."""
@@ -328,7 +330,11 @@ def _answers(
     ]
     task = f"{candidate.name}: answers"
     answers = generate(
-        candidate.model, requests, max_rows=max_rows, progress=lambda done, total: progress(task, done, total)
+        candidate.model,
+        requests,
+        max_rows=max_rows,
+        cache_bytes=cache_bytes,
+        progress=lambda done, total: progress(task, done, total),
     )
     return [answer.text for answer in answers]
 

@@ -96,7 +96,8 @@ def _answered(
             for prompt, _ in shown
         ]
         progress = partial(passes.progress, f"{candidate.name}: answers")
-        answers.append([answer.text for answer in generate(candidate.model, requests, progress=progress)])
+        written = generate(candidate.model, requests, cache_bytes=passes.cache_bytes, progress=progress)
+        answers.append([answer.text for answer in written])
     return tuple(
         Answered(
             row.origin,

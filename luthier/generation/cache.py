@@ -5,12 +5,13 @@ Shapes: B rows, K key/value heads, L positions held, T tokens of a packed row, E
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from luthier.types import Segment
@@ -24,6 +25,22 @@ class PackedKeys:
 
     cache: DynamicCache
     segments_of: tuple[tuple[Segment, ...], ...]
+
+
+def held_length(num_tokens: int) -> int:
+    """The most positions that a buffer has that comes to hold so many tokens."""
+    return num_tokens + BLOCK
+
+
+def bytes_of(cache: Cache) -> int:
+    """The memory of all keys and values, with the room behind them."""
+    return sum([buffer.nbytes for buffer in _buffers_of(cache)])
+
+
+def token_bytes_of(cache: Cache) -> int:
+    """What one token of one row takes of that."""
+    each = [buffer.nbytes / (buffer.shape[0] * buffer.shape[2]) for buffer in _buffers_of(cache)]
+    return math.ceil(sum(each))
 
 
 class GrowingCache(DynamicCache):
@@ -44,7 +61,7 @@ class GrowingCache(DynamicCache):
 class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer's keys and values; `keys` and `values` are views of buffers that have room behind them."""
 
-    _buffers: tuple[Tensor, ...]
+    buffers: tuple[Tensor, ...]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take number format, device and shapes from the first keys and values."""
@@ -56,7 +73,7 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
         stop = start + key_states.shape[2]
-        buffers = self._buffers
+        buffers = self.buffers
         if stop > buffers[0].shape[2]:
             buffers = tuple(_with_room(buffer[:, :, :start], stop) for buffer in buffers)
         for buffer, new in zip(buffers, (key_states, value_states), strict=True):
@@ -82,16 +99,25 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows only."""
-        self._hold(tuple(buffer[indices] for buffer in self._buffers), self.get_seq_length())
+        self._hold(tuple(buffer[indices] for buffer in self.buffers), self.get_seq_length())
 
     def _hold(self, buffers: tuple[Tensor, ...], length: int) -> tuple[Tensor, Tensor]:
         """Keep keys and values of so many positions in these buffers; returns them."""
         keys, values = (buffer[:, :, :length] for buffer in buffers)
-        self._buffers = buffers
+        self.buffers = buffers
         self.keys, self.values = keys, values
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
         return keys, values
+
+
+def _buffers_of(cache: Cache) -> list[Tensor]:
+    """What the layers hold keys and values in."""
+    found: list[Tensor] = []
+    for layer in cache.layers:
+        assert isinstance(layer, DynamicLayer), "generation keeps plain keys and values"
+        found += layer.buffers if isinstance(layer, _GrowingLayer) else _states(layer)
+    return found
 
 
 def _states(layer: DynamicLayer) -> tuple[Tensor, Tensor]:

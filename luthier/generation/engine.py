@@ -20,8 +20,9 @@ from luthier.errors import DataError, QueueFull
 from luthier.generation.answers import Answer, Asked
 from luthier.generation.choosing import Chooser
 from luthier.generation.lanes import BatchLane, Lane
-from luthier.generation.paged_lane import PAGE_SIZE, PagedLane
+from luthier.generation.paged_lane import PagedLane
 from luthier.generation.requests import Completed, FinishReason, Request, reading_of
+from luthier.generation.room import PAGE_SIZE, Room, room_of, whole_pages
 from luthier.generation.rows import Decoder
 from luthier.ops.workers import Workers
 
@@ -41,8 +42,11 @@ class Engine:
 
     Args:
         max_rows: most answers computed together.
-        cache_tokens: most tokens (prompts and answers) that the key-value cache holds; `cache_bytes_per_token` says what
-            one costs. It is asked for at the first step and never grows.
+        cache_tokens: most tokens (prompts and answers) that the key-value cache holds. It is asked for at the first step and
+            never grows.
+        cache_bytes: most memory that the cache takes, instead; what a token takes is measured (`room.token_bytes`). Adapters
+            that do not go through pages, beside others that do, have as much for themselves.
+        room: both of these, where they are known already.
         max_waiting: most answers that wait for a row.
     """
 
@@ -52,10 +56,12 @@ class Engine:
         *,
         max_rows: int = MAX_ROWS,
         cache_tokens: int = CACHE_TOKENS,
+        cache_bytes: int | None = None,
+        room: Room | None = None,
         max_waiting: int = 4096,
     ) -> None:
         self.model = model
-        self.cache_tokens = cache_tokens
+        self._room = room or room_of(model, cache_tokens, cache_bytes)
         self.max_rows = max_rows
         self._max_waiting = max_waiting
         self._begin()
@@ -64,8 +70,8 @@ class Engine:
 
     def _begin(self) -> None:
         """Begin with nothing."""
-        self._paged = PagedLane(self.model, self.max_rows, self.cache_tokens)
-        self._batches = BatchLane(self.model, self.max_rows, self.cache_tokens)
+        self._paged = PagedLane(self.model, self.max_rows, self._room)
+        self._batches = BatchLane(self.model, self.max_rows, self._room)
         self._inbox: deque[tuple[Lane, list[Answer]]] = deque()
         self._num_waiting = 0
         self._open: dict[int, Asked] = {}
@@ -77,8 +83,13 @@ class Engine:
 
     @property
     def cache_bytes(self) -> int:
-        """The memory that the pages of the cache hold; 0 before the first step."""
-        return self._paged.bytes_held
+        """The memory that keys and values hold; 0 before the first step."""
+        return self._paged.bytes_held + self._batches.bytes_held
+
+    @property
+    def cache_tokens(self) -> int:
+        """How many tokens the cache has room for."""
+        return self._room.tokens
 
     def submit(self, request: Request, *, watched: bool = False) -> Asked:
         """Take a request in; its answers appear in what is given back as they end.
@@ -210,6 +221,7 @@ def generate(
     *,
     max_rows: int = MAX_ROWS,
     max_cache_tokens: int = CACHE_TOKENS,
+    cache_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> list[Completed]:
     """The answers to requests, in their order; several answers to one request side by side.
@@ -217,6 +229,7 @@ def generate(
     Args:
         max_rows: most answers computed together.
         max_cache_tokens: most tokens (prompts, answers and padding) that the caches may come to hold.
+        cache_bytes: most memory that the caches may come to take, instead.
         progress: called as answers end.
 
     Raises: DataError, if a prompt is empty or leaves no room in the context; ResourceError, if one has no room in the
@@ -226,6 +239,7 @@ def generate(
     budgets = [_token_budget(model, *each) for each in zip(requests, placed, strict=True)]
     told = _Told(sum(request.num_answers for request in requests), progress)
     answers: dict[int, list[Completed]] = {}
+    room = room_of(model, max_cache_tokens, cache_bytes)
     paged = [row for row, request in enumerate(requests) if _goes_through_pages(model, request.adapter)]
     if paged:
         # the longest first: if memory does not suffice, that shows at once, and rows of like length end up side by side
@@ -233,19 +247,13 @@ def generate(
         together = _tokens_together(
             [(len(placed[row]), budgets[row], requests[row].num_answers) for row in paged], max_rows
         )
-        engine = Engine(model, max_rows=max_rows, cache_tokens=min(max_cache_tokens, together))
+        engine = Engine(model, max_rows=max_rows, room=room.at_most(together))
         answers |= _answered(engine, requests, paged, told, threading.Event())
+        del engine  # with its cache
     others = [row for row in range(len(requests)) if row not in answers]
     if others:
-        answers |= _in_batches(
-            model,
-            requests,
-            others,
-            [len(p) + b for p, b in zip(placed, budgets, strict=True)],
-            max_rows,
-            max_cache_tokens,
-            told,
-        )
+        lengths = [len(p) + b for p, b in zip(placed, budgets, strict=True)]
+        answers |= _in_batches(model, requests, others, lengths, max_rows, room, told)
     return [answer for row in range(len(requests)) for answer in answers[row]]
 
 
@@ -254,17 +262,13 @@ def _tokens_together(asked: Sequence[tuple[int, int, int]], max_rows: int) -> in
 
     The answers to one request share the pages of its prompt.
     """
-
-    def pages(num_tokens: int) -> int:
-        return -(-num_tokens // PAGE_SIZE)
-
     of_answers: list[int] = []
     of_prompts: list[int] = []
     for num_prompt, budget, num_answers in asked:
         own, shared = (num_prompt + budget, 0) if num_answers == 1 else (budget, num_prompt)
-        of_answers += [pages(own) + (num_answers == 1)] * num_answers
-        of_prompts += [pages(shared) + 1] if shared else []
-    return sum(sum(sorted(each)[-max_rows:]) for each in (of_answers, of_prompts)) * PAGE_SIZE
+        of_answers += [whole_pages(own) + (PAGE_SIZE if num_answers == 1 else 0)] * num_answers
+        of_prompts += [whole_pages(shared) + PAGE_SIZE] if shared else []
+    return sum(sum(sorted(each)[-max_rows:]) for each in (of_answers, of_prompts))
 
 
 class _Told:
@@ -301,20 +305,28 @@ def _in_batches(
     rows: Sequence[int],
     lengths: Sequence[int],
     max_rows: int,
-    max_cache_tokens: int,
+    room: Room,
     told: _Told,
 ) -> dict[int, list[Completed]]:
     """The answers to requests that need batches of their own: on a CPU several side by side, each by one thread."""
     answers: dict[int, list[Completed]] = {}
-    with Workers(_num_threads(model, len(rows))) as workers:
+    longest = room.of_row(max(lengths[row] for row in rows))
+    # where memory is the limit, no more side by side than the longest has room for
+    most = len(rows) if room.token_bytes is None else max(1, room.in_batches // longest)
+    with Workers(_num_threads(model, min(len(rows), most))) as workers:
         share = math.ceil(min(max_rows, len(rows)) / workers.count)
-        tokens = max_cache_tokens // workers.count
+        own = room.split(workers.count)
 
         def answer(batch: Sequence[int]) -> None:
-            engine = Engine(model, max_rows=max(share, 1), cache_tokens=tokens)
+            engine = Engine(model, max_rows=max(share, 1), room=own)
             answers.update(_answered(engine, requests, batch, told, workers.are_stopping))
 
-        workers.run([partial(answer, batch) for batch in _plan(requests, rows, lengths, share, tokens)])
+        workers.run(
+            [
+                partial(answer, batch)
+                for batch in _plan(requests, rows, [own.of_row(each) for each in lengths], share, own.in_batches)
+            ]
+        )
     return answers
 
 
@@ -345,13 +357,15 @@ def _plan(
     return batches
 
 
-def stream(model: Decoder, request: Request) -> Generator[str, None, Completed]:
+def stream(model: Decoder, request: Request, cache_bytes: int | None = None) -> Generator[str, None, Completed]:
     """The answer's text piece by piece, as soon as no later token can change it; the generator's value is the answer.
 
-    Pieces are never empty, never split a character, and never hold the beginning of a stop text.
+    cache_bytes: as `generate` has it. Pieces are never empty, never split a character, and never hold the beginning of a stop text.
     Raises: as `generate`, at the first piece.
     """
-    answer: Completed = yield from Engine(model, max_rows=1, cache_tokens=num_tokens(model, request)).stream(request)
+    length = num_tokens(model, request)
+    room = room_of(model, length, cache_bytes).for_one(length)
+    answer: Completed = yield from Engine(model, max_rows=1, room=room).stream(request)
     return answer
 
 
@@ -370,6 +384,11 @@ def _placed(model: Decoder, request: Request) -> tuple[int, ...]:
     if not request.prompt:
         raise DataError("A prompt has no tokens, so there is nothing to go on from.", "Give at least one character.")
     return (PLACEHOLDER,) * model.num_virtual(request.adapter) + request.prompt
+
+
+def token_budget(model: Decoder, request: Request) -> int:
+    """The most new tokens that each answer to a request may get. Raises: DataError, as `generate`."""
+    return _token_budget(model, request, _placed(model, request))
 
 
 def _token_budget(model: Decoder, request: Request, placed: Sequence[int]) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from luthier.generation.answers import Answer
 from luthier.generation.requests import reading_of
+from luthier.generation.room import COPIES, Room
 from luthier.generation.rows import Decoder, PromptRows, Rows, SourceRows
 
 
@@ -54,14 +55,23 @@ class BatchLane(Lane):
     prefixes with gates.
     """
 
-    def __init__(self, model: Decoder, max_rows: int, max_cache_tokens: int) -> None:
+    def __init__(self, model: Decoder, max_rows: int, room: Room) -> None:
         super().__init__(max_rows)
         self._model = model
-        self._max_cache_tokens = max_cache_tokens
+        self._room = room
         self._rows: Rows | None = None
 
+    @property
+    def bytes_held(self) -> int:
+        """The memory of the batch's keys and values."""
+        return 0 if self._rows is None else self._rows.bytes_held
+
     def check_fits(self, answer: Answer) -> None:
-        """Any answer is computed alone if need be."""
+        """Where memory is the limit, raise ResourceError for an answer that has no room; else any is computed alone if need be."""
+        asked = answer.asked
+        needed = self._room.of_row(len(asked.prompt) + asked.budget)
+        if self._room.token_bytes is not None and needed > self._room.in_batches:
+            raise self._room.too_small(len(asked.prompt), asked.budget, needed, COPIES)
 
     def scores(self) -> Tensor:
         """Those of the batch; once it is over, of the next one."""
@@ -79,8 +89,8 @@ class BatchLane(Lane):
         longest = 0
         chosen: list[Answer] = []
         for answer in self.waiting:
-            together = max(longest, len(answer.asked.prompt) + answer.asked.budget)
-            if len(chosen) == self.max_rows or (chosen and (len(chosen) + 1) * together > self._max_cache_tokens):
+            together = max(longest, self._room.of_row(len(answer.asked.prompt) + answer.asked.budget))
+            if len(chosen) == self.max_rows or (chosen and (len(chosen) + 1) * together > self._room.in_batches):
                 break
             if reading_of(answer.asked.request) == reading_of(first):
                 chosen.append(answer)

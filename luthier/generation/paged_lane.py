@@ -17,16 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luthier.errors import ResourceError
 from luthier.generation.answers import Answer, Asked
 from luthier.generation.lanes import Lane
 from luthier.generation.paged_keys import PagedKeys, PagedStep
 from luthier.generation.pages import Pages
+from luthier.generation.room import PAGE_SIZE, Room
 from luthier.generation.rows import Decoder
 from luthier.models.call import Run
 from luthier.ops.paged_attention import PagePlan, Pasts, PromptPart
 
-PAGE_SIZE = 64
 PROMPT_TOKENS = 1024  # most prompt tokens of one step, if one prompt alone does not have more
 
 
@@ -87,10 +86,11 @@ class _Row:
 class PagedLane(Lane):
     """Answers over a fixed number of pages."""
 
-    def __init__(self, model: Decoder, max_rows: int, cache_tokens: int, page_size: int = PAGE_SIZE) -> None:
+    def __init__(self, model: Decoder, max_rows: int, room: Room, page_size: int = PAGE_SIZE) -> None:
         super().__init__(max_rows)
         self._model = model
-        self._pages = Pages(-(-cache_tokens // page_size), page_size)
+        self._room = room
+        self._pages = Pages(-(-room.tokens // page_size), page_size)
         self._keys = PagedKeys(self._pages.count, page_size)
         self._pasts: list[_Past] = []
         self._prompts: dict[int, _Prompt] = {}
@@ -108,12 +108,8 @@ class PagedLane(Lane):
         """Raise ResourceError if its pages are more than there are."""
         needed = sum(self._need(answer.asked, 0))
         if needed > self._pages.count:
-            tokens, held = needed * self._pages.size, self._pages.count * self._pages.size
-            raise ResourceError(
-                f"A prompt of {len(answer.asked.prompt)} tokens with up to {answer.asked.budget} new ones needs "
-                f"{tokens} tokens of the cache, which holds {held}.",
-                "Lower max_new_tokens, shorten the prompt, or give the cache more tokens.",
-            )
+            asked = answer.asked
+            raise self._room.too_small(len(asked.prompt), asked.budget, needed * self._pages.size)
 
     def _need(self, asked: Asked, num_found: int) -> tuple[int, int]:
         """How many pages the prompt takes beside those found, and how many one of its answers."""

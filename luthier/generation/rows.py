@@ -20,7 +20,7 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedTok
 from luthier.data.packing import padded
 from luthier.data.placeholders import PLACEHOLDER
 from luthier.errors import RecipeError
-from luthier.generation.cache import GrowingCache, PackedKeys
+from luthier.generation.cache import GrowingCache, PackedKeys, bytes_of, token_bytes_of
 from luthier.generation.prefill import groups_within, pack_prompts
 from luthier.models.call import HeldKeys, Run
 from luthier.models.stacks import Encoded
@@ -120,6 +120,16 @@ class Rows(ABC):
     def keep(self, rows_K: Tensor) -> None:
         """Let go of all rows but these."""
 
+    @property
+    @abstractmethod
+    def bytes_held(self) -> int:
+        """The memory of all keys and values."""
+
+    @property
+    @abstractmethod
+    def token_bytes(self) -> int:
+        """What one token of one row takes of it."""
+
 
 class PromptRows(Rows):
     """Rows of a model of one stream."""
@@ -182,6 +192,16 @@ class PromptRows(Rows):
         self._cache.batch_select_indices(rows_K)
         self._position_B1, self._mask_BL = self._position_B1[rows_K], self._mask_BL[rows_K]
 
+    @property
+    def bytes_held(self) -> int:
+        """The memory of all keys and values."""
+        return bytes_of(self._cache)
+
+    @property
+    def token_bytes(self) -> int:
+        """What one token of one row takes of it."""
+        return token_bytes_of(self._cache)
+
 
 class SourceRows(Rows):
     """Answers of an encoder-decoder; all are of the same length, so nothing of them is padding."""
@@ -218,3 +238,18 @@ class SourceRows(Rows):
         """Let go of all rows but these."""
         self._cache.batch_select_indices(rows_K)
         self._read = self._read.of_rows(rows_K)
+
+    @property
+    def bytes_held(self) -> int:
+        """The memory of all keys and values, and of what the encoder gave."""
+        states_BSD = self._read.states_BSD
+        own, of_source = self._cache.self_attention_cache, self._cache.cross_attention_cache
+        return bytes_of(own) + bytes_of(of_source) + states_BSD.numel() * states_BSD.element_size()
+
+    @property
+    def token_bytes(self) -> int:
+        """What one token takes, of the source or of the answer, whichever is more."""
+        states_BSD = self._read.states_BSD
+        of_state = states_BSD.shape[2] * states_BSD.element_size()
+        own, of_source = self._cache.self_attention_cache, self._cache.cross_attention_cache
+        return max(token_bytes_of(own), token_bytes_of(of_source) + of_state)

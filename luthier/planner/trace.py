@@ -304,7 +304,7 @@ def _steps(
         with tracker.doing(UPDATE, STATE):
             optimizer.step(_LR)
         _as_in_later_steps(tracker)
-    if isinstance(work.objective, RolloutObjective) and work.objective.folds_adapter:
+    if isinstance(work.objective, RolloutObjective) and work.objective.generation.folds_adapter:
         with tracker.doing("answers are drawn", FOLDED), attachment.folded():
             pass
     standing = {part: count for part, count in tracker.held.items() if count}

@@ -41,6 +41,7 @@ class Passes:
 
     compute_in: as training computes them, where trained weights are of another number format than frozen ones.
     shares_prefix: compute a beginning that rows have in common once, where the model allows it.
+    cache_bytes: most memory for keys and values where answers are written; None: as much as 65,536 tokens take.
     """
 
     workers: Workers
@@ -48,6 +49,7 @@ class Passes:
     progress: Progress = silent
     compute_in: torch.dtype | None = None
     shares_prefix: bool = False
+    cache_bytes: int | None = None
 
 
 def said_of_each(

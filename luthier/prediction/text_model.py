@@ -12,6 +12,8 @@ from luthier.data.rendering import Renderer
 from luthier.errors import UsageError
 from luthier.faults import setting_fault
 from luthier.generation.engine import Completed, Engine, Request, generate, num_tokens, stream
+from luthier.generation.engine_settings import bytes_in
+from luthier.generation.room import Room, room_of
 from luthier.generation.settings import Sampling
 from luthier.models.language_model import LanguageModel
 from luthier.objectives.asking import AS_WRITTEN, Asking
@@ -45,9 +47,11 @@ class TextModel:
         """The answer to a prompt, or to the messages of a chat. Greedy unless `sampling` says otherwise."""
         return self.complete([prompt], make_sampling(sampling))[0].text
 
-    def stream(self, prompt: Prompt, **sampling: Any) -> Generator[str, None, Completed]:
-        """The same piece by piece."""
-        return stream(self.language_model, self.request(prompt, make_sampling(sampling)))
+    def stream(
+        self, prompt: Prompt, *, cache_gb: float | None = None, **sampling: Any
+    ) -> Generator[str, None, Completed]:
+        """The same piece by piece. cache_gb: as `complete` has it."""
+        return stream(self.language_model, self.request(prompt, make_sampling(sampling)), bytes_in(cache_gb))
 
     def complete(
         self,
@@ -56,19 +60,24 @@ class TextModel:
         *,
         num_answers: int = 1,
         top_logprobs: int | None = None,
+        cache_gb: float | None = None,
     ) -> list[Completed]:
         """The answers to several prompts, computed together; several to one prompt stand side by side.
 
         top_logprobs: tell the log-probabilities of the answer's tokens, and of so many of the likeliest in each place.
+        cache_gb: most gigabytes that keys and values take; ResourceError for a prompt that has no room in them.
         """
         requests = [self.request(prompt, sampling) for prompt in prompts]
         asked = [replace(each, num_answers=num_answers, top_logprobs=top_logprobs) for each in requests]
-        return generate(self.language_model, asked)
+        return generate(self.language_model, asked, cache_bytes=bytes_in(cache_gb))
 
-    def chat(self, system: str | None = None, **sampling: Any) -> Chat:
-        """A conversation that remembers what was said; `system` is an instruction that stands before it."""
+    def chat(self, system: str | None = None, *, cache_gb: float | None = None, **sampling: Any) -> Chat:
+        """A conversation that remembers what was said; `system` is an instruction that stands before it.
+
+        cache_gb: most gigabytes that keys and values take; ResourceError once it has no room in them.
+        """
         opening = () if system is None else (Message("system", system),)
-        return Chat(self, make_sampling(sampling), opening, list(opening))
+        return Chat(self, make_sampling(sampling), opening, list(opening), cache_gb)
 
     def request(self, prompt: Prompt, sampling: Sampling) -> Request:
         """A prompt as generation takes it."""
@@ -113,7 +122,10 @@ class Chat:
     sampling: Sampling
     opening: tuple[Message, ...] = ()
     messages: list[Message] = field(default_factory=list)
+    cache_gb: float | None = None
     _engine: Engine | None = field(default=None, init=False, repr=False, compare=False)
+    _most_tokens: int = field(default=0, init=False, repr=False, compare=False)  # that the engine was made for
+    _room: Room | None = field(default=None, init=False, repr=False, compare=False)  # measured once
 
     def say(self, text: str) -> str:
         """The model's answer to what the user says now."""
@@ -132,9 +144,15 @@ class Chat:
 
     def _engine_for(self, request: Request) -> Engine:
         """The engine, or a larger one where the request has no room in it."""
-        length = num_tokens(self.model.language_model, request)
-        if self._engine is None or length > self._engine.cache_tokens:
-            self._engine = Engine(self.model.language_model, max_rows=1, cache_tokens=2 * length)
+        model, limit = self.model.language_model, bytes_in(self.cache_gb)
+        if self._room is None and limit is not None:
+            self._room = room_of(model, 0, limit)
+        length = num_tokens(model, request)
+        if self._engine is None or length > self._most_tokens:
+            self._engine = None  # with its cache, before there is another
+            self._most_tokens = 2 * length
+            room = None if self._room is None else self._room.for_one(self._most_tokens)
+            self._engine = Engine(model, max_rows=1, cache_tokens=self._most_tokens, room=room)
         return self._engine
 
     def reset(self) -> None:

@@ -18,6 +18,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from luthier.generation.engine_settings import AnyEngine, OwnEngine
 from luthier.generation.settings import Sampling
 from luthier.models.outputs import Outputs
 from luthier.objectives.contract import Objective, Sums
@@ -76,9 +77,8 @@ class RolloutObjective(Objective):
         0.0, ge=0, description="What a nat of entropy of the next token's distribution is worth; 0 leaves it alone."
     )
 
-    folds_adapter: bool = Field(
-        True,
-        description="Whether answers are drawn from copies of the weights with the adapter added in, which is faster and takes memory for the adapted layers once more; only for methods that merge over an fp32 base. Off: base and adapter side by side.",
+    generation: AnyEngine = Field(
+        OwnEngine(), description="Where answers are computed: in the process that trains, or by a running vllm serve."
     )
     watched: tuple[Reward, ...] = Field(
         (),
@@ -117,12 +117,10 @@ class RolloutObjective(Objective):
         return self
 
     def with_paths(self, found: Callable[[str], str]) -> Self:
-        """With the files of reward functions, and the runs of reward models, where they are."""
-
+        """With the files of reward functions, the runs of reward models, and the engine's files where they are."""
         parts = {"rewards": self.rewards, "watched": self.watched}
-        return self.model_copy(
-            update={name: tuple(each.with_paths(found) for each in own) for name, own in parts.items()}
-        )
+        found_parts = {name: tuple(each.with_paths(found) for each in own) for name, own in parts.items()}
+        return self.model_copy(update={**found_parts, "generation": self.generation.with_paths(found)})
 
     # ── prompts ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from luthier.models.language_model import LanguageModel
 from luthier.prediction.passes import Passes
 from luthier.rlhf.contract import RolloutObjective
 from luthier.rlhf.rewards import Answer
+from luthier.rlhf.writers import Writer
 from luthier.training.companions import Speaker
 from luthier.types import Conversation, Example, FloatArray
 
@@ -42,31 +42,21 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Policy:
-    """Who answers: a model under the adapter that learns.
-
-    stop_ids: as a request has them. folds: whether answers are drawn from copies of the weights with the adapter in them, where
-    its method can be folded.
-    """
+    """Who answers: a model under the adapter that learns. stop_ids: as a request has them. writer: computes the answers."""
 
     model: LanguageModel
     attachment: Attachment
     stop_ids: frozenset[int]
+    writer: Writer
     autocast: torch.dtype | None = None
-    folds: bool = False
 
-    def drawing(self) -> AbstractContextManager[str | None]:
-        """While it is open, the name of the adapter that answers are drawn under."""
-        return self.attachment.folded() if self.folds else nullcontext(self.attachment.adapter)
-
-    def requests(
-        self, objective: RolloutObjective, prompts: Sequence[Example], seeds: Sequence[int], adapter: str | None
-    ) -> list[Request]:
-        """The prompts as the engine takes them, each with the seed of its draws, for an adapter that `drawing` gave."""
+    def requests(self, objective: RolloutObjective, prompts: Sequence[Example], seeds: Sequence[int]) -> list[Request]:
+        """The prompts as the engine takes them, each with the seed of its draws."""
         return [
             Request(
                 tuple(tokens_of(prompt)),
                 objective.sampling(seed),
-                adapter,
+                self.attachment.adapter,
                 self.stop_ids,
                 num_answers=objective.num_answers,
                 top_logprobs=0,
@@ -94,7 +84,6 @@ class Size:
     prompts_per_step: int
     num_steps: int
     budget: int
-    max_rows: int = 128
 
 
 def requests_of(

@@ -23,7 +23,6 @@ from luthier.data.mixture import epoch_order
 from luthier.data.packing import assign_workers
 from luthier.data.placeholders import with_placeholders
 from luthier.errors import DataError, NoReward, RunMismatch
-from luthier.generation.engine import generate
 from luthier.generation.requests import Completed
 from luthier.ops.draws import salt_of
 from luthier.prediction.passes import Passes, Said, said_of_each
@@ -35,6 +34,7 @@ from luthier.rlhf.parts import NOBODY, Ear, Policy, Prompts, Size
 from luthier.rlhf.pretraining import Texts
 from luthier.rlhf.rewards import OfAnswers, Worth
 from luthier.rlhf.samples import Sample, by_group, with_said
+from luthier.rlhf.writers import importance, weighed
 from luthier.store.files import remove_file, write_text
 from luthier.training.companions import Speaker
 from luthier.training.loop import autocast
@@ -87,6 +87,11 @@ class Rollouts(Steps):
         self._part = 0  # steps taken of the rollout at hand
         self._step = 0
         self._rollout: _Rollout | None = None
+
+    @property
+    def num_taken(self) -> int:
+        """How many optimizer steps the policy has taken."""
+        return self._step
 
     # ── steps ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -246,13 +251,10 @@ class Rollouts(Steps):
         prompts = [self.prompts.examples[row] for row in rows]
         draws = generator(self.seed, self._number, round_, _SALT + 1)
         seeds = (draws.random(len(rows)) * 2**53).astype(np.int64).tolist()
-        with self.policy.drawing() as adapter:
-            completed = generate(
-                self.policy.model,
-                self.policy.requests(self.objective, prompts, seeds, adapter),
-                max_rows=self.size.max_rows,
-                progress=lambda done, total: self.passes.progress("writing answers", done, total),
-            )
+        requests = self.policy.requests(self.objective, prompts, seeds)
+        completed = self.policy.writer.write(
+            requests, self._step, lambda done, total: self.passes.progress("writing answers", done, total)
+        )
         count = self.objective.num_answers
         return [
             self._sample(rows[index // count], first_group + index // count, answer)
@@ -286,8 +288,8 @@ class Rollouts(Steps):
     def _heard(self, samples: Sequence[Sample]) -> list[Sample]:
         """The samples with log-probabilities of the policy and of the reference, and values, as far as they are needed."""
         objective = self.objective
-        asks_reference = self.ear.reference is not None
-        if objective.needs_old or (asks_reference and objective.temperature != 1):
+        asks_reference, others_wrote = self.ear.reference is not None, self.policy.writer.apart is not None
+        if objective.needs_old or others_wrote or (asks_reference and objective.temperature != 1):
             samples = with_said(samples, "old_T", self._own(samples))
             self._check_apart(samples)
         elif self._number == 0:
@@ -304,11 +306,12 @@ class Rollouts(Steps):
 
     def _check_apart(self, samples: Sequence[Sample]) -> None:
         """Raise RunMismatch if trainer and engine do not say the same of the tokens: every ratio would then be false."""
-        if self.objective.temperature != 1:
-            return
         gaps = [np.abs(sample.old_T - sample.engine_T) for sample in samples if sample.old_T is not None]
         gap = float(np.mean(np.concatenate(gaps)))
-        if gap > _MOST_APART.get(self.policy.model.dtype, _MOST_APART_IN_HALF):
+        apart = self.policy.writer.apart
+        if apart is not None:
+            apart.check(gap, self.objective.temperature)
+        elif self.objective.temperature == 1 and gap > _MOST_APART.get(self.policy.model.dtype, _MOST_APART_IN_HALF):
             raise RunMismatch(
                 f"The engine that wrote the answers and the trainer give their tokens log-probabilities {gap:.3g} nats apart.",
                 "This is a fault of Luthier's: please report it with the recipe. model.dtype: fp32 may go round it.",
@@ -344,13 +347,18 @@ class Rollouts(Steps):
         kept = [sample for sample in samples if not sample.replaced]
         known = [sample for sample in kept if sample.reward is not None]
         given = self.objective.credit(known, self._kl_weight) if known else []
+        apart, numbers = self.policy.writer.apart, measures_of(samples)
+        if apart is not None:
+            given = weighed(known, given, apart)
+            weights = [importance(sample, apart.most_weight) for sample in kept]
+            numbers["engine_weight"] = float(np.mean(np.concatenate(weights)))
         of_group: dict[int, list[Sample]] = {sample.group: [] for sample in kept}
         for group in by_group(known):
             of_group[group[0].group] = self.objective.learned(group)
         return _Rollout(
             learned=list(of_group.values()),
             given={id(sample): own for sample, own in zip(known, given, strict=True)},
-            measured={**measures_of(samples), "kl_weight": self._kl_weight, "rollout_seconds": seconds},
+            measured={**numbers, "kl_weight": self._kl_weight, "rollout_seconds": seconds},
         )
 
     # ── the loop's questions ────────────────────────────────────────────────────────────────────────────────────────

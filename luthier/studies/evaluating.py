@@ -24,6 +24,7 @@ from luthier.evaluation.safety.probe import probe_safety, read_probes
 from luthier.evaluation.shots import choose_shots
 from luthier.evaluation.token_classification import evaluate_tags
 from luthier.evaluation.verdict import Evaluation
+from luthier.generation.engine_settings import bytes_in
 from luthier.generation.settings import Sampling
 from luthier.objectives.asking import AS_WRITTEN
 from luthier.ops.workers import Workers
@@ -51,6 +52,8 @@ class AskedFor:
     """How a run is evaluated: on which rows (None: those it held out) and how many of them, how answers are drawn (None: greedily),
     how many training rows the base is also shown first, whether what was known beyond the rows is measured, of how many answers
     the best are chosen by reward (0: that is not asked), and whether refusals, stereotypes and rude words are looked for.
+
+    cache_gb: most gigabytes that keys and values of answers take.
     """
 
     data: str | None = None
@@ -61,6 +64,7 @@ class AskedFor:
     best_of: int = 0
     safety: bool = False
     suites: tuple[str, ...] = ()
+    cache_gb: float | None = None
 
 
 def evaluate_on_suites(
@@ -120,7 +124,7 @@ def evaluate_run(
     if asked.safety and not (isinstance(tuned, TextModel) and tuned.asking.causal):
         raise UsageError(f"The run {folder} is no model that is asked and answers in text.", "Leave --safety out.")
     with Workers(workers if isinstance(workers, int) else 1) as pool:
-        passes = Passes(pool, budget, progress)
+        passes = Passes(pool, budget, progress, cache_bytes=bytes_in(asked.cache_gb))
         if isinstance(tuned, Reader) and not tuned.base_answers:
             evaluation = _with_new_head(tuned, candidate, rows, passes, asked.limit)
         else:
@@ -175,6 +179,7 @@ def _measured(
         passes.workers,
         tokens_per_micro_batch=passes.tokens_at_once,
         limit=limit,
+        cache_bytes=passes.cache_bytes,
         progress=passes.progress,
     )
 

@@ -110,7 +110,12 @@ def _scored(
     """Several answers of a candidate to each prompt, rewarded."""
     requests = requests_of(prompts.examples, sampling, candidate.adapter, tuned.renderer.stop_ids, count)
     task = f"{candidate.name}: {count} answers each"
-    drawn = generate(candidate.model, requests, progress=lambda done, total: passes.progress(task, done, total))
+    drawn = generate(
+        candidate.model,
+        requests,
+        cache_bytes=passes.cache_bytes,
+        progress=lambda done, total: passes.progress(task, done, total),
+    )
     worths = rewards([prompts.answer(at // count, answer.text, answer.tokens) for at, answer in enumerate(drawn)])
     return [worths[start : start + count] for start in range(0, len(worths), count)]
 
@@ -142,7 +147,12 @@ def _answers(
 ) -> list[Completed]:
     requests = requests_of(prompts.examples, sampling, candidate.adapter, tuned.renderer.stop_ids)
     task = f"{candidate.name}: answers"
-    return generate(candidate.model, requests, progress=lambda done, total: passes.progress(task, done, total))
+    return generate(
+        candidate.model,
+        requests,
+        cache_bytes=passes.cache_bytes,
+        progress=lambda done, total: passes.progress(task, done, total),
+    )
 
 
 def _measures(worths: Sequence[Sequence[Worth]]) -> list[Measure]:

@@ -311,6 +311,19 @@ def test_generate_keeps_to_biases_and_constraints(trained: Path, tmp_path: Path,
     assert json.loads(answer["text"]) in ("bug", "wish")
 
 
+def test_answers_keep_to_a_size_of_the_cache_or_are_refused(trained: Path, run: Run):
+    size = ("--max-new-tokens", "3", "--cache-gb")
+    asked = ("generate", "latest", "--prompt", "Where?")
+    assert run(*asked, *size, "0.001", folder=trained).out == run(*asked, *size[:2], folder=trained).out
+    for words in (asked, (*asked, "--prompt", "When?"), ("evaluate", "latest", "--no-forgetting")):
+        refused = run(*words, *size, "0.000001", folder=trained)
+        assert refused.code == 6
+        assert "cache_gb" in refused.err
+    chat = run("chat", "latest", *size, "0.000001", folder=trained, given="Where?\n")
+    assert "of the cache" in chat.err
+    assert "/reset" in chat.err
+
+
 def test_chat_answers_line_by_line_and_remembers(trained: Path, run: Run):
     lines = "hello\n\n/reset\nhello\n/nonsense\nand now\n/quit\nnever\n"
     words = ("chat", "latest", "--compare", "--max-new-tokens", "3")

@@ -69,7 +69,7 @@ def test_a_critic_beside_a_tuned_base_stands_on_a_copy_that_is_counted() -> None
 
 
 def test_weights_that_answers_are_drawn_from_are_counted_once_more() -> None:
-    folded, beside = (traced("grpo", {}, objective={"folds_adapter": folds}) for folds in (True, False))
+    folded, beside = (traced("grpo", {}, objective={"generation": {"folds_adapter": folds}}) for folds in (True, False))
     drawn = folded.peaks["answers are drawn"].parts[FOLDED]
     adapted = (
         4 * 3 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 160)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,19 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_model import write_tiny_model
+from rollout_desk import VOWELS, write_desk
 from tiny_runs import Cut, begin, course, cut_after, go_on, nothing, one_thread, outcome, recipe_values
 
 from luthier import run
 from luthier.data.mixture import epoch_order
 from luthier.errors import RecipeError, RewardFault
-from luthier.rlhf import GRPO, rollouts
+from luthier.rlhf import GRPO, rollouts, writers
 from luthier.rlhf.kept import FOLDER, read_rollout
 from luthier.rlhf.samples import Sample, by_group
 
-VOWELS = (
-    "def reward(prompts, answers, rows):\n    return [sum(c in 'aeiou' for c in a) / (1 + len(a)) for a in answers]\n"
-)
 SHORT = {"max_new_tokens": 6, "num_answers": 2, "held_out_prompts": 2}
 KINDS: dict[str, dict[str, Any]] = {
     "ppo": {"minibatches": 2, "reuse": 2, "kl_target": 1.0},
@@ -44,13 +40,7 @@ def no_plot(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, prompts, and a reward for vowels."""
-    desk = tmp_path_factory.mktemp("desk")
-    write_tiny_model(desk / "model")
-    rows = [{"prompt": f"Say {number}", "answer": str(number)} for number in range(12)]
-    (desk / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (desk / "held-out.jsonl").write_text(json.dumps({"prompt": "Say 99"}) + "\n")
-    (desk / "vowels.py").write_text(VOWELS)
-    return desk
+    return write_desk(tmp_path_factory.mktemp("desk"))
 
 
 def values_of(desk: Path, kind: str, objective: dict[str, Any] | None = None, **parts: Any) -> dict[str, Any]:
@@ -297,14 +287,14 @@ def test_the_engine_gives_drawn_tokens_the_trainers_log_probabilities(
 ) -> None:
     """Of a policy that has learned something, whether its adapter was folded into the weights or stood beside them."""
     under: list[str | None] = []
-    original = rollouts.generate
+    original = writers.generate
 
     def noted(model: Any, requests: Any, **rest: Any) -> Any:
         under.extend(request.adapter for request in requests)
         return original(model, requests, **rest)
 
-    monkeypatch.setattr(rollouts, "generate", noted)
-    objective = {"temperature": 1.0, "folds_adapter": folds, "kl_target": None}
+    monkeypatch.setattr(writers, "generate", noted)
+    objective = {"temperature": 1.0, "generation": {"folds_adapter": folds}, "kl_target": None}
     begin(values_of(desk, "ppo", objective, training={"steps": 8, "peak_lr": 0.03}), tmp_path / "run")
     assert set(under) == {"default-folded" if folds else "default"}
     later = read_rollout(tmp_path / "run" / FOLDER / "000001.jsonl") or []
