@@ -29,7 +29,7 @@ $(VENV)/.core: pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.core
 	@echo "Installing what the tests need into $(VENV) ..."
-	$(PIP) --editable '.[test,bench,hub]'
+	$(PIP) --editable '.[test,bench,hub,lm-eval]'
 	@touch $@
 
 quickstart: env
