@@ -21,6 +21,7 @@ from objectives.examples import TASKS, two_answers
 from luthier import rewarded
 from luthier.data.batches import StepBatches, Steps
 from luthier.errors import RecipeError
+from luthier.generation.engine_settings import OwnEngine
 from luthier.methods import Attachment, LeTS, Method
 from luthier.models.families import family_of
 from luthier.models.language_model import LanguageModel
@@ -35,6 +36,7 @@ from luthier.rlhf.parts import Ear, Policy, Prompts, Size
 from luthier.rlhf.ppo import CRITIC
 from luthier.rlhf.rewards import Answer, Worth
 from luthier.rlhf.rollouts import Rollouts
+from luthier.rlhf.writers import OwnWriter
 from luthier.training.checkpoint import Checkpoint
 from luthier.training.companions import Companions
 from luthier.training.loop import Outside, Plan, train
@@ -106,7 +108,8 @@ def by_rewards(
     recipe = SimpleNamespace(objective=objective, method=method, seed=SEED, training=training)
     others = others_of(cast(Recipe, recipe), model, attachment, quiet)
     rollouts = Rollouts(
-        objective, prompts(objective), Policy(model, others.attachment, frozenset({2})), worth_of,
+        objective, prompts(objective),
+        Policy(model, others.attachment, frozenset({2}), OwnWriter(others.attachment, OwnEngine())), worth_of,
         Passes(pool, ONE_CUT, silent), Size(2, steps_of(method), ONE_CUT), SEED, folder,
         Ear(others.reference, None if others.critic is None else others.critic.of_examples),
     )  # fmt: skip
