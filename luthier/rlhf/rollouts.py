@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from luthier.corruption.keyed import generator, shuffled
-from luthier.data.apart import laid_apart
 from luthier.data.batches import Step, Steps, cut_batches
 from luthier.data.mixture import epoch_order
 from luthier.data.packing import assign_workers
@@ -25,24 +23,21 @@ from luthier.data.placeholders import with_placeholders
 from luthier.errors import DataError, NoReward, RunMismatch
 from luthier.generation.requests import Completed
 from luthier.ops.draws import salt_of
-from luthier.prediction.passes import Passes, Said, said_of_each
+from luthier.prediction.passes import Passes
 from luthier.rlhf.contract import RolloutObjective
 from luthier.rlhf.diagnosis import Course, course_of, signs
-from luthier.rlhf.experience import Given, chunks_within, example_of, split_by_sample
+from luthier.rlhf.experience import Given, chunks_within, example_of
+from luthier.rlhf.hearing import Hearing
 from luthier.rlhf.kept import make_rollout_folder, measures_of, read_rollout
 from luthier.rlhf.parts import NOBODY, Ear, Policy, Prompts, Size
 from luthier.rlhf.pretraining import Texts
 from luthier.rlhf.rewards import OfAnswers, Worth
-from luthier.rlhf.samples import Sample, by_group, with_said
+from luthier.rlhf.samples import Sample, by_group
 from luthier.rlhf.writers import importance, weighed
 from luthier.store.files import remove_file, write_text
-from luthier.training.companions import Speaker
-from luthier.training.loop import autocast
-from luthier.types import Batch, Example, FloatArray
+from luthier.types import Batch, Example
 
 _SALT = salt_of("rollouts")
-_MOST_APART = {torch.float32: 1e-2}
-_MOST_APART_IN_HALF = 0.3
 
 
 class Rollouts(Steps):
@@ -72,7 +67,8 @@ class Rollouts(Steps):
             raise DataError("There is no prompt to answer.", "Give at least one row.")
         self.num_steps = size.num_steps
         self.objective, self.prompts, self.policy, self.rewards = objective, prompts, policy, rewards
-        self.passes, self.size, self.seed, self.ear = passes, size, seed, ear
+        self.passes, self.size, self.seed = passes, size, seed
+        self._hearing = Hearing(objective, prompts, policy, ear, passes)
         self.folder = make_rollout_folder(folder)
         self.texts = texts
         self.announce = announce
@@ -159,24 +155,16 @@ class Rollouts(Steps):
         if not samples:
             return []
         prompt = self.prompts.examples[samples[0].row]
-        room = self._room(prompt)
+        room = self._hearing.room(prompt, self._budget)
         chunks = [list(range(len(samples)))] if self.objective.keeps_groups else chunks_within(prompt, samples, room)
         made: list[Example] = []
         for chunk in chunks:
             chosen = [samples[index] for index in chunk]
             weights = [self.objective.token_weight(sample) for sample in chosen]
             given = [rollout.given[id(sample)] for sample in chosen]
-            made.append(self._fitting(example_of(prompt, chosen, given, weights, document + len(made))))
+            example = example_of(prompt, chosen, given, weights, document + len(made))
+            made.append(self._hearing.fitting(example))
         return made
-
-    def _fitting(self, example: Example) -> Example:
-        """As the model's family reads answers that share a prompt."""
-        return laid_apart(example) if self.policy.model.layout == "bucketed" else example
-
-    def _room(self, prompt: Example) -> int:
-        """Most tokens of an example: as many as a micro-batch holds, but room for an answer in any case."""
-        attachment = self.policy.attachment
-        return max(self._budget - attachment.num_virtual, prompt.num_part_tokens + self.objective.max_new_tokens)
 
     # ── rollouts ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -286,61 +274,7 @@ class Rollouts(Steps):
         return found
 
     def _heard(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The samples with log-probabilities of the policy and of the reference, and values, as far as they are needed."""
-        objective = self.objective
-        asks_reference, others_wrote = self.ear.reference is not None, self.policy.writer.apart is not None
-        if objective.needs_old or others_wrote or (asks_reference and objective.temperature != 1):
-            samples = with_said(samples, "old_T", self._own(samples))
-            self._check_apart(samples)
-        elif self._number == 0:
-            self._check_apart(with_said(samples, "old_T", self._own(samples)))
-        if self.ear.reference is not None:
-            samples = with_said(samples, "reference_T", self._said(self.ear.reference, samples))
-        if self.ear.values is not None:
-            examples, lengths = self._asked(samples)
-            samples = with_said(samples, "value_T", split_by_sample(self.ear.values(examples, self.passes), lengths))
-        return list(samples)
-
-    def _own(self, samples: Sequence[Sample]) -> list[FloatArray]:
-        return self._said(Speaker(self.policy.model, self.policy.attachment.adapter), samples)
-
-    def _check_apart(self, samples: Sequence[Sample]) -> None:
-        """Raise RunMismatch if trainer and engine do not say the same of the tokens: every ratio would then be false."""
-        gaps = [np.abs(sample.old_T - sample.engine_T) for sample in samples if sample.old_T is not None]
-        gap = float(np.mean(np.concatenate(gaps)))
-        apart = self.policy.writer.apart
-        if apart is not None:
-            apart.check(gap, self.objective.temperature)
-        elif self.objective.temperature == 1 and gap > _MOST_APART.get(self.policy.model.dtype, _MOST_APART_IN_HALF):
-            raise RunMismatch(
-                f"The engine that wrote the answers and the trainer give their tokens log-probabilities {gap:.3g} nats apart.",
-                "This is a fault of Luthier's: please report it with the recipe. model.dtype: fp32 may go round it.",
-            )
-
-    def _asked(self, samples: Sequence[Sample]) -> tuple[list[Example], list[list[int]]]:
-        """The answers behind their prompts, as examples, and how long each one's answers are."""
-        examples: list[Example] = []
-        lengths: list[list[int]] = []
-        for group in by_group(samples):
-            prompt = self.prompts.examples[group[0].row]
-            for chunk in chunks_within(prompt, group, self._room(prompt)):
-                chosen = [group[index] for index in chunk]
-                none: list[Given] = [{} for _ in chosen]
-                examples.append(self._fitting(example_of(prompt, chosen, none, [1.0] * len(chosen), len(examples))))
-                lengths.append([sample.num_tokens for sample in chosen])
-        return examples, lengths
-
-    def _said(self, speaker: Speaker, samples: Sequence[Sample]) -> list[FloatArray]:
-        """log p of each answer's tokens, at the temperature."""
-        examples, lengths = self._asked(samples)
-        temperature, compute_in = self.objective.temperature, self.policy.autocast
-
-        def say(outputs: Any) -> Said:
-            return outputs.at(temperature).logprob_N, outputs.targets.row_N
-
-        with autocast(speaker.model.device, compute_in):
-            said = said_of_each(speaker.model, speaker.adapter, examples, say, self.passes, "reading answers")
-        return split_by_sample([each.float().numpy() for each in said], lengths)
+        return self._hearing.heard(samples, self._budget, is_first=self._number == 0)
 
     def _credited(self, samples: Sequence[Sample], seconds: float) -> _Rollout:
         """The rollout with what each answer is learned by."""
