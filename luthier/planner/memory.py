@@ -31,10 +31,17 @@ class Demand:
         return sum(self.parts.values())
 
 
-def demand(trace: Trace, workers: int, *, shards: int = 1, state_in_files: bool = False) -> Demand:
-    """The phase that needs most, on each of the shards. state_in_files: whether the optimizer's state is, and not in memory."""
+def demand(
+    trace: Trace, workers: int, *, shards: int = 1, state_in_files: bool = False, copies_here: bool = True
+) -> Demand:
+    """The phase that needs most, on each of the shards.
+
+    state_in_files: whether the optimizer's state is, and not in memory. copies_here: whether what a checkpoint copies takes memory
+    of the same device; a GPU's copy is made in the memory of its machine.
+    """
     found = [Demand(_of_workers(peak.parts, workers), phase) for phase, peak in trace.peaks.items()]
-    found.append(Demand({**trace.standing, SAVED: saved_bytes(trace, state_in_files)}, SAVING))
+    if copies_here:
+        found.append(Demand({**trace.standing, SAVED: saved_bytes(trace, state_in_files)}, SAVING))
     if state_in_files:
         found = [Demand({part: n for part, n in each.parts.items() if part != STATE}, each.phase) for each in found]
     if shards > 1:

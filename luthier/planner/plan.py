@@ -145,8 +145,9 @@ def memory_of(device: torch.device) -> int:
 def needed(trace: Trace, work: Work, target: Target) -> Demand:
     """The demand of the tensors, and of the process and the allocator around them."""
     kind = target.device.type
-    in_files = work.training.optimizer.is_paged and kind == "cpu"
-    tensors = demand(trace, work.workers, shards=target.shards, state_in_files=in_files)
+    on_cpu = kind == "cpu"
+    in_files = work.training.optimizer.is_paged and on_cpu
+    tensors = demand(trace, work.workers, shards=target.shards, state_in_files=in_files, copies_here=on_cpu)
     around = {
         PROCESS: _PROCESS_BYTES[kind],
         SLACK: round(tensors.num_bytes * _SLACK[kind] + _holes(tensors, kind)),

@@ -29,6 +29,8 @@ def test_the_phase_that_needs_most_is_taken_and_saving_is_one() -> None:
     assert saving.phase == SAVING
     assert saving.parts[SAVED] == STANDING[TRAINED] + STANDING[STATE]
     assert demand(trace, 100).phase == "backward"
+    elsewhere = demand(trace, 1, copies_here=False)  # a GPU's copy is made in the memory of its machine
+    assert (elsewhere.phase, elsewhere.num_bytes) == ("backward", sum(STANDING.values()) + 6)
     assert checkpoint_bytes(trace) == 50
 
 
