@@ -50,7 +50,7 @@ def recipes_of(work: PromptWork, folder: Path) -> dict[str, dict[str, Any]]:
         for number, text in enumerate(work.texts[:8])
     ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), "utf-8")
-    longest = usual["data"]["max_length"] + 16
+    longest = usual["data"]["max_length"] + 32
     training = {
         **usual["training"],
         "tokens_per_micro_batch": max(usual["training"]["tokens_per_micro_batch"], longest),

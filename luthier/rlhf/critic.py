@@ -86,6 +86,10 @@ class Critic(Voice):
         tensors = [tensor for group in self.groups for tensor in group.tensors.values()]
         return Values(cast(Tensor, _Settled.apply(compute, self.slope, *tensors)))  # type: ignore[no-untyped-call]
 
+    def knows(self, batch: Batch) -> bool:
+        """Not texts of pre-training, which earn nothing."""
+        return all(row in self.rows for row in batch.rows)
+
     def of_examples(self, examples: Sequence[Example], passes: Passes) -> list[FloatArray]:
         """The values at each example's targets, without gradients."""
 

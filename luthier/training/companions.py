@@ -48,6 +48,10 @@ class Voice(ABC):
     def say(self, batch: Batch) -> Beside:
         """What it says of them, in their order."""
 
+    def knows(self, batch: Batch) -> bool:
+        """Whether it can say something of a batch: a step may hold others, which no loss asks it about."""
+        return True
+
 
 @dataclass(frozen=True)
 class Companions:
@@ -59,7 +63,7 @@ class Companions:
         """What each says of a batch; it is asked when it is first read, and now if it learns: before the model keeps anything."""
         heard = _Heard(self.voices, batch)
         for role, voice in self.voices.items():
-            if voice.learns:
+            if voice.learns and voice.knows(batch):
                 _ = heard[role]
         return heard
 
