@@ -7,6 +7,7 @@ model's answers is escaped: it is shown and never obeyed.
 from __future__ import annotations
 
 import base64
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from luthier.objectives import SFT, Objective
 from luthier.store.files import write_text
 
 if TYPE_CHECKING:
+    from jinja2 import Template
+
     from luthier.evaluation.verdict import Answered, Evaluation
 
 _MOST_SAMPLES = 60
@@ -66,17 +69,8 @@ def write_page(
     objective: type[Objective] = SFT,
 ) -> None:
     """Write a run's page to `path`. plots: PNGs to put into it. Raises: DiskFull."""
-    from jinja2 import (  # a moment that commands without a page need not spend
-        Environment,
-        PackageLoader,
-        StrictUndefined,
-    )
-
-    templates = Environment(
-        loader=PackageLoader("luthier.evaluation", "pages"), autoescape=True, undefined=StrictUndefined
-    )
     samples = () if evaluation is None else samples_of(evaluation)
-    text = templates.get_template("report.html.jinja").render(
+    text = _template().render(
         page=page,
         evaluation=evaluation,
         measures=None if evaluation is None else evaluation.as_table(),
@@ -87,6 +81,21 @@ def write_page(
         counts=_counts(samples),
     )
     write_text(path, text + "\n")
+
+
+@functools.cache
+def _template() -> Template:
+    """The page, made ready once."""
+    from jinja2 import (  # a moment that commands without a page need not spend
+        Environment,
+        PackageLoader,
+        StrictUndefined,
+    )
+
+    templates = Environment(
+        loader=PackageLoader("luthier.evaluation", "pages"), autoescape=True, undefined=StrictUndefined
+    )
+    return templates.get_template("report.html.jinja")
 
 
 def samples_of(evaluation: Evaluation) -> list[Sample]:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from luthier.errors import NotFound, RecipeError
@@ -19,7 +18,7 @@ from luthier.recipe.faults import recipe_error
 from luthier.recipe.known_methods import KNOWN_METHODS
 from luthier.recipe.paths import with_absolute_paths
 from luthier.recipe.settings import Recipe
-from luthier.recipe.yaml_text import Parsed, Source, parse_yaml
+from luthier.recipe.yaml_text import Parsed, Source, parse_yaml, to_yaml
 from luthier.recipe.yaml_text import Path as Keys
 from luthier.store.places import expanded
 from luthier.store.runs import RECIPE, RESOLVED
@@ -95,17 +94,18 @@ def with_parts(recipe: Recipe, parts: Parsed, folder: Path) -> Recipe:
     Relative paths in them are looked for in `folder`. Raises: RecipeError, naming line and field, for what no recipe may
     hold.
     """
-    own = _values_of(recipe)
+    own = values_of(recipe)
     values = {**own, **parts.values, "training": {**own["training"], **parts.values.get("training", {})}}
     return _recipe_of(Parsed(values, parts.sources), (), folder)
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, every field written out that does not contradict another; `load_recipe` reads it back."""
-    return yaml.safe_dump(_values_of(recipe), sort_keys=False, allow_unicode=True, width=120)
+    return to_yaml(values_of(recipe))
 
 
-def _values_of(recipe: Recipe) -> dict[str, Any]:
+def values_of(recipe: Recipe) -> dict[str, Any]:
+    """The plain values that `dump_recipe` writes."""
     values = recipe.model_dump(mode="json", by_alias=True)
     if isinstance(recipe.method, AdapterMethod):
         values["method"] = recipe.method.as_recipe()

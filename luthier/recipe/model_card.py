@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-import yaml
-
 from luthier.data.hub import is_hub_name
 from luthier.data.settings import files_of
 from luthier.evaluation.report import loss_lines
@@ -22,8 +20,9 @@ from luthier.methods.adapterhub_files import WEIGHTS as ADAPTERHUB_WEIGHTS
 from luthier.methods.peft_files import WEIGHTS as PEFT_WEIGHTS
 from luthier.models.language_model import LanguageModel
 from luthier.models.licenses import Published, published
-from luthier.recipe.loading import dump_recipe
+from luthier.recipe.loading import values_of
 from luthier.recipe.settings import Provenance, Recipe
+from luthier.recipe.yaml_text import to_yaml
 from luthier.store.files import write_text
 from luthier.store.runs import read_metrics
 from luthier.types import Settings
@@ -104,7 +103,7 @@ def model_card(facts: RunFacts, library: Library) -> str:
     recipe = facts.recipe
     base = published(recipe.model) if recipe.model.config is None else Published(None, None)
     sections = [
-        f"---\n{yaml.safe_dump(_header(recipe, base, library), sort_keys=False)}---",
+        f"---\n{to_yaml(_header(recipe, base, library))}---",
         f"# {_title(recipe)}",
         _about(facts, base),
         "## Figures",
@@ -180,12 +179,7 @@ def _figures(facts: RunFacts) -> list[str]:
 
 def _settings(facts: RunFacts) -> str:
     """The recipe with the last parts of paths alone."""
-    return yaml.safe_dump(
-        _without_folders(yaml.safe_load(dump_recipe(facts.recipe.model_copy(update={"provenance": None})))),
-        sort_keys=False,
-        allow_unicode=True,
-        width=120,
-    )
+    return to_yaml(_without_folders(values_of(facts.recipe.model_copy(update={"provenance": None}))))
 
 
 def _without_folders(value: Any) -> Any:

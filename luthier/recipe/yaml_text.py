@@ -14,6 +14,11 @@ from typing import Any
 
 import yaml
 
+try:
+    from yaml import CSafeDumper as _SafeDumper  # libyaml's, where PyYAML was built with it: ten times as fast
+except ImportError:
+    from yaml import SafeDumper as _SafeDumper  # type: ignore[assignment]
+
 from luthier.errors import RecipeError
 
 Path = tuple[str | int, ...]
@@ -32,6 +37,19 @@ class _Loader(yaml.SafeLoader):
         + ([(_FLOAT_TAG, _FLOAT)] if first in _FLOAT_STARTS else [])
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+
+class _Dumper(_SafeDumper):
+    """The safe dumper, which puts into quotes also the texts that a recipe would read as numbers, and writes no aliases."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  as above
+        first: [*resolvers, *([(_FLOAT_TAG, _FLOAT)] if first in _FLOAT_STARTS else [])]
+        for first, resolvers in yaml.SafeDumper.yaml_implicit_resolvers.items()
+    }
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """See the base class."""
+        return True
 
 
 @dataclass(frozen=True)
@@ -54,6 +72,11 @@ class Parsed:
         while path not in self.sources:
             path = path[:-1]
         return self.sources[path]
+
+
+def to_yaml(values: Any) -> str:
+    """Plain values as YAML text, keys in their order."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def parse_yaml(text: str, file: str) -> Parsed:

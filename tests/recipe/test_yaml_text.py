@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from luthier.errors import RecipeError
-from luthier.recipe.yaml_text import Source, dotted, parse_yaml
+from luthier.recipe.yaml_text import Source, dotted, parse_yaml, to_yaml
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,17 @@ def test_brackets_without_end_are_refused():
 def test_a_path_of_keys_is_written_as_a_person_writes_it():
     assert dotted(("data", "train", 0)) == "data.train[0]"
     assert dotted(()) == ""
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "1e-4", "2026-01-31", "yes", "null", "", " ", "a: b", "# no comment", "- item", "two\nlines\n", "tab\tbell\x07", "ünï 漢 😀",
+        "*alias", "word " * 60, 1e-4, 1e300, -0.0, 12, True, None, [], {}, ["a", ["b"], {"c": 1}], "\u2028", "'single' \"double\"",
+    ],
+)  # fmt: skip
+def test_what_is_written_is_read_back(value: object) -> None:
+    values = {"first": value, "nested": {"list": [value, value]}}
+    text = to_yaml(values)
+    assert parse_yaml(text, "recipe.yaml").values == values
+    assert list(parse_yaml(text, "recipe.yaml").values) == ["first", "nested"]

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from luthier.errors import RecipeError
 from luthier.recipe.importing import axolotl, llama_factory, openai_job, torchtune
 from luthier.recipe.importing.taken import Taken
 from luthier.recipe.loading import read_yaml
+from luthier.recipe.yaml_text import to_yaml
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Imported:
             ]
         else:
             opening.append("# Everything in it has an equivalent.")
-        return "\n".join(opening) + "\n\n" + yaml.safe_dump(self.recipe, sort_keys=False, allow_unicode=True)
+        return "\n".join(opening) + "\n\n" + to_yaml(self.recipe)
 
 
 def import_recipe(path: Path, data: str | None = None) -> Imported:
