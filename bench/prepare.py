@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -184,22 +185,33 @@ def prepare(arguments: argparse.Namespace) -> None:
     write_work(folder, work)
 
 
-def main() -> int:
-    """Prepare the work; 0, or the exit code of the error that is printed."""
-    parser = argparse.ArgumentParser(description="the work that every contestant does")
+def work_parser(description: str) -> argparse.ArgumentParser:
+    """The command line of what makes some work: where it goes, and what it is made of."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("work", type=Path, help="an empty folder")
     parser.add_argument("--name", required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--rows", type=int, required=True)
-    parser.add_argument("--max-length", type=int)
     parser.add_argument("--budget", type=int, required=True)
+    return parser
+
+
+def prepared(prepare: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
+    """Prepare the work; 0, or the exit code of the error that is printed."""
     try:
-        prepare(parser.parse_args())
+        prepare(arguments)
     except LuthierError as error:
         say(str(error))
         return error.exit_code
     return 0
+
+
+def main() -> int:
+    """Prepare the work; 0, or the exit code of the error that is printed."""
+    parser = work_parser("the work that every contestant does")
+    parser.add_argument("--rows", type=int, required=True)
+    parser.add_argument("--max-length", type=int)
+    return prepared(prepare, parser.parse_args())
 
 
 if __name__ == "__main__":

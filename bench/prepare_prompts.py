@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.prepare import ALPHA, CLIP_NORM, PEAK_LR, RANK, SEED, plain_folder
+from bench.prepare import ALPHA, CLIP_NORM, PEAK_LR, RANK, SEED, plain_folder, prepared, work_parser
 from bench.prompts import GROUP, REWARD, PromptWork, read_questions, write_prompts
 from bench.side import say
 from luthier.data.mixture import epoch_order
 from luthier.data.rendering import build_renderer
 from luthier.data.settings import DataSettings
-from luthier.errors import DataError, LuthierError, NotFound
+from luthier.errors import DataError, NotFound
 from luthier.methods import ADAPTER, LoRA
 from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
@@ -102,23 +102,13 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 def main() -> int:
     """Prepare the work; 0, or the exit code of the error that is printed."""
-    parser = argparse.ArgumentParser(description="the prompts that every contestant answers")
-    parser.add_argument("work", type=Path, help="an empty folder")
-    parser.add_argument("--name", required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", required=True)
+    parser = work_parser("the prompts that every contestant answers")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--prompts-per-step", type=int, required=True)
     parser.add_argument("--max-length", type=int, required=True)
     parser.add_argument("--max-new-tokens", type=int, required=True)
     parser.add_argument("--kl", type=float, required=True)
-    parser.add_argument("--budget", type=int, required=True)
-    try:
-        prepare(parser.parse_args())
-    except LuthierError as error:
-        say(str(error))
-        return error.exit_code
-    return 0
+    return prepared(prepare, parser.parse_args())
 
 
 if __name__ == "__main__":

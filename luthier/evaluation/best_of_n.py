@@ -12,7 +12,6 @@ https://arxiv.org/abs/2401.01879).
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import numpy as np
 
 from luthier.evaluation.intervals import Estimate, bootstrap_mean
 from luthier.evaluation.verdict import Details, Table, in_words
-from luthier.store.files import write_bytes
+from luthier.store.pictures import rule, write_png
 
 _COLORS = ("#9ca3af", "#2563eb", "#ea580c", "#0d9488")
 
@@ -127,9 +126,5 @@ class BestOfN(Details):
             axes.set_xticks([point.kl_bound**0.5 for point in points], [str(point.n) for point in points])
             axes.set(xlabel="n, at the root of the most nats from the model", ylabel=f"{measure} of the best of n")
             axes.legend(frameon=False)
-            axes.grid(color="#e5e7eb", linewidth=0.8)
-            axes.set_axisbelow(True)
-            axes.spines[["top", "right"]].set_visible(False)
-        image = io.BytesIO()
-        figure.savefig(image, format="png")
-        write_bytes(path, image.getvalue())
+            rule(axes)
+        write_png(figure, path)

@@ -5,7 +5,6 @@ Both are made from the run's metrics (the lines of `metrics.jsonl`) and say noth
 
 from __future__ import annotations
 
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ from numpy.typing import NDArray
 from luthier.evaluation.answer_curves import PREFIX, answer_columns, answer_lines
 from luthier.evaluation.reward_report import has_rewards, reward_lines
 from luthier.objectives import SFT, Objective
-from luthier.store.files import write_bytes, write_text
+from luthier.store.files import write_text
+from luthier.store.pictures import rule, write_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,12 +83,8 @@ def write_loss_plot(metrics: Metrics, path: Path, objective: type[Objective] = S
     lower.set_xlim(0, max((row["step"] for row in metrics), default=1) * 1.02)
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (upper, *middle, lower):
-        axes.grid(color="#e5e7eb", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    write_bytes(path, image.getvalue())
+        rule(axes)
+    write_png(figure, path)
 
 
 def smoothed(values_N: Sequence[float], width: float) -> NDArray[np.float64]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from luthier.evaluation.pairwise import Bin, ByLength
-from luthier.store.files import write_bytes
+from luthier.store.pictures import rule, write_png
 
 _BLUE, _ORANGE, _GREY = "#2563eb", "#ea580c", "#9ca3af"
 
@@ -39,9 +38,5 @@ def write_reward_picture(
     right.set_xticks(places, [f"{(each.low + each.high) / 2:+.0f}" for each in lengths], rotation=45)
     right.set(xlabel="letters more of the better answer", ylabel="accuracy, 95 %", ylim=(0, 1))
     for axes in (left, middle, right):
-        axes.grid(color="#e5e7eb", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    write_bytes(path, image.getvalue())
+        rule(axes)
+    write_png(figure, path)

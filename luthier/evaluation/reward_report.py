@@ -5,12 +5,11 @@ Both are made from the run's metrics and say nothing that is not in them.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.store.files import write_bytes
+from luthier.store.pictures import rule, write_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,12 +69,8 @@ def write_reward_plot(metrics: Metrics, path: Path) -> None:
     frontier.set_xlabel("√KL to the reference")
     frontier.set_ylabel("reward")
     for axes in (reward, frontier, divergence, length):
-        axes.grid(color="#e5e7eb", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    write_bytes(path, image.getvalue())
+        rule(axes)
+    write_png(figure, path)
 
 
 def _line(axes: Axes, metrics: Metrics, name: str, color: str, label: str | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from luthier.data.packing import collate
 from luthier.data.placeholders import with_placeholders
 from luthier.errors import UsageError
 from luthier.models.language_model import LanguageModel
-from luthier.store.files import write_bytes
+from luthier.store.pictures import write_png
 from luthier.types import Example, Origin, Part
 
 if TYPE_CHECKING:
@@ -80,9 +79,7 @@ def write_attention_plot(maps: AttentionMaps, path: Path) -> None:
         grid[0][2 * head].set_title(f"head {head}\nbase", fontsize=6)
         grid[0][2 * head + 1].set_title("tuned", fontsize=6)
     figure.suptitle(f"attention over {len(maps.tokens)} tokens, a row a layer (queries down, keys across)", fontsize=9)
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    write_bytes(path, image.getvalue())
+    write_png(figure, path)
 
 
 def _draw(axes: Axes, weight_TT: Tensor) -> None:

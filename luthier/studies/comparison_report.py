@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luthier.store.files import write_bytes, write_text
+from luthier.store.files import write_text
+from luthier.store.pictures import rule, write_png
 from luthier.studies.method_comparison import MethodComparison, Outcome
 from luthier.studies.published import published_for, published_table
 
@@ -67,9 +67,7 @@ def write_plot(comparison: MethodComparison, path: Path) -> None:
     named = {outcome.name: outcome for outcome in reversed(comparison.outcomes)}  # of several seeds the first
     for axes, cost_of in zip(every_axes, _COSTS.values(), strict=True):
         _name_points(axes, {name: (cost_of(outcome), outcome.fall) for name, outcome in named.items()})
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    write_bytes(path, image.getvalue())
+    write_png(figure, path)
 
 
 def _scatter(axes: Axes, comparison: MethodComparison, label: str, cost_of: Callable[[Outcome], float]) -> None:
@@ -79,9 +77,7 @@ def _scatter(axes: Axes, comparison: MethodComparison, label: str, cost_of: Call
     axes.margins(x=0.15)  # for names
     axes.axhline(0, color="#6b7280", linewidth=0.8)
     axes.set_xlabel(label)
-    axes.grid(color="#e5e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    rule(axes)
 
 
 def _name_points(axes: Axes, point_of: Mapping[str, tuple[float, float]]) -> None:

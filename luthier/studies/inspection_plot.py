@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.ops.spectrum import energy_by_rank
-from luthier.store.files import write_bytes
+from luthier.store.pictures import write_png
 from luthier.studies.inspection import KEPT, Inspection, LayerUpdate
 
 if TYPE_CHECKING:
@@ -34,9 +33,7 @@ def write_inspection_plot(inspection: Inspection, path: Path) -> None:
     _heat(figure, strong, inspection, "size of the update / size of the weight", lambda update: update.relative_norm)
     _heat(figure, wide, inspection, "effective rank of the update", lambda update: update.effective_rank)
     _spectra(spectrum, inspection)
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    write_bytes(path, image.getvalue())
+    write_png(figure, path)
 
 
 def _heat(

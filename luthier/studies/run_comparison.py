@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from luthier.errors import UsageError
 from luthier.evaluation.report import smoothed
 from luthier.recipe.loading import recipe_of_run
 from luthier.sizes import readable_bytes
-from luthier.store.files import write_bytes
+from luthier.store.pictures import rule, write_png
 from luthier.store.runs import METRICS, read_metrics, read_run
 
 if TYPE_CHECKING:
@@ -155,15 +154,11 @@ def write_curves(compared: RunsCompared, path: Path) -> None:
     for axes, title in ((training, "training"), (held_out, "held-out rows")):
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
-        axes.grid(color="#e5e7eb", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        rule(axes)
         if axes.get_lines():
             axes.legend(frameon=False, fontsize=8)
     training.set_ylabel("loss")
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    write_bytes(path, image.getvalue())
+    write_png(figure, path)
 
 
 def _draw(axes: Axes, pairs: Sequence[tuple[int, float]], name: str, colour: str, *, is_noisy: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.data.checks.checking import Checked
 from luthier.data.checks.lengths import quantile
 from luthier.store.files import write_bytes, write_text
+from luthier.store.pictures import png_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -135,9 +135,7 @@ def picture(checked: Checked) -> bytes:
     _bars(kinds, "findings by kind", checked.counts)
     most = next(iter(sorted(checked.labels.items(), key=lambda item: -sum(item[1].values()))), ("no labels", {}))
     _bars(labels, f"labels: {most[0]}", dict(Counter(most[1]).most_common(12)))
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    return image.getvalue()
+    return png_of(figure)
 
 
 def _histogram(axes: Axes, rows: Mapping[int, int]) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 from luthier.evaluation.judged.tournament import Tournament
-from luthier.store.files import write_bytes
+from luthier.store.pictures import rule, write_png
 
 
 def write_picture(tournament: Tournament, path: Path) -> None:
@@ -28,10 +27,6 @@ def write_picture(tournament: Tournament, path: Path) -> None:
     axes.plot(elos, places, "|", color="#dc2626", markersize=12, label="Elo, mean over orders")
     axes.set_yticks(places, [one.name for one in standings])
     axes.set_xlabel("rating (points)")
-    axes.grid(axis="x", color="#e5e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    rule(axes, "x")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    write_bytes(path, image.getvalue())
+    write_png(figure, path)
