@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import setuptools  # noqa: F401 - replaces distutils, and refuses to once another import has brought Python's own
 from copies import pass_by_garbage
 from failing_disk import failing_at
 from tiny_model import write_tiny_model
