@@ -81,8 +81,6 @@ def judge(
     as_json: Json = False,
 ) -> None:
     """Compare answers two by two, blind; stop at any time, and go on with the same command."""
-    from luthier.evaluation.judged.by_judge import judge_summaries, settled
-    from luthier.evaluation.judged.by_person import preference_rows, summary_of
     from luthier.evaluation.judged.records import JudgmentFile
     from luthier.store.files import locked
     from luthier.store.places import expanded
@@ -114,6 +112,18 @@ def judge(
                 left = _asked(questions, judgments, annotator, guideline, order_seed, pairs_per_prompt)
         if left:
             say(f"{left:,} pairs are left; the same command goes on.")
+    document, lines = _account(file, judgments, left, pairs)
+    emit(document, "\n".join(lines), as_json)
+
+
+def _account(
+    file: Path, judgments: JudgmentFile, left: int | None, pairs: Path | None
+) -> tuple[dict[str, Any], list[str]]:
+    """What the judgments come to, as a document and as lines; with `pairs`, their choices are written there."""
+    from luthier.evaluation.judged.by_judge import judge_summaries, settled
+    from luthier.evaluation.judged.by_person import preference_rows, summary_of
+    from luthier.store.places import expanded
+
     judges = judge_summaries(judgments.records)
     found = summary_of([each for each in judgments.records if each.judge is None])
     document: dict[str, Any] = {
@@ -127,7 +137,7 @@ def judge(
         _write_pairs(expanded(pairs), rows)
         document["pairs"] = {"file": str(pairs), **rows.as_json()}
         lines += [f"{len(rows.rows):,} rows to train on: {pairs}", *rows.as_lines()]
-    emit(document, "\n".join(lines), as_json)
+    return document, lines
 
 
 def _questions(
