@@ -146,7 +146,7 @@ def _result(folder: Path, metrics: list[dict[str, Any]], progress: Progress) -> 
 def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *, plans: bool = False) -> RunResult:
     prepared = check_recipe(recipe, announce)
     announce_gate(prepared.gate, announce)
-    recipe = _dated(recipe, prepared.dataset.renderer, announce)
+    recipe = _dated(with_template(recipe, prepared.dataset.renderer), prepared.dataset.renderer, announce)
     recipe = recipe.model_copy(update={"objective": prepared.objective})
     if plans:
         from luthier.planner.gate import plan_run  # what pretends to be tensors takes a while to import
@@ -186,6 +186,14 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *,
         progress = train(model, attachment, recipe.objective, steps, plan, outside, workers, checkpoint, companions)
     begun = _Begun(recipe, folder, prepared, attachment, plan, made_from)
     return _finish(begun, progress, announce)
+
+
+def with_template(recipe: Recipe, renderer: Renderer) -> Recipe:
+    """The recipe with the text of the chat template that it names, so that the run's model is asked by the same one ever after."""
+    chat = renderer.chat
+    if chat is None or chat.source is None or chat.source == recipe.data.chat_template:
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"chat_template": chat.source})})
 
 
 def _dated(recipe: Recipe, renderer: Renderer, announce: Announce) -> Recipe:

@@ -68,6 +68,10 @@ class Origin:
         return f"{self.file}, line {self.line}"
 
 
+INPUT = "input"
+"""What of a user's message is the input of an instruction, where it ends the content after a blank line; an extra."""
+
+
 @dataclass(frozen=True)
 class Message:
     """One turn. `learn` is the row's own wish (weight 1 or 0); None leaves it to the recipe.

@@ -26,6 +26,7 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from luthier.data.named_templates import TEMPLATE_NAMES
 from luthier.data.settings import DataSettings
 from luthier.data.template import FIELD, ChatTemplate, Tools, read_template
 from luthier.data.whole_texts import Whole, WholeTexts, even_cuts
@@ -191,8 +192,15 @@ class Renderer:
     # ── what serving feeds ──────────────────────────────────────────────────────────────────────────────────────────
 
     def prompt_tokens(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
-        """The tokens that serving feeds before the assistant's answer to these messages."""
-        return self._encode(self._template().text(messages, tools, opens_answer=True)).ids
+        """The tokens that serving feeds before the assistant's answer to these messages.
+
+        For an encoder-decoder, with what its tokenizer puts around a text, as far as the template does not write it.
+        """
+        ids = self._encode(self._template().text(messages, tools, opens_answer=True)).ids
+        if self.answer_start is None:
+            return ids
+        end = self._trail
+        return self._with_lead(ids if ids[len(ids) - len(end) :] == end else [*ids, *end])
 
     def asking_tokens(self, record: Prompt) -> list[int]:
         """The tokens that serving feeds for a prompt. Raises: as render, without a place."""
@@ -259,7 +267,8 @@ class Renderer:
         if self.chat is None:
             raise RecipeError(
                 "A chat has to be written, but the model has no chat template.",
-                "Set data.chat_template to a Jinja template or the path of one, or train on prompt/completion rows.",
+                f"Set data.chat_template to one of {', '.join(TEMPLATE_NAMES)}, or to a Jinja template or the path of one; or "
+                "train on prompt/completion rows.",
                 field=FIELD,
             )
         return self.chat
@@ -335,11 +344,22 @@ class Renderer:
         return messages[: learned[0]], messages[learned[0]].content
 
     @cached_property
-    def _lead(self) -> list[int]:
-        """What the tokenizer puts before text of its own accord: BOS, or nothing."""
-        whole, inner = self.tokenizer("a", verbose=False)["input_ids"], self._encode("a").ids
+    def _around(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before a text and after it of its own accord."""
+        whole, inner = list(self.tokenizer("a", verbose=False)["input_ids"]), self._encode("a").ids
         starts = range(len(whole) - len(inner) + 1)
-        return list(whole[: next((s for s in starts if whole[s : s + len(inner)] == inner), 0)])
+        start = next((s for s in starts if whole[s : s + len(inner)] == inner), 0)
+        return whole[:start], whole[start + len(inner) :]
+
+    @property
+    def _lead(self) -> list[int]:
+        """What the tokenizer puts before a text: BOS, or nothing."""
+        return self._around[0]
+
+    @property
+    def _trail(self) -> list[int]:
+        """What the tokenizer puts after a text: EOS, or nothing."""
+        return self._around[1]
 
     def _with_lead(self, ids: list[int]) -> list[int]:
         return ids if ids[: len(self._lead)] == self._lead else [*self._lead, *ids]

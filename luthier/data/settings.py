@@ -243,7 +243,7 @@ class DataSettings(Settings):
     )
     chat_template: str | None = Field(
         None,
-        description="A Jinja chat template, or the path of a file that holds one; replaces the model's own.",
+        description="How chats are written: alpaca, guanaco, chatml, a Jinja template, or the path of a file that holds one; replaces the model's own.",
     )
     today: str | None = Field(
         None,

@@ -9,15 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from luthier.types import (
+    INPUT,
     Choice,
     Completion,
     Conversation,
     Labelled,
+    Message,
     PlainText,
     Preference,
     Prompt,
@@ -48,7 +51,7 @@ def _prompt(record: Record) -> object:
         case Conversation(messages, tools):
             answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
             before = messages[: answers[-1]] if answers else messages
-            return [[message.as_dict() for message in before], tools]
+            return [_turns(before), tools]
         case Completion(prompt):
             return prompt
         case Labelled(text, pair) | Scored(text, pair):
@@ -68,9 +71,14 @@ def _prompt(record: Record) -> object:
         case Ranking(answers):
             return _prompt(answers[0])
         case Prompt(Conversation(messages, tools)):
-            return [[message.as_dict() for message in messages], tools]
+            return [_turns(messages), tools]
         case Prompt(asked):
             return asked
+
+
+def _turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The messages with all that tells them apart; an input is in their contents."""
+    return [{key: value for key, value in message.as_dict().items() if key != INPUT} for message in messages]
 
 
 def num_held_out(num_rows: int, fraction: float) -> int:

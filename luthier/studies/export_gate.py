@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luthier.data.template import read_template
+from luthier.data.template import ChatTemplate, read_template
 from luthier.errors import DataError, NotFound, ResourceError, RunMismatch
 from luthier.export.parity import Limits, Parity, check, coarser, compare, limits_of
 from luthier.export.readers import Reader, every_logit, first_stream, of_model, whole_text
@@ -74,6 +74,7 @@ class Gate:
         template = read_template(recipe.data.chat_template, model.tokenizer, recipe.data.day)
         if template is not None and template.source is not None:
             model.tokenizer.chat_template = template.source
+            _stop_at(model, template)
         self.adapter = ADAPTER if isinstance(recipe.method, AdapterMethod) else None
         self.writes_text = model.anatomy.family.kind == "decoder" and model.anatomy.purpose == "words"
         self.texts = texts_of(recipe, model, self.writes_text, announce)
@@ -156,6 +157,14 @@ def texts_of(recipe: Recipe, model: LanguageModel, writes_text: bool, announce: 
 
 def _tokens(model: LanguageModel, text: str) -> IntArray:
     return np.array(model.tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
+
+
+def _stop_at(model: LanguageModel, template: ChatTemplate) -> None:
+    """Add the end of the template's answers to what ends the model's own, so that other programs stop there too."""
+    end, config = template.end_of_turn, model.hf.generation_config
+    if end is None or model.answer_start is not None or config is None or end.id in model.stop_ids:
+        return
+    config.eos_token_id = [*sorted(model.stop_ids), end.id]
 
 
 def _check_base(recipe: Recipe, model: LanguageModel) -> None:

@@ -179,6 +179,8 @@ def _merged(job: Job) -> LanguageModel:
     """The run's model with what it learned in its weights, which says what the run says."""
     model = load_merged(job.folder, job.recipe, job.announce)
     model.tokenizer.chat_template = job.gate.model.tokenizer.chat_template
+    if job.gate.model.hf.generation_config is not None and model.hf.generation_config is not None:
+        model.hf.generation_config.eos_token_id = job.gate.model.hf.generation_config.eos_token_id
     job.gate.check("the merged model, before it is written", job.gate.own(model, None))
     return model
 
