@@ -179,7 +179,9 @@ def laid_out(
 def asked_of(objective: Objective) -> Asked:
     """What an objective asks of rows."""
     key = f"{type(objective).__module__} {objective.model_dump_json()}"
-    return Asked(objective.takes, objective.reads, objective.splits, objective.longest_text, key)
+    return Asked(
+        objective.takes, objective.reads, objective.splits, objective.longest_text, key, weighs=objective.weighs
+    )
 
 
 def drawn_rows(drawing: Drawing, rows: Sequence[Example]) -> Sequence[Example]:

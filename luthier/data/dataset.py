@@ -38,7 +38,7 @@ class Asked:
 
     splits: whether texts that are too long are cut into pieces where the settings leave it open. longest: of data.max_length,
     the most tokens that a text may have. key: all that decides what it makes of a row beside the labels, as text; None where
-    that is not known, so that what it makes is not kept.
+    that is not known, so that what it makes is not kept. weighs: whether it has rows and answers count as they say.
     """
 
     takes: Gives = "text"
@@ -46,6 +46,7 @@ class Asked:
     splits: bool = False
     longest: Callable[[int], int] = _as_long
     key: str | None = None
+    weighs: bool = True
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ class _Loader:
         format, wishes = settings.form_of(source)
         splits = settings.too_long == "split" or (settings.too_long == "auto" and asked.splits)
         limit = asked.longest(settings.max_length)
-        job = Job(self.renderer, self.make_example, asked.texts, limit, splits, settings.too_long)
+        job = Job(self.renderer, self.make_example, asked.texts, limit, splits, settings.too_long, asked.weighs)
         return Wanted(source.path, format, asked.takes, wishes, max_rows, job, self._key(job))
 
     def _key(self, job: Job) -> list[object] | None:

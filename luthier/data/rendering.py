@@ -47,6 +47,7 @@ from luthier.types import (
     Rendered,
     TextsAs,
     Verdict,
+    Weighed,
 )
 
 Learn = Literal["answers", "last_answer", "all"]
@@ -103,6 +104,10 @@ class Renderer:
             return _rendered(tokens, np.zeros(len(tokens), dtype=np.float32))
         if isinstance(record, Verdict):
             return replace(self.render_judged(record.answered, origin), score=float(record.is_good))
+        return _weighed(self._render_one(record, origin), record)
+
+    def _render_one(self, record: Weighed | Whole, origin: Origin | None) -> Rendered:
+        """A record of one text, or of several that are read apart, before its row's weight."""
         with _located(origin):
             if self.answer_start is not None:
                 return self._render_answer(record, self.answer_start)
@@ -161,7 +166,8 @@ class Renderer:
     ) -> Iterator[tuple[Record, Rendered]]:
         if texts == "read":
             with _located(origin):
-                yield from self._whole.pieces(record.text, longest)
+                for part, rendered in self._whole.pieces(record.text, longest):
+                    yield part, _weighed(rendered, record)
             return
         encoded = self._encode(record.text)
         lead = self._lead if texts == "written" else []
@@ -174,7 +180,8 @@ class Renderer:
             weight_T = np.full(len(ids), float(texts == "written"), dtype=np.float32)
             piece = Piece(whole_T, len(lead), index, len(cuts)) if len(cuts) > 1 else None
             text = record.text[encoded.starts[start] : encoded.ends[stop - 1]]
-            yield PlainText(text), replace(_rendered(ids, weight_T), piece=piece)
+            rendered = replace(_rendered(ids, weight_T), piece=piece)
+            yield PlainText(text, record.weight), _weighed(rendered, record)
 
     def writes_as_chat(self, kind: type[Record]) -> bool:
         """Whether records of a class go through the chat template."""
@@ -292,7 +299,7 @@ class Renderer:
         ids, bounds = self._encode_with_bounds(text, [(answers[i].start, answers[i].end) for i in kept])
         weight_T = np.full(len(ids), float(self.learn == "all"), dtype=np.float32)
         for i, (first, last) in zip(kept, bounds, strict=True):
-            weight_T[first:last] = float(i in learned)
+            weight_T[first:last] = messages[i].weight if i in learned else 0.0
         return _rendered(ids, weight_T)
 
     # ── plain text ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -323,16 +330,16 @@ class Renderer:
             source = self.prompt_tokens(before, conversation.tools)
         else:
             assert isinstance(record, Completion)
-            source, answer = self.plain_prompt_tokens(record.prompt), record.completion
+            source, answer = self.plain_prompt_tokens(record.prompt), Message("assistant", record.completion)
         if not source:
             raise DataError("The row's prompt has no tokens, so the encoder would read nothing.", "Fill it in.")
-        tokens = [start, *self._with_lead(self._encode(answer).ids)]
+        tokens = [start, *self._with_lead(self._encode(answer.content).ids)]
         if tokens[-1] != self.end_of_text_id or len(tokens) == 1:
             tokens.append(self.end_of_text_id)
-        rendered = _rendered(tokens, np.ones(len(tokens), dtype=np.float32))
+        rendered = _rendered(tokens, np.full(len(tokens), answer.weight, dtype=np.float32))
         return replace(rendered, source_S=np.array(source, dtype=np.int64))
 
-    def _last_answer(self, conversation: Conversation) -> tuple[Sequence[Message], str]:
+    def _last_answer(self, conversation: Conversation) -> tuple[Sequence[Message], Message]:
         """The one answer that a chat teaches an encoder-decoder, and the messages before it. Raises: DataError."""
         messages = conversation.messages
         learned = learned_messages(messages, self.learn)
@@ -341,7 +348,7 @@ class Renderer:
                 f"An encoder-decoder learns one answer a row, and {len(learned)} messages of this chat are to be learned.",
                 "Set data.learn: last_answer, and let a question come before the answer.",
             )
-        return messages[: learned[0]], messages[learned[0]].content
+        return messages[: learned[0]], messages[learned[0]]
 
     @cached_property
     def _around(self) -> tuple[list[int], list[int]]:
@@ -478,6 +485,13 @@ def learned_messages(messages: Sequence[Message], learn: Learn) -> list[int]:
 def _rendered(ids: list[int], weight_T: np.ndarray[tuple[int], np.dtype[np.float32]]) -> Rendered:
     weight_T[:1] = 0.0
     return Rendered(np.array(ids, dtype=np.int64), weight_T)
+
+
+def _weighed(rendered: Rendered, record: Record) -> Rendered:
+    """What a record became, with its row's weight."""
+    if not isinstance(record, Weighed) or record.weight == 1:
+        return rendered
+    return replace(rendered, weight_T=rendered.weight_T * np.float32(record.weight), row_weight=record.weight)
 
 
 @contextmanager

@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from form_rows import records_of
 from small_tokenizers import byte_level, metaspace
 from transformers import PreTrainedTokenizerBase
 
 from luthier.data.dataset import load_dataset
-from luthier.data.formats import to_records
 from luthier.data.gate import check_gate
 from luthier.data.named_templates import TEMPLATE_NAMES
-from luthier.data.reading import Row
 from luthier.data.rendering import Renderer, build_renderer
 from luthier.data.settings import DataSettings
 from luthier.errors import DataError, NotFound, RecipeError
 from luthier.export.ollama import frame_of
 from luthier.objectives import SFT
-from luthier.types import Conversation, Message, Origin, Rendered
+from luthier.types import Conversation, Message, Rendered
 
 ALONE = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -77,8 +76,7 @@ def renderer_of(name: str, tokenizer: PreTrainedTokenizerBase, **values: Any) ->
 
 
 def records(rows: list[dict[str, Any]]) -> list[Conversation]:
-    made = to_records([Row(Origin("rows.jsonl", line), row) for line, row in enumerate(rows, 1)], "auto").records
-    return [record for record, _ in made if isinstance(record, Conversation)]
+    return [record for record in records_of(*rows) if isinstance(record, Conversation)]
 
 
 def pieces(rendered: Rendered, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

@@ -169,6 +169,15 @@ def as_number(row: Row, field: str, value: Any) -> float:
     return float(value)
 
 
+def as_weight(row: Row, field: str, value: Any) -> float:
+    """The value, if it is a finite number that is not negative, or spells one; true and false are 1 and 0."""
+    number = float(value) if isinstance(value, bool) else as_number(row, field, value)
+    if number < 0:
+        found = f"the weight is {number:g}, and less than nothing cannot be learned."
+        raise fault(row, field, found, "Write 1 for what counts as usual, 0 for what is not learned.")
+    return number
+
+
 def is_number(value: object) -> bool:
     """Whether a value is a finite number, or spells one."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
