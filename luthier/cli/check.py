@@ -137,7 +137,7 @@ def _gate_document(gate: _Gate) -> dict[str, Any]:
 def _whole_text(checked: Checked, mended: Mended | None, gate: _Gate) -> str:
     num_errors = len(checked.errors)
     held_out = f" and {checked.num_held_out:,} for validation" if checked.num_held_out else ""
-    lines = [f"{checked.num_rows:,} rows{held_out}; {_form(checked)}."]
+    lines = [f"{checked.num_rows:,} row{'' if checked.num_rows == 1 else 's'}{held_out}; {_form(checked)}."]
     lines += [f"  {count:>7,}  {kind}" for kind, count in checked.counts.items()]
     lines += [f"{num_errors:,} errors, {len(checked.findings) - num_errors:,} warnings."]
     if mended is not None:

@@ -151,7 +151,9 @@ NO_WISHES = Wishes()
 class DataSource(Settings):
     """One source of a mixture: where its rows are, which task they are, and how many of them an epoch takes."""
 
-    path: str | tuple[str, ...] = Field(description="Its rows: a file, a folder, a list of them, or a hub name.")
+    path: str | tuple[str, ...] = Field(
+        description="Its rows: a file, a folder, a pattern, a hub name, or a list of these."
+    )
     task: str | None = Field(
         None, min_length=1, description="What its rows are called in losses and reports; unset: after its file."
     )
@@ -218,7 +220,7 @@ class DataSettings(Settings):
     """Where the rows are, how they are read, and what of them is learned."""
 
     train: Sources = Field(
-        description="Training rows: a JSONL, JSON, CSV or Parquet file, a list of them, or a hub name such as owner/set; or a mixture: a list of sources {path, task, weight, max_rows, format, template}.",
+        description="Training rows: a file (JSONL, JSON, CSV, Parquet, CoNLL, text; also packed), a folder, a pattern such as data/*.jsonl, or a hub name (owner/set, owner/set:configuration:split); a list of these; or a mixture: a list of sources {path, task, weight, max_rows, format, template}.",
     )
     temperature: float = Field(
         1.0,
@@ -257,7 +259,7 @@ class DataSettings(Settings):
     )
     learn: Literal["answers", "last_answer", "all"] = Field(
         "answers",
-        description="Which tokens are learned: all answers, only the last one, or every token. A message's own weight 0 or 1 goes first.",
+        description="Which tokens are learned: all answers, only the last one, or every token. A message's own weight goes first: 0 leaves it out, any other learns it by so much.",
     )
     render: Literal["auto", "chat", "plain"] = Field(
         "auto",
