@@ -71,10 +71,10 @@ class Gate:
         """Raises RunMismatch if the base is another than the run began with; what reading the rows raises, if they are needed."""
         _check_base(recipe, model)
         self.recipe, self.model = recipe, model
-        template = read_template(recipe.data.chat_template, model.tokenizer, recipe.data.day)
+        template = self.template = read_template(recipe.data.chat_template, model.tokenizer, recipe.data.day)
         if template is not None and template.source is not None:
             model.tokenizer.chat_template = template.source
-            _stop_at(model, template)
+            stop_at(model, template)
         self.adapter = ADAPTER if isinstance(recipe.method, AdapterMethod) else None
         self.writes_text = model.anatomy.family.kind == "decoder" and model.anatomy.purpose == "words"
         self.texts = texts_of(recipe, model, self.writes_text, announce)
@@ -159,12 +159,15 @@ def _tokens(model: LanguageModel, text: str) -> IntArray:
     return np.array(model.tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
 
 
-def _stop_at(model: LanguageModel, template: ChatTemplate) -> None:
+def stop_at(model: LanguageModel, template: ChatTemplate) -> None:
     """Add the end of the template's answers to what ends the model's own, so that other programs stop there too."""
-    end, config = template.end_of_turn, model.hf.generation_config
-    if end is None or model.answer_start is not None or config is None or end.id in model.stop_ids:
+    end = template.end_of_turn
+    if end is None or model.anatomy.encoder is not None or end.id in model.stop_ids:
         return
-    config.eos_token_id = [*sorted(model.stop_ids), end.id]
+    ends = [*sorted(model.stop_ids), end.id]
+    model.hf.config.eos_token_id = ends  # transformers writes the other config by this one where it made it
+    if model.hf.generation_config is not None:
+        model.hf.generation_config.eos_token_id = ends
 
 
 def _check_base(recipe: Recipe, model: LanguageModel) -> None:
