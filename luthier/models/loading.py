@@ -49,10 +49,14 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a method asks of a quantized base: which layers stay as they are, and what becomes of the full weights of the others."""
+    """What a method asks of a quantized base: which layers stay as they are, and what becomes of the full weights of the others.
+
+    needs_weights: the kind of a method that makes no sense without the full weights.
+    """
 
     keeps_full: Callable[[Anatomy], tuple[str, ...]] = lambda anatomy: ()
     prepare_weights: Callable[[Anatomy], Prepare] = lambda anatomy: only_packed
+    needs_weights: str | None = None
 
 
 def choose_device(name: str) -> torch.device:
@@ -116,8 +120,9 @@ def load_model(
     register_attention()
     implementation = implementation_of(family, fast.attention)
     new_head: tuple[str, ...] = ()
-    blocks = _blocks(source, quantization, head)
-    streaming = _streaming(source, family, quantization, wishes or Wishes(), blocks)
+    wishes = wishes or Wishes()
+    blocks = _blocks(source, quantization, head, wishes)
+    streaming = _streaming(source, family, quantization, wishes, blocks)
     if blocks is not None and streaming is not None:
         hf, report = blocks.model(config, dtype, implementation, streaming)
         check_complete(blocks.file, report)
@@ -173,11 +178,15 @@ def _check_readable(source: ModelSource, config: PreTrainedConfig, family: Famil
         )
 
 
-def _blocks(source: ModelSource, quantization: QuantizationSettings | None, head: Head | None) -> GGUFBlocks | None:
+def _blocks(
+    source: ModelSource, quantization: QuantizationSettings | None, head: Head | None, wishes: Wishes
+) -> GGUFBlocks | None:
     """A GGUF file's blocks, where they are to be used as they are.
 
     Raises RecipeError for a form of the base that does not go with where it comes from.
     """
+    if source.gguf is not None and wishes.needs_weights is not None:
+        raise _without_weights(source, wishes.needs_weights, "set quantization.kind to gguf")
     asks = quantization is not None and quantization.kind == "gguf"
     if asks and (source.gguf is None or head is not None):
         what = "no .gguf file" if source.gguf is None else "to get a head over classes, for which it must be unpacked"
@@ -212,6 +221,8 @@ def _streaming(
     Raises RecipeError if the layers that the settings choose come so already.
     """
     stored = stored_form_of(source)
+    if stored is not None and wishes.needs_weights is not None:
+        raise _without_weights(source, wishes.needs_weights, "leave quantization out")
     if stored is not None and quantization is not None:
         raise RecipeError(
             f"{source.name} comes quantized already.",
@@ -237,7 +248,14 @@ def _streaming(
         nonlocal prepare
         anatomy = anatomy_apart(model, family)
         kept, prepare = wishes.keeps_full(anatomy), wishes.prepare_weights(anatomy)
-        return tuple(name for name in layers_to_quantize(anatomy, quantization) if name not in kept)
+        chosen = tuple(name for name in layers_to_quantize(anatomy, quantization) if name not in kept)
+        if not chosen:
+            raise RecipeError(
+                "No layer is quantized: the method trains all that could be.",
+                "Leave quantization out, or let the method train fewer layers.",
+                field="quantization",
+            )
+        return chosen
 
     def pack(name: str, tensors: Mapping[str, Tensor]) -> Prepared:
         return prepare(name, tensors["weight"], lambda weight_OI: quantize(name, weight_OI, quantization))
@@ -245,6 +263,15 @@ def _streaming(
     if blocks is not None:
         return Streaming(choose, blocks.pack, are_blocks=True)
     return Streaming(choose, pack, files=weight_files(source.folder, source.name))
+
+
+def _without_weights(source: ModelSource, kind: str, with_lora: str) -> RecipeError:
+    """The error for a method that needs full weights. with_lora: what beside it makes LoRA train over the model as it is."""
+    return RecipeError(
+        f"{source.name} comes in few bits, but {kind} begins at what a base loses as it is quantized, for which it needs the full weights.",
+        f"Name the unquantized model, as a folder of safetensors or on the hub; or set method.kind to lora and {with_lora}.",
+        field="method.kind",
+    )
 
 
 def _check_experts(source: ModelSource, stored: StoredForm, files: Sequence[Path]) -> None:
@@ -281,7 +308,8 @@ def nothing_chosen(model: PreTrainedModel) -> tuple[str, ...]:
 def layers_to_quantize(anatomy: Anatomy, quantization: QuantizationSettings) -> tuple[str, ...]:
     """The names of the layers that the settings choose.
 
-    Raises RecipeError for names that no layer bears, for the embedding, and for a head that shares its weight with that.
+    Raises RecipeError for names that no layer bears, for the embedding, for a head that shares its weight with that, and where
+    no layer is left.
     """
     chosen, skipped = (
         find_targets(anatomy, named, None, f"quantization.{field}") if named else ()
@@ -295,7 +323,14 @@ def layers_to_quantize(anatomy: Anatomy, quantization: QuantizationSettings) -> 
             "Leave it out of quantization.targets.",
             field="quantization.targets",
         )
-    return tuple(name for name in chosen if name not in skipped)
+    left = tuple(name for name in chosen if name not in skipped)
+    if not left:
+        raise RecipeError(
+            "No layer is quantized: quantization.skip leaves out all of quantization.targets.",
+            "Leave quantization out, or name fewer layers in quantization.skip.",
+            field="quantization.skip",
+        )
+    return left
 
 
 def _weights(hf: PreTrainedModel, dtype: torch.dtype) -> str:
