@@ -325,10 +325,11 @@ def layers_to_quantize(anatomy: Anatomy, quantization: QuantizationSettings) -> 
         )
     left = tuple(name for name in chosen if name not in skipped)
     if not left:
+        field = "quantization.skip" if chosen else "quantization.targets"
         raise RecipeError(
-            "No layer is quantized: quantization.skip leaves out all of quantization.targets.",
-            "Leave quantization out, or name fewer layers in quantization.skip.",
-            field="quantization.skip",
+            f"No layer is quantized: {'quantization.skip leaves out all that quantization.targets names' if chosen else f'{field} names none'}.",
+            f"Leave quantization out, or name {'fewer' if chosen else 'some'} layers in {field}.",
+            field=field,
         )
     return left
 
