@@ -209,7 +209,7 @@ def in_few_bits(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> P
     return folder
 
 
-@pytest.fixture(scope="module", params=["Q4_K", "Q8_0"])
+@pytest.fixture(scope="module", params=["Q4_K", "Q6_K"])
 def in_blocks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A .gguf file whose words are bytes, with a template for chats."""
     file = tmp_path_factory.mktemp("blocks") / "tiny.gguf"
@@ -296,7 +296,7 @@ def test_a_run_over_a_files_own_blocks_is_resumed_to_the_same_bits_and_loaded(
     tuned = load_run(tmp_path / "whole", nothing)
     assert len(packed_layers(tuned)) == len(tuned.anatomy.linears) == 7
     kinds = {layer.packed.kind for layer in packed_layers(tuned)}
-    assert kinds <= {"q4_k", "q8_0"}
+    assert kinds in ({"q4_k"}, {"q6_k"})
     batch = collate(random_rows((9, 14)), tuned.layout, pad_id=tuned.pad_id)
     last = load_at_step(tmp_path / "whole", 4, nothing)
     assert_near(

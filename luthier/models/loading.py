@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from luthier.errors import RecipeError, ResourceError
 from luthier.models.anatomy import Anatomy, find_targets
 from luthier.models.attention import implementation_of, register_attention
-from luthier.models.experts import experts_of, split_experts
+from luthier.models.experts import split_experts
 from luthier.models.families import Family, check_fixed, family_of
 from luthier.models.fast_layers import use_fast_layers
 from luthier.models.fitting import fit_family
@@ -292,10 +292,12 @@ def _check_experts(source: ModelSource, stored: StoredForm, files: Sequence[Path
 
 
 def anatomy_apart(model: PreTrainedModel, family: Family) -> Anatomy:
-    """The anatomy of a model without weights as it will be once its experts are apart."""
-    if not experts_of(model):
-        return read_anatomy(model, family)
+    """The anatomy of a model without weights as it will be once they are read: what is tied is one, experts are apart."""
     model = copy.deepcopy(model)
+    # as `tie_weights` does, which while a model is read does nothing
+    for name, other in model.get_expanded_tied_weights_keys(all_submodels=True).items():
+        place, _, own = name.rpartition(".")
+        setattr(model.get_submodule(place), own, model.get_parameter_or_buffer(other))
     split_experts(model)
     return read_anatomy(model, family)
 
@@ -308,20 +310,18 @@ def nothing_chosen(model: PreTrainedModel) -> tuple[str, ...]:
 def layers_to_quantize(anatomy: Anatomy, quantization: QuantizationSettings) -> tuple[str, ...]:
     """The names of the layers that the settings choose.
 
-    Raises RecipeError for names that no layer bears, for the embedding, for a head that shares its weight with that, and where
-    no layer is left.
+    Raises RecipeError for names that no layer bears, for the embedding and the head, and where no layer is left.
     """
     chosen, skipped = (
         find_targets(anatomy, named, None, f"quantization.{field}") if named else ()
         for field, named in (("targets", quantization.targets), ("skip", quantization.skip))
     )
-    is_shared = anatomy.is_head_tied and anatomy.head in chosen
-    if anatomy.embedding in chosen or is_shared:
-        raise RecipeError(
-            f"{anatomy.head if is_shared else anatomy.embedding} is "
-            f"{'tied to ' if is_shared else ''}the embedding, which is looked up and not multiplied: it cannot be quantized.",
-            "Leave it out of quantization.targets.",
-            field="quantization.targets",
+    if anatomy.embedding in chosen:
+        raise _not_packed(f"{anatomy.embedding} is the embedding, which is looked up and not multiplied")
+    if anatomy.head in chosen:
+        tied = "tied to the embedding, which is looked up and not multiplied"
+        raise _not_packed(
+            f"{anatomy.head} is {tied if anatomy.is_head_tied else 'the head, whose weight is used whole'}"
         )
     left = tuple(name for name in chosen if name not in skipped)
     if not left:
@@ -332,6 +332,13 @@ def layers_to_quantize(anatomy: Anatomy, quantization: QuantizationSettings) -> 
             field=field,
         )
     return left
+
+
+def _not_packed(what: str) -> RecipeError:
+    """The error for a module that may be named and is never packed."""
+    return RecipeError(
+        f"{what}: it cannot be quantized.", "Leave it out of quantization.targets.", field="quantization.targets"
+    )
 
 
 def _weights(hf: PreTrainedModel, dtype: torch.dtype) -> str:

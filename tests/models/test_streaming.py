@@ -195,6 +195,13 @@ def test_what_cannot_be_quantized_is_refused_with_the_field(
     assert refused.value.field == field
 
 
+@pytest.mark.parametrize(("name", "words"), [("gemma2", "is tied to the embedding"), ("llama", "is the head")])
+def test_a_head_that_is_named_is_refused(name: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=f"lm_head {words}.*: it cannot be quantized") as refused:
+        loaded(name, tmp_path, targets=["lm_head", "q_proj"])
+    assert refused.value.field == "quantization.targets"
+
+
 def test_a_weight_that_holds_no_number_is_refused_with_its_name(tmp_path: Path) -> None:
     settings = folder_of("llama", tmp_path)
     file = tmp_path / "model.safetensors"
