@@ -265,6 +265,14 @@ def test_a_model_in_eight_bits_is_read_as_it_is(tmp_path: Path) -> None:
         assert torch.equal(*(weight_of(each.hf.get_submodule(layer)) for each in (model, ours)))
 
 
+def test_a_model_whose_head_comes_in_few_bits_is_refused_with_the_mend(tmp_path: Path) -> None:
+    settings = stored_by_bitsandbytes("llama", tmp_path, load_in_4bit=True, llm_int8_skip_modules=["nothing"])
+    assert load_file(tmp_path / "quantized" / "model.safetensors")["lm_head.weight"].dtype == torch.uint8
+    with pytest.raises(RecipeError, match="head lm_head is held in few bits") as refused:
+        load_model(settings, quiet)
+    assert "unquantized" in refused.value.mend
+
+
 def test_a_model_that_comes_quantized_is_not_quantized_again(tmp_path: Path) -> None:
     settings = stored_by_bitsandbytes("llama", tmp_path, load_in_4bit=True)
     with pytest.raises(RecipeError, match="comes quantized already") as refused:
