@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from luthier.planner.memory import SAVED, SAVING, checkpoint_bytes, demand, per_rank
+from luthier.planner.answers import KEYS
+from luthier.planner.memory import SAVED, SAVING, UNIT_GRADIENT, checkpoint_bytes, demand, per_rank
 from luthier.planner.plan import verdict_of
 from luthier.planner.trace import BACKWARD, GATHERED, GRADIENTS, HEAD, KEPT, STATE, TRAINED, WEIGHTS, Trace
 from luthier.planner.tracker import Peak
@@ -13,7 +14,7 @@ STANDING = {WEIGHTS: 1000, TRAINED: 10, GRADIENTS: 20, STATE: 40}
 def found(**peaks: dict[str, int]) -> Trace:
     """A trace with these peaks beside what stands."""
     made = {phase: Peak(0, {**STANDING, **parts}, phase) for phase, parts in peaks.items()}
-    return Trace(STANDING, made, 100, 5, 500, 10, 250, 300)
+    return Trace(STANDING, made, 100, 5, 500, 10, 250, 600, 70)
 
 
 def test_what_a_pass_holds_counts_for_each_worker_and_what_stands_once() -> None:
@@ -34,16 +35,20 @@ def test_the_phase_that_needs_most_is_taken_and_saving_is_one() -> None:
     assert checkpoint_bytes(trace) == 50
 
 
-def test_a_state_in_files_takes_no_memory_and_is_not_copied() -> None:
-    needed = demand(found(forward={KEPT: 1}), 1, state_in_files=True)
+def test_a_state_elsewhere_takes_no_memory_and_is_not_copied() -> None:
+    needed = demand(found(forward={KEPT: 1}), 1, state_elsewhere=True)
     assert STATE not in needed.parts
     assert needed.parts[SAVED] == STANDING[TRAINED]
 
 
-def test_ranks_share_what_stands_and_gather_two_layers() -> None:
-    parts = {WEIGHTS: 1001, KEPT: 50, STATE: 40}
-    assert per_rank(parts, 4, 300) == {WEIGHTS: 251, KEPT: 50, STATE: 10, GATHERED: 600}
-    assert demand(found(forward={KEPT: 50}), 1, shards=2).parts[WEIGHTS] == 500
+def test_ranks_share_what_stands_and_gather_what_they_compute() -> None:
+    parts = {WEIGHTS: 1001, KEPT: 50, STATE: 40, KEYS: 30}
+    assert per_rank(parts, 4, {GATHERED: 600}) == {WEIGHTS: 251, KEPT: 50, STATE: 10, KEYS: 30, GATHERED: 600}
+    shared = demand(found(forward={KEPT: 50}), 1, shards=2)
+    assert shared.parts[WEIGHTS] == 500
+    assert shared.parts[GATHERED] == 600
+    assert UNIT_GRADIENT not in shared.parts
+    assert demand(found(**{BACKWARD: {KEPT: 50}}), 1, shards=2).parts[UNIT_GRADIENT] == 70
 
 
 def test_a_plan_is_tight_from_nine_tenths_on() -> None:
