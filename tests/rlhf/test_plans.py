@@ -88,10 +88,12 @@ def test_weights_that_answers_are_drawn_from_are_counted_once_more() -> None:
     assert FOLDED not in beside.peaks[DRAWN].parts
 
 
-def test_policy_and_critic_train_in_the_memory_of_one() -> None:
-    def passes(trace: Trace) -> int:
-        return max(sum(peak.parts.get(part, 0) for part in (KEPT, HEAD, BACKWARD)) for peak in trace.peaks.values())
+def passes(trace: Trace) -> int:
+    """The most that passes hold."""
+    return max(sum(peak.parts.get(part, 0) for part in (KEPT, HEAD, BACKWARD)) for peak in trace.peaks.values())
 
+
+def test_policy_and_critic_train_in_the_memory_of_one() -> None:
     assert passes(traced("ppo", {})) <= 1.1 * passes(traced("grpo", {}))
 
 
@@ -142,6 +144,5 @@ def test_texts_that_are_learned_besides_count_where_they_are_heavier_than_answer
     mixed = {"pretraining": {"data": str(ROWS)}}
     plain = traced("ppo", {})
     beside = traced("ppo", {}, objective=mixed, texts=Texts((text,) * 3, 1.0, 2, 0))
-    kept = [each.peaks["forward pass"].parts[KEPT] for each in (plain, beside)]
-    assert kept[1] > kept[0]
+    assert passes(beside) > 1.2 * passes(plain)
     assert beside.run_tokens == plain.run_tokens + 2 * 180 * plain.num_steps
