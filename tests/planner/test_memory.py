@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+import torch
+from planner.test_trace import ROWS, work
+from tiny_runs import recipe_values
+
 from luthier.planner.answers import KEYS
 from luthier.planner.memory import SAVED, SAVING, UNIT_GRADIENT, checkpoint_bytes, demand, per_rank
-from luthier.planner.plan import verdict_of
+from luthier.planner.plan import Target, memory_of, needed, verdict_of, within_limit
 from luthier.planner.trace import BACKWARD, GATHERED, GRADIENTS, HEAD, KEPT, STATE, TRAINED, WEIGHTS, Trace
 from luthier.planner.tracker import Peak
+from luthier.recipe import make_recipe
 
 STANDING = {WEIGHTS: 1000, TRAINED: 10, GRADIENTS: 20, STATE: 40}
 
@@ -53,3 +61,28 @@ def test_ranks_share_what_stands_and_gather_what_they_compute() -> None:
 
 def test_a_plan_is_tight_from_nine_tenths_on() -> None:
     assert [verdict_of(most, 1000) for most in (900, 901, 1000, 1001)] == ["fits", "tight", "tight", "does not fit"]
+
+
+def test_what_a_gpu_has_free_counts_and_not_all_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7 * 10**9, 24 * 10**9))
+    assert memory_of(torch.device("cuda")) == 7 * 10**9
+
+
+def test_a_container_and_the_recipe_bound_what_a_processor_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr("luthier.planner.plan.container_room", lambda: 12345)
+    assert memory_of(cpu) == 12345
+    recipe = make_recipe(recipe_values(Path("model"), ROWS, training={"memory_limit_gb": 2.0}))
+    assert [within_limit(recipe, device, 5 * 10**9) for device in (cpu, gpu)] == [2 * 10**9, 5 * 10**9]
+    assert within_limit(recipe, cpu, 10**9) == 10**9
+
+
+def test_a_paged_state_in_page_locked_memory_takes_nothing_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace, target = found(forward={KEPT: 1}), Target(torch.device("cuda"), 10**9)
+    paged, plain = work(training={"optimizer": "paged-adamw"}), work()
+    assert needed(trace, paged, target).parts[STATE] == STANDING[STATE]  # of a GPU that is elsewhere nothing is known
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("luthier.planner.plan.cuda_library", lambda: None)
+    assert STATE not in needed(trace, paged, target).parts
+    assert needed(trace, plain, target).parts[STATE] == STANDING[STATE]
