@@ -42,9 +42,9 @@ class Other:
         """The model without its numbers, its adapter at work."""
         method = self.method
         wishes = Wishes() if method is None else Wishes(method.keeps_full, method.prepare_weights)
-        model = skeleton(self.config, self.dtype, self.fast, head=None, quantization=self.quantization, wishes=wishes)
-        if device.type != "cpu":
-            model.hf.to(device)
+        model = skeleton(
+            self.config, self.dtype, self.fast, head=None, quantization=self.quantization, wishes=wishes, device=device
+        )
         if method is not None:
             method.attach(model, ADAPTER, 0)
         return Speaker(model, None if method is None else ADAPTER)

@@ -53,8 +53,12 @@ def skeleton(
     wishes: Wishes,
     tokenizer: PreTrainedTokenizerBase | None = None,
     num_new_tokens: int = 0,
+    device: torch.device | None = None,
 ) -> LanguageModel:
-    """The model as `load_model` would give it. Raises RecipeError as that does for layers that cannot be quantized."""
+    """The model as `load_model` would give it. Raises RecipeError as that does for layers that cannot be quantized.
+
+    device: where real tensors are to be; None: where they are made, as all that only pretend are.
+    """
     family = family_of(config.model_type)
     check_fixed(config.to_dict(), family.fixed)
     register_attention()
@@ -72,6 +76,9 @@ def skeleton(
                 first[name] = _pack(hf, name, packed, prepare)
     use_fast_layers(hf, anatomy, norm=fast.norm, gated_mlp=fast.gated_mlp, linear=fast.linear)
     hf.requires_grad_(False).train(False)
+    if device is not None and device != hf.device:
+        plain: nn.Module = hf
+        plain.to(device)
     words = tokenizer or _blank_tokenizer()
     new_tokens = tuple(range(num_new_tokens))  # which rows are new changes no size
     return LanguageModel(

@@ -216,9 +216,8 @@ def skeleton_of(work: Work, prepare_weights: Callable[[Anatomy], Prepare] | None
         wishes=Wishes(work.method.keeps_full, prepare_weights or work.method.prepare_weights),
         tokenizer=work.tokenizer,
         num_new_tokens=work.num_new_tokens,
+        device=work.device,
     )
-    if work.device.type != "cpu":
-        model.hf.to(work.device)
     if work.training.gradient_checkpointing:
         model.checkpoint_layers()
     return model
