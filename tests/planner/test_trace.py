@@ -151,17 +151,21 @@ def test_what_a_method_decomposes_at_the_beginning_is_counted_beside_the_base(pr
     (plain,) = trace_all([work(method={"kind": "pissa"})])
     assert isinstance(plain, Trace)
     assert plain.peaks[ATTACHING].parts[PREPARED] >= factors
-    assert plain.peaks[ATTACHING].parts[WEIGHTS] == pytest.approx(plain.standing[WEIGHTS], rel=0.01)
+    assert plain.peaks[ATTACHING].parts[WEIGHTS] == pytest.approx(4 * pretended["full"].num_parameters, rel=0.01)
     assert PREPARING not in plain.peaks
 
 
 def test_ranks_gather_embedding_and_head_too_and_share_gradients_unit_by_unit(pretended: dict[str, Trace]) -> None:
-    table, layer = 500 * 64, 2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 160 + 2 * 64
-    assert pretended["full"].gathered == 4 * (table + layer)
+    layer = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 160 + 2 * 64
+    assert pretended["full"].gathered == 4 * 2 * layer
     assert pretended["full"].unit_gradient == 4 * layer
     lora = pretended["lora"]
     assert lora.unit_gradient == 4 * lora.num_trainable // WIDE["num_hidden_layers"]
-    assert lora.gathered == 4 * (table + layer) + lora.unit_gradient
+    assert lora.gathered == 2 * (4 * layer + lora.unit_gradient)
+    (wordy,) = trace_all([work({**WIDE, "vocab_size": 2000}, method={"kind": "full", "rank": None})])
+    assert isinstance(wordy, Trace)
+    assert wordy.gathered == 4 * (2000 * 64 + layer)
+    assert wordy.unit_gradient == 4 * 2000 * 64
 
 
 def test_recomputed_layers_keep_less(pretended: dict[str, Trace]) -> None:
