@@ -94,7 +94,7 @@ def of_rollouts(
     placed = placed_rows(dataset, attachment.num_virtual, attachment.num_virtual_answer)
     check_lengths(placed, model.hf.config, attachment.num_virtual + objective.max_new_tokens)
     prompts_per_step = recipe.training.rows_per_step or 8
-    num_steps = num_rollout_steps(objective, len(dataset.train), prompts_per_step, recipe)
+    num_steps = num_rollout_steps(objective, len(dataset.train), prompts_per_step, recipe.training)
     workers = worker_count(recipe.training.workers, model.device)
     settled = _settled(recipe, prompts_per_step, workers, num_steps)
 

@@ -65,7 +65,7 @@ class Prepared:
 
 def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
     """Read the recipe's data and let the gate judge it, without loading the model's weights."""
-    source = locate(recipe.model, announce)
+    source = locate(recipe.model, announce, weights=False)
     tokenizer = read_tokenizer(source)
     config = with_new_tokens(read_config(source), source, tokenizer)
     answer_start = read_answer_start(source, config)

@@ -152,7 +152,7 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *,
     if plans:
         from luthier.planner.gate import plan_run  # what pretends to be tensors takes a while to import
 
-        plan_run(recipe, prepared.first_rows, prepared.tokenizer, folder, announce, prepared.dataset.mixture)
+        plan_run(recipe, prepared, folder, announce)
     hearing = hear(recipe, prepared, folder, announce)
     model = load_base_of(recipe, announce)
     give_back(model.device)  # what reading took: holes that would stay beside what training takes
