@@ -103,9 +103,13 @@ class Completion:
 
 @dataclass(frozen=True)
 class PlainText:
-    """Text learned as a whole."""
+    """Text learned as a whole.
+
+    part_of: of a piece of a text that was too long, the SHA-256 of that text in hex; empty for a whole text.
+    """
 
     text: str
+    part_of: str = ""
 
 
 @dataclass(frozen=True)

@@ -68,31 +68,33 @@ def check(
     if fix is not None and is_mixture(settings.train):
         raise UsageError("--fix writes the rows of one source.", "Check and mend the files of the mixture one by one.")
     held_out = validation or (settings.validation if settings.validation not in ("auto", "none") else None)
-    checked = check_sources(settings, held_out, say)
+    is_chosen = is_recipe or "objective" in recipe.model_fields_set
+    checked = check_sources(settings, held_out, say, recipe.objective.takes if is_chosen else None)
     mended = None if fix is None else write_mended(files_of(settings.train), checked, fix, drop_faulty=drop_faulty)
     if report is not None:
         write_report(checked, report)
-    gate = _gate(recipe, is_asked=is_recipe or model is not None)
+    needs_model = is_recipe or model is not None
+    gate = _Gate() if checked.refusal else _gate(recipe, is_asked=is_chosen or needs_model, needs_model=needs_model)
     emit(_whole_document(checked, mended, gate), _whole_text(checked, mended, gate), as_json)
     if not as_json:
         _print_findings(checked, gate)
-    if checked.errors or (strict and checked.findings) or gate.refusal is not None:
+    if not _is_sound(checked, gate) or (strict and checked.findings):
         raise typer.Exit(3)
 
 
 @dataclass(frozen=True)
 class _Gate:
-    """What the gate says of the rows: its report, or why it refuses, or why it was not asked."""
+    """What the gate says of the rows: its report, or why it refuses, or why it was not asked; nothing of rows without a form."""
 
     report: GateReport | None = None
     refusal: DataError | None = None
     unasked: LuthierError | None = None
 
 
-def _gate(recipe: Recipe, is_asked: bool) -> _Gate:
+def _gate(recipe: Recipe, *, is_asked: bool, needs_model: bool) -> _Gate:
     """The gate's verdict. Of a bare file it is not asked where the model is out of reach or the rows are no text to learn.
 
-    is_asked: a model was named, so that the verdict counts.
+    is_asked: a model or an objective was named, so that the verdict counts. needs_model: a model was.
     """
     from luthier.prepared import check_recipe
 
@@ -101,28 +103,33 @@ def _gate(recipe: Recipe, is_asked: bool) -> _Gate:
     except DataError as error:
         return _Gate(refusal=error) if is_asked else _Gate(unasked=error)
     except (NotFound, NetworkError, ResourceError) as error:
-        if is_asked:
+        if needs_model:
             raise
         return _Gate(unasked=error)
+
+
+def _is_sound(checked: Checked, gate: _Gate) -> bool:
+    return not checked.errors and checked.refusal is None and gate.refusal is None
 
 
 def _whole_document(checked: Checked, mended: Mended | None, gate: _Gate) -> dict[str, Any]:
     from luthier.data.checks.statistics import statistics_of
 
-    is_sound = not checked.errors and gate.refusal is None
+    refusal = checked.refusal or gate.refusal
     return {
-        "ok": is_sound,
+        "ok": _is_sound(checked, gate),
         "rows": checked.num_rows,
         "held_out_rows": checked.num_held_out,
         "form": checked.form,
         "gives": checked.gives,
         "reason": checked.reason,
+        "refused": checked.refusal is not None,
         "findings": [finding.as_json() for finding in checked.findings],
         "counts": checked.counts,
         "statistics": statistics_of(checked),
         **({"fixed": mended.as_json()} if mended is not None else {}),
         "gate": _gate_document(gate),
-        **({"error": gate.refusal.as_json()["error"]} if gate.refusal is not None else {}),
+        **({"error": refusal.as_json()["error"]} if refusal is not None else {}),
     }
 
 
@@ -130,7 +137,8 @@ def _gate_document(gate: _Gate) -> dict[str, Any]:
     if gate.report is not None:
         return document_of(gate.report)
     error = gate.refusal or gate.unasked
-    assert error is not None
+    if error is None:
+        return {"ok": False, "asked": False}
     return {"ok": False, "asked": gate.refusal is not None, **error.as_json()}
 
 
@@ -150,6 +158,8 @@ def _whole_text(checked: Checked, mended: Mended | None, gate: _Gate) -> str:
 
 
 def _form(checked: Checked) -> str:
+    if checked.refusal is not None:
+        return "nothing can be learned from them"
     return f"read as {checked.form} ({checked.reason.rstrip('.')})" if checked.form else checked.reason
 
 
@@ -165,12 +175,13 @@ def _became(mended: Mended) -> str:
 
 
 def _print_findings(checked: Checked, gate: _Gate) -> None:
-    """The findings on standard error, errors first, at most so many; then the gate's refusal."""
+    """The findings on standard error, errors first, at most so many; then the refusal."""
     ordered = sorted(checked.findings, key=lambda finding: finding.severity)
     for finding in ordered[:_MOST_SHOWN]:
         say(f"{finding.severity}: {finding.where}: {finding.kind}: {finding.found}")
         say(f"  {finding.mend}")
     if len(ordered) > _MOST_SHOWN:
         say(f"... and {len(ordered) - _MOST_SHOWN:,} more; --json gives them all.")
-    if gate.refusal is not None:
-        print_error(gate.refusal, as_json=False)
+    refusal = checked.refusal or gate.refusal
+    if refusal is not None:
+        print_error(refusal, as_json=False)

@@ -220,13 +220,7 @@ def _step(
             f"At step {number} the loss is {loss} and the gradient's norm {norm}; the weights were not touched.",
             f"{_CALMER} The first rows of this step are {', '.join(str(row) for row in step.rows[:8])} (counted from 0).",
         )
-    if number == 1 and plan.worst_start is not None and loss > plan.worst_start:
-        raise GateRefusal(
-            f"Before any training the loss is {loss:.1f} nats a token, worse than a guess among all words: the model cannot read "
-            "these rows. The weights were not touched.",
-            "Check that the tokenizer is the model's own, that the chat template is the one it knows, and that its weights are whole.",
-            field="model",
-        )
+    _refuse_bad_start(job, loss)
     clip = plan.settings.clip_norm
     if clip is not None and norm > clip:
         for gradient in gradients:
@@ -249,8 +243,23 @@ def _step_in_backward(job: _Job, step: Step, optimizer: PerTensor) -> dict[str, 
         raise NotFinite(
             f"At step {job.number} the loss is {float(loss.detach())}; the weights were not touched.", _CALMER
         )
+    _refuse_bad_start(job, float(loss.detach()))
     norm = descend(loss, optimizer, job.lr)
     return job.metrics(step, float(loss.detach()), norm, tally)
+
+
+def _refuse_bad_start(job: _Job, loss: float) -> None:
+    """Raise GateRefusal where a run's first loss says that the model cannot read the rows; its weights are untouched then."""
+    worst = job.plan.worst_start
+    if job.number != 1 or worst is None or loss <= worst:
+        return
+    raise GateRefusal(
+        f"Before any training the loss is {loss:.1f} nats a token, and {worst:.1f} is more than a guess among all tokens costs: "
+        "the model cannot read these rows. The weights were not touched.",
+        "Check that the tokenizer is the model's own, that the chat template is the one it knows, and that its weights are "
+        "whole. If they are, set model.trust_tokenizer to true.",
+        field="model",
+    )
 
 
 def _gradient_that_fits(
