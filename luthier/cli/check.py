@@ -71,11 +71,11 @@ def check(
     is_chosen = is_recipe or "objective" in recipe.model_fields_set
     checked = check_sources(settings, held_out, say, recipe.objective.takes if is_chosen else None)
     mended = None if fix is None else write_mended(files_of(settings.train), checked, fix, drop_faulty=drop_faulty)
-    if report is not None:
-        write_report(checked, report)
     needs_model = is_recipe or model is not None
     gate = _Gate() if checked.refusal else _gate(recipe, is_asked=is_chosen or needs_model, needs_model=needs_model)
-    emit(_whole_document(checked, mended, gate), _whole_text(checked, mended, gate), as_json)
+    if report is not None:
+        write_report(checked, report, _tokens_of_row(checked, gate, recipe))
+    emit(_whole_document(checked, mended, gate, recipe), _whole_text(checked, mended, gate), as_json)
     if not as_json:
         _print_findings(checked, gate)
     if not _is_sound(checked, gate) or (strict and checked.findings):
@@ -112,7 +112,15 @@ def _is_sound(checked: Checked, gate: _Gate) -> bool:
     return not checked.errors and checked.refusal is None and gate.refusal is None
 
 
-def _whole_document(checked: Checked, mended: Mended | None, gate: _Gate) -> dict[str, Any]:
+def _tokens_of_row(checked: Checked, gate: _Gate, recipe: Recipe) -> float | None:
+    """The mean of the rows' tokens; None where no tokenizer wrote all of them whole."""
+    report = gate.report
+    if report is None or report.longest_row >= recipe.data.max_length:
+        return None
+    return report.mean_row if report.num_rows + report.num_held_out == checked.num_rows + checked.num_held_out else None
+
+
+def _whole_document(checked: Checked, mended: Mended | None, gate: _Gate, recipe: Recipe) -> dict[str, Any]:
     from luthier.data.checks.statistics import statistics_of
 
     refusal = checked.refusal or gate.refusal
@@ -126,7 +134,7 @@ def _whole_document(checked: Checked, mended: Mended | None, gate: _Gate) -> dic
         "refused": checked.refusal is not None,
         "findings": [finding.as_json() for finding in checked.findings],
         "counts": checked.counts,
-        "statistics": statistics_of(checked),
+        "statistics": statistics_of(checked, _tokens_of_row(checked, gate, recipe)),
         **({"fixed": mended.as_json()} if mended is not None else {}),
         "gate": _gate_document(gate),
         **({"error": refusal.as_json()["error"]} if refusal is not None else {}),

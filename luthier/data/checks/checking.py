@@ -15,6 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
+from typing import TypeVar
 
 from luthier.data.checks import (
     answers,
@@ -50,6 +51,7 @@ from luthier.types import Gives
 
 Announce = Callable[[str], None]
 Source = str | tuple[str, ...]
+K = TypeVar("K")
 _Chunk = tuple[Sequence[Row], bool]
 """Rows, and whether they are held out."""
 
@@ -85,6 +87,7 @@ class Seen:
     notes: Notes = field(default_factory=Notes)
     labels: Labels = field(default_factory=Labels)
     lengths: Lengths = field(default_factory=Lengths)
+    spoken: languages.Spoken = field(default_factory=languages.Spoken)
     digests: Digests = field(default_factory=Digests)
 
 
@@ -92,6 +95,7 @@ class Seen:
 class Checked:
     """What the data check found: findings in the order of the files, and what the statistics page shows.
 
+    languages: by field, how many texts are of each. characters: by script.
     form, gives: what the rows are read as; None where they are refused, or several sources are not read alike. reason: why.
     refusal: why nothing can be learned from them.
     """
@@ -105,6 +109,8 @@ class Checked:
     rows_by_length: Mapping[int, int]
     texts_by_length: Mapping[str, Mapping[int, int]]
     labels: Mapping[str, Mapping[str, int]]
+    languages: Mapping[str, Mapping[str, int]]
+    characters: Mapping[str, int]
     refusal: DataError | None = None
 
     @property
@@ -179,6 +185,8 @@ def _checked(total: Seen, num_held_out: int, found: Natural | DataError, finding
         dict(total.lengths.rows),
         {peer: dict(counts) for peer, counts in total.lengths.texts.items()},
         {peer: dict(counts) for peer, counts in total.labels.counts.items()},
+        total.spoken.by_peer,
+        dict(total.spoken.characters),
         None if isinstance(found, Natural) else found,
     )
 
@@ -211,15 +219,10 @@ def _of_sources(found: Sequence[Checked]) -> Checked:
     first = found[0]
     refused = next((each for each in found if each.refusal is not None), None)
     is_alike = len({(each.form, each.gives) for each in found}) == 1
-    texts: dict[str, Counter[int]] = defaultdict(Counter)
-    labels: dict[str, Counter[str]] = defaultdict(Counter)
-    rows: Counter[int] = Counter()
+    rows, characters = Counter[int](), Counter[str]()
     for each in found:
         rows.update(each.rows_by_length)
-        for name, lengths in each.texts_by_length.items():
-            texts[name].update(lengths)
-        for name, counts in each.labels.items():
-            labels[name].update(counts)
+        characters.update(each.characters)
     return Checked(
         sum(each.num_rows for each in found),
         first.num_held_out,
@@ -232,10 +235,21 @@ def _of_sources(found: Sequence[Checked]) -> Checked:
         else f"the {len(found)} sources are read as {', '.join(str(each.form) for each in found)}",
         tuple(dict.fromkeys(finding for each in found for finding in each.findings)),
         rows,
-        texts,
-        labels,
+        _added(each.texts_by_length for each in found),
+        _added(each.labels for each in found),
+        _added(each.languages for each in found),
+        characters,
         None if refused is None else refused.refusal,
     )
+
+
+def _added(counts: Iterable[Mapping[str, Mapping[K, int]]]) -> dict[str, Counter[K]]:
+    """Counts by peer, added up."""
+    added: dict[str, Counter[K]] = defaultdict(Counter)
+    for each in counts:
+        for peer, of_peer in each.items():
+            added[peer].update(of_peer)
+    return added
 
 
 def learn(first: Sequence[Row], template: RowTemplate | None = None) -> Learned:
@@ -270,14 +284,14 @@ class Worker:
         seen.notes.num_rows = len(rows)
         views = [view_of(row, layout) for row in rows]
         for view in views:
-            self._look(view, seen.notes)
+            self._look(view, seen)
             seen.labels.see(view, layout, is_held_out)
             seen.lengths.see(view, layout)
         seen.digests = digest_rows(views, layout, is_held_out, self._minhash)
         return seen
 
-    def _look(self, view: RowView, notes: Notes) -> None:
-        learned = self.learned
+    def _look(self, view: RowView, seen: Seen) -> None:
+        learned, notes = self.learned, seen.notes
         notes.texts.update(cell.peer for cell in view.cells)
         for check in (encoding, markers, secrets, personal, preferences, tools, options):
             check.look(view, learned.layout, notes)
@@ -286,7 +300,7 @@ class Worker:
         turns.look(view, learned.order, notes)
         offsets.look(view, learned.spans, notes)
         scores.look(view, learned.ranges, learned.layout, notes)
-        languages.look(view, learned.tongues, learned.layout, notes)
+        languages.look(view, learned.tongues, learned.layout, notes, seen.spoken)
         swapped.look(view, learned.pairs, notes)
 
 
@@ -339,6 +353,7 @@ def _put_together(total: Seen, seen: Seen, copies: Copies) -> None:
     total.notes.take(seen.notes)
     total.labels.take(seen.labels)
     total.lengths.take(seen.lengths)
+    total.spoken.take(seen.spoken)
     copies.take(seen.digests)
 
 
