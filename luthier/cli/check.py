@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from luthier.recipe import Recipe
 
 _MOST_SHOWN = 20
+_ACROSS = "Of rows that ask the same, data.validation: auto never holds some out and trains on others; of near-duplicates it may."
 
 
 def check(
@@ -75,7 +76,7 @@ def check(
     gate = _Gate() if checked.refusal else _gate(recipe, is_asked=is_chosen or needs_model, needs_model=needs_model)
     if report is not None:
         write_report(checked, report, _tokens_of_row(checked, gate, recipe))
-    emit(_whole_document(checked, mended, gate, recipe), _whole_text(checked, mended, gate), as_json)
+    emit(_whole_document(checked, mended, gate, recipe), _whole_text(checked, mended, gate, recipe), as_json)
     if not as_json:
         _print_findings(checked, gate)
     if not _is_sound(checked, gate) or (strict and checked.findings):
@@ -150,12 +151,14 @@ def _gate_document(gate: _Gate) -> dict[str, Any]:
     return {"ok": False, "asked": gate.refusal is not None, **error.as_json()}
 
 
-def _whole_text(checked: Checked, mended: Mended | None, gate: _Gate) -> str:
+def _whole_text(checked: Checked, mended: Mended | None, gate: _Gate, recipe: Recipe) -> str:
     num_errors = len(checked.errors)
     held_out = f" and {checked.num_held_out:,} for validation" if checked.num_held_out else ""
     lines = [f"{checked.num_rows:,} rows{held_out}; {_form(checked)}."]
     lines += [f"  {count:>7,}  {kind}" for kind, count in checked.counts.items()]
     lines += [f"{num_errors:,} errors, {len(checked.findings) - num_errors:,} warnings."]
+    if recipe.data.validation == "auto" and not checked.num_held_out and checked.counts.get("near-duplicate"):
+        lines += [_ACROSS]
     if mended is not None:
         lines += [f"Written: {mended.num_written:,} rows. {_became(mended)}"]
     if gate.report is not None:

@@ -13,7 +13,7 @@ from tiny_runs import begin, course, recipe_values, write_rows
 from torch import Tensor, nn
 from training.runs import Run
 
-from luthier.errors import NotFinite, RecipeError
+from luthier.errors import GateRefusal, NotFinite, RecipeError
 from luthier.methods import Full, Group
 from luthier.recipe import make_recipe
 from luthier.training.flat import FlatTrainables
@@ -72,6 +72,14 @@ def test_no_two_gradients_are_held_at_once() -> None:
     descend(x.square().sum(), Watching(flat, AdamW()), 0.01)
     assert most == [1]
     assert all(layer.grad is None for layer in layers)
+
+
+def test_a_start_worse_than_guessing_is_refused_before_the_weights_change() -> None:
+    run = Run(method=Full(), budget=64, steps=1, worst_start=0.1, settings=settings(True, AdamW()))
+    before = run.weights()
+    with pytest.raises(GateRefusal, match="cannot read these rows"):
+        run.go()
+    assert all(torch.equal(run.weights()[name], tensor) for name, tensor in before.items())
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_with_its_name() -> None:
