@@ -69,7 +69,7 @@ def check(
     if fix is not None and is_mixture(settings.train):
         raise UsageError("--fix writes the rows of one source.", "Check and mend the files of the mixture one by one.")
     held_out = validation or (settings.validation if settings.validation not in ("auto", "none") else None)
-    is_chosen = is_recipe or "objective" in recipe.model_fields_set
+    is_chosen = is_recipe or any(change.startswith("objective") for change in changes)
     checked = check_sources(settings, held_out, say, recipe.objective.takes if is_chosen else None)
     mended = None if fix is None else write_mended(files_of(settings.train), checked, fix, drop_faulty=drop_faulty)
     needs_model = is_recipe or model is not None

@@ -112,8 +112,10 @@ def test_what_nothing_can_be_learned_from_ends_with_3_and_says_why(tmp_path: Pat
 
 def test_an_objective_that_is_set_says_what_the_rows_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "Write a haiku about rain.", "lines": 3}\n' * 3)
+    (tmp_path / "reward.py").write_text("def reward(prompts, answers, rows): return [0.0] * len(answers)\n")
     assert document_of(capsys, "rows.jsonl")[1]["refused"]
-    _, document = document_of(capsys, "rows.jsonl", "--set", "objective.kind=rloo")
+    rewards = ("--set", "objective.rewards=[{function: reward.py}]")
+    _, document = document_of(capsys, "rows.jsonl", "--set", "objective.kind=rloo", *rewards)
     assert (document["refused"], document["form"], document["gives"]) == (False, "prompts", "prompts")
     row = {"sentence_A": "a", "sentence_B": "b", "relatedness_score": 3.5, "entailment_judgment": "NO"}
     (tmp_path / "pairs.jsonl").write_text((json.dumps(row) + "\n") * 3)
