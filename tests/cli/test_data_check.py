@@ -75,6 +75,21 @@ def test_fix_and_report_write_what_they_say(tmp_path: Path, capsys: pytest.Captu
     assert main(["check", "out.jsonl"]) == 0
 
 
+def test_of_near_copies_it_is_said_that_the_automatic_split_may_part_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    write(tmp_path / "rows.jsonl")
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    lines.append(lines[3].replace("Where is the", "Where was the"))
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    assert main(["check", "rows.jsonl"]) == 0
+    said = capsys.readouterr().out
+    assert "near-duplicate" in said
+    assert "data.validation: auto never holds some out and trains on others" in said
+    assert main(["check", "rows.jsonl", "--set", "data.validation=none"]) == 0
+    assert "data.validation: auto" not in capsys.readouterr().out
+
+
 def test_drop_faulty_alone_is_a_usage_error(tmp_path: Path):
     write(tmp_path / "rows.jsonl")
     assert main(["check", "rows.jsonl", "--drop-faulty"]) == 2

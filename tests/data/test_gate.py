@@ -204,7 +204,7 @@ def test_a_tokenizer_that_lacks_the_models_end_token_or_has_a_word_there_is_refu
         check_gate(rows, size + 8, marks={"eos_token_id": size})
     assert refused.value.field == "model"
     check_gate(rows, size, marks={"eos_token_id": size + 8})  # a config's default, beyond the model too
-    word = next(index for index in range(size) if index not in tokenizer.all_special_ids)
+    word = next(index for index in range(size) if index not in tokenizer.added_tokens_decoder)
     assert any("an ordinary token" in note for note in check_gate(rows, size, marks={"bos_token_id": word}).notes)
     with pytest.raises(
         GateRefusal, match=f"eos_token_id {word}, which the tokenizer writes as .* another model"
