@@ -21,6 +21,7 @@ from luthier.evaluation.while_training import AnswerMetrics, answer_metrics
 from luthier.methods import Attachment
 from luthier.models.language_model import LanguageModel
 from luthier.ops.workers import Workers, worker_count
+from luthier.prediction.surprise import FEWEST_WORDS
 from luthier.prepared import Prepared, check_lengths, placed_draws, placed_rows
 from luthier.recipe import Recipe
 from luthier.recipe.base import default_lr_of
@@ -33,7 +34,6 @@ from luthier.training.trunk import open_trunk_cache
 Announce = Callable[[str], None]
 Evaluate = Callable[[], HeldOut]
 _WORSE_THAN_GUESSING = 1.5  # nats: what a random start may cost beyond a guess
-_FEWEST_WORDS = 1024
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def worst_start(model: LanguageModel, recipe: Recipe) -> float | None:
     A new model, whose weights are random, expects all of its own alike. None where few words make a guess good, the head knows
     no words, or the recipe trusts the tokenizer.
     """
-    if model.anatomy.purpose != "words" or model.vocab_size < _FEWEST_WORDS or recipe.model.trust_tokenizer:
+    if model.anatomy.purpose != "words" or model.vocab_size < FEWEST_WORDS or recipe.model.trust_tokenizer:
         return None
     is_new = recipe.model.config is not None
     num_words = model.vocab_size if is_new else min(model.vocab_size, len(model.tokenizer))

@@ -154,7 +154,7 @@ def check_data(
         copies = Copies(Path(folder), rows_in_memory)
         with closing(copies):
             num_held_out = 0
-            chunks = chain(_chunks(chain(_let_go(head), train_rows), False), _chunks(held_rows, True))
+            chunks: Iterator[_Chunk] = chain(_chunks(chain(_let_go(head), train_rows), False), _chunks(held_rows, True))
             if isinstance(found, Natural):
                 chunks = ((form.looked_at(rows, found, total.notes), is_held) for rows, is_held in chunks)
             for seen, is_held_out in _examined(chunks, learned, processes):
