@@ -22,8 +22,8 @@ from luthier.prediction.passes import Passes, Said, said_of_each
 from luthier.types import Example, Part
 
 MOST_SURPRISE = 2.5
-"""Nats a token by which the loss may lie above the entropy: SmolLM2 has 0 to 0.8 on its own tokens, and 3.6 to 5 on shuffled ones;
-random weights of 4,096 columns 1.6."""
+"""Nats a token by which the loss may lie above the entropy: at the beginnings of chats, Chinese answers and SQL, SmolLM2 has 0.3
+to 1.7 on its own tokens and 6.4 to 6.7 on shuffled ones; random weights of 4,096 columns have 1.6."""
 
 BELOW_A_GUESS = 0.5
 """Nats a token by which the loss must be below a guess among all tokens, for however surprised a model to be let pass: one that was
