@@ -84,7 +84,8 @@ def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
         only_asks=only_asks,
         ranks=objective.takes == "rankings",
     )
-    gate = check_gate(drawn, int(config.vocab_size), rules, marks_of(config))
+    trusted = recipe.model.trust_tokenizer
+    gate = check_gate(drawn, int(config.vocab_size), rules, marks_of(config), trusts_tokenizer=trusted)
     for companion, own in companions:
         with told_of(companion):
             check_lengths(drawn, own)

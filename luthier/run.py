@@ -29,6 +29,7 @@ from luthier.ops.workers import Workers, worker_count
 from luthier.prediction.passes import Passes
 from luthier.prediction.reward import RewardScorer, settled_scale
 from luthier.prediction.scale import Scale, write_scale
+from luthier.prediction.surprise import refuse_foreign_tokens
 from luthier.prepared import Prepared, announce_gate, check_recipe
 from luthier.recipe import Recipe, dump_recipe, load_recipe
 from luthier.recipe.model_card import RunFacts, card_numbers, write_card
@@ -157,6 +158,8 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *,
     model = load_base_of(recipe, announce)
     give_back(model.device)  # what reading took: holes that would stay beside what training takes
     dataset = prepared.dataset
+    if recipe.model.config is None and not recipe.model.trust_tokenizer:
+        refuse_foreign_tokens(model, dataset.train)
     attachment = recipe.method.attach(model, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
     in_head = f", {attachment.num_in_head:,} of them in the new head" if attachment.num_in_head else ""
     announce(f"Method {recipe.method.kind}: {attachment.num_trainable:,} numbers train{in_head}.")

@@ -121,10 +121,14 @@ def answered(prompt: str, texts: Sequence[str]) -> Completion:
 
 @dataclass(frozen=True)
 class PlainText:
-    """Text learned as a whole."""
+    """Text learned as a whole.
+
+    part_of: of a piece of a text that was too long, the SHA-256 of that text in hex; empty for a whole text.
+    """
 
     text: str
     weight: float = 1.0
+    part_of: str = ""
 
 
 @dataclass(frozen=True)

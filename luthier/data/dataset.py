@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from luthier.data.facts import keys_of
+from luthier.data.facts import keys_of, pieces_of
 from luthier.data.mixture import Mixture, mixture_of
 from luthier.data.reading import called
 from luthier.data.rendering import Renderer, build_renderer
 from luthier.data.sequences import joined, taken
 from luthier.data.settings import DataSettings, DataSource, FormatName, Sources, files_of, is_mixture, sources_of
-from luthier.data.split import num_held_out, split_keys
+from luthier.data.split import num_held_out, pieces_apart, split_keys
 from luthier.data.tokens.cache import KIND, TokenCache, tokenizer_key
 from luthier.data.tokens.making import Job, MakeExample, counted
 from luthier.data.tokens.sets import Keeping, TokenSet, Wanted, labels_before, token_set
@@ -148,10 +148,11 @@ def _split(
     train_at, validation_at = list(range(len(source.examples))), list[int]()
     sizes = source.sizes
     if settings.validation == "auto":
-        keys = keys_of(source.records)
-        train_at, validation_at = split_keys(keys, settings.validation_fraction, source.sizes)
+        fraction, is_piece_R = settings.validation_fraction, pieces_of(source.records)
+        keys, num_apart = pieces_apart(keys_of(source.records), is_piece_R, fraction, source.sizes)
+        train_at, validation_at = split_keys(keys, fraction, source.sizes)
         sizes = tuple(np.histogram(train_at, np.cumsum([0, *source.sizes]))[0].tolist())
-        note = _split_note(len(source.records), len(validation_at), settings.validation_fraction)
+        note = _split_note(len(source.records), len(validation_at), fraction, num_apart)
     elif settings.validation == "none":
         note = "No rows are held out (data.validation: none)."
     else:
@@ -289,7 +290,7 @@ def in_order(labels: frozenset[str]) -> tuple[str, ...]:
     return tuple(sorted(labels, key=lambda label: (int(label), label) if are_numbers else (0, label)))
 
 
-def _split_note(num_rows: int, held_out: int, fraction: float) -> str:
+def _split_note(num_rows: int, held_out: int, fraction: float, num_apart: int) -> str:
     if held_out == 0 and num_held_out(num_rows, fraction) == 0:
         return f"{counted(num_rows, 'row')}: too few to hold some out, so there is no validation."
     if held_out == 0:
@@ -297,4 +298,6 @@ def _split_note(num_rows: int, held_out: int, fraction: float) -> str:
             f"{counted(num_rows, 'row')} with prompts that repeat too often to hold one out, so there is no validation; "
             "name a file of its own in data.validation."
         )
-    return f"{num_rows - held_out} rows to train on; {held_out} held out, chosen by a hash of the prompt."
+    texts = "1 text is" if num_apart == 1 else f"{num_apart:,} texts are"
+    apart = f" {texts} too long to be held out whole, and may have pieces on both sides." if num_apart else ""
+    return f"{num_rows - held_out} rows to train on; {held_out} held out, chosen by a hash of the prompt.{apart}"

@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from luthier.data.named_templates import TEMPLATE_NAMES
 from luthier.data.settings import DataSettings
+from luthier.data.split import text_key
 from luthier.data.template import FIELD, ChatTemplate, Tools, read_template
 from luthier.data.whole_texts import Whole, WholeTexts, even_cuts
 from luthier.errors import DataError, RecipeError
@@ -174,6 +175,7 @@ class Renderer:
         end = [self.end_of_text_id] if texts == "written" else []
         cuts = even_cuts(len(encoded.ids), max(1, longest - len(lead) - len(end)))
         whole_T = np.array([*encoded.ids, *end], dtype=np.int64)
+        whole = text_key(record.text) if len(cuts) > 1 else ""
         for index, (start, stop) in enumerate(cuts):
             is_last = stop == len(encoded.ids)
             ids = [*lead, *encoded.ids[start:stop], *(end if is_last else [])]
@@ -181,7 +183,7 @@ class Renderer:
             piece = Piece(whole_T, len(lead), index, len(cuts)) if len(cuts) > 1 else None
             text = record.text[encoded.starts[start] : encoded.ends[stop - 1]]
             rendered = replace(_rendered(ids, weight_T), piece=piece)
-            yield PlainText(text, record.weight), _weighed(rendered, record)
+            yield PlainText(text, record.weight, whole), _weighed(rendered, record)
 
     def writes_as_chat(self, kind: type[Record]) -> bool:
         """Whether records of a class go through the chat template."""

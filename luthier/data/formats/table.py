@@ -17,6 +17,11 @@ from luthier.errors import DataError
 from luthier.types import Gives, Record
 
 ROWS_TO_RECOGNISE = 200
+"""So many rows show what a column holds."""
+
+ROWS_OF_FORM = 50_000
+"""So many rows tell the form of all, where a form asks more of a column than what it holds."""
+
 _NUMBERED = re.compile(r"column_\d+")
 
 
