@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, RecipeError
 from luthier.methods import ADAPTER
 from luthier.models.fingerprints import fingerprint_files
 from luthier.models.language_model import LanguageModel
 from luthier.models.loading import load_model
 from luthier.objectives import Companion
+from luthier.objectives.contract import Kept
 from luthier.ops.workers import Workers, worker_count
 from luthier.prepared import Prepared
 from luthier.recipe import Recipe
@@ -20,7 +21,7 @@ from luthier.recipe.base import fast_of
 from luthier.recipe.companions import base_of, named, run_of, run_recipe, told_of
 from luthier.recipe.provenance import dataset_sha256
 from luthier.store.cache import cache_root
-from luthier.store.files import read_json, remove_folder, write_json
+from luthier.store.files import locked, read_json, remove_folder, write_json
 from luthier.training.companions import (
     FOLDER,
     AtHand,
@@ -68,13 +69,17 @@ def hear(recipe: Recipe, prepared: Prepared, folder: Path, announce: Announce) -
     sha256: dict[str, str] = {}
     for companion in prepared.objective.others:
         hearing = _kept if companion.kept is not None else _at_hand
-        with told_of(companion):
-            voices[companion.role], sha256[companion.role] = hearing(companion, recipe, prepared, folder, announce)
+        voices[companion.role], sha256[companion.role] = hearing(companion, recipe, prepared, folder, announce)
     return Hearing(Companions(voices), sha256)
 
 
 def load_companion(companion: Companion, recipe: Recipe, announce: Announce) -> Loaded:
-    """A companion's model: of a run, with what it learned. Raises as loading a model or a run does."""
+    """A companion's model: of a run, with what it learned. Raises as loading a model or a run does, at the companion's field."""
+    with told_of(companion):
+        return _loaded(companion, recipe, announce)
+
+
+def _loaded(companion: Companion, recipe: Recipe, announce: Announce) -> Loaded:
     folder, device = run_of(companion), recipe.model.device
     announce(f"The {companion.role} is {named(companion).name}.")
     if folder is None:
@@ -109,7 +114,15 @@ def _kept(
     """What a companion says of all rows, which it is asked now unless it was before."""
     kept = companion.kept
     assert kept is not None
-    place = folder / FOLDER / companion.role
+    place = folder / FOLDER / companion.role if kept.folder is None else Path(kept.folder)
+    with locked(place, announce=announce):
+        return _kept_in(place, kept, companion, recipe, prepared, announce)
+
+
+def _kept_in(
+    place: Path, kept: Kept, companion: Companion, recipe: Recipe, prepared: Prepared, announce: Announce
+) -> tuple[Voice, str]:
+    """The same, of a folder that nobody else writes."""
     num_words = min(prepared.num_words, prepared.companion_words[companion.role])
     asked = {
         "rows": dataset_sha256(prepared.dataset),
@@ -125,15 +138,20 @@ def _kept(
             announce(f"What the {companion.role} says of the rows is kept from before; it is not loaded.")
             return say, str(before["sha256"])
         say.close()
+    elif kept.folder is not None:
+        _check_free(place, before, asked)
     loaded = load_companion(companion, recipe, announce)
     if before != {**asked, "sha256": loaded.sha256}:
+        if kept.folder is not None and before is not None:
+            _check_free(place, before, {**asked, "sha256": loaded.sha256})
         remove_folder(place)
         write_json(place / _MADE_BY, {**asked, "sha256": loaded.sha256})
     say = KeptSay(place, Words(kept, num_words), prepared.all_rows, _FEWER_WORDS)
     gigabytes = sum(example.num_learned for example in prepared.all_rows) * kept_row_bytes(kept) / 1e9
+    until = "until the run ends" if kept.folder is None else f"in {kept.folder}"
     announce(
         f"The {companion.role} is asked once for all rows; its {kept.count} likeliest words at each learned token are kept "
-        f"until the run ends, {gigabytes:.2f} GB."
+        f"{until}, {gigabytes:.2f} GB."
     )
     device = loaded.model.device
     with Workers(worker_count(recipe.training.workers, device)) as workers:
@@ -142,6 +160,34 @@ def _kept(
     del loaded
     give_back(device)
     return say, sha256
+
+
+_DIFFERENCES = {
+    "rows": "other rows, or a chat template, a length or a split that makes others of them",
+    "count": "objective.top_k",
+    "temperature": "objective.temperature",
+    "words": "how many words the models have",
+    "model": "the teacher's name",
+    "sha256": "the teacher's weights",
+}
+
+
+def _check_free(place: Path, before: dict[str, object] | None, asked: dict[str, object]) -> None:
+    """Raise RecipeError if a folder of the user's holds something else than what is asked."""
+    if before is None:
+        if place.is_dir() and any(place.iterdir()):
+            raise RecipeError(
+                f"{place} holds something else than what a teacher said.",
+                "Name a folder that is not there yet.",
+                field="objective.stored",
+            )
+        return
+    differing = [words for key, words in _DIFFERENCES.items() if key in asked and before.get(key) != asked[key]]
+    raise RecipeError(
+        f"What {place} holds was made otherwise: {'; '.join(differing)}.",
+        "Name another folder, or remove it, so that the teacher is asked again.",
+        field="objective.stored",
+    )
 
 
 def hear_reference(

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+DRAWS = 100_000
+"""How often a distribution is drawn from."""
+
 SURPRISE = 4.5
 """Standard deviations of a normal number."""
 

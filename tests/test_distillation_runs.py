@@ -183,6 +183,55 @@ def test_words_kept_of_another_teacher_are_asked_again(desk: Path, tmp_path: Pat
         go_on(tmp_path / "run")
 
 
+def test_what_a_teacher_said_is_stored_for_other_students(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(values_of(desk, objective={"top_k": 8}), tmp_path / "alone")
+    stored = {"top_k": 8, "stored": str(tmp_path / "said")}
+    begin(values_of(desk, objective=stored), tmp_path / "first")
+    monkeypatch.setattr(companions, "load_companion", never)
+    said: list[str] = []
+    begin(values_of(desk, objective=stored), tmp_path / "second", announce=said.append)
+    losses = [[line["loss"] for line in course(tmp_path / name)] for name in ("alone", "first", "second")]
+    assert losses[0] == losses[1] == losses[2]
+    assert any("kept from before; it is not loaded" in sentence for sentence in said)
+    wider = values_of(desk, objective=stored, method={"rank": 6})
+    begin(wider, tmp_path / "wider")
+    assert course(tmp_path / "wider")[0]["loss"] == losses[0][0]  # LoRA begins where the base is
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"objective": {"top_k": 7}}, "objective.top_k"),
+        ({"objective": {"temperature": 2.0}}, "objective.temperature"),
+        ({"data": {"max_length": 60, "too_long": "truncate"}}, "other rows"),
+    ],
+    ids=["top_k", "temperature", "rows"],
+)
+def test_what_is_stored_of_something_else_is_refused_and_stays(
+    changed: dict[str, Any], told: str, desk: Path, tmp_path: Path
+) -> None:
+    stored = {"top_k": 8, "stored": str(tmp_path / "said")}
+    begin(values_of(desk, objective=stored, training={"steps": 1}), tmp_path / "first")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "said").iterdir()}
+    parts = {**changed, "objective": {**stored, **changed.get("objective", {})}}
+    with pytest.raises(RecipeError) as refused:
+        begin(values_of(desk, **parts), tmp_path / "second")
+    assert told in refused.value.found
+    assert refused.value.field == "objective.stored"
+    assert {path.name: path.read_bytes() for path in (tmp_path / "said").iterdir()} == before
+
+
+def test_a_folder_of_something_else_is_no_place_to_store(desk: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RecipeError, match="something else"):
+        begin(values_of(desk, objective={"top_k": 8, "stored": str(tmp_path)}), tmp_path.parent / "stored-run")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    with pytest.raises(LuthierError, match="not stored"):
+        make_recipe(values_of(desk, objective={"stored": str(tmp_path)}))
+
+
 def test_an_encoder_decoder_learns_from_another(desk: Path, tmp_path: Path) -> None:
     for name in ("student", "teacher"):
         write_tiny_encoder_decoder(tmp_path / name, "t5")

@@ -27,6 +27,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "clm": ("decoder", {"kind": "clm"}, ()),
     "fim": ("decoder", {"kind": "fim", "rate": 0.8}, FIM),
     "prefix-lm": ("decoder", {"kind": "prefix-lm"}, ()),
+    "prefix-lm-t5": ("t5", {"kind": "prefix-lm"}, ()),
     "ul2": ("decoder", {"kind": "ul2"}, (*MODES, *SENTINELS)),
     "ul2-t5": ("t5", {"kind": "ul2"}, ()),
     "span-corruption": ("t5", {"kind": "span-corruption"}, ()),
@@ -34,7 +35,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "mlm": ("encoder", {"kind": "mlm"}, ()),
 }
 """The model, the objective, and the tokens that are added to the model."""
-READ_AND_WRITTEN = ("prefix-lm", "ul2", "ul2-t5", "span-corruption", "denoising")
+READ_AND_WRITTEN = ("prefix-lm", "prefix-lm-t5", "ul2", "ul2-t5", "span-corruption", "denoising")
 PROMPTS = {
     "fim": "<fim_prefix>The lamp <fim_suffix>Rome.<fim_middle>",
     "ul2": "The <extra_id_0> is in <extra_id_1>.",
@@ -140,7 +141,8 @@ def test_an_answer_is_as_likely_in_generation_as_in_training(name: str, desk: Pa
 
 
 def test_a_prompt_has_the_tokens_of_the_objectives_inputs(desk: Path) -> None:
-    decoder, t5, spans = (api.load_text(desk / "runs" / name) for name in ("ul2", "ul2-t5", "span-corruption"))
+    names = ("ul2", "ul2-t5", "span-corruption", "prefix-lm-t5")
+    decoder, t5, spans, prefix = (api.load_text(desk / "runs" / name) for name in names)
 
     def read(model: api.TextModel, prompt: str) -> str:
         request = model.request(prompt, api.make_sampling({}))
@@ -152,6 +154,7 @@ def test_a_prompt_has_the_tokens_of_the_objectives_inputs(desk: Path) -> None:
     assert read(decoder, "[NLG] The lamp") == read(decoder, "[NLG]The lamp") == f"[NLG]The lamp{end}"
     assert read(t5, "The lamp") == "[S2S]The lamp</s>"
     assert read(spans, "The <extra_id_0>.") == "The <extra_id_0>.</s>"
+    assert read(prefix, "The lamp") == "The lamp</s>"
     row = held_out_of(desk, "ul2")
     assert row.parts[0].tokens_T[-1] == decoder.language_model.tokenizer.eos_token_id
 

@@ -8,9 +8,9 @@ prefix language modelling with the last quarter of a text as the targets, withou
         density 0.15, mean length 64
     S   the last 0.25                               first token [S2S]
 
-All seven are as likely unless weights say otherwise. Texts are cut to lengths of each denoiser's own, so that the inputs are
-of one length whichever is drawn (`raw_length`). The most sentinels go to density 0.5 with mean length 3: 128 at inputs of
-512, more than the 100 of T5's vocabulary.
+All seven are as likely unless weights say otherwise. In the paper texts are cut to lengths of each denoiser's own, so that the
+inputs are of one length whichever is drawn (`raw_length` says which); the objective cuts all to one length. The most
+sentinels go to density 0.5 with mean length 3: 128 at inputs of 512, more than the 100 of T5's vocabulary.
 
 Shapes: L tokens of a text.
 """

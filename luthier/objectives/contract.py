@@ -58,11 +58,12 @@ def joined(parts: Sequence[Whole]) -> Whole:
 class Kept:
     """What of a model is kept before step 1, so that it need not be there in training: its `count` likeliest words.
 
-    temperature: what its logits are divided by.
+    temperature: what its logits are divided by. folder: where they stay when the run has ended; None: in the run's, until then.
     """
 
     count: int
     temperature: float = 1.0
+    folder: str | None = None
 
 
 @dataclass(frozen=True)

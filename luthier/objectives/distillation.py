@@ -15,13 +15,15 @@ over the whole optimizer step, q₁ being the student's at τ = 1. D is one of
 
 The teacher is asked at each step for the very rows of the step. With `top_k` it is asked once for all rows, before step 1; its
 K likeliest words at each target are kept in the run's folder with how likely all others are together, which then count as
-one word. Then it is never loaded again. Held-out rows are measured by the same loss; `luthier evaluate` asks no teacher and gives
+one word. Then it is never loaded again. With `stored` they stay in a folder of their own, from which other students of the same
+rows learn without asking again. Held-out rows are measured by the same loss; `luthier evaluate` asks no teacher and gives
 the plain loss.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -72,6 +74,12 @@ class Distillation(Objective):
         description="Ask the teacher once, before step 1, and keep so many of its likeliest words at each target; unset: ask it at each step.",
     )
 
+    stored: str | None = Field(
+        None,
+        min_length=1,
+        description="With top_k: a folder where what the teacher said stays, for further runs on the same rows; unset: in the run's folder, until it ends.",
+    )
+
     @model_validator(mode="after")
     def _teacher_is_trained(self) -> Self:
         if self.teacher.config is not None:
@@ -82,6 +90,10 @@ class Distillation(Objective):
             raise fault_at(
                 "objective.teacher.add_tokens",
                 "Rows of new tokens are untrained, and a teacher does not train; leave add_tokens out.",
+            )
+        if self.stored is not None and self.top_k is None:
+            raise fault_at(
+                "objective.stored", "What is asked at each step is not stored; set top_k, or leave stored out."
             )
         if self.beta is not None and self.direction != "jsd":
             raise fault_at("objective.beta", "beta is for direction jsd alone; set that, or leave beta out.")
@@ -99,7 +111,7 @@ class Distillation(Objective):
     @property
     def companions(self) -> tuple[Companion, ...]:
         """The teacher."""
-        kept = None if self.top_k is None else Kept(self.top_k, self.temperature)
+        kept = None if self.top_k is None else Kept(self.top_k, self.temperature, self.stored)
         return (Companion(TEACHER, self.teacher, "objective.teacher", kept),)
 
     @property
@@ -108,9 +120,10 @@ class Distillation(Objective):
         return SFT()
 
     def with_paths(self, found: Callable[[str], str]) -> Self:
-        """With the teacher's path as `found` gives it."""
+        """With the teacher's path as `found` gives it, and that of what is stored, which need not be there yet, from the root."""
         teacher = self.teacher.model_copy(update={"name": found(self.teacher.name)})
-        return self.model_copy(update={"teacher": teacher})
+        stored = None if self.stored is None else str(Path(found(self.stored)).expanduser().absolute())
+        return self.model_copy(update={"teacher": teacher, "stored": stored})
 
     def loss_sum(self, outputs: Outputs) -> Tensor:
         """α of the plain loss, and the rest of the distance to the teacher, weighted and summed."""

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from chances import assert_as_likely
+from chances import DRAWS, assert_as_likely
 
 from luthier.corruption.infilling import corrupt_text
 from luthier.corruption.keyed import below, distinct, generator, one_of, shuffled
@@ -78,7 +78,7 @@ def test_every_order_and_every_set_is_as_likely_as_the_others():
     draw = generator(0, 0, 1)
     orders = Counter(tuple(shuffled(4, draw).tolist()) for _ in range(12_000))
     assert_as_likely([orders[order] for order in permutations(range(4))])
-    sets = Counter(tuple(distinct(6, 3, draw).tolist()) for _ in range(10_000))
+    sets = Counter(tuple(distinct(6, 3, draw).tolist()) for _ in range(DRAWS))
     assert set(sets) == set(combinations(range(6), 3))
     assert_as_likely([sets[chosen] for chosen in combinations(range(6), 3)])
     assert len(sets) == math.comb(6, 3)
@@ -94,6 +94,6 @@ def test_all_none_or_one_can_be_chosen():
 
 def test_weights_say_how_likely_an_index_is():
     draw = generator(0, 0, 3)
-    drawn = Counter(one_of([2.0, 0.0, 1.0, 5.0, 0.0], draw) for _ in range(20_000))
+    drawn = Counter(one_of([2.0, 0.0, 1.0, 5.0, 0.0], draw) for _ in range(DRAWS))
     assert set(drawn) == {0, 2, 3}
     assert_as_likely([drawn[0], drawn[2], drawn[3]], [2, 1, 5])

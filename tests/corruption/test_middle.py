@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from chances import assert_as_likely, assert_binomial
+from chances import DRAWS, assert_as_likely, assert_binomial
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,19 +43,19 @@ def test_cuts_never_part_the_bytes_of_a_character():
 
 def test_every_pair_of_cuts_is_as_likely_and_parts_may_be_empty():
     draw = generator(0, 0, 0)
-    found = Counter(tuple(map(len, split_middle("abc", draw))) for _ in range(16_000))
+    found = Counter(tuple(map(len, split_middle("abc", draw))) for _ in range(DRAWS))
     pairs = [(start, stop) for start in range(4) for stop in range(start, 4)]
     counts = [found[start, stop - start, 3 - stop] for start, stop in pairs]
-    assert sum(counts) == 16_000
+    assert sum(counts) == DRAWS
     assert_as_likely(counts, [1 if start == stop else 2 for start, stop in pairs])
 
 
 def test_orders_come_at_their_rates():
     draw = generator(0, 0, 1)
-    found = Counter(choose_order(draw, rate=0.7, spm_rate=0.4) for _ in range(20_000))
+    found = Counter(choose_order(draw, rate=0.7, spm_rate=0.4) for _ in range(DRAWS))
     assert_as_likely([found[None], found["psm"], found["spm"]], [0.3, 0.7 * 0.6, 0.7 * 0.4])
-    cut = sum(choose_order(draw) is not None for _ in range(10_000))
-    assert_binomial(cut, 10_000, 0.5)
+    cut = sum(choose_order(draw) is not None for _ in range(DRAWS))
+    assert_binomial(cut, DRAWS, 0.5)
 
 
 @pytest.mark.parametrize(("rate", "spm_rate", "order"), [(0.0, 0.5, None), (1.0, 0.0, "psm"), (1.0, 1.0, "spm")])

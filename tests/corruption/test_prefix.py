@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from chances import assert_as_likely
+from chances import DRAWS, assert_as_likely
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +15,7 @@ from luthier.errors import DataError
 
 def test_every_cut_that_leaves_neither_part_empty_is_as_likely():
     draw = generator(0, 0, 0)
-    counts = np.bincount([split_point(11, draw) for _ in range(20_000)], minlength=11)
+    counts = np.bincount([split_point(11, draw) for _ in range(DRAWS)], minlength=11)
     assert counts[0] == 0
     assert_as_likely(counts[1:].tolist())
     assert len(counts) == 11

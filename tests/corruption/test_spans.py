@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from chances import assert_as_likely, assert_binomial
+from chances import DRAWS, assert_as_likely, assert_binomial
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -123,7 +123,7 @@ def test_every_mask_of_12_tokens_is_as_likely_as_the_others():
     }
     assert len(possible) == 100
     draw = generator(0, 0, 0)
-    found = Counter(tuple(noise_mask(12, draw, density=0.5, mean_length=2.0).tolist()) for _ in range(50_000))
+    found = Counter(tuple(noise_mask(12, draw, density=0.5, mean_length=2.0).tolist()) for _ in range(DRAWS))
     assert set(found) == possible
     assert_as_likely([found[mask] for mask in possible])
 

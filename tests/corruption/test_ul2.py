@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from chances import assert_as_likely
+from chances import DRAWS, assert_as_likely
 
 from luthier.corruption.keyed import generator
 from luthier.corruption.spans import restore
@@ -21,7 +21,7 @@ every_denoiser = pytest.mark.parametrize("denoiser", DENOISERS, ids=str)
 
 def test_the_seven_are_as_likely_as_each_other_and_their_modes_as_many_sevenths():
     draw = generator(0, 0, 0)
-    drawn = Counter(choose_denoiser(draw) for _ in range(30_000))
+    drawn = Counter(choose_denoiser(draw) for _ in range(DRAWS))
     assert_as_likely([drawn[denoiser] for denoiser in DENOISERS])
     modes = Counter(denoiser.mode for denoiser in drawn.elements())
     assert_as_likely([modes["R"], modes["X"], modes["S"]], [2, 4, 1])
@@ -29,7 +29,7 @@ def test_the_seven_are_as_likely_as_each_other_and_their_modes_as_many_sevenths(
 
 def test_weights_change_how_likely_they_are():
     draw = generator(0, 0, 1)
-    drawn = Counter(choose_denoiser(draw, DENOISERS[:3], [3.0, 0.0, 1.0]) for _ in range(10_000))
+    drawn = Counter(choose_denoiser(draw, DENOISERS[:3], [3.0, 0.0, 1.0]) for _ in range(DRAWS))
     assert_as_likely([drawn[DENOISERS[0]], drawn[DENOISERS[2]]], [3, 1])
     assert DENOISERS[1] not in drawn
 

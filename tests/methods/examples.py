@@ -106,7 +106,12 @@ FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "phi3", "falcon-new")
 ENCODERS = ("bert", "roberta")
 """Families that read whole texts: their head is over classes, and its last layer is new."""
 
+_ONE_OF_EACH_GROUP = ("lora", "full", "ln-tuning", "pfeiffer", "ladder", "ia3", "prompt-tuning")
+_ONE_OF_EACH_OVER_EXPERTS = ("lora", "full", "ln-tuning", "parallel", "attention-fusion", "ia3", "prompt-tuning")
+
 TRIED: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("mistral", "qwen2", "qwen3", "gemma", "phi"), _ONE_OF_EACH_GROUP),
+    **dict.fromkeys(("mixtral", "qwen3_moe"), _ONE_OF_EACH_OVER_EXPERTS),
     "bloom": (
         "lora", "full", "bitfit", "top-layers", "pfeiffer", "ladder", "lets", "ia3", "prompt-tuning", "loreft",
     ),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from methods.by_peft import MEANT
 from models.rows import class_rows, plain_class_logprobs
-from models.tiny import plain_model, tiny_model, tiny_tokenizer
+from models.tiny import ENCODERS, plain_model, tiny_model, tiny_tokenizer
 from models.tuned import LENGTHS, logprobs, quiet, randomize
 from near import assert_apart, assert_near
 from peft import LNTuningConfig, LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
@@ -237,6 +237,27 @@ def test_an_adapter_that_learned_to_write_begins_a_classifier_with_a_fresh_head(
     key = "model.layers.0.self_attn.q_proj.lora_A.weight"
     assert torch.equal(attachment.trainables[key], writer.trainables[key])
     assert torch.equal(attachment.trainables["score.weight"], model.hf.get_submodule("score").base.weight)
+
+
+# ── whole models ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_fully_tuned_encoder_is_written_as_transformers_reads_it(name: str, tmp_path: Path) -> None:
+    model = of_classes(name)
+    attachment = Full().attach(model, "default", seed=0)
+    for index, parameter in enumerate(attachment.trainables.values()):
+        drawn = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+        parameter.data.add_(drawn * 0.05)
+    attachment.write(tmp_path, quiet)
+    plain, info = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path, output_loading_info=True, dtype=torch.float32
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    rows = class_rows(LENGTHS, model.anatomy.family.pooled)
+    assert_near(plain_class_logprobs(plain.eval(), rows).detach(), logprobs(model, None))
+    assert_apart(logprobs(of_classes(name), None), logprobs(model, None))
 
 
 # ── counts ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -155,6 +155,7 @@ TASKS: tuple[Task, ...] = (
     Task(UL2(), "llama", plain),
     Task(UL2(), "t5", plain),
     Task(PrefixLM(), "llama", plain),
+    Task(PrefixLM(), "t5", plain),
     Task(FIM(marks=("[NLU]", "[NLG]", "[S2S]")), "llama", plain),
     Task(Classification(classes=CLASSES), "llama", whole),
     Task(Classification(classes=CLASSES), "bert", whole),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -38,7 +39,7 @@ def text(length: int, document: int = 0) -> Example:
 
 
 def drawn(objective: Objective, length: int, document: int = 0, epoch: int = 0) -> Example:
-    start = 1 if "encoder-decoder" in objective.kinds else None
+    start = None if "decoder" in objective.kinds else 1
     corrupt = objective.corruption(vocabulary(start))
     assert corrupt is not None
     return Drawing(corrupt, seed=5)(text(length, document), epoch)
@@ -137,7 +138,9 @@ def test_what_is_denoised_is_the_text_and_what_is_read_is_not() -> None:
     assert np.array_equal(same.source_S, whole)
 
 
-@pytest.mark.parametrize("objective", [SpanCorruption(), SpanCorruption(roll=True), UL2(), Denoising(insert=0.1)])
+@pytest.mark.parametrize(
+    "objective", [SpanCorruption(), SpanCorruption(roll=True), UL2(), PrefixLM(), Denoising(insert=0.1)]
+)
 @pytest.mark.parametrize("max_length", [16, 40])
 def test_the_longest_text_comes_to_no_more_than_asked_whatever_is_drawn(objective: Objective, max_length: int) -> None:
     longest = objective.longest_text(max_length)
@@ -201,6 +204,23 @@ def test_a_prefix_of_one_token_is_plain_language_modelling() -> None:
     example = CLM().example(Rendered(tokens_T, np.ones(12, dtype=np.float32)), 0, ORIGIN)
     row = next(row for epoch in range(200) if len((row := drawn(PrefixLM(), 12, epoch=epoch)).parts[0].tokens_T) == 1)
     assert_near(loss_of(model, PrefixLM(), [row]), loss_of(model, CLM(), [example]))
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_an_encoder_reads_a_prefix_and_the_decoder_writes_the_rest(ends: bool) -> None:
+    words = vocabulary(1)
+    whole = text(12)
+    if ends:  # the last piece of a text has its end already
+        whole = replace(whole, parts=(Part(np.append(whole.parts[0].tokens_T, words.end_id)),))
+    cut = PrefixLM().corruption(words)
+    assert cut is not None
+    for epoch in range(30):
+        row = Drawing(cut, seed=5)(whole, epoch)
+        assert row.source_S is not None
+        assert row.source_S[-1] == row.token_N[-1] == words.end_id
+        assert np.array_equal(np.concatenate([row.source_S[:-1], row.token_N[:-1]]), text(12).parts[0].tokens_T)
+        assert row.parts[0].tokens_T.tolist() == [1, *row.token_N[:-1]]
+        assert row.weight_N.tolist() == [1.0] * len(row.token_N)
 
 
 def test_a_decoder_writes_what_ul2_cut_out_after_what_it_kept() -> None:
