@@ -47,6 +47,7 @@ KIN = (
 _SECOND = (
     "sft-bart",
     "ul2-t5",
+    "prefix-lm-t5",
     "distillation-bart",
     *(str(task) for task in TASKS if task.rendered in (whole, several) and task.family == "llama"),
 )
@@ -67,6 +68,7 @@ _NO_MASKS, _NO_BIAS = "fill no masks", "no bias"
 REFUSED: dict[tuple[str, str], str] = {
     ("bitfit", "span-corruption-t5"): _NO_BIAS,
     ("bitfit", "ul2-t5"): _NO_BIAS,
+    ("bitfit", "prefix-lm-t5"): _NO_BIAS,
     ("warp", "classification-llama"): _NO_MASKS,
     ("warp", "regression-llama"): _NO_MASKS,
     ("warp", "multiple-choice-llama"): _NO_MASKS,
