@@ -46,7 +46,7 @@ def plan(
 
     settings = load_recipe(recipe, overrides or ())
     device = planned_device(settings, gpu)
-    memory = memory_of(device) if device_memory is None else parse_size(device_memory)
+    memory = memory_of(device) if device_memory is None else parse_size(device_memory, "--device-memory")
     target = Target(device, memory, shards, price_per_hour)
     settings, config, rows = read_request(settings, say)
     if table:

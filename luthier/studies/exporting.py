@@ -24,6 +24,7 @@ from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.models.heads import ClassHead
 from luthier.models.language_model import LanguageModel
 from luthier.models.loading import load_model
+from luthier.models.writing import SHARD_BYTES
 from luthier.objectives import Reward
 from luthier.prediction.scale import read_scale, write_scale
 from luthier.quantization.settings import QuantizationSettings
@@ -84,6 +85,7 @@ class Job:
     announce: Announce
     dtype: str | None
     quantization: QuantizationSettings | None
+    shard_bytes: int
     lost: Lost | None = None
     losses: dict[str, float] | None = None
     notes: list[str] = field(default_factory=list)
@@ -119,21 +121,23 @@ def export_run(
     to: To = "merged",
     dtype: str | None = None,
     quantization: QuantizationSettings | None = None,
+    shard_bytes: int | None = None,
 ) -> Exported:
     """Write a run's model in a form of other tools', whole and checked or not at all.
 
     dtype: the number format of the weights, one of `DTYPES_OF[to]`; None: that of the run's model.
     quantization: of merged weights, in the form of bitsandbytes.
+    shard_bytes: most bytes of one file of merged weights; None: 5 GB.
     Raises UsageError for a folder that is there already and for what does not go with the form; RecipeError for what the form
     cannot hold; ExportMismatch if what was written does not say what the run's model says; DiskFull, ResourceError.
     """
-    _check_asked(out, to, dtype, quantization)
+    _check_asked(out, to, dtype, quantization, shard_bytes)
     _tell_version(recipe, announce)
     gate = Gate(recipe, load_run(folder, announce), announce)
     jobs: list[Job] = []
 
     def fill(partial: Path) -> None:
-        job = Job(folder, recipe, partial, gate, announce, dtype, quantization)
+        job = Job(folder, recipe, partial, gate, announce, dtype, quantization, shard_bytes or SHARD_BYTES)
         _WRITERS[to](job)
         if isinstance(recipe.objective, Reward) and to in ("merged", "peft"):
             write_scale(read_scale(folder / recipe.method.output_folder), partial)
@@ -150,7 +154,9 @@ def export_run(
     return Exported(out, to, num_bytes, job.lost, job.losses, tuple(gate.passed), notes)
 
 
-def _check_asked(out: Path, to: To, dtype: str | None, quantization: QuantizationSettings | None) -> None:
+def _check_asked(
+    out: Path, to: To, dtype: str | None, quantization: QuantizationSettings | None, shard_bytes: int | None
+) -> None:
     if out.exists():
         raise UsageError(f"{out} is there already.", "Choose another folder with --out.")
     if dtype is not None and dtype not in DTYPES_OF[to]:
@@ -164,6 +170,13 @@ def _check_asked(out: Path, to: To, dtype: str | None, quantization: Quantizatio
             f"--quantize writes bitsandbytes' form, which --to {to} has no place for.",
             "Use --dtype q8_0 or q4_0." if "q8_0" in DTYPES_OF[to] else "Leave --quantize out, or use --to merged.",
         )
+    if shard_bytes is not None and to != "merged":
+        raise UsageError(
+            f"--shard-size cuts merged weights into files, and --to {to} writes none.",
+            "Leave --shard-size out, or use --to merged.",
+        )
+    if shard_bytes is not None and shard_bytes < 1:
+        raise UsageError("--shard-size is nothing.", "Give a number and a unit, such as 5GB.")
 
 
 def _tell_version(recipe: Recipe, announce: Announce) -> None:
@@ -185,7 +198,7 @@ def _merged(job: Job) -> LanguageModel:
 
 def _write_merged(job: Job) -> None:
     model = _merged(job)
-    job.lost = write_merged(model, job.partial, job.dtype, job.quantization)
+    job.lost = write_merged(model, job.partial, job.dtype, job.quantization, job.shard_bytes)
     formats = [job.dtype or job.gate.formats[0]] + ([job.quantization.kind] if job.quantization is not None else [])
     del model
     gc.collect()
