@@ -76,12 +76,14 @@ def test_gemmas_norms_are_written_as_what_they_multiply_by(tiny_model: Path, tmp
     assert_near(gain, hf.get_parameter("model.norm.weight").detach() + 1, 1e-6)
 
 
-def test_within_a_mistrals_window_attention_is_whole_so_the_file_promises_no_more(
-    tiny_model: Path, tmp_path: Path
+@pytest.mark.parametrize("name", ["mistral", "phi3"])
+def test_within_a_window_attention_is_whole_so_a_file_without_windows_promises_no_more(
+    name: str, tiny_model: Path, tmp_path: Path
 ) -> None:
-    write_shape(UNREAD_BY_TRANSFORMERS["mistral"], tmp_path / "model", tiny_model)
-    field = gguf.GGUFReader(written(tmp_path / "model")).get_field("llama.context_length")
-    assert field is not None
+    kind, parts = {**UNREAD_BY_TRANSFORMERS, **SHAPES}[name]
+    write_shape((kind, {**parts, "sliding_window": 128}), tmp_path / "model", tiny_model)
+    reader = gguf.GGUFReader(written(tmp_path / "model"))
+    field = next(field for key, field in reader.fields.items() if key.endswith(".context_length"))
     assert field.contents() == 128
 
 
@@ -120,6 +122,12 @@ def test_in_four_bits_the_embedding_has_eight_and_rows_without_whole_blocks_sixt
     assert types["blk.0.attn_norm.weight"] == types["blk.0.attn_q.bias"] == "F32"
 
 
+_LOCAL = {
+    "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
+}
+
+
 @pytest.mark.parametrize(
     ("kind", "parts", "field"),
     [
@@ -129,6 +137,10 @@ def test_in_four_bits_the_embedding_has_eight_and_rows_without_whole_blocks_sixt
         ("qwen2", {"use_sliding_window": True}, "use_sliding_window"),
         ("gemma2", {"query_pre_attn_scalar": 7}, "query_pre_attn_scalar"),
         ("gemma3_text", {"layer_types": ["full_attention"] * 26, "query_pre_attn_scalar": 256}, "layer_types"),
+        ("gemma2", {"query_pre_attn_scalar": 256, "final_logit_softcapping": None}, "no final_logit_softcapping"),
+        ("gemma2", {"query_pre_attn_scalar": 256, "attn_logit_softcapping": None}, "no attn_logit_softcapping"),
+        ("gemma3_text", {"query_pre_attn_scalar": 256, "rope_parameters": _LOCAL}, "sliding_attention.rope_theta 5000"),
+        ("gemma", {"hidden_act": "silu"}, "hidden_act"),
         ("falcon", {"alibi": True}, "alibi"),
         ("gpt2", {"activation_function": "relu"}, "activation_function"),
     ],

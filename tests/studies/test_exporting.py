@@ -309,7 +309,9 @@ def test_merged_weights_go_into_files_of_no_more_than_was_said_and_the_index_nam
     assert index == found
     whole = exported(lora, tmp_path / "whole")
     assert found.keys() == load_file(whole.out / "model.safetensors").keys()
-    assert all(sum(each.nbytes for each in load_file(result.out / file).values()) <= 40_000 for file in files)
+    for file in files:
+        tensors = load_file(result.out / file).values()
+        assert len(tensors) == 1 or sum(each.nbytes for each in tensors) <= 40_000
     assert result.checked[-1].reader == "transformers"
     assert result.num_bytes >= whole.num_bytes
     assert_near(logits_of_file(result.out), logits_of_file(whole.out), 0)
