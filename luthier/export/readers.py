@@ -27,6 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from luthier.errors import ExportMismatch, LuthierError
 from luthier.export import llama_cpp_program
+from luthier.export.gguf_header import check_header
 from luthier.export.parity import EXACT, OF_LLAMA_CPP, Limits
 from luthier.models.gguf_files import read_gguf_weights
 from luthier.models.language_model import LanguageModel
@@ -148,8 +149,9 @@ def gguf_reader(
 
     adapter: without a binding, what it says is added to `file`, which must be of fp32.
     texts: texts and the tokens that the run's tokenizer makes of them, which llama.cpp must make of them too.
-    Raises ExportMismatch where neither can read the file.
+    Raises ExportMismatch where neither can read the file, or where its header does not say what the config does.
     """
+    check_header(file, config)
     binding = _binding()
     if binding is not None:
         return _llama_cpp(binding, file, adapter, texts)

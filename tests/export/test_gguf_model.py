@@ -16,9 +16,10 @@ from transformers import AutoConfig, PreTrainedModel
 
 from luthier.errors import ExportMismatch, RecipeError, ResourceError
 from luthier.export.gguf_architectures import architecture_of, paired_rows
+from luthier.export.gguf_header import check_header
 from luthier.export.gguf_model import GGUFDtype, write_gguf
 from luthier.export.readers import gguf_reader, whole_text
-from luthier.models.gguf_files import read_gguf_weights
+from luthier.models.gguf_files import read_gguf_config, read_gguf_weights
 from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
 from luthier.store.files import write_folder
@@ -92,6 +93,45 @@ def test_a_mistral_is_read_back_as_the_llama_that_its_file_says_it_is(tiny_model
     reader = gguf_reader(written(tmp_path / "model"), hf.config)
     (said,) = reader.say([whole_text(TOKENS[0].numpy(), Origin("rows", 1))])
     assert_near(said, logits(hf)[0], 1e-5)
+
+
+@pytest.mark.parametrize("name", [*SHAPES, *UNREAD_BY_TRANSFORMERS])
+def test_a_header_that_says_anything_else_than_the_config_is_caught(
+    name: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    hf = write_shape({**SHAPES, **UNREAD_BY_TRANSFORMERS}[name], tmp_path / "model", tiny_model)
+    file = written(tmp_path / "model")
+    check_header(file, hf.config)
+    fields = gguf.GGUFReader(file).fields
+    prefix = fields["general.architecture"].contents()
+    numbers = [
+        key for key in fields if key.startswith(f"{prefix}.") and fields[key].types[0] != gguf.GGUFValueType.STRING
+    ]
+    assert len(numbers) >= 8
+    for key in numbers:
+        reader = gguf.GGUFReader(file, "r+")
+        part = reader.fields[key].parts[reader.fields[key].data[0]]
+        said = part[0].copy()
+        part[0] = said * 2 + 1
+        with pytest.raises(ExportMismatch, match=key):
+            check_header(file, hf.config)
+        part[0] = said
+    check_header(file, hf.config)
+
+
+def test_a_header_is_what_transformers_makes_a_config_of(tiny_model: Path, tmp_path: Path) -> None:
+    hf = write_shape(SHAPES["qwen3"], tmp_path / "model", tiny_model)
+    read = read_gguf_config(written(tmp_path / "model")).to_dict()
+    for key in (
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "num_hidden_layers",
+        "vocab_size",
+    ):
+        assert read[key] == hf.config.to_dict()[key], key
+    assert read["rms_norm_eps"] == pytest.approx(hf.config.rms_norm_eps)
 
 
 def test_rows_go_into_pairs_head_by_head() -> None:
