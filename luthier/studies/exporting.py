@@ -219,10 +219,11 @@ def _write_gguf(job: Job) -> None:
     model = _merged(job)
     file = job.partial / MODEL_GGUF
     write_gguf(model, file, job.gguf_dtype, job.called)
-    config = model.hf.config
+    config, tokenizer = model.hf.config, model.tokenizer
     del model
     gc.collect()
-    job.gate.check("the GGUF file", gguf_reader(file, config, texts=job.gate.told_texts()), job.gguf_dtype)
+    reader = gguf_reader(file, config, texts=job.gate.told_texts(), tokenizer=tokenizer)
+    job.gate.check("the GGUF file", reader, job.gguf_dtype)
 
 
 def _write_ollama(job: Job) -> None:
@@ -251,10 +252,10 @@ def _write_gguf_adapter(job: Job) -> None:
     gc.collect()
     bare = load_base_of(job.recipe, job.announce)
     write_gguf(bare, checked_with, "fp32", job.recipe.model.name)
-    config = bare.hf.config
+    config, tokenizer = bare.hf.config, bare.tokenizer
     del bare
     gc.collect()
-    reader = gguf_reader(checked_with, config, file, job.gate.told_texts())
+    reader = gguf_reader(checked_with, config, file, job.gate.told_texts(), tokenizer)
     job.gate.check("the GGUF adapter on its base", reader)
     remove_file(checked_with)
     job.notes.append(f"It goes on a GGUF file of {job.recipe.model.name}: llama-cli -m BASE.gguf --lora {file}")

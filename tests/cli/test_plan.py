@@ -64,7 +64,7 @@ def test_what_does_not_fit_is_told_with_what_would_help(tmp_path: Path, tiny_mod
     assert "method: {kind: lora}" in ended.out
     assert "Time: not measured: --no-time asks for none." in ended.out
     helping = ended.out.split("What would help most:\n")[1].splitlines()
-    sizes = [parse_size(line.rpartition(": ")[2]) for line in helping]
+    sizes = [parse_size(line.rpartition(": ")[2], "--device-memory") for line in helping]
     assert len(sizes) == 3
     assert sizes == sorted(sizes)
 
