@@ -150,9 +150,19 @@ def _unwritable(path: Path, reason: str) -> ResourceError:
     return ResourceError(f"{path} cannot be written: {reason}.", "Check the path and the disk.")
 
 
+def check_room(path: Path, num_bytes: int) -> None:
+    """Raise DiskFull if there is no room for so much at `path`."""
+    if shutil.disk_usage(_standing(path)).free < num_bytes:
+        raise _disk_full(path, num_bytes, is_quota=False)
+
+
+def _standing(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that there is."""
+    return next(parent for parent in [path.absolute(), *path.absolute().parents] if parent.exists())
+
+
 def _disk_full(path: Path, num_bytes: int | None, *, is_quota: bool) -> DiskFull:
-    folder = next(parent for parent in [path.absolute(), *path.absolute().parents] if parent.exists())
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(_standing(path)).free
     limit = "the quota is used up" if is_quota else "the disk is full"
     needed = "" if num_bytes is None else f", {num_bytes:,} needed"
     return DiskFull(

@@ -24,13 +24,14 @@ from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.models.heads import ClassHead
 from luthier.models.language_model import LanguageModel
 from luthier.models.loading import load_model
-from luthier.models.writing import SHARD_BYTES
+from luthier.models.writing import SHARD_BYTES, weights_of
 from luthier.objectives import Reward
 from luthier.prediction.scale import read_scale, write_scale
 from luthier.quantization.settings import QuantizationSettings
 from luthier.recipe import Recipe
 from luthier.recipe.base import head_of
 from luthier.recipe.model_card import facts_of_run, write_card
+from luthier.store.disk import check_room
 from luthier.store.files import remove_file, write_folder, write_text
 from luthier.studies.export_gate import Announce, Checked, Gate, stop_at
 from luthier.studies.held_out import losses_on
@@ -251,6 +252,7 @@ def _write_gguf_adapter(job: Job) -> None:
     del base, attachment
     gc.collect()
     bare = load_base_of(job.recipe, job.announce)
+    check_room(checked_with, 4 * sum(tensor.numel() for tensor in weights_of(bare).values()))
     write_gguf(bare, checked_with, "fp32", job.recipe.model.name)
     config, tokenizer = bare.hf.config, bare.tokenizer
     del bare

@@ -223,6 +223,16 @@ def test_an_adapter_of_a_model_with_new_tokens_is_read_back_by_peft(
     assert checked.parity.difference < 1e-5
 
 
+def test_an_adapter_is_checked_on_a_base_that_there_must_be_room_for(
+    lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: usage._replace(free=9_000))
+    with pytest.raises(DiskFull, match=r"9,000 bytes free, [\d,]{6,} needed"):
+        exported(lora, tmp_path / "out", to="gguf-lora")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("dtype", ["fp16", "q8_0", "q4_0"])
 def test_a_gguf_file_in_fewer_bits_differs_a_little_and_passes(dtype: str, lora: Path, tmp_path: Path) -> None:
     parity = exported(lora, tmp_path / "out", to="gguf", dtype=dtype).checked[-1].parity
