@@ -73,7 +73,9 @@ def _data(taken: Taken) -> None:
     if len(forms) == 1 and (form := forms.pop()) is not None:
         taken.put("data.format", form, "datasets.type")
     if len(forms) > 1:  # each set is read in a form of its own
-        mixture = [{"path": paths, **({} if form is None else {"format": form})} for paths, form in sets]
+        mixture: list[dict[str, Any]] = [
+            {"path": paths, **({} if form is None else {"format": form})} for paths, form in sets
+        ]
         taken.put("data.train", mixture, "datasets")
     elif files := [path for paths, _ in sets for path in paths]:
         taken.put("data.train", files[0] if len(files) == 1 else files, "datasets")
@@ -174,7 +176,8 @@ def _lora(taken: Taken) -> None:
 
 def _objective(taken: Taken) -> None:
     said = taken.take("rl")
-    kind, fixed = ("sft", {}) if said is None else PREFERENCES.get(str(said), (str(said), {}))
+    name = "sft" if said is None else str(said)
+    kind, fixed = PREFERENCES.get(name, (name, {}))
     put_objective(taken, kind, "" if said is None else "rl", *(
         (key, ours, number(taken.take(key)))
         for key, ours in (

@@ -152,14 +152,16 @@ def _lora(taken: Taken) -> None:
     taken.move("adapter_name_or_path", "method.from")
 
 
-_LOSSES = {name: PREFERENCES[name] for name in ("sigmoid", "hinge", "ipo", "simpo")} | {
-    "orpo": ("orpo", {"learn_prompt": False})  # its plain loss is the answer's
+_LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: PREFERENCES[name] for name in ("sigmoid", "hinge", "ipo", "simpo")},
+    "orpo": ("orpo", {"learn_prompt": False}),  # its plain loss is the answer's
 }
 
 
 def _objective(taken: Taken) -> None:
     stage = str(taken.take("stage", "sft"))
-    kind, fixed = {"pt": "clm", "rm": "reward"}.get(stage, stage), {}
+    kind = {"pt": "clm", "rm": "reward"}.get(stage, stage)
+    fixed: dict[str, Any] = {}
     beta, loss = number(taken.take("pref_beta", 0.1)), taken.take("pref_loss")
     if stage == "dpo":
         kind, fixed = _LOSSES.get(str(loss or "sigmoid"), ("dpo", {}))

@@ -125,7 +125,7 @@ def _targets(taken: Taken) -> None:
 
 
 def _data(taken: Taken) -> None:
-    kinds = set()
+    kinds: set[str] = set()
     for block, ours in (("dataset", "data.train"), ("dataset_val", "data.validation")):
         entries = taken.values.pop(block, None) or []
         entries = entries if isinstance(entries, list) else [entries]
