@@ -19,11 +19,11 @@ def readable_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def parse_size(text: str) -> int:
-    """Bytes from words such as 24GiB, 80 GB or 512M. Raises UsageError for others."""
+def parse_size(text: str, option: str) -> int:
+    """Bytes from words such as 24GiB, 80 GB or 512M. Raises UsageError, which names the option, for others."""
     found = _SIZE.fullmatch(text.strip())
     if found is None:
-        raise UsageError(f"--device-memory is {text!r}, which is no size.", "Give a number and a unit, such as 24GiB.")
+        raise UsageError(f"{option} is {text!r}, which is no size.", "Give a number and a unit, such as 24GiB.")
     number, power, is_binary = found.groups()
     unit: int = (1024 if is_binary else 1000) ** _POWERS.index(power.upper())
     return round(float(number) * unit)

@@ -66,12 +66,17 @@ def export(
         Quantize | None,
         typer.Option("--quantize", help="Quantize the merged weights (bitsandbytes' files), and say what that loses."),
     ] = None,
+    shard_size: Annotated[
+        str | None,
+        typer.Option("--shard-size", help="Most bytes of one file of merged weights, such as 2GB; unset: 5GB."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a run's model for other tools, read it back, and keep it only if it says what the run's model says."""
     from luthier import api
     from luthier.quantization.settings import QuantizationSettings
     from luthier.recipe.loading import recipe_of_run
+    from luthier.sizes import parse_size
     from luthier.store.places import expanded
     from luthier.store.runs import find_run
     from luthier.studies.exporting import export_run
@@ -85,6 +90,7 @@ def export(
         to=to.value,
         dtype=None if dtype is None else dtype.value,
         quantization=None if quantize is None else QuantizationSettings(kind=quantize.value),
+        shard_bytes=None if shard_size is None else parse_size(shard_size, "--shard-size"),
     )
     emit(result.as_json(), _text(result), as_json)
 

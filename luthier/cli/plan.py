@@ -55,7 +55,7 @@ def plan(
             f"--price-per-hour needs a time, and none is measured: {untimed}.",
             "Leave --price-per-hour out, or plan on the machine that is paid for, without --gpu, --shards, --no-time and --table.",
         )
-    memory = memory_of(device) if device_memory is None else parse_size(device_memory)
+    memory = memory_of(device) if device_memory is None else parse_size(device_memory, "--device-memory")
     memory = within_limit(settings, device, memory)
     target = Target(device, memory, shards, price_per_hour)
     settings, config, rows = read_request(settings, say)

@@ -58,7 +58,16 @@ ARCHITECTURES = (
         ("qwen3",),
         fixed=(("hidden_act", ("silu",)), ("use_sliding_window", (False,)), ("attention_bias", (False,))),
     ),
-    Architecture("gemma", ("gemma",), norm_offset=1.0, fixed=(("attention_bias", (False,)),)),
+    Architecture(
+        "gemma",
+        ("gemma",),
+        norm_offset=1.0,
+        fixed=(
+            ("hidden_act", _GELU_TANH),
+            ("attention_bias", (False,)),
+            ("use_bidirectional_attention", (False, None)),
+        ),
+    ),
     Architecture(
         "gemma2",
         ("gemma2",),
@@ -138,7 +147,7 @@ def _check_rotation(architecture: Architecture, config: PreTrainedConfig) -> Non
 
 
 def _check_attention(architecture: Architecture, config: PreTrainedConfig, values: Mapping[str, Any]) -> None:
-    """Refuse what llama.cpp has as constants of an architecture: Gemma's scale of scores and its pattern of windows."""
+    """Refuse what llama.cpp has as constants of Gemma's architectures: scale of scores, pattern of windows, rotation in them, caps."""
     if architecture.name not in ("gemma2", "gemma3"):
         return
     expected = head_size(config)
@@ -149,6 +158,18 @@ def _check_attention(architecture: Architecture, config: PreTrainedConfig, value
     pattern = ["full_attention" if (layer + 1) % every == 0 else "sliding_attention" for layer in range(count)]
     if list(values["layer_types"]) != pattern:
         raise _unfit(architecture, "layer_types", values["layer_types"], (pattern,))
+    for key in ("attn_logit_softcapping", "final_logit_softcapping") if architecture.name == "gemma2" else ():
+        if values[key] is None:
+            raise RecipeError(
+                f"The model's config has no {key}, and llama.cpp always caps logits of {architecture.name!r}.",
+                "Use --to merged.",
+                field="model",
+            )
+    local = (values.get("rope_parameters") or {}).get("sliding_attention")
+    if local is not None:
+        for key, fixed in (("rope_theta", 10000.0), ("rope_type", "default")):
+            if local.get(key, fixed) != fixed:
+                raise _unfit(architecture, f"rope_parameters.sliding_attention.{key}", local[key], (fixed,))
 
 
 def rope_of(config: PreTrainedConfig) -> dict[str, Any]:
@@ -210,9 +231,13 @@ def write_header(writer: gguf.GGUFWriter, architecture: Architecture, config: Pr
 
 
 def _context(config: PreTrainedConfig, window: Any) -> int:
-    """How many tokens the file promises to hold: of a Mistral, those of its window, within which attention is whole."""
+    """How many tokens the file promises to hold.
+
+    llama.cpp has no windows for Mistral and has switched Phi-3's off, so of these it is those of the window, within which
+    attention is whole.
+    """
     longest = int(config.to_dict().get("max_position_embeddings") or config.max_position_embeddings)
-    return min(longest, int(window)) if config.model_type == "mistral" and window else longest
+    return min(longest, int(window)) if config.model_type in ("mistral", "phi3") and window else longest
 
 
 def _write_rotation(writer: gguf.GGUFWriter, config: PreTrainedConfig, head: int) -> None:

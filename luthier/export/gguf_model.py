@@ -24,6 +24,7 @@ from luthier.export.gguf_architectures import architecture_of, file_tensors, wri
 from luthier.export.gguf_vocabulary import vocabulary_of, write_vocabulary
 from luthier.models.language_model import LanguageModel
 from luthier.models.writing import weights_of
+from luthier.store import disk
 
 GGUFDtype = Literal["fp32", "fp16", "bf16", "q8_0", "q4_0"]
 
@@ -92,8 +93,17 @@ def write_tensors(
     for _, tensor, type_ in tensors():
         try:
             writer.write_tensor_data(_in_format(tensor, type_))
+            _check_written(writer)
         except OSError as error:
             raise _with_reason(error, path) from error
+
+
+def _check_written(writer: gguf.GGUFWriter) -> None:
+    """Raise OSError if a file is shorter than what went into it: numpy does not tell of what it could not write at the end."""
+    for file in writer.fout or ():
+        file.flush()
+        if os.fstat(file.fileno()).st_size < file.tell():
+            raise OSError("fewer bytes were written than asked for")
 
 
 def _with_reason(error: OSError, path: Path) -> OSError:
@@ -102,7 +112,7 @@ def _with_reason(error: OSError, path: Path) -> OSError:
         return error
     try:
         with path.open("ab", buffering=0) as file:
-            file.write(b"\0" * 4096)
+            disk.write(file, b"\0" * 4096)
     except OSError as reason:
         return reason
     return OSError(errno.EIO, os.strerror(errno.EIO))

@@ -95,22 +95,27 @@ def _unwritable(reason: str) -> RecipeError:
 
 
 def _tokens(whole: Mapping[str, Any], unknown: int | None, num_rows: int) -> tuple[list[str], list[int]]:
-    """The text and the kind of each row's token; rows without one are called [PAD…]."""
+    """The text and the kind of each row's token; rows without one are called [PAD…].
+
+    A byte-level tokenizer knows every text: what it names as unknown, such as GPT-2's <|endoftext|>, is a special token like others,
+    and llama.cpp would not find it in a text if it were marked unknown.
+    """
     texts = {index: text for text, index in whole["model"]["vocab"].items()}
     added = {each["id"]: each for each in whole["added_tokens"]}
     texts |= {index: each["content"] for index, each in added.items()}
     if max(texts) >= num_rows:
         raise _unwritable(f"it has {max(texts) + 1:,} tokens, and the model's embedding only {num_rows:,} rows")
+    is_sentencepiece = bool(whole["model"].get("byte_fallback"))
     kinds = []
     for index in range(num_rows):
         if index not in texts:
             kinds.append(TokenType.UNUSED)
-        elif index == unknown:
+        elif index == unknown and is_sentencepiece:
             kinds.append(TokenType.UNKNOWN)
         elif index in added:
             kinds.append(TokenType.CONTROL if added[index]["special"] else TokenType.USER_DEFINED)
         else:
-            is_byte = whole["model"].get("byte_fallback") and _BYTE.fullmatch(texts[index])
+            is_byte = is_sentencepiece and _BYTE.fullmatch(texts[index])
             kinds.append(TokenType.BYTE if is_byte else TokenType.NORMAL)
     return [texts.get(index, f"[PAD{index}]") for index in range(num_rows)], [int(kind) for kind in kinds]
 

@@ -12,7 +12,7 @@ from luthier.errors import RecipeError
 from luthier.models.anatomy import is_transposed, weight_of
 from luthier.models.language_model import LanguageModel
 from luthier.models.loading import DTYPES, layers_to_quantize
-from luthier.models.writing import write_model
+from luthier.models.writing import SHARD_BYTES, write_model
 from luthier.quantization.formats import quantize
 from luthier.quantization.packed import PackedWeight
 from luthier.quantization.settings import QuantizationSettings
@@ -31,15 +31,20 @@ class Lost:
 
 
 def write_merged(
-    model: LanguageModel, folder: Path, dtype: str | None, quantization: QuantizationSettings | None
+    model: LanguageModel,
+    folder: Path,
+    dtype: str | None,
+    quantization: QuantizationSettings | None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> Lost | None:
     """Write a model without adapters; what quantizing it lost, if it was.
 
     dtype: the number format of what is not quantized, `fp32`, `bf16` or `fp16`; None: the model's own.
+    shard_bytes: most bytes of weights in one file.
     Raises RecipeError for layers that cannot be quantized.
     """
     packed, lost = ({}, None) if quantization is None else _quantized(model, quantization)
-    write_model(model, folder, model.dtype if dtype is None else DTYPES[dtype], packed)
+    write_model(model, folder, model.dtype if dtype is None else DTYPES[dtype], packed, shard_bytes)
     return lost
 
 

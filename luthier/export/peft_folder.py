@@ -16,10 +16,11 @@ from luthier.models.anatomy import Anatomy
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's --max-lora-rank takes: https://docs.vllm.ai/en/latest/features/lora.html."""
 
-_SERVED = (
+SERVED = (
     "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gemma", "gemma2", "gemma3_text", "phi", "phi3",
-    "olmo2", "granite", "opt", "gpt_neox", "starcoder2",
+    "olmo2", "granite", "opt", "starcoder2",
 )  # fmt: skip
+"""Types of models that vLLM takes adapters for: https://docs.vllm.ai/en/latest/models/supported_models.html, column LoRA."""
 
 
 def copy_adapter(adapter: Path, folder: Path, kind: str) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def check_served(config: dict[str, Any], anatomy: Anatomy) -> Serving:
     for field in ("rank_pattern", "alpha_pattern", "layer_replication"):
         if config.get(field):
             raise _unserved(f"its layers have ranks or scales of their own ({field}), and they read one for all")
-    if anatomy.model_type not in _SERVED:
+    if anatomy.model_type not in SERVED:
         raise _unserved(f"models of type {anatomy.model_type!r} take no adapters there")
     rank = int(config["r"])
     if rank > RANKS[-1]:

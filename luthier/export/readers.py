@@ -22,11 +22,19 @@ import gguf
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from luthier.errors import ExportMismatch, LuthierError
 from luthier.export import llama_cpp_program
+from luthier.export.gguf_header import check_header
+from luthier.export.gguf_tokens import tokens_by_file
 from luthier.export.parity import EXACT, OF_LLAMA_CPP, Limits
 from luthier.models.gguf_files import read_gguf_weights
 from luthier.models.language_model import LanguageModel
@@ -142,17 +150,26 @@ def plain(model: LanguageModel) -> PreTrainedModel:
 
 
 def gguf_reader(
-    file: Path, config: PreTrainedConfig, adapter: Path | None = None, texts: Sequence[tuple[str, IntArray]] = ()
+    file: Path,
+    config: PreTrainedConfig,
+    adapter: Path | None = None,
+    texts: Sequence[tuple[str, IntArray]] = (),
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Reader:
     """A GGUF file, and an adapter for it, as llama.cpp reads them; where no binding of it is installed, as transformers does.
 
     adapter: without a binding, what it says is added to `file`, which must be of fp32.
-    texts: texts and the tokens that the run's tokenizer makes of them, which llama.cpp must make of them too.
-    Raises ExportMismatch where neither can read the file.
+    texts: texts and the tokens that the run's tokenizer makes of them, which llama.cpp must make of them too; without a binding,
+    the file's vocabulary must, after what `tokenizer`, the run's, does to a text first.
+    Raises ExportMismatch where neither can read the file, or where its header does not say what the config does.
     """
+    check_header(file, config)
     binding = _binding()
     if binding is not None:
         return _llama_cpp(binding, file, adapter, texts)
+    if tokenizer is not None:
+        read = tokens_by_file(file, tokenizer)
+        _check_tokens(texts, [read(text) for text, _ in texts], "The file's vocabulary")
     if adapter is not None:
         add_adapter(file, adapter)
     try:
@@ -221,7 +238,7 @@ def _llama_cpp(name: str, file: Path, adapter: Path | None, texts: Sequence[tupl
                     told.seek(0)
                     raise _refused(name, told.read().decode(errors="replace"))
                 answer = json.loads(head)
-                _check_tokens(texts, answer["tokens"])
+                _check_tokens(texts, answer["tokens"], "llama.cpp")
                 for row in rows:
                     size = 4 * len(row) * answer["vocabulary"]
                     raw = program.stdout.read(size)
@@ -244,12 +261,12 @@ def _refused(name: str, told: str) -> ExportMismatch:
     )
 
 
-def _check_tokens(texts: Sequence[tuple[str, IntArray]], found: Sequence[Sequence[int]]) -> None:
-    """Raise ExportMismatch for a text that llama.cpp cuts into other tokens than the run's tokenizer."""
+def _check_tokens(texts: Sequence[tuple[str, IntArray]], found: Sequence[Sequence[int]], by: str) -> None:
+    """Raise ExportMismatch for a text that is cut into other tokens than the run's tokenizer makes. by: what cut it."""
     for (text, tokens_T), other in zip(texts, found, strict=True):
         if tokens_T.tolist() != list(other):
             at = next((i for i, (a, b) in enumerate(zip(tokens_T.tolist(), other, strict=False)) if a != b), len(other))
             raise ExportMismatch(
-                f"llama.cpp cuts a text into other tokens than the run's tokenizer, from token {at} on: {text[:80]!r}.",
+                f"{by} cuts a text into other tokens than the run's tokenizer, from token {at} on: {text[:80]!r}.",
                 "Use --to merged.",
             )

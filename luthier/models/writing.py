@@ -15,13 +15,21 @@ from luthier.models.language_model import LanguageModel
 from luthier.quantization.bitsandbytes_files import file_tensors, model_settings
 from luthier.quantization.packed import PackedWeight, QuantizedLinear
 
+SHARD_BYTES = 5 * 10**9
+"""Most bytes of one file of weights: what file systems, hubs and slow lines still take as a whole."""
+
 
 def write_model(
-    model: LanguageModel, folder: Path, dtype: torch.dtype, packed: Mapping[str, PackedWeight] | None = None
+    model: LanguageModel,
+    folder: Path,
+    dtype: torch.dtype,
+    packed: Mapping[str, PackedWeight] | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a model without adapters as safetensors, config and tokenizer files into `folder`, weights as `dtype`.
 
     packed: the weights, by their layers' names, to be written instead of the layers' own, all of one format of bitsandbytes'.
+    shard_bytes: most bytes of weights in one file; `model.safetensors.index.json` says which file has which of several.
     """
     weights = {name: tensor.to(dtype) for name, tensor in weights_of(model).items()}
     anatomy = model.anatomy
@@ -33,7 +41,7 @@ def write_model(
             weights |= {f"{name}.{ending}": tensor for ending, tensor in file_tensors(weight, dtype).items()}
         whole = {*anatomy.linears, *anatomy.routers, *anatomy.head_linears} - packed.keys() - {*anatomy.experts}
         config.quantization_config = model_settings(next(iter(packed.values())), dtype, sorted(whole))
-    model.hf.save_pretrained(folder, state_dict=weights)
+    model.hf.save_pretrained(folder, state_dict=weights, max_shard_size=shard_bytes)
     config.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
 

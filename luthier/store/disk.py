@@ -15,9 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal
 
-from safetensors import SafetensorError
-
-from luthier.errors import DiskFull, ResourceError
+from luthier.errors import DiskFull, LuthierError, ResourceError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -106,23 +104,34 @@ def rmtree(folder: Path) -> None:
 
 @contextmanager
 def errors(path: Path, num_bytes: int | None = None, *, only_disk: bool = False) -> Iterator[None]:
-    """Turn what the operating system (or safetensors) says about writing `path` into DiskFull or ResourceError.
+    """Turn what the operating system says about writing `path`, also through a library, into DiskFull or ResourceError.
 
     `num_bytes` is how much was to be written, where that is known. `only_disk` lets errors pass that speak of neither room
     nor permission nor the device: around code that also reads other files.
     """
     try:
         yield
+    except LuthierError:
+        raise
     except OSError as error:
-        refusal = _refusal(path, error.errno or 0, num_bytes)
+        refusal = _refusal(path, error.errno or _number_told(error) or 0, num_bytes)
         if refusal is None and only_disk:
             raise
         raise refusal or _unwritable(path, error.strerror or str(error)) from error
-    except SafetensorError as error:  # carries the system's error number in its text alone
-        match = re.search(r"os error (\d+)", str(error))
-        if match is None:
+    except (
+        Exception
+    ) as error:  # safetensors' and tokenizers' own errors, the latter of no class: the number is in their text
+        code = _number_told(error)
+        refusal = None if code is None else _refusal(path, code, num_bytes)
+        if code is None or (refusal is None and only_disk):
             raise
-        raise _refusal(path, int(match[1]), num_bytes) or _unwritable(path, os.strerror(int(match[1]))) from error
+        raise refusal or _unwritable(path, os.strerror(code)) from error
+
+
+def _number_told(error: Exception) -> int | None:
+    """The system's error number that a library written in Rust tells in its text alone."""
+    match = re.search(r"os error (\d+)", str(error))
+    return None if match is None else int(match[1])
 
 
 def _refusal(path: Path, code: int, num_bytes: int | None) -> ResourceError | None:
@@ -141,9 +150,19 @@ def _unwritable(path: Path, reason: str) -> ResourceError:
     return ResourceError(f"{path} cannot be written: {reason}.", "Check the path and the disk.")
 
 
+def check_room(path: Path, num_bytes: int) -> None:
+    """Raise DiskFull if there is no room for so much at `path`."""
+    if shutil.disk_usage(_standing(path)).free < num_bytes:
+        raise _disk_full(path, num_bytes, is_quota=False)
+
+
+def _standing(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that there is."""
+    return next(parent for parent in [path.absolute(), *path.absolute().parents] if parent.exists())
+
+
 def _disk_full(path: Path, num_bytes: int | None, *, is_quota: bool) -> DiskFull:
-    folder = next(parent for parent in [path.absolute(), *path.absolute().parents] if parent.exists())
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(_standing(path)).free
     limit = "the quota is used up" if is_quota else "the disk is full"
     needed = "" if num_bytes is None else f", {num_bytes:,} needed"
     return DiskFull(

@@ -24,12 +24,14 @@ from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.models.heads import ClassHead
 from luthier.models.language_model import LanguageModel
 from luthier.models.loading import load_model
+from luthier.models.writing import SHARD_BYTES, weights_of
 from luthier.objectives import Reward
 from luthier.prediction.scale import read_scale, write_scale
 from luthier.quantization.settings import QuantizationSettings
 from luthier.recipe import Recipe
 from luthier.recipe.base import head_of
 from luthier.recipe.model_card import facts_of_run, write_card
+from luthier.store.disk import check_room
 from luthier.store.files import remove_file, write_folder, write_text
 from luthier.studies.export_gate import Announce, Checked, Gate, stop_at
 from luthier.studies.held_out import losses_on
@@ -84,6 +86,7 @@ class Job:
     announce: Announce
     dtype: str | None
     quantization: QuantizationSettings | None
+    shard_bytes: int
     lost: Lost | None = None
     losses: dict[str, float] | None = None
     notes: list[str] = field(default_factory=list)
@@ -119,21 +122,23 @@ def export_run(
     to: To = "merged",
     dtype: str | None = None,
     quantization: QuantizationSettings | None = None,
+    shard_bytes: int | None = None,
 ) -> Exported:
     """Write a run's model in a form of other tools', whole and checked or not at all.
 
     dtype: the number format of the weights, one of `DTYPES_OF[to]`; None: that of the run's model.
     quantization: of merged weights, in the form of bitsandbytes.
+    shard_bytes: most bytes of one file of merged weights; None: 5 GB.
     Raises UsageError for a folder that is there already and for what does not go with the form; RecipeError for what the form
     cannot hold; ExportMismatch if what was written does not say what the run's model says; DiskFull, ResourceError.
     """
-    _check_asked(out, to, dtype, quantization)
+    _check_asked(out, to, dtype, quantization, shard_bytes)
     _tell_version(recipe, announce)
     gate = Gate(recipe, load_run(folder, announce), announce)
     jobs: list[Job] = []
 
     def fill(partial: Path) -> None:
-        job = Job(folder, recipe, partial, gate, announce, dtype, quantization)
+        job = Job(folder, recipe, partial, gate, announce, dtype, quantization, shard_bytes or SHARD_BYTES)
         _WRITERS[to](job)
         if isinstance(recipe.objective, Reward) and to in ("merged", "peft"):
             write_scale(read_scale(folder / recipe.method.output_folder), partial)
@@ -150,7 +155,9 @@ def export_run(
     return Exported(out, to, num_bytes, job.lost, job.losses, tuple(gate.passed), notes)
 
 
-def _check_asked(out: Path, to: To, dtype: str | None, quantization: QuantizationSettings | None) -> None:
+def _check_asked(
+    out: Path, to: To, dtype: str | None, quantization: QuantizationSettings | None, shard_bytes: int | None
+) -> None:
     if out.exists():
         raise UsageError(f"{out} is there already.", "Choose another folder with --out.")
     if dtype is not None and dtype not in DTYPES_OF[to]:
@@ -164,6 +171,13 @@ def _check_asked(out: Path, to: To, dtype: str | None, quantization: Quantizatio
             f"--quantize writes bitsandbytes' form, which --to {to} has no place for.",
             "Use --dtype q8_0 or q4_0." if "q8_0" in DTYPES_OF[to] else "Leave --quantize out, or use --to merged.",
         )
+    if shard_bytes is not None and to != "merged":
+        raise UsageError(
+            f"--shard-size cuts merged weights into files, and --to {to} writes none.",
+            "Leave --shard-size out, or use --to merged.",
+        )
+    if shard_bytes is not None and shard_bytes < 1:
+        raise UsageError("--shard-size is nothing.", "Give a number and a unit, such as 5GB.")
 
 
 def _tell_version(recipe: Recipe, announce: Announce) -> None:
@@ -187,7 +201,7 @@ def _merged(job: Job) -> LanguageModel:
 
 def _write_merged(job: Job) -> None:
     model = _merged(job)
-    job.lost = write_merged(model, job.partial, job.dtype, job.quantization)
+    job.lost = write_merged(model, job.partial, job.dtype, job.quantization, job.shard_bytes)
     formats = [job.dtype or job.gate.formats[0]] + ([job.quantization.kind] if job.quantization is not None else [])
     del model
     gc.collect()
@@ -206,10 +220,11 @@ def _write_gguf(job: Job) -> None:
     model = _merged(job)
     file = job.partial / MODEL_GGUF
     write_gguf(model, file, job.gguf_dtype, job.called)
-    config = model.hf.config
+    config, tokenizer = model.hf.config, model.tokenizer
     del model
     gc.collect()
-    job.gate.check("the GGUF file", gguf_reader(file, config, texts=job.gate.told_texts()), job.gguf_dtype)
+    reader = gguf_reader(file, config, texts=job.gate.told_texts(), tokenizer=tokenizer)
+    job.gate.check("the GGUF file", reader, job.gguf_dtype)
 
 
 def _write_ollama(job: Job) -> None:
@@ -237,11 +252,12 @@ def _write_gguf_adapter(job: Job) -> None:
     del base, attachment
     gc.collect()
     bare = load_base_of(job.recipe, job.announce)
+    check_room(checked_with, 4 * sum(tensor.numel() for tensor in weights_of(bare).values()))
     write_gguf(bare, checked_with, "fp32", job.recipe.model.name)
-    config = bare.hf.config
+    config, tokenizer = bare.hf.config, bare.tokenizer
     del bare
     gc.collect()
-    reader = gguf_reader(checked_with, config, file, job.gate.told_texts())
+    reader = gguf_reader(checked_with, config, file, job.gate.told_texts(), tokenizer)
     job.gate.check("the GGUF adapter on its base", reader)
     remove_file(checked_with)
     job.notes.append(f"It goes on a GGUF file of {job.recipe.model.name}: llama-cli -m BASE.gguf --lora {file}")

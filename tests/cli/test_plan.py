@@ -31,13 +31,13 @@ def written(tmp_path: Path, tiny_model: Path, **parts: Any) -> Path:
     [("24GiB", 24 * 2**30), ("80 GB", 80 * 10**9), ("1.5g", 15 * 10**8), ("512M", 512 * 10**6), ("1000", 1000)],
 )
 def test_sizes_are_read_with_their_units(text: str, size: int) -> None:
-    assert parse_size(text) == size
+    assert parse_size(text, "--device-memory") == size
 
 
 @pytest.mark.parametrize("text", ["much", "-3GB", "3 XB"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is no size"):
-        parse_size(text)
+        parse_size(text, "--device-memory")
 
 
 def test_a_plan_says_how_much_when_and_whether_it_is_there(tmp_path: Path, tiny_model: Path) -> None:
@@ -64,7 +64,7 @@ def test_what_does_not_fit_is_told_with_what_would_help(tmp_path: Path, tiny_mod
     assert "method: {kind: lora}" in ended.out
     assert "Time: not measured: --no-time asks for none." in ended.out
     helping = ended.out.split("What would help most:\n")[1].splitlines()
-    sizes = [parse_size(line.rpartition(": ")[2]) for line in helping]
+    sizes = [parse_size(line.rpartition(": ")[2], "--device-memory") for line in helping]
     assert len(sizes) == 3
     assert sizes == sorted(sizes)
 

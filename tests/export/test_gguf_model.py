@@ -16,9 +16,10 @@ from transformers import AutoConfig, PreTrainedModel
 
 from luthier.errors import ExportMismatch, RecipeError, ResourceError
 from luthier.export.gguf_architectures import architecture_of, paired_rows
+from luthier.export.gguf_header import check_header
 from luthier.export.gguf_model import GGUFDtype, write_gguf
 from luthier.export.readers import gguf_reader, whole_text
-from luthier.models.gguf_files import read_gguf_weights
+from luthier.models.gguf_files import read_gguf_config, read_gguf_weights
 from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
 from luthier.store.files import write_folder
@@ -76,12 +77,14 @@ def test_gemmas_norms_are_written_as_what_they_multiply_by(tiny_model: Path, tmp
     assert_near(gain, hf.get_parameter("model.norm.weight").detach() + 1, 1e-6)
 
 
-def test_within_a_mistrals_window_attention_is_whole_so_the_file_promises_no_more(
-    tiny_model: Path, tmp_path: Path
+@pytest.mark.parametrize("name", ["mistral", "phi3"])
+def test_within_a_window_attention_is_whole_so_a_file_without_windows_promises_no_more(
+    name: str, tiny_model: Path, tmp_path: Path
 ) -> None:
-    write_shape(UNREAD_BY_TRANSFORMERS["mistral"], tmp_path / "model", tiny_model)
-    field = gguf.GGUFReader(written(tmp_path / "model")).get_field("llama.context_length")
-    assert field is not None
+    kind, parts = {**UNREAD_BY_TRANSFORMERS, **SHAPES}[name]
+    write_shape((kind, {**parts, "sliding_window": 128}), tmp_path / "model", tiny_model)
+    reader = gguf.GGUFReader(written(tmp_path / "model"))
+    field = next(field for key, field in reader.fields.items() if key.endswith(".context_length"))
     assert field.contents() == 128
 
 
@@ -90,6 +93,45 @@ def test_a_mistral_is_read_back_as_the_llama_that_its_file_says_it_is(tiny_model
     reader = gguf_reader(written(tmp_path / "model"), hf.config)
     (said,) = reader.say([whole_text(TOKENS[0].numpy(), Origin("rows", 1))])
     assert_near(said, logits(hf)[0], 1e-5)
+
+
+@pytest.mark.parametrize("name", [*SHAPES, *UNREAD_BY_TRANSFORMERS])
+def test_a_header_that_says_anything_else_than_the_config_is_caught(
+    name: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    hf = write_shape({**SHAPES, **UNREAD_BY_TRANSFORMERS}[name], tmp_path / "model", tiny_model)
+    file = written(tmp_path / "model")
+    check_header(file, hf.config)
+    fields = gguf.GGUFReader(file).fields
+    prefix = fields["general.architecture"].contents()
+    numbers = [
+        key for key in fields if key.startswith(f"{prefix}.") and fields[key].types[0] != gguf.GGUFValueType.STRING
+    ]
+    assert len(numbers) >= 8
+    for key in numbers:
+        reader = gguf.GGUFReader(file, "r+")
+        part = reader.fields[key].parts[reader.fields[key].data[0]]
+        said = part[0].copy()
+        part[0] = said * 2 + 1
+        with pytest.raises(ExportMismatch, match=key):
+            check_header(file, hf.config)
+        part[0] = said
+    check_header(file, hf.config)
+
+
+def test_a_header_is_what_transformers_makes_a_config_of(tiny_model: Path, tmp_path: Path) -> None:
+    hf = write_shape(SHAPES["qwen3"], tmp_path / "model", tiny_model)
+    read = read_gguf_config(written(tmp_path / "model")).to_dict()
+    for key in (
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "num_hidden_layers",
+        "vocab_size",
+    ):
+        assert read[key] == hf.config.to_dict()[key], key
+    assert read["rms_norm_eps"] == pytest.approx(hf.config.rms_norm_eps)
 
 
 def test_rows_go_into_pairs_head_by_head() -> None:
@@ -120,6 +162,12 @@ def test_in_four_bits_the_embedding_has_eight_and_rows_without_whole_blocks_sixt
     assert types["blk.0.attn_norm.weight"] == types["blk.0.attn_q.bias"] == "F32"
 
 
+_LOCAL = {
+    "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
+}
+
+
 @pytest.mark.parametrize(
     ("kind", "parts", "field"),
     [
@@ -129,6 +177,10 @@ def test_in_four_bits_the_embedding_has_eight_and_rows_without_whole_blocks_sixt
         ("qwen2", {"use_sliding_window": True}, "use_sliding_window"),
         ("gemma2", {"query_pre_attn_scalar": 7}, "query_pre_attn_scalar"),
         ("gemma3_text", {"layer_types": ["full_attention"] * 26, "query_pre_attn_scalar": 256}, "layer_types"),
+        ("gemma2", {"query_pre_attn_scalar": 256, "final_logit_softcapping": None}, "no final_logit_softcapping"),
+        ("gemma2", {"query_pre_attn_scalar": 256, "attn_logit_softcapping": None}, "no attn_logit_softcapping"),
+        ("gemma3_text", {"query_pre_attn_scalar": 256, "rope_parameters": _LOCAL}, "sliding_attention.rope_theta 5000"),
+        ("gemma", {"hidden_act": "silu"}, "hidden_act"),
         ("falcon", {"alibi": True}, "alibi"),
         ("gpt2", {"activation_function": "relu"}, "activation_function"),
     ],

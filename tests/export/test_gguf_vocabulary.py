@@ -56,6 +56,14 @@ def test_ways_to_cut_a_text_have_llama_cpps_names(steps: list[Any], name: str) -
     assert vocabulary_of(cutting(*steps), 2, []).pre == name
 
 
+def test_a_byte_level_tokenizers_unknown_token_is_a_special_one_like_others() -> None:
+    tokenizer = cutting(byte_level(True))
+    tokenizer.add_special_tokens({"unk_token": "<|endoftext|>", "eos_token": "<|endoftext|>"})
+    found = vocabulary_of(tokenizer, 3, [2])
+    assert found.types[2] == TokenType.CONTROL
+    assert found.special["unk"] == found.special["eos"] == 2
+
+
 def sentencepiece() -> PreTrainedTokenizerBase:
     texts = ["<unk>", "<s>", "</s>", "<0x41>", "▁", "a", "b", "ab", "▁a", "▁ab", "<mark>"]
     vocab = {text: index for index, text in enumerate(texts)}

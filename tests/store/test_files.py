@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 from failing_disk import FailingAt, Fault, Kind, every_fault
 from safetensors import SafetensorError
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from luthier.errors import DataError, DiskFull, NotFound, ResourceError, UsageError
 from luthier.store import disk, files
@@ -197,6 +200,27 @@ def test_safetensors_own_wording_of_a_full_disk_is_recognised(tmp_path: Path) ->
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     with pytest.raises(SafetensorError), disk.errors(tmp_path):
         raise SafetensorError("Error while deserializing header: invalid JSON")
+
+
+def test_a_refusal_that_tokenizers_tells_in_words_alone_is_recognised(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(BPE({f"token {index}": index for index in range(1000)}, []))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # a real refusal
+    try:
+        with pytest.raises(ResourceError, match="File too large"):
+            write_folder(tmp_path / "out", lambda folder: tokenizer.save(str(folder / "tokenizer.json")))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(DiskFull), disk.errors(tmp_path):
+        raise Exception("No space left on device (os error 28)")
+
+
+def test_what_a_library_says_of_other_files_passes_where_only_the_disk_is_asked_about(tmp_path: Path) -> None:
+    with pytest.raises(SafetensorError), disk.errors(tmp_path, only_disk=True):
+        raise SafetensorError("No such file or directory (os error 2)")
+    with pytest.raises(NotFound), disk.errors(tmp_path):
+        raise NotFound("It is gone (os error 28).", "Fetch it.")
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])

@@ -10,12 +10,13 @@ import os
 import resource
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from models.rows import batch_of
 from near import assert_near
+from safetensors.torch import load_file
 from tiny_model import write_tiny_model
 from tiny_runs import begin, nothing, one_thread, recipe_values, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
@@ -32,7 +33,7 @@ from luthier.quantization.settings import QuantizationSettings
 from luthier.recipe.loading import recipe_of_run
 from luthier.store import disk
 from luthier.studies import exporting
-from luthier.studies.exporting import Exported, export_run
+from luthier.studies.exporting import Exported, To, export_run
 from luthier.tuned import load_merged, load_run
 
 
@@ -222,6 +223,16 @@ def test_an_adapter_of_a_model_with_new_tokens_is_read_back_by_peft(
     assert checked.parity.difference < 1e-5
 
 
+def test_an_adapter_is_checked_on_a_base_that_there_must_be_room_for(
+    lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: usage._replace(free=9_000))
+    with pytest.raises(DiskFull, match=r"9,000 bytes free, [\d,]{6,} needed"):
+        exported(lora, tmp_path / "out", to="gguf-lora")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("dtype", ["fp16", "q8_0", "q4_0"])
 def test_a_gguf_file_in_fewer_bits_differs_a_little_and_passes(dtype: str, lora: Path, tmp_path: Path) -> None:
     parity = exported(lora, tmp_path / "out", to="gguf", dtype=dtype).checked[-1].parity
@@ -284,15 +295,38 @@ def test_a_full_or_read_only_disk_is_told_and_nothing_is_left(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_gguf_file_that_the_disk_has_no_room_for_is_told(lora: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", [*get_args(To), "merged in shards"])
+def test_whichever_file_the_disk_has_no_room_for_it_is_told(to: Any, lora: Path, tmp_path: Path) -> None:
+    settings = {"to": "merged", "shard_bytes": 20_000} if " " in to else {"to": to}
+    whole = exported(lora, tmp_path / "whole", **settings).out
+    largest = max(file.stat().st_size for file in whole.iterdir())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # a real refusal, in the middle of the file
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, hard))  # a real refusal, in the middle of the file
     try:
         with pytest.raises(ResourceError, match="File too large"):
-            exported(lora, tmp_path / "out", to="gguf")
+            exported(lora, tmp_path / "out", **settings)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [whole]
+
+
+def test_merged_weights_go_into_files_of_no_more_than_was_said_and_the_index_names_every_one(
+    lora: Path, tmp_path: Path
+) -> None:
+    result = exported(lora, tmp_path / "cut", shard_bytes=40_000)
+    files = sorted(file.name for file in result.out.glob("*.safetensors"))
+    assert len(files) > 2
+    index = json.loads((result.out / "model.safetensors.index.json").read_text())["weight_map"]
+    found = {name: file for file in files for name in load_file(result.out / file)}
+    assert index == found
+    whole = exported(lora, tmp_path / "whole")
+    assert found.keys() == load_file(whole.out / "model.safetensors").keys()
+    for file in files:
+        tensors = load_file(result.out / file).values()
+        assert len(tensors) == 1 or sum(each.nbytes for each in tensors) <= 40_000
+    assert result.checked[-1].reader == "transformers"
+    assert result.num_bytes >= whole.num_bytes
+    assert_near(logits_of_file(result.out), logits_of_file(whole.out), 0)
 
 
 def copied(run: Path, to: Path, **changes: str) -> Path:
@@ -341,6 +375,8 @@ def test_without_its_rows_a_run_is_compared_on_texts_of_our_own(tiny_model: Path
         ({"to": "peft", "dtype": "fp16"}, "--to peft has no --dtype fp16"),
         ({"to": "merged", "dtype": "q8_0"}, "--to merged has no --dtype q8_0"),
         ({"to": "gguf", "quantization": QuantizationSettings(kind="nf4")}, "no place for"),
+        ({"to": "gguf", "shard_bytes": 10**9}, "--to gguf writes none"),
+        ({"to": "merged", "shard_bytes": 0}, "--shard-size is nothing"),
     ],
 )
 def test_what_does_not_go_with_a_form_is_refused_at_once(

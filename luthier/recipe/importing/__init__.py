@@ -70,7 +70,7 @@ def import_recipe(path: Path, data: str | None = None) -> Imported:
     taken.finish()
     if data is not None:
         taken.recipe.setdefault("data", {})["train"] = data
-        taken.lost = [each for each in taken.lost if each[0] not in ("dataset", "training_file")]
+        taken.lost = [each for each in taken.lost if each[0].partition(".")[0] not in ("dataset", "training_file")]
     elif "train" not in taken.recipe.get("data", {}):
         raise RecipeError("It names no training rows.", "Name them with --data FILE.", file=str(path))
     return Imported(tool.name, taken.recipe, tuple(taken.same), tuple(taken.needless), tuple(taken.lost))

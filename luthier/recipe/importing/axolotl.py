@@ -39,9 +39,7 @@ _NEEDLESS = {
     "lora_qkv_kernel": "its fast operations are always on",
     "lora_o_kernel": "its fast operations are always on",
     "gradient_checkpointing_kwargs": "recomputation is never reentrant",
-    "shuffle_merged_datasets": "rows are shuffled",
     "lora_fan_in_fan_out": "the model's config says it",
-    "trust_remote_code": "code of strangers is not run",
 }
 
 
@@ -70,22 +68,23 @@ _FORMS = {
 
 
 def _data(taken: Taken) -> None:
-    sets = taken.take("datasets", [])
-    paths = [_path(taken, entry, "datasets") for entry in sets]
-    if paths:
-        taken.put("data.train", paths[0] if len(paths) == 1 else paths, "datasets")
-    forms = {
-        str(entry.get("type")) for entry in sets if isinstance(entry, Mapping) and isinstance(entry.get("type"), str)
-    }
-    if len(forms) == 1 and (form := _FORMS.get(forms.pop())) is not None:
+    sets = [_set(taken, entry, "datasets") for entry in taken.take("datasets", [])]
+    forms = {form for _, form in sets}
+    if len(forms) == 1 and (form := forms.pop()) is not None:
         taken.put("data.format", form, "datasets.type")
-    held_out = [_path(taken, entry, "test_datasets") for entry in taken.take("test_datasets", [])]
-    if len(held_out) == 1:
-        taken.put("data.validation", held_out[0], "test_datasets")
-        taken.take("val_set_size")
+    if len(forms) > 1:  # each set is read in a form of its own
+        mixture: list[dict[str, Any]] = [
+            {"path": paths, **({} if form is None else {"format": form})} for paths, form in sets
+        ]
+        taken.put("data.train", mixture, "datasets")
+    elif files := [path for paths, _ in sets for path in paths]:
+        taken.put("data.train", files[0] if len(files) == 1 else files, "datasets")
+    held_out = [path for entry in taken.take("test_datasets", []) for path in _set(taken, entry, "test_datasets")[0]]
+    if held_out:
+        taken.put("data.validation", held_out[0] if len(held_out) == 1 else held_out, "test_datasets")
+        if taken.take("val_set_size") is not None:
+            taken.spare("val_set_size", "test_datasets are held out")
     else:
-        for path in held_out:
-            taken.lose("test_datasets", path, "held-out rows are one file: data.validation")
         put_held_out(taken, "val_set_size")
     put_length(taken, "sequence_len", 512)
     if taken.take("train_on_inputs"):
@@ -103,20 +102,26 @@ def _data(taken: Taken) -> None:
             taken.put("model.add_tokens", tokens, theirs)
 
 
-def _path(taken: Taken, entry: Any, theirs: str) -> str:
-    """Where a set lies; what else is said of it is lost unless it goes without saying."""
+def _set(taken: Taken, entry: Any, theirs: str) -> tuple[list[str], str | None]:
+    """Where a set lies and the form of its rows, None: to be told by their content; what else is said of it is lost."""
     if not isinstance(entry, Mapping):
-        return str(entry)
-    files = names(entry.get("data_files", []))
-    for key, value in entry.items():
-        if key in ("path", "type", "data_files", "ds_type") and not isinstance(value, Mapping):
-            continue
+        return [str(entry)], None
+    rest = dict(entry)
+    path, files, kind = str(rest.pop("path", "")), names(rest.pop("data_files", None) or []), rest.pop("type", None)
+    if (ending := rest.pop("ds_type", None)) is not None:
+        taken.spare(f"{theirs}.ds_type", f"{ending}: the file's own ending says it")
+    form = None if isinstance(kind, Mapping) else _FORMS.get(str(kind))
+    if taken.values.get("rl") and kind is not None:
+        taken.spare(f"{theirs}.type", "pairs are told by their content")
+        form = None
+    elif form is None and kind is not None:
+        taken.lose(f"{theirs}.type", kind, "rows are told by their content: see data.format and data.template")
+    for key, value in rest.items():
         if (key, value) in (("split", "train"), ("train_on_eos", "turn"), ("roles_to_train", ["assistant"])):
-            continue
-        taken.lose(f"{theirs}.{key}", value, "columns are told by their names, or by data.template")
-    if len(files) > 1:
-        taken.lose(f"{theirs}.data_files", files[1:], "name each file in data.train")
-    return files[0] if files else str(entry.get("path", ""))
+            taken.spare(f"{theirs}.{key}", "it is so here")
+        else:
+            taken.lose(f"{theirs}.{key}", value, "columns are told by their names, or by data.template")
+    return files or [path], form
 
 
 # ── method, objective ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -137,21 +142,29 @@ def _method(taken: Taken) -> None:
             taken.lose("load_in_4bit" if four else "load_in_8bit", True, "full tuning needs whole weights")
         return
     if four or adapter == "qlora":
-        taken.put("quantization.kind", "nf4", "load_in_4bit")
+        taken.put("quantization.kind", "nf4", "load_in_4bit" if four else "adapter")
         taken.put("quantization.double", True)
+        if eight:
+            taken.lose("load_in_8bit", True, "four bits were asked for, too")
     elif eight:
         taken.put("quantization.kind", "int8", "load_in_8bit")
 
 
 def _lora(taken: Taken) -> None:
-    taken.put("method.kind", "dora" if taken.take("peft_use_dora") else "lora", "adapter")
+    taken.put("method.kind", "lora", "adapter")
+    if taken.take("peft_use_dora"):
+        taken.put("method.kind", "dora", "peft_use_dora")
     rank = int(taken.take("lora_r", 8))
     taken.put("method.rank", rank, "lora_r")
     taken.put("method.alpha", number(taken.take("lora_alpha", rank)), "lora_alpha")
     taken.move("lora_dropout", "method.dropout")
     targets = taken.take("lora_target_modules")
-    if taken.take("lora_target_linear") or targets is None or str(targets) == "all-linear":
+    if taken.take("lora_target_linear"):
         taken.put("method.targets", "all-linear", "lora_target_linear")
+        if targets is not None:
+            taken.spare("lora_target_modules", "lora_target_linear has them all")
+    elif targets is None or str(targets) == "all-linear":
+        taken.put("method.targets", "all-linear", "" if targets is None else "lora_target_modules")
     else:
         taken.put("method.targets", names(targets), "lora_target_modules")
     taken.move("peft_layers_to_transform", "method.layers")
@@ -162,15 +175,17 @@ def _lora(taken: Taken) -> None:
 
 
 def _objective(taken: Taken) -> None:
-    kind = taken.take("rl")
-    beta = number(taken.take("rl_beta", taken.take("dpo_beta")))
-    noise = number(taken.take("neftune_noise_alpha"))
-    if kind is None:
-        put_objective(taken, "sft", "rl", noise=noise)
-    else:
-        put_objective(
-            taken, PREFERENCES.get(str(kind), str(kind)), "rl", beta=beta if kind in ("dpo", "ipo", "kto") else None
+    said = taken.take("rl")
+    name = "sft" if said is None else str(said)
+    kind, fixed = PREFERENCES.get(name, (name, {}))
+    put_objective(taken, kind, "" if said is None else "rl", *(
+        (key, ours, number(taken.take(key)))
+        for key, ours in (
+            ("dpo_beta", "beta"), ("rl_beta", "beta"), ("orpo_alpha", "beta"), ("simpo_gamma", "gamma"), ("cpo_alpha", "alpha"),
+            ("dpo_label_smoothing", "label_smoothing"), ("kto_desirable_weight", "desirable_weight"),
+            ("kto_undesirable_weight", "undesirable_weight"), ("neftune_noise_alpha", "noise"),
         )
+    ), **fixed)  # fmt: skip
 
 
 # ── training ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -191,12 +206,36 @@ def _training(taken: Taken) -> None:
         taken.put("training.early_stopping.patience", int(patience), "early_stopping_patience")
     if taken.take("gradient_checkpointing"):
         taken.put("training.gradient_checkpointing", True, "gradient_checkpointing")
-    for theirs, dtype in (("bf16", "bf16"), ("fp16", "fp16")):
-        if taken.take(theirs) is True:
-            taken.put("model.dtype", dtype, theirs)
-    for tracker in ("wandb", "mlflow"):
-        keys = [key for key in list(taken.values) if key.startswith(f"{tracker}_")]
-        if any(taken.take(key) for key in keys):
-            taken.put("training.trackers", [tracker], ", ".join(keys))
+    _dtype(taken)
+    _trackers(taken)
+    if taken.take("shuffle_merged_datasets") is False:
+        taken.lose("shuffle_merged_datasets", False, "rows are always shuffled")
     taken.move("seed", "seed", 42)
     put_output(taken)
+
+
+def _dtype(taken: Taken) -> None:
+    """Their switches of number formats: on, off, `auto` (bf16 where the device has it), or `full` (weights too)."""
+    for theirs, dtype in (("fp16", "fp16"), ("bf16", "bf16")):
+        said = taken.take(theirs)
+        if said is True or said == "full":
+            taken.put("model.dtype", dtype, theirs)
+        elif said == "auto":
+            taken.put("model.dtype", "auto", theirs)
+
+
+def _trackers(taken: Taken) -> None:
+    """Which trackers are on. Where they keep what is told is theirs to say, by variables of their own."""
+    on = []
+    for tracker in ("wandb", "mlflow"):
+        said = {key: taken.take(key) for key in list(taken.values) if key.removeprefix("use_").startswith(tracker)}
+        if not any(said.values()) or said.get(f"use_{tracker}") is False or said.get("wandb_mode") == "disabled":
+            continue
+        on.append(tracker)
+        for key, value in said.items():
+            if value and key != f"use_{tracker}":
+                taken.lose(key, value, f"{tracker} itself is told by its variables, such as {key.upper()}")
+    if taken.take("use_tensorboard"):
+        on.append("tensorboard")
+    if on:
+        taken.put("training.trackers", on, ", ".join(f"use_{tracker}" for tracker in on))

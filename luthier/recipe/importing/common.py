@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from luthier.objectives import kind_of
+from luthier.objectives import SFT, kind_of
 from luthier.recipe.importing.taken import Taken, number
 from luthier.recipe.known_objectives import KNOWN_OBJECTIVES
+from luthier.training.optimizers import OPTIMIZERS as OUR_OPTIMIZERS
 
 OPTIMIZERS = {
     "adamw": "adamw", "adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_hf": "adamw", "adamw_bnb_8bit": "adamw-8bit",
@@ -21,7 +22,11 @@ _SCHEDULES = {
     "constant_with_warmup": "constant",
     "cosine_with_min_lr": "cosine",
 }
-PREFERENCES = {"dpo": "dpo", "ipo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "simpo", "cpo": "cpo"}
+PREFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
+    "dpo": ("dpo", {}), "sigmoid": ("dpo", {}), "ipo": ("dpo", {"loss": "ipo"}), "hinge": ("dpo", {"loss": "hinge"}),
+    "kto": ("kto", {}), "orpo": ("orpo", {}), "simpo": ("simpo", {}), "cpo": ("cpo", {}),
+}  # fmt: skip
+"""Their names of losses over preferences: the objective, and what it is set to."""
 
 
 def put_optimizer(taken: Taken, theirs: str) -> None:
@@ -31,25 +36,46 @@ def put_optimizer(taken: Taken, theirs: str) -> None:
     taken.put("training.optimizer.kind", kind, theirs if name in OPTIMIZERS else "")
     if name not in OPTIMIZERS:
         taken.lose(theirs, name, "there is no such optimizer; adamw stands in its place")
-    for key, ours in (("adam_beta1", "beta1"), ("adam_beta2", "beta2"), ("adam_epsilon", "eps")):
-        value = number(taken.take(key))
-        if value is not None and kind.endswith(("adamw", "adamw-8bit")):
-            taken.put(f"training.optimizer.{ours}", value, key)
-    decay = number(taken.take("weight_decay"))
-    if decay is not None and kind != "adafactor":
-        taken.put("training.optimizer.weight_decay", decay, "weight_decay")
+    for key, ours in (
+        ("adam_beta1", "beta1"),
+        ("adam_beta2", "beta2"),
+        ("adam_epsilon", "eps"),
+        ("weight_decay", "weight_decay"),
+    ):
+        put_of_optimizer(taken, kind, key, ours, number(taken.take(key)))
+
+
+def put_of_optimizer(taken: Taken, kind: str, theirs: str, ours: str, value: Any) -> None:
+    """A number of an optimizer of ours, if it has one by that name that means what theirs does."""
+    if value is None:
+        return
+    means_another = ours == "eps" and kind == "adafactor"  # added to squares there, to roots in theirs
+    if ours in _fields_of_optimizer(kind) and not means_another:
+        taken.put(f"training.optimizer.{ours}", value, theirs)
+    else:
+        taken.lose(theirs, value, f"{kind} has no such setting")
+
+
+def _fields_of_optimizer(kind: str) -> frozenset[str]:
+    settings = next(each for each in OUR_OPTIMIZERS if each.model_fields["kind"].default == kind)
+    return frozenset(settings.model_fields)
 
 
 def put_schedule(taken: Taken, default: str) -> None:
     """Their schedule, and its warm-up, which is none where they name none."""
-    name = taken.take("lr_scheduler_type", taken.take("lr_scheduler", default))
-    if str(name) not in _SCHEDULES:
-        taken.lose("lr_scheduler", name, "there is no such schedule; cosine stands in its place")
-    taken.put("training.schedule.kind", _SCHEDULES.get(str(name), "cosine"), "lr_scheduler")
+    said = {key: taken.take(key) for key in ("lr_scheduler", "lr_scheduler_type")}
+    theirs, name = next(((key, str(value)) for key, value in said.items() if value is not None), ("", default))
+    if name in _SCHEDULES:
+        taken.put("training.schedule.kind", _SCHEDULES[name], theirs)
+    else:
+        taken.lose(theirs, name, "there is no such schedule; cosine stands in its place")
+        taken.put("training.schedule.kind", "cosine")
     share, steps = number(taken.take("warmup_ratio")), taken.take("warmup_steps")
     if steps:
         taken.put("training.schedule.warmup_steps", int(steps), "warmup_steps")
-    taken.put("training.schedule.warmup_fraction", share or 0.0, "warmup_ratio" if share else "")
+    if share and steps:
+        taken.spare("warmup_ratio", "warmup_steps goes before it")
+    taken.put("training.schedule.warmup_fraction", share or 0.0, "warmup_ratio" if share and not steps else "")
 
 
 def put_length(taken: Taken, theirs: str, default: int) -> None:
@@ -73,29 +99,49 @@ def put_held_out(taken: Taken, theirs: str) -> None:
         taken.lose(theirs, size, "rows are held out by share: see data.validation_fraction")
 
 
-def put_objective(taken: Taken, kind: str, theirs: str, **settings: Any) -> None:
-    """An objective, if there is one of this kind."""
-    known = {kind_of(each) for each in KNOWN_OBJECTIVES}
-    if kind not in known:
+def put_objective(taken: Taken, kind: str, theirs: str, *settings: tuple[str, str, Any], **fixed: Any) -> None:
+    """An objective, if there is one of this kind.
+
+    settings: their name, our field, and the value; a field that the objective does not have makes the setting lost. fixed: fields
+    that the kind itself says.
+    """
+    known = {kind_of(each): each for each in KNOWN_OBJECTIVES}
+    if kind in known:
+        taken.put("objective.kind", kind, theirs)
+    else:
         taken.lose(
             theirs, kind, f"there is no such objective (there are {', '.join(sorted(known))}); sft stands in its place"
         )
-        return
-    taken.put("objective.kind", kind, theirs)
-    for name, value in settings.items():
-        if value is not None:
-            taken.put(f"objective.{name}", value)
+        taken.put("objective.kind", "sft")
+    for name, value in fixed.items():
+        taken.put(f"objective.{name}", value)
+    ours = known.get(kind, SFT)
+    for key, name, value in settings:
+        if value is None:
+            continue
+        if name in ours.model_fields:
+            taken.put(f"objective.{name}", value, key)
+        else:
+            taken.lose(key, value, f"objective {kind_of(ours)} has no such setting")
 
 
 def put_trainer_arguments(taken: Taken) -> None:
     """What both hand on to the trainer of transformers as it is."""
-    taken.move("max_grad_norm", "training.clip_norm")
-    taken.move("save_steps", "training.checkpoint_every")
+    clip = number(taken.take("max_grad_norm"))
+    if clip is not None:
+        taken.put("training.clip_norm", clip or None, "max_grad_norm")  # 0 is no clipping
     taken.move("save_total_limit", "training.keep_last")
-    taken.move("eval_steps", "training.evaluate_every")
+    for theirs, ours in (("save_steps", "training.checkpoint_every"), ("eval_steps", "training.evaluate_every")):
+        every = number(taken.take(theirs))
+        if every is not None and every < 1:
+            taken.lose(theirs, every, f"a share of the run has no equivalent: {ours} is in steps")
+        elif every is not None:
+            taken.put(ours, int(every), theirs)
+    if taken.take("trust_remote_code"):
+        taken.lose("trust_remote_code", True, "code of strangers is not run")
 
 
 def put_output(taken: Taken) -> None:
     """Their folder of results, which is an option of a command here."""
     if (folder := taken.take("output_dir")) is not None:
-        taken.needless.append(("output_dir", f"luthier train RECIPE --out {folder}"))
+        taken.spare("output_dir", f"luthier train RECIPE --out {folder}")

@@ -44,7 +44,6 @@ _NEEDLESS = {
     "per_device_eval_batch_size": "bounded by training.tokens_per_micro_batch",
     "eval_strategy": "held-out rows are measured along the way",
     "save_strategy": "checkpoints are written along the way",
-    "trust_remote_code": "code of strangers is not run",
     "enable_thinking": "the chat template decides",
 }
 
@@ -70,14 +69,14 @@ def _data(taken: Taken) -> None:
     for theirs, ours in (("dataset", "data.train"), ("eval_dataset", "data.validation")):
         found = [_file_of(taken, folder, name, theirs) for name in names(taken.take(theirs, ""))]
         if found:
-            taken.put(ours, found[0] if len(found) == 1 else found, theirs)
+            taken.put(ours, found[0] if len(found) == 1 else found, f"{theirs}, dataset_dir")
     if "validation" not in taken.recipe.get("data", {}):
         put_held_out(taken, "val_size")
     put_length(taken, "cutoff_len", 2048)
     taken.move("max_samples", "data.max_rows")
     if taken.take("train_on_prompt"):
         taken.put("data.learn", "all", "train_on_prompt")
-    elif taken.take("mask_history"):
+    if taken.take("mask_history") and "learn" not in taken.recipe["data"]:
         taken.put("data.learn", "last_answer", "mask_history")
     template = taken.take("template")
     if template == "chatml":
@@ -88,17 +87,37 @@ def _data(taken: Taken) -> None:
         )
 
 
+_COLUMNS = {
+    "prompt": "instruction", "query": "input", "response": "output", "messages": "conversations", "system": "system",
+    "tools": "tools", "chosen": "chosen", "rejected": "rejected",
+}  # fmt: skip
+"""What columns are called if nothing is said of them."""
+
+
 def _file_of(taken: Taken, folder: Path, name: str, theirs: str) -> str:
-    """The file that a data set's name stands for."""
+    """The file that a data set's name stands for; what else `dataset_info.json` says of it is lost, unless it goes without saying."""
     try:
         known = json.loads((folder / "dataset_info.json").read_text("utf-8"))
-        entry = known[name]
-        if "file_name" in entry:
-            return str(folder / entry["file_name"])
-        return str(entry["hf_hub_url"])
+        rest = dict(known[name])
+        file = str(folder / rest.pop("file_name")) if "file_name" in rest else str(rest.pop("hf_hub_url"))
     except (OSError, ValueError, KeyError, TypeError):
         taken.lose(theirs, name, "its file is not known here: name it in the recipe, or with --data")
         return f"{name}.jsonl"
+    for key in ("formatting", "ranking"):
+        if rest.pop(key, None) is not None:
+            taken.spare(f"{theirs}.{key}", "rows are told by their content")
+    columns = rest.pop("columns", None) or {}
+    for key, value in columns.items():
+        if _COLUMNS.get(key) == value:
+            taken.spare(f"{theirs}.columns.{key}", "columns are told by their names")
+        else:
+            taken.lose(f"{theirs}.columns.{key}", value, "columns are told by their names, or by data.template")
+    if rest.get("split") == "train":
+        taken.spare(f"{theirs}.split", "the whole file is read")
+        del rest["split"]
+    for key, value in rest.items():
+        taken.lose(f"{theirs}.{key}", value, f"said of {name} in dataset_info.json; see the sources of data.train")
+    return file
 
 
 def _method(taken: Taken) -> None:
@@ -117,12 +136,10 @@ def _method(taken: Taken) -> None:
 
 
 def _lora(taken: Taken) -> None:
-    variant = "lora"
+    taken.put("method.kind", "lora", "finetuning_type")
     for theirs, ours in (("use_dora", "dora"), ("pissa_init", "pissa")):
         if taken.take(theirs):
-            variant = ours
-            taken.same.append((theirs, "method.kind"))
-    taken.put("method.kind", variant, "finetuning_type")
+            taken.put("method.kind", ours, theirs)
     rank = int(taken.take("lora_rank", 8))
     taken.put("method.rank", rank, "lora_rank")
     taken.put("method.alpha", number(taken.take("lora_alpha", 2 * rank)), "lora_alpha")
@@ -135,29 +152,44 @@ def _lora(taken: Taken) -> None:
     taken.move("adapter_name_or_path", "method.from")
 
 
+_LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: PREFERENCES[name] for name in ("sigmoid", "hinge", "ipo", "simpo")},
+    "orpo": ("orpo", {"learn_prompt": False}),  # its plain loss is the answer's
+}
+
+
 def _objective(taken: Taken) -> None:
     stage = str(taken.take("stage", "sft"))
-    noise = number(taken.take("neftune_noise_alpha"))
-    if stage == "sft":
-        put_objective(taken, "sft", "stage", noise=noise)
-    elif stage == "pt":
-        put_objective(taken, "clm", "stage")
-    elif stage in ("dpo", "kto"):
-        loss = str(taken.take("pref_loss", "sigmoid"))
-        kind = "kto" if stage == "kto" else PREFERENCES.get(loss, "dpo")
-        put_objective(
-            taken, kind, "stage", beta=number(taken.take("pref_beta", 0.1)) if kind in ("dpo", "kto") else None
-        )
-    else:
-        put_objective(taken, {"rm": "reward", "ppo": "ppo"}.get(stage, stage), "stage")
+    kind = {"pt": "clm", "rm": "reward"}.get(stage, stage)
+    fixed: dict[str, Any] = {}
+    beta, loss = number(taken.take("pref_beta", 0.1)), taken.take("pref_loss")
+    if stage == "dpo":
+        kind, fixed = _LOSSES.get(str(loss or "sigmoid"), ("dpo", {}))
+        if loss in _LOSSES:
+            taken.put("objective.kind", kind, "pref_loss")
+        elif loss is not None:
+            taken.lose("pref_loss", loss, "there is no such loss of pairs; objective.loss of dpo stands in its place")
+    has_beta = stage in ("dpo", "kto") or "pref_beta" in taken.untold
+    put_objective(taken, kind, "stage", *(
+        ("pref_beta", "beta", beta if has_beta else None),
+        *((key, ours, number(taken.take(key))) for key, ours in (
+            ("dpo_label_smoothing", "label_smoothing"), ("simpo_gamma", "gamma"), ("kto_chosen_weight", "desirable_weight"),
+            ("kto_rejected_weight", "undesirable_weight"), ("neftune_noise_alpha", "noise"),
+        )),
+    ), **fixed)  # fmt: skip
+    if kind == "simpo" and "gamma" not in taken.recipe["objective"]:
+        taken.put("objective.gamma", 0.5)
 
 
 def _quantization(taken: Taken) -> None:
     bits = taken.take("quantization_bit")
-    double = taken.take("double_quantization", True)
-    method = taken.take("quantization_method", "bnb")
     if bits is None:
         return
+    if taken.recipe["method"]["kind"] in ("full", "top-layers"):
+        taken.lose("quantization_bit", bits, "what is tuned itself needs whole weights")
+        return
+    double = taken.take("double_quantization", True)
+    method = taken.take("quantization_method", "bnb")
     if str(method) not in ("bnb", "bitsandbytes") or int(bits) not in (4, 8):
         taken.lose(
             "quantization_bit",
@@ -168,6 +200,8 @@ def _quantization(taken: Taken) -> None:
     taken.put("quantization.kind", "nf4" if int(bits) == 4 else "int8", "quantization_bit")
     if int(bits) == 4:
         taken.put("quantization.double", bool(double), "double_quantization")
+    if "quantization_method" in taken.untold:
+        taken.spare("quantization_method", "bitsandbytes' own formats")
 
 
 def _training(taken: Taken) -> None:
@@ -183,8 +217,11 @@ def _training(taken: Taken) -> None:
     for theirs, dtype in (("bf16", "bf16"), ("fp16", "fp16")):
         if taken.take(theirs):
             taken.put("model.dtype", dtype, theirs)
-    trackers = [name for name in names(taken.take("report_to", "none")) if name in ("tensorboard", "wandb", "mlflow")]
+    told = [name for name in names(taken.take("report_to", "none")) if name != "none"]
+    trackers = [name for name in told if name in ("tensorboard", "wandb", "mlflow")]
     if trackers:
         taken.put("training.trackers", trackers, "report_to")
+    if strange := [name for name in told if name not in trackers]:
+        taken.lose("report_to", ", ".join(strange), "there is no such tracker: see training.trackers")
     taken.move("seed", "seed", 42)
     put_output(taken)

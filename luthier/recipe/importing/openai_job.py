@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from luthier.methods.lora import LoRA
 from luthier.recipe.importing.common import put_objective
 from luthier.recipe.importing.taken import Taken, number
+from luthier.rlhf.rewards import Reward
 
 TOOL = "OpenAI fine-tuning job"
 _STANDS_IN = "smollm2-135m"
@@ -33,43 +36,74 @@ def convert(taken: Taken) -> None:
             taken.put(ours, name, theirs)
             if str(name).startswith("file-"):
                 taken.lose(theirs, name, "an uploaded file's number: put the path of your copy here")
-    kind = str(taken.take("method.type", "supervised"))
-    block = f"method.{kind}.hyperparameters"
-    shared = taken.take("hyperparameters", {})
-    given = {**shared, **taken.take(block, {})}
-    taken.take("method")
-    _objective(taken, kind, given)
+    method = dict(taken.take("method", {}))
+    kind = str(method.pop("type", "supervised"))
+    block = dict(method.pop(kind, None) or {})
+    own = {
+        f"method.{kind}.hyperparameters.{key}": value
+        for key, value in (block.pop("hyperparameters", None) or {}).items()
+    }
+    shared = {f"hyperparameters.{key}": value for key, value in taken.take("hyperparameters", {}).items()}
+    taken.untold.pop("hyperparameters", None)  # each of them is told of by itself
+    given = {key: value for key, value in {**shared, **own}.items() if value not in (None, "auto")}
+    _objective(taken, kind, given, block.pop("grader", None))
     _hyperparameters(taken, given)
+    taken.lose_rest(f"method.{kind}", block)
+    taken.lose_rest("method", method)
     taken.move("seed", "seed")
-    for key in ("suffix", "metadata"):
-        if (value := taken.take(key)) is not None:
-            taken.needless.append(
-                (key, f"name the run: luthier train RECIPE --out runs/{value}" if key == "suffix" else "kept by nobody")
-            )
-    trackers = [each["type"] for each in taken.take("integrations", []) if each.get("type") in ("wandb",)]
-    if trackers:
-        taken.put("training.trackers", trackers, "integrations")
+    if (suffix := taken.take("suffix")) is not None:
+        taken.spare("suffix", f"name the run: luthier train RECIPE --out runs/{suffix}")
+    if taken.take("metadata") is not None:
+        taken.spare("metadata", "kept by nobody")
+    _integrations(taken)
     taken.leave(_NEEDLESS)
 
 
-def _objective(taken: Taken, kind: str, given: dict[str, Any]) -> None:
-    beta = number(given.pop("beta", None))
-    if kind == "dpo":
-        put_objective(taken, "dpo", "method.type", beta=None if beta == "auto" else beta)
-    elif kind == "supervised":
-        put_objective(taken, "sft", "method.type")
+def _objective(taken: Taken, kind: str, given: dict[str, Any], grader: Any) -> None:
+    beta = next(((key, "beta", number(given.pop(key))) for key in list(given) if key.endswith(".beta")), None)
+    if kind == "reinforcement":
+        fault = "its grader is missing" if grader is None else _grader_fault(grader)
+        if fault is None:
+            put_objective(taken, "grpo", "method", rewards=[{"grader": grader}])
+            taken.same.append(("method.reinforcement.grader", "objective.rewards"))
+        else:
+            taken.lose("method", kind, "sft stands in its place, until objective.rewards of grpo is written")
+            taken.lose_rest("method.reinforcement.grader", grader, fault)
+            taken.put("objective.kind", "sft")
     else:
-        put_objective(taken, {"reinforcement": "grpo"}.get(kind, kind), "method.type")
+        put_objective(taken, {"supervised": "sft"}.get(kind, kind), "method", *([] if beta is None else [beta]))
+
+
+def _grader_fault(grader: Any) -> str | None:
+    """What is wrong with a grader as one of ours; None if nothing is."""
+    try:
+        Reward.model_validate({"grader": grader})
+    except ValidationError as error:
+        return str(error.errors()[0]["msg"])
+    return None
 
 
 def _hyperparameters(taken: Taken, given: dict[str, Any]) -> None:
-    for theirs, ours in (("n_epochs", "training.epochs"), ("batch_size", "training.rows_per_step")):
-        value = given.pop(theirs, "auto")
-        if value != "auto":
-            taken.put(ours, value, theirs)
-    multiplier = number(given.pop("learning_rate_multiplier", "auto"))
-    if isinstance(multiplier, int | float):
-        taken.put("training.peak_lr", multiplier * LoRA.default_lr, "learning_rate_multiplier")
     for key, value in given.items():
-        if value != "auto":
+        name = key.rpartition(".")[2]
+        if name == "n_epochs":
+            taken.put("training.epochs", value, key)
+        elif name == "batch_size":
+            taken.put("training.rows_per_step", value, key)
+        elif name == "learning_rate_multiplier":
+            taken.put("training.peak_lr", number(value) * LoRA.default_lr, key)
+        else:
             taken.lose(key, value, "nothing here corresponds to it")
+
+
+def _integrations(taken: Taken) -> None:
+    """Weights & Biases is a tracker here too, which is told by its own variables where it keeps things."""
+    for each in taken.take("integrations", []):
+        kind = each.get("type")
+        if kind == "wandb":
+            taken.put("training.trackers", ["wandb"], "integrations")
+            taken.lose_rest(
+                "integrations.wandb", each.get("wandb"), "wandb itself is told by its variables, such as WANDB_PROJECT"
+            )
+        else:
+            taken.lose("integrations", kind, "there is no such tracker: see training.trackers")

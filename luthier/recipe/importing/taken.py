@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+_NOTHING = "nothing here corresponds to it"
 
 
 @dataclass
@@ -13,7 +16,8 @@ class Taken:
     """The other recipe's settings, taken one by one.
 
     values: what is not taken yet. recipe: ours, as nested plain values. same: their setting and ours. needless: their setting
-    and why nothing stands for it. lost: their setting, its value, and why there is no equivalent.
+    and why nothing stands for it. lost: their setting, its value, and why there is no equivalent. untold: what was taken and is
+    in none of the three lists yet.
     """
 
     values: dict[str, Any]
@@ -22,18 +26,22 @@ class Taken:
     same: list[tuple[str, str]] = field(default_factory=list)
     needless: list[tuple[str, str]] = field(default_factory=list)
     lost: list[tuple[str, Any, str]] = field(default_factory=list)
+    untold: dict[str, Any] = field(default_factory=dict)
 
     def take(self, key: str, default: Any = None) -> Any:
-        """The value of a setting, which is then taken; `a.b` is a key within a mapping."""
+        """The value of a setting, which is then taken and has to be told of; `a.b` is a key within a mapping."""
         inner: Any = self.values
         *outer, last = key.split(".")
         for part in outer:
             inner = inner.get(part) if isinstance(inner, Mapping) else None
         value = inner.pop(last, None) if isinstance(inner, dict) else None
-        return default if value is None else value
+        if value is None:
+            return default
+        self.untold[key] = value
+        return value
 
     def put(self, ours: str, value: Any, theirs: str = "") -> None:
-        """Set a field of our recipe; theirs: the setting that it comes from, none for a default that is written down."""
+        """Set a field of our recipe; theirs: the settings that it comes from, none for a default that is written down."""
         inner = self.recipe
         *outer, last = ours.split(".")
         for part in outer:
@@ -41,6 +49,7 @@ class Taken:
         inner[last] = value
         if theirs:
             self.same.append((theirs, ours))
+            self._tell(theirs)
 
     def move(self, theirs: str, ours: str, default: Any = None) -> None:
         """Put a setting as it is; `default` is written where it was left out."""
@@ -53,19 +62,38 @@ class Taken:
     def lose(self, theirs: str, value: Any, why: str) -> None:
         """Say that a setting has no equivalent."""
         self.lost.append((theirs, value, why))
+        self._tell(theirs)
+
+    def spare(self, theirs: str, why: str) -> None:
+        """Say that nothing has to stand for a setting."""
+        self.needless.append((theirs, why))
+        self._tell(theirs)
 
     def leave(self, needless: Mapping[str, str]) -> None:
         """Take what needs no equivalent: setting → why."""
         for key, why in needless.items():
             if self.take(key) is not None:
-                self.needless.append((key, why))
+                self.spare(key, why)
+
+    def lose_rest(self, block: str, inner: Any, why: str = _NOTHING) -> None:
+        """Say that all that is left of a block, a mapping or list of them, has no equivalent; what says nothing is passed over."""
+        if isinstance(inner, Mapping):
+            for key, value in inner.items():
+                self.lose_rest(f"{block}.{key}", value, why)
+        elif inner not in (None, "", []):
+            self.lose(block, inner, why)
+        self._tell(block)
 
     def finish(self) -> None:
-        """Everything that nobody took has no equivalent."""
-        for key, value in self.values.items():
-            if value not in (None, "", [], {}):
-                self.lose(key, value, "nothing here corresponds to it")
-        self.values = {}
+        """Everything that nobody took, or that was taken and came to nothing, has no equivalent."""
+        for key, value in {**self.untold, **self.values}.items():
+            if value not in (None, "", [], {}) and not (value is False and key in self.untold):
+                self.lose(key, value, _NOTHING)
+        self.values, self.untold = {}, {}
+
+    def _tell(self, theirs: str) -> None:
+        for key in re.split(r", | × ", theirs):
+            self.untold.pop(key, None)
 
 
 def number(value: Any) -> Any:

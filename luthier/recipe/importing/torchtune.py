@@ -10,11 +10,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from luthier.recipe.importing.common import put_objective, put_output
+from luthier.recipe.importing.common import put_objective, put_of_optimizer, put_output
 from luthier.recipe.importing.taken import Taken, number
 
 TOOL = "torchtune"
 _COMPONENT = "_component_"
+_SPLIT = re.compile(r"train\[:(\d+)\]")
 _PLACE = re.compile(r"\$\{([\w.]+)\}")
 _ATTENTION = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "output_proj": "o_proj"}
 _FEED_FORWARD = ["gate_proj", "up_proj", "down_proj"]
@@ -33,13 +34,10 @@ _NEEDLESS = {
     "log_every_n_steps": "every step is written down",
     "log_peak_memory_stats": "memory is always written down",
     "log_level": "set on the command line",
-    "shuffle": "rows are shuffled",
     "resume_from_checkpoint": "luthier resume RUN",
     "save_adapter_weights_only": "the adapter stands apart",
     "profiler": "nothing is profiled",
-    "loss": "the objective's",
     "device": "the machine's best",
-    "optimizer_in_bwd": "see training.update_in_backward",
 }
 
 
@@ -56,20 +54,10 @@ def convert(taken: Taken) -> None:
     _data(taken)
     _training(taken)
     taken.leave(_NEEDLESS)
-    for block in (
-        "model",
-        "tokenizer",
-        "dataset",
-        "dataset_val",
-        "checkpointer",
-        "optimizer",
-        "lr_scheduler",
-        "metric_logger",
-    ):
-        inner = taken.take(block, {})
-        for key, value in inner.items() if isinstance(inner, Mapping) else []:
-            if key != _COMPONENT and value not in (None, False, [], ""):
-                taken.lose(f"{block}.{key}", value, "nothing here corresponds to it")
+    for block in ("model", "tokenizer", "checkpointer", "optimizer", "lr_scheduler", "metric_logger", "loss"):
+        inner = dict(taken.values.pop(block, None) or {})
+        inner.pop(_COMPONENT, None)  # of the tokenizer and the checkpointer: the model's folder says what they are
+        taken.lose_rest(block, inner)
 
 
 def _resolved(value: Any, root: Mapping[str, Any]) -> Any:
@@ -91,7 +79,14 @@ def _at(root: Mapping[str, Any], path: str, otherwise: str) -> Any:
 
 
 def _component(taken: Taken, block: str) -> str:
-    return str(taken.take(f"{block}.{_COMPONENT}", "")).rpartition(".")[2]
+    """What a block's component is; whoever asks tells of it as of the block."""
+    name = str(taken.take(f"{block}.{_COMPONENT}", ""))
+    taken.untold.pop(f"{block}.{_COMPONENT}", None)
+    return _last(name)
+
+
+def _last(component: Any) -> str:
+    return str(component).rpartition(".")[2]
 
 
 def _model(taken: Taken) -> None:
@@ -99,86 +94,182 @@ def _model(taken: Taken) -> None:
     taken.put("model.name", taken.take("checkpointer.checkpoint_dir", builder), "checkpointer.checkpoint_dir")
     for key in ("checkpoint_files", "model_type", "recipe_checkpoint", "output_dir", "safe_serialization"):
         if taken.take(f"checkpointer.{key}") is not None:
-            taken.needless.append((f"checkpointer.{key}", "the model's folder says it"))
-    taken.take("tokenizer.path")
-    if taken.take("tokenizer.merges_file") is not None:
-        taken.needless.append(("tokenizer.merges_file", "the model's folder says it"))
+            taken.spare(f"checkpointer.{key}", "the model's folder says it")
+    for key in ("path", "merges_file"):
+        if taken.take(f"tokenizer.{key}") is not None:
+            taken.spare(f"tokenizer.{key}", "the model's folder says it")
     if not builder.startswith(("lora_", "qlora_", "dora_", "qdora_")):
         taken.put("method.kind", "full", "model")
         return
-    taken.put(
-        "method.kind",
-        "dora" if builder.startswith(("dora_", "qdora_")) or taken.take("model.use_dora") else "lora",
-        "model",
-    )
-    if builder.startswith("q") or taken.take("model.quantize_base"):
+    taken.put("method.kind", "dora" if builder.startswith(("dora_", "qdora_")) else "lora", "model")
+    if taken.take("model.use_dora"):
+        taken.put("method.kind", "dora", "model.use_dora")
+    if builder.startswith("q"):
         taken.put("quantization.kind", "nf4", "model")
+    if taken.take("model.quantize_base"):
+        taken.put("quantization.kind", "nf4", "model.quantize_base")
     taken.move("model.lora_rank", "method.rank", 8)
     taken.put("method.alpha", number(taken.take("model.lora_alpha", 16)), "model.lora_alpha")
     taken.move("model.lora_dropout", "method.dropout")
+    _targets(taken)
+
+
+def _targets(taken: Taken) -> None:
     targets = [_ATTENTION.get(name, str(name)) for name in taken.take("model.lora_attn_modules", [])]
-    if taken.take("model.apply_lora_to_mlp"):
-        targets += _FEED_FORWARD
-    if taken.take("model.apply_lora_to_output"):
-        targets.append("lm_head")
-    taken.put("method.targets", targets or "all-linear", "model.lora_attn_modules")
+    told = ["model.lora_attn_modules"]
+    for key, more in (("apply_lora_to_mlp", _FEED_FORWARD), ("apply_lora_to_output", ["lm_head"])):
+        if taken.take(f"model.{key}"):
+            targets += more
+            told.append(f"model.{key}")
+    taken.put("method.targets", targets or "all-linear", ", ".join(told))
 
 
 def _data(taken: Taken) -> None:
-    is_text = "text_completion" in str(_at(taken.values, f"dataset.{_COMPONENT}", ""))
+    kinds: set[str] = set()
     for block, ours in (("dataset", "data.train"), ("dataset_val", "data.validation")):
-        kind = _component(taken, block)
-        source = taken.take(f"{block}.source", _SETS.get(kind))
-        files = taken.take(f"{block}.data_files")
-        if files is not None or source is not None:
-            taken.put(ours, source if files is None else files, block)
+        entries = taken.values.pop(block, None) or []
+        entries = entries if isinstance(entries, list) else [entries]
+        found = [_set(taken, dict(each), block, is_whole=len(entries) == 1) for each in entries]
+        kinds |= {kind for kind, _ in found} if block == "dataset" else set()
+        if files := [file for _, files in found for file in files]:
+            theirs = sorted({*taken.untold} & {f"{block}.source", f"{block}.data_files"}) or [block]
+            taken.put(ours, files[0] if len(files) == 1 else files, ", ".join(theirs))
     if "validation" not in taken.recipe.get("data", {}):
         taken.put("data.validation", "none")
+    _objective(taken, is_text=any("text_completion" in kind for kind in kinds))
+    _length(taken)
+    if taken.take("shuffle") is False:
+        taken.lose("shuffle", False, "rows are always shuffled")
+    elif "shuffle" in taken.untold:
+        taken.spare("shuffle", "rows are always shuffled")
+
+
+def _set(taken: Taken, entry: dict[str, Any], block: str, *, is_whole: bool) -> tuple[str, list[str]]:
+    """The kind of a set and where it lies. is_whole: whether it is all of the block."""
+    kind = _last(entry.pop(_COMPONENT, ""))
+    files, source = entry.pop("data_files", None), entry.pop("source", None)
+    if files is None:
+        taken.untold |= {} if source is None else {f"{block}.source": source}
+        source = source or _SETS.get(kind)
+    else:
+        taken.untold[f"{block}.data_files"] = files
+        if source is not None:
+            taken.spare(f"{block}.source", "the files' own endings say what they are")
+    if entry.pop("train_on_input", False):
+        taken.put("data.learn", "all", f"{block}.train_on_input")
+    if entry.pop("packed", None) is not None:
+        taken.spare(f"{block}.packed", "rows are packed without seeing each other")
+    if (split := entry.pop("split", None)) is not None:
+        cut = _SPLIT.fullmatch(str(split))
+        if split == "train":
+            taken.spare(f"{block}.split", "the whole file is read")
+        elif cut is not None and block == "dataset" and is_whole:
+            taken.put("data.max_rows", int(cut[1]), f"{block}.split")
+        else:
+            taken.lose(f"{block}.split", split, "the training split is read, from its first row on")
+    for key, value in entry.items():
+        taken.lose_rest(f"{block}.{key}", value)
+    found = source if files is None else files
+    return kind, [] if found is None else [str(each) for each in found] if isinstance(found, list) else [str(found)]
+
+
+def _objective(taken: Taken, is_text: bool) -> None:
+    """The loss; those over the next token are the objective's own."""
+    loss = _component(taken, "loss")
+    if loss == "DPOLoss":
+        settings = [(f"loss.{key}", key, number(taken.take(f"loss.{key}"))) for key in ("beta", "label_smoothing")]
+        put_objective(taken, "dpo", "loss", *settings)
+        return
+    if loss and not ("CE" in loss or "CrossEntropy" in loss):
+        taken.lose("loss", loss, "there is no such loss; the next token is learned in its place")
+    elif loss:
+        taken.spare("loss", "the objective's own")
     put_objective(taken, "clm" if is_text else "sft", "dataset")
-    length = int(taken.take("tokenizer.max_seq_len", 2048))
-    taken.put("data.max_length", length, "tokenizer.max_seq_len")
+
+
+def _length(taken: Taken) -> None:
+    length = taken.take("tokenizer.max_seq_len")
+    if length is None:
+        taken.lose(
+            "tokenizer.max_seq_len", None, "rows are never cut there; here those over data.max_length are refused"
+        )
+        return
+    taken.put("data.max_length", int(length), "tokenizer.max_seq_len")
     taken.put("data.too_long", "truncate")
-    taken.put("training.tokens_per_micro_batch", max(1024, length))
-    if taken.take("dataset.train_on_input"):
-        taken.put("data.learn", "all", "dataset.train_on_input")
-    for key, why in (("packed", "rows are packed without seeing each other"), ("split", "the whole file is read")):
-        if taken.take(f"dataset.{key}") is not None:
-            taken.needless.append((f"dataset.{key}", why))
+    taken.put("training.tokens_per_micro_batch", max(1024, int(length)))
+
+
+_OPTIMIZERS = {
+    "AdamW": "adamw", "PagedAdamW8bit": "paged-adamw-8bit", "PagedAdamW": "paged-adamw", "AdamW8bit": "adamw-8bit", "SGD": "sgd",
+}  # fmt: skip
+_DECAY = 0.01
+"""What torch's and bitsandbytes' AdamW take off if nothing is said."""
+
+
+def _optimizer(taken: Taken) -> None:
+    name = _component(taken, "optimizer")
+    kind = _OPTIMIZERS.get(name, "adamw")
+    if name and name not in _OPTIMIZERS:
+        taken.lose("optimizer", name, "there is no such optimizer; adamw stands in its place")
+    taken.put("training.optimizer.kind", kind, "optimizer" if name in _OPTIMIZERS else "")
+    decay = number(taken.take("optimizer.weight_decay"))
+    if decay is None and kind != "sgd":
+        taken.put("training.optimizer.weight_decay", _DECAY)
+    put_of_optimizer(taken, kind, "optimizer.weight_decay", "weight_decay", decay)
+    for index, beta in enumerate(taken.take("optimizer.betas", []), 1):
+        put_of_optimizer(taken, kind, "optimizer.betas", f"beta{index}", number(beta))
+    for key in ("eps", "momentum", "nesterov"):
+        put_of_optimizer(taken, kind, f"optimizer.{key}", key, number(taken.take(f"optimizer.{key}")))
+    taken.put("training.peak_lr", number(taken.take("optimizer.lr", 2e-5)), "optimizer.lr")
+    if taken.take("optimizer.fused") is not None:
+        taken.spare("optimizer.fused", "its steps are fused")
+
+
+def _schedule(taken: Taken) -> None:
+    name = _component(taken, "lr_scheduler")
+    if name and "cosine" not in name:
+        taken.lose("lr_scheduler", name, "there is no such schedule; a constant rate stands in its place")
+    taken.put("training.schedule.kind", "cosine" if "cosine" in name else "constant", "lr_scheduler")
+    taken.put("training.schedule.warmup_fraction", 0.0)
+    if warmup := int(taken.take("lr_scheduler.num_warmup_steps", 0)):
+        taken.put("training.schedule.warmup_steps", warmup, "lr_scheduler.num_warmup_steps")
 
 
 def _training(taken: Taken) -> None:
     rows = int(taken.take("batch_size", 1)) * int(taken.take("gradient_accumulation_steps", 1))
     taken.put("training.rows_per_step", rows, "batch_size × gradient_accumulation_steps")
     taken.move("epochs", "training.epochs", 1)
-    name = _component(taken, "optimizer")
-    kind = {
-        "AdamW": "adamw",
-        "PagedAdamW8bit": "paged-adamw-8bit",
-        "PagedAdamW": "paged-adamw",
-        "AdamW8bit": "adamw-8bit",
-        "SGD": "sgd",
-    }.get(name)
-    if kind is None and name:
-        taken.lose("optimizer", name, "there is no such optimizer; adamw stands in its place")
-    taken.put("training.optimizer.kind", kind or "adamw", "optimizer")
-    if (decay := number(taken.take("optimizer.weight_decay"))) is not None:
-        taken.put("training.optimizer.weight_decay", decay, "optimizer.weight_decay")
-    taken.put("training.peak_lr", number(taken.take("optimizer.lr", 2e-5)), "optimizer.lr")
-    taken.take("optimizer.fused")
-    schedule = _component(taken, "lr_scheduler")
-    taken.put("training.schedule.kind", "cosine" if "cosine" in schedule else "constant", "lr_scheduler")
-    warmup = int(taken.take("lr_scheduler.num_warmup_steps", 0))
-    taken.put("training.schedule.warmup_fraction", 0.0)
-    if warmup:
-        taken.put("training.schedule.warmup_steps", warmup, "lr_scheduler.num_warmup_steps")
-    taken.put("training.clip_norm", taken.take("clip_grad_norm"), "clip_grad_norm")
+    _optimizer(taken)
+    _schedule(taken)
+    clip = taken.take("clip_grad_norm")
+    taken.put("training.clip_norm", clip, "clip_grad_norm")
+    if taken.take("optimizer_in_bwd"):
+        if clip is None and taken.recipe["method"]["kind"] == "full":
+            taken.put("training.update_in_backward", True, "optimizer_in_bwd")
+        else:
+            taken.lose(
+                "optimizer_in_bwd", True, "it is for full tuning without clip_grad_norm: training.update_in_backward"
+            )
     if taken.take("enable_activation_checkpointing"):
         taken.put("training.gradient_checkpointing", True, "enable_activation_checkpointing")
-    dtype = {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32"}.get(str(taken.take("dtype", "bf16")), "auto")
-    taken.put("model.dtype", dtype, "dtype")
-    logger = _component(taken, "metric_logger")
-    if logger in ("TensorBoardLogger", "WandBLogger"):
-        taken.put("training.trackers", ["tensorboard" if logger.startswith("Tensor") else "wandb"], "metric_logger")
-    taken.take("metric_logger.log_dir")
+    dtype = str(taken.take("dtype", "bf16"))
+    if dtype in ("bf16", "fp16", "fp32"):
+        taken.put("model.dtype", dtype, "dtype")
+    else:
+        taken.lose("dtype", dtype, "there is no such number format: see model.dtype")
+    _logger(taken)
     taken.move("seed", "seed")
     put_output(taken)
+
+
+def _logger(taken: Taken) -> None:
+    name = _component(taken, "metric_logger")
+    tracker = {"TensorBoardLogger": "tensorboard", "WandBLogger": "wandb"}.get(name)
+    if tracker is not None:
+        taken.put("training.trackers", [tracker], "metric_logger")
+    elif name in ("DiskLogger", "StdoutLogger"):
+        taken.spare("metric_logger", "every step is written down")
+    elif name:
+        taken.lose("metric_logger", name, "there is no such tracker: see training.trackers")
+    if taken.take("metric_logger.log_dir") is not None:
+        taken.spare("metric_logger.log_dir", "a run's metrics lie in its folder")

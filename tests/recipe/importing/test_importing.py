@@ -181,7 +181,7 @@ def test_a_recipe_of_axolotl(tmp_path: Path) -> None:
     assert recipe.training.early_stopping.patience == 3
     assert recipe.training.gradient_checkpointing
     assert recipe.training.trackers == ("wandb",)
-    assert lost(found) == {"special_tokens"}
+    assert lost(found) == {"special_tokens", "wandb_project"}
 
 
 def test_a_recipe_of_torchtune(tmp_path: Path) -> None:
@@ -265,6 +265,138 @@ def test_settings_of_llama_factory_one_by_one(extra: dict[str, Any], expected: d
         return all(holds(whole[key], value) for key, value in part.items()) if isinstance(part, dict) else whole == part
 
     assert holds(found.recipe, expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "extra", "objective"),
+    [
+        (AXOLOTL, {"rl": "dpo", "rl_beta": 0.3}, {"kind": "dpo", "beta": 0.3}),
+        (AXOLOTL, {"rl": "ipo", "dpo_beta": 0.3}, {"kind": "dpo", "loss": "ipo", "beta": 0.3}),
+        (AXOLOTL, {"rl": "simpo", "rl_beta": 2.0, "simpo_gamma": 1.0}, {"kind": "simpo", "beta": 2.0, "gamma": 1.0}),
+        (AXOLOTL, {"rl": "orpo", "orpo_alpha": 0.2}, {"kind": "orpo", "beta": 0.2}),
+        (AXOLOTL, {"rl": "kto", "kto_desirable_weight": 1.5}, {"kind": "kto", "desirable_weight": 1.5}),
+        (AXOLOTL, {"neftune_noise_alpha": 5}, {"kind": "sft", "noise": 5}),
+        (LLAMA_FACTORY, {"stage": "dpo"}, {"kind": "dpo", "beta": 0.1}),
+        (LLAMA_FACTORY, {"stage": "dpo", "pref_loss": "ipo"}, {"kind": "dpo", "loss": "ipo", "beta": 0.1}),
+        (LLAMA_FACTORY, {"stage": "dpo", "pref_loss": "hinge"}, {"kind": "dpo", "loss": "hinge", "beta": 0.1}),
+        (LLAMA_FACTORY, {"stage": "dpo", "pref_loss": "orpo"}, {"kind": "orpo", "learn_prompt": False, "beta": 0.1}),
+        (LLAMA_FACTORY, {"stage": "dpo", "pref_loss": "simpo"}, {"kind": "simpo", "beta": 0.1, "gamma": 0.5}),
+    ],
+    ids=str,
+)
+def test_losses_over_preferences_come_with_their_numbers(
+    text: str, extra: dict[str, Any], objective: dict[str, Any], tmp_path: Path
+) -> None:
+    found, recipe = imported(tmp_path, yaml.safe_dump({**yaml.safe_load(text), **extra}), data="rows.jsonl")
+    assert found.recipe["objective"] == objective
+    assert recipe.objective.kind == objective["kind"]
+    assert not lost(found) & extra.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "extra", "named", "objective"),
+    [
+        (LLAMA_FACTORY, {"stage": "dpo", "pref_loss": "kto_pair"}, {"pref_loss"}, "dpo"),
+        (LLAMA_FACTORY, {"stage": "rm", "neftune_noise_alpha": 5}, {"neftune_noise_alpha"}, "reward"),
+        (AXOLOTL, {"rl": "dpo", "neftune_noise_alpha": 5}, {"neftune_noise_alpha"}, "dpo"),
+        (AXOLOTL, {"rl": "unheard_of"}, {"rl"}, "sft"),
+        (AXOLOTL, {"optimizer": "sgd", "adam_beta1": 0.8}, {"adam_beta1"}, "sft"),
+        (AXOLOTL, {"optimizer": "adafactor", "adam_epsilon": 1e-6}, {"adam_epsilon"}, "sft"),
+        (LLAMA_FACTORY, {"report_to": "wandb,swanlab"}, {"report_to"}, "sft"),
+    ],
+    ids=str,
+)
+def test_a_number_that_the_recipes_own_choice_has_no_place_for_is_lost(
+    text: str, extra: dict[str, Any], named: set[str], objective: str, tmp_path: Path
+) -> None:
+    found, recipe = imported(tmp_path, yaml.safe_dump({**yaml.safe_load(text), **extra}), data="rows.jsonl")
+    assert named <= lost(found)
+    assert recipe.objective.kind == objective
+
+
+def test_sets_of_axolotl_in_forms_of_their_own_become_a_mixture(tmp_path: Path) -> None:
+    sets = [
+        {"path": "rows.jsonl", "type": "alpaca"},
+        {"path": "json", "data_files": ["support.jsonl"], "type": "chat_template", "split": "train"},
+        {"path": "identity.jsonl", "type": "unheard_of"},
+    ]
+    found, recipe = imported(tmp_path, yaml.safe_dump({**yaml.safe_load(AXOLOTL), "datasets": sets}))
+    assert [(Path(str(each.path[0])).name, each.format) for each in recipe.data.train] == [
+        ("rows.jsonl", "alpaca"), ("support.jsonl", "chat"), ("identity.jsonl", None),
+    ]  # fmt: skip
+    assert ("datasets.type", "unheard_of") in [(key, value) for key, value, _ in found.lost]
+
+
+def test_what_is_said_of_a_set_in_dataset_info_is_lost_unless_it_goes_without_saying(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "rows.json").write_text("[]")
+    entry = {
+        "file_name": "rows.json", "formatting": "alpaca", "ranking": True, "subset": "easy", "split": "validation", "num_samples": 9,
+        "columns": {"prompt": "instruction", "query": "question"},
+    }  # fmt: skip
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps({"support": entry}))
+    found, _ = imported(tmp_path, yaml.safe_dump({**yaml.safe_load(LLAMA_FACTORY), "dataset": "support"}))
+    assert {key for key in lost(found) if key.startswith("dataset.")} == {
+        "dataset.subset", "dataset.split", "dataset.num_samples", "dataset.columns.query",
+    }  # fmt: skip
+
+
+def test_what_torchs_optimizer_does_unasked_is_written_down_and_no_row_is_cut_that_was_not(tmp_path: Path) -> None:
+    values = yaml.safe_load(TORCHTUNE)
+    del values["optimizer"]["weight_decay"]
+    values["tokenizer"]["max_seq_len"] = None
+    found, recipe = imported(tmp_path, yaml.safe_dump(values))
+    assert recipe.training.optimizer.weight_decay == 0.01
+    assert recipe.data.too_long != "truncate"
+    assert "tokenizer.max_seq_len" in lost(found)
+    values["optimizer"] = {"_component_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9}
+    assert imported(tmp_path, yaml.safe_dump(values))[1].training.optimizer.model_dump() == {
+        "kind": "sgd", "weight_decay": 0.0, "momentum": 0.9, "nesterov": False,
+    }  # fmt: skip
+
+
+def test_a_config_of_torchtune_says_its_parts_of_data_losses_and_backward_steps(tmp_path: Path) -> None:
+    values = yaml.safe_load(TORCHTUNE)
+    values["model"] = {"_component_": "torchtune.models.llama3_2.llama3_2_1b"}
+    values["dataset"] = [{"source": "x/a", "split": "train[:1000]"}, {"source": "x/b", "split": "train"}]
+    values |= {"optimizer_in_bwd": True, "loss": {"_component_": "torchtune.rlhf.loss.DPOLoss", "beta": 0.2}}
+    found, recipe = imported(tmp_path, yaml.safe_dump(values))
+    assert (recipe.data.train, recipe.data.max_rows) == (("x/a", "x/b"), None)
+    assert "dataset.split" in lost(found)
+    assert recipe.training.update_in_backward
+    assert found.recipe["objective"] == {"kind": "dpo", "beta": 0.2}
+    values["dataset"] = values["dataset"][0]
+    assert imported(tmp_path, yaml.safe_dump(values))[1].data.max_rows == 1000
+    values["clip_grad_norm"] = 1.0
+    found, recipe = imported(tmp_path, yaml.safe_dump(values))
+    assert not recipe.training.update_in_backward
+    assert "optimizer_in_bwd" in lost(found)
+
+
+GRADER = {"type": "string_check", "name": "same", "operation": "eq", "input": "{{ sample.output_text }}", "reference": "{{ item.answer }}"}  # fmt: skip
+
+
+def test_a_reinforcement_job_brings_its_grader_and_is_no_such_job_without_one(tmp_path: Path) -> None:
+    method = {"type": "reinforcement", "reinforcement": {"grader": GRADER, "hyperparameters": {"n_epochs": 2, "reasoning_effort": "low"}}}  # fmt: skip
+    found, recipe = imported(tmp_path, json.dumps({**JOB, "method": method}), data="rows.jsonl")
+    assert recipe.objective.kind == "grpo"
+    assert found.recipe["objective"]["rewards"] == [{"grader": GRADER}]
+    assert recipe.training.epochs == 2
+    assert lost(found) == {"model", "method.reinforcement.hyperparameters.reasoning_effort"}
+    method["reinforcement"]["grader"] = {"type": "unheard_of"}
+    found, recipe = imported(tmp_path, json.dumps({**JOB, "method": method}), data="rows.jsonl")
+    assert recipe.objective.kind == "sft"
+    assert {"method", "method.reinforcement.grader.type"} <= lost(found)
+
+
+def test_where_a_tracker_keeps_what_it_is_told_is_lost_and_the_tracker_is_not(tmp_path: Path) -> None:
+    integrations = [{"type": "wandb", "wandb": {"project": "mine", "tags": ["a"]}}, {"type": "other"}]
+    found, recipe = imported(tmp_path, json.dumps({**JOB, "integrations": integrations}), data="rows.jsonl")
+    assert recipe.training.trackers == ("wandb",)
+    assert lost(found) == {"model", "integrations.wandb.project", "integrations.wandb.tags", "integrations"}
+    both = {"use_wandb": True, "mlflow_tracking_uri": "http://localhost", "use_tensorboard": True}
+    _, recipe = imported(tmp_path, yaml.safe_dump({**yaml.safe_load(AXOLOTL), **both}))
+    assert recipe.training.trackers == ("wandb", "mlflow", "tensorboard")
 
 
 def test_the_same_recipe_comes_out_whatever_the_order_of_the_settings(tmp_path: Path) -> None:
