@@ -204,12 +204,8 @@ class ProgressLines:
 
 def evaluation_text(evaluation: Evaluation) -> str:
     """The measures, what they come to, and the first answers."""
-    verdicts = [outcome.sentence for outcome in evaluation.outcomes.values()] or [evaluation.summary]
-    notes = [*evaluation.notes, *(evaluation.forgetting.notes if evaluation.forgetting else ())]
-    if evaluation.safety is not None:
-        notes += [*evaluation.safety.said(evaluation.candidates), *evaluation.safety.notes]
-    lines = [*aligned(evaluation.as_table()), "", *verdicts, *notes]
-    for table in () if evaluation.details is None else evaluation.details.tables():
+    lines = [*aligned(evaluation.as_table()), "", *evaluation.sentences, *evaluation.remarks]
+    for table in evaluation.tables:
         lines += ["", table.title, *aligned(table.rows)]
     for answered in evaluation.answers[:_SHOWN]:
         lines += ["", f"{answered.origin}: {answered.asked}", f"  reference: {answered.reference}"]

@@ -73,7 +73,6 @@ def write_page(
     text = _template().render(
         page=page,
         evaluation=evaluation,
-        measures=None if evaluation is None else evaluation.as_table(),
         training=training_lines(metrics, objective),
         plots=[base64.b64encode(plot.read_bytes()).decode("ascii") for plot in plots],
         samples=samples[:_MOST_SAMPLES],
