@@ -115,6 +115,15 @@ def test_failures_stand_first_and_the_farthest_from_the_reference_before_the_nea
     assert [sample.asked for sample in samples] == [f"question {number}" for number in (5, 4, 3, 2, 1)]
 
 
+def test_failures_are_those_of_the_model_that_it_is_about():
+    rows = [answered(1, "a", "a", "a", "x"), answered(2, "b", "b", "x", "b"), answered(3, "c", "x", "c", "x")]
+    found = Evaluation(("base", "tuned", "other"), 3, (), (), tuple(rows), subject="tuned")
+    assert [(sample.asked, sample.outcome) for sample in samples_of(found)] == [
+        ("question 2", "lost"), ("question 3", "gained"), ("question 1", "right")
+    ]  # fmt: skip
+    assert samples_of(replace(found, subject=None))[0].asked == "question 1"
+
+
 def test_one_candidate_alone_is_right_or_wrong():
     alone = Evaluation(("tuned",), 2, (), (), (answered(1, "a", "a"), answered(2, "b", "a")))
     assert [sample.outcome for sample in samples_of(alone)] == ["wrong", "right"]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field
 
@@ -44,11 +44,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Grade:
-    """score: None where there is none to give, and `fault` then says why. parts: the scores that it was made of, by name."""
+    """score: None where there is none to give, and `fault` then says why. parts: the scores that it was made of, by name.
+
+    is_unjudged: the fault is not the answer's: who should have judged it did not.
+    """
 
     score: float | None
     fault: str | None = None
     parts: Mapping[str, float | None] = field(default_factory=dict)
+    is_unjudged: bool = False
 
     @classmethod
     def of(cls, score: float) -> Grade:
@@ -67,10 +71,13 @@ class Aids:
 class Grader(Settings, ABC):
     """The settings of a grader; `kind` (also written `type`) names it."""
 
-    asks_model: ClassVar[bool] = False
-
     kind: str = Field(alias="type")
     name: str = Field("score", description="What the score is called.")
+
+    @property
+    def asks_model(self) -> bool:
+        """Whether a model is asked for the grade."""
+        return False
 
     @abstractmethod
     def grade(self, sample: Sample, item: Item) -> Grade:
