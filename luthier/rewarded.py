@@ -28,7 +28,7 @@ from luthier.rlhf.critic import Critic, WithCritic
 from luthier.rlhf.parts import Ear, Policy, Prompts, Size, requests_of
 from luthier.rlhf.ppo import CRITIC, PPO
 from luthier.rlhf.pretraining import Texts
-from luthier.rlhf.rewards import Answer, OfAnswers, Rewards
+from luthier.rlhf.rewards import Answer, OfAnswers, Reward, Rewards
 from luthier.rlhf.rollouts import Rollouts
 from luthier.rlhf.writers import writer_of
 from luthier.training.companions import Companions, Speaker
@@ -128,7 +128,7 @@ def begin(
     objective, training, dataset = recipe.objective, recipe.training, prepared.dataset
     assert isinstance(objective, RolloutObjective)
     assert training.rows_per_step is not None
-    models = models_of(objective, others.frozen or model, announce)
+    models = models_of((*objective.rewards, *objective.watched), others.frozen or model, announce)
     rewards = exits.enter_context(Rewards(objective.rewards, Aids(), objective.watched, models))
     stop_ids = dataset.renderer.stop_ids
     writer = writer_of(objective.generation, others.attachment, folder)
@@ -246,13 +246,13 @@ def _scorable(answer: Answer) -> Answered:
     return Conversation((*asked.messages, Message("assistant", answer.text)), asked.tools)
 
 
-def models_of(objective: RolloutObjective, model: LanguageModel, announce: Announce) -> dict[str, ByModel]:
-    """The reward models that an objective names, each an adapter of its own beside the policy where that can be.
+def models_of(parts: Sequence[Reward], model: LanguageModel, announce: Announce) -> dict[str, ByModel]:
+    """The reward models that rewards name, each an adapter of its own beside the policy where that can be.
 
     Raises: as `load_reward`, at the field that names the run.
     """
     found: dict[str, ByModel] = {}
-    for part in (*objective.rewards, *objective.watched):
+    for part in parts:
         if part.model is None:
             continue
         folder = Path(part.model)

@@ -47,7 +47,7 @@ class Engine:
         cache_bytes: most memory that the cache takes, instead; what a token takes is measured (`room.token_bytes`). Adapters
             that do not go through pages, beside others that do, have as much for themselves.
         room: both of these, where they are known already.
-        max_waiting: most answers that wait for a row.
+        max_waiting: most answers that wait for a row; None: as many as are asked for.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Engine:
         cache_tokens: int = CACHE_TOKENS,
         cache_bytes: int | None = None,
         room: Room | None = None,
-        max_waiting: int = 4096,
+        max_waiting: int | None = 4096,
     ) -> None:
         self.model = model
         self._room = room or room_of(model, cache_tokens, cache_bytes)
@@ -107,9 +107,10 @@ class Engine:
         lane.check_fits(answers[0])
         self._chooser.check(request)
         with self._lock:
-            if self._num_waiting and self._num_waiting + len(answers) > self._max_waiting:
+            most = self._max_waiting
+            if most is not None and self._num_waiting and self._num_waiting + len(answers) > most:
                 raise QueueFull(
-                    f"{self._num_waiting} answers wait, and {len(answers)} more would pass {self._max_waiting}.",
+                    f"{self._num_waiting} answers wait, and {len(answers)} more would pass {most}.",
                     "Ask again when some have ended, or give the engine a larger max_waiting.",
                 )
             self._num_waiting += len(answers)
@@ -247,7 +248,7 @@ def generate(
         together = _tokens_together(
             [(len(placed[row]), budgets[row], requests[row].num_answers) for row in paged], max_rows
         )
-        engine = Engine(model, max_rows=max_rows, room=room.at_most(together))
+        engine = Engine(model, max_rows=max_rows, room=room.at_most(together), max_waiting=None)
         answers |= _answered(engine, requests, paged, told, threading.Event())
         del engine  # with its cache
     others = [row for row in range(len(requests)) if row not in answers]
@@ -318,7 +319,7 @@ def _in_batches(
         own = room.split(workers.count)
 
         def answer(batch: Sequence[int]) -> None:
-            engine = Engine(model, max_rows=max(share, 1), room=own)
+            engine = Engine(model, max_rows=max(share, 1), room=own, max_waiting=None)
             answers.update(_answered(engine, requests, batch, told, workers.are_stopping))
 
         workers.run(

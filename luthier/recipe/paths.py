@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import glob
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,14 @@ def with_absolute_paths(recipe: Recipe, folder: Path, parsed: Parsed) -> Recipe:
     method = recipe.method
     if isinstance(method, AdapterMethod):
         method = method.with_paths(lambda path: _find(path, folder) or path)
-    objective = recipe.objective.with_paths(lambda path: path if path in BUILTIN_NAMES else _find(path, folder) or path)
+    objective = recipe.objective.with_paths(finder(folder))
     data = data.model_copy(update={"train": train, "validation": validation, "chat_template": template})
     return recipe.model_copy(update={"data": data, "model": model, "method": method, "objective": objective})
+
+
+def finder(folder: Path) -> Callable[[str], str]:
+    """What gives the absolute path of what is named, in a folder or the working one; a name of something else stays as it is."""
+    return lambda name: name if name in BUILTIN_NAMES else _find(name, folder) or name
 
 
 def _find(name: str, folder: Path) -> str | None:
