@@ -96,6 +96,11 @@ class Evaluation:
         return (f"{self.candidates[0]}: {numbers} {rows}.",)
 
     @property
+    def summary(self) -> str:
+        """The sentences as one text."""
+        return " ".join(self.sentences)
+
+    @property
     def remarks(self) -> tuple[str, ...]:
         """All that is to be said beside the sentences: of the rows, of the probe of what was known, and of safety."""
         probed = () if self.forgetting is None else self.forgetting.notes
@@ -123,7 +128,7 @@ class Evaluation:
             "rows": self.num_rows,
             "verdict": None if self.outcome is None else self.outcome.kind,
             "verdicts": {name: {"verdict": o.kind, "sentence": o.sentence} for name, o in self.outcomes.items()},
-            "summary": " ".join(self.sentences),
+            "summary": self.summary,
             "notes": list(self.notes),
             "metrics": {measure.name: self._values_json(measure) for measure in self.measures},
             "intervals": {measure.name: self._intervals_json(measure) for measure in self.measures},
