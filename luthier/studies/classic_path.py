@@ -295,7 +295,7 @@ class _Stages:
             command = f"luthier judge {shlex.quote(str(asked))} --out {shlex.quote(str(self.out / 'judged.jsonl'))} --pairs {shlex.quote(str(made))}"
             raise Interrupted(
                 f"The answers to be judged are in {asked}.",
-                f"Judge them with '{command}', then begin again.",
+                f"Judge them with '{command}' (with --judge MODEL added a model judges), then begin again.",
                 exit_code=0,
             )
         parts = self._with_paths(wanted.rewards)

@@ -76,7 +76,7 @@ class Grader(Settings, ABC):
 
     @property
     def asks_model(self) -> bool:
-        """Whether a model is asked for the grade."""
+        """Whether it cannot do without a model to ask."""
         return False
 
     @abstractmethod

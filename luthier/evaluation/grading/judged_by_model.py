@@ -59,7 +59,7 @@ class ModelGrader(Grader):
 
     @property
     def asks_model(self) -> bool:
-        """It always does."""
+        """Whether it cannot do without one."""
         return True
 
     @property

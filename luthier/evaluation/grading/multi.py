@@ -41,7 +41,7 @@ class Multi(Grader):
 
     @property
     def asks_model(self) -> bool:
-        """Whether one of its graders asks a model."""
+        """Whether one of them cannot."""
         return any(grader.asks_model for grader in self.graders.values())
 
     def grade(self, sample: Sample, item: Item) -> Grade:
