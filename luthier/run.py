@@ -56,8 +56,9 @@ from luthier.store.runs import (
 )
 from luthier.training.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from luthier.training.companions import FOLDER as COMPANIONS_FOLDER
-from luthier.training.loop import Outside, Plan, Progress, progress_of, train
+from luthier.training.loop import Outside, Plan, train
 from luthier.training.memory import give_back
+from luthier.training.progress import Progress, progress_of
 from luthier.training.run_folder import carried_out, is_free, to_go_on
 from luthier.training.trackers import Tracker, numbers_of, tracking
 from luthier.training.trunk import FOLDER as TRUNK_FOLDER

@@ -75,6 +75,12 @@ class GGUFBlocks:
         with torch.device("meta"):
             bare = kind(config)
         packable = {name for name in streaming.choose(bare) if self._is_packed(name, config)}
+        if not packable:
+            raise RecipeError(
+                f"{self.file.name} has none of the layers that quantization names in few bits, so there is nothing to use packed.",
+                "Leave quantization out, or name a file in fewer bits, such as one in Q4_K_M or Q8_0.",
+                field="quantization.kind",
+            )
         streaming.choose = lambda model: tuple(packable)  # what the file has in numbers stays so
         state = {name: self._tensor(name, config, packable) for name in bare.state_dict() if self._holds(name, config)}
         loaded: Any = kind.from_pretrained(

@@ -19,7 +19,7 @@ from luthier.methods import Full, LoRA, Method
 from luthier.objectives import SFT
 from luthier.ops.workers import Workers
 from luthier.training.checkpoint import load_checkpoint, save_checkpoint
-from luthier.training.loop import Progress
+from luthier.training.progress import Progress
 from luthier.training.schedule import lr_factor
 from luthier.training.settings import TrainingSettings
 
