@@ -51,6 +51,7 @@ from luthier.store.places import expanded
 from luthier.store.runs import find_run, is_run, list_runs, new_run_folder
 from luthier.studies.evaluating import (
     AskedFor,
+    Further,
     evaluate_model,
     evaluate_on_suites,
     evaluate_run,
@@ -305,7 +306,7 @@ def _evaluated_run(
 
     if asked.suites:
         return evaluate_on_suites(folder, tuned, load_first, asked, progress)
-    others = [(name, _further(name, announce)) for name in also]
+    others = [_further(name, announce) for name in also]
     return evaluate_run(folder, tuned, load_first, others, asked, announce, progress)
 
 
@@ -323,16 +324,18 @@ def _evaluated_model(
     if asked.data is not None and asked.suites:
         raise UsageError("A suite brings its own rows.", "Leave out --data.")
     model = _plain_or_near(name, announce)
-    others = [(other, _further(other, announce)) for other in also]
+    others = [_further(other, announce) for other in also]
     return evaluate_model(name, model, others, asked, announce, progress)
 
 
-def _further(name: str, announce: Announce) -> TextModel | Reader:
+def _further(name: str, announce: Announce) -> Further:
     """A further run, a checkpoint of one (`RUN@STEP`), or a model of no run."""
     run, _, step = name.rpartition("@")
     if run and step.isdecimal():
-        return load(run, announce, step=int(step))
-    return _plain_or_near(name, announce) if names_a_model(name) and not names_a_run(name) else load(name, announce)
+        return Further(name, load(run, announce, step=int(step)), find_run(run, RUNS))
+    if names_a_model(name) and not names_a_run(name):
+        return Further(name, _plain_or_near(name, announce), None)
+    return Further(name, load(name, announce), find_run(name, RUNS))
 
 
 def _asked(judge: TextModel) -> Ask:

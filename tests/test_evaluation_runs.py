@@ -47,6 +47,8 @@ def test_a_run_is_measured_beside_the_base_with_shots_a_checkpoint_and_its_own_k
     assert len({base, shown, tuned, earlier}) == 4
     assert tuned < earlier < base
     assert evaluation.measures[-1].name == "chrf"
+    for name in also:
+        assert sum(f"in the training rows of {name}, 2 word for word" in note for note in evaluation.notes) == 1
     probe = evaluation.forgetting
     assert probe is not None
     assert [part.name for part in probe.parts] == ["general text", "general instructions", "general questions"]

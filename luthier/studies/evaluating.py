@@ -44,7 +44,18 @@ from luthier.studies.evaluating_rewards import evaluate_rewarded
 from luthier.types import Example, Record
 
 Announce = Callable[[str], None]
-Others = Sequence[tuple[str, TextModel | Reader]]
+
+
+@dataclass(frozen=True)
+class Further:
+    """A further model under its name, and the folder of the run that trained it; None: it is of no run."""
+
+    name: str
+    model: TextModel | Reader
+    run: Path | None
+
+
+Others = Sequence[Further]
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,7 @@ def evaluate_model(
             rows = rows_to_evaluate(recipe, asked.data, model, announce)
             candidates = [candidate, *_further(others, model, rows, asked)]
             evaluation = _measured(recipe, model, candidates, rows, passes, asked, announce)
+            evaluation = _with_contamination_of(others, evaluation, rows, asked.limit, announce)
         return _probed(evaluation, candidates, model, passes, asked)
 
 
@@ -173,7 +185,8 @@ def evaluate_run(
             evaluation = _measured(recipe, tuned, candidates, rows, passes, asked, announce)
             if isinstance(tuned, TextModel):
                 evaluation = _probed(evaluation, candidates, tuned, passes, asked)
-    return _with_contamination(replace(evaluation, subject="tuned"), rows, trained, asked.limit)
+    evaluation = _with_contamination(replace(evaluation, subject="tuned"), rows, trained, asked.limit)
+    return _with_contamination_of(others, evaluation, rows, asked.limit, announce)
 
 
 def _measured(
@@ -233,7 +246,7 @@ def _further(others: Others, tuned: TextModel, rows: Rows, asked: AskedFor) -> l
     records = rows.records[: asked.limit]
     questions = questions_of(records, tuned.renderer)
     found = []
-    for name, model in others:
+    for name, model in ((each.name, each.model) for each in others):
         if not isinstance(model, TextModel) or questions_of(records, model.renderer) != questions:
             raise UsageError(
                 f"{name} makes other tokens of a prompt, or none: its answers would be to different questions.",
@@ -260,12 +273,26 @@ def _with_contamination(
     evaluation: Evaluation, rows: Rows, trained: Sequence[Record] | None, limit: int | None
 ) -> Evaluation:
     """The evaluation with which of its rows stand in the training rows."""
-    texts = [text for record, _ in rows.records[:limit] if (text := text_of(record)) is not None]
-    if trained is None or not texts:
+    if trained is None or not rows.records:
         return evaluation
-    found = contamination(texts, (text for record in trained if (text := text_of(record)) is not None))
+    found = contamination([text_of(record) for record, _ in rows.records[:limit]], map(text_of, trained))
     notes = (*evaluation.notes, *([found.note] if found.note else []))
     return replace(evaluation, contamination=found, notes=notes)
+
+
+def _with_contamination_of(
+    others: Others, evaluation: Evaluation, rows: Rows, limit: int | None, announce: Announce
+) -> Evaluation:
+    """The evaluation with what is to be said of rows that further runs were trained on."""
+    notes = []
+    texts = [text_of(record) for record, _ in rows.records[:limit]]
+    for other in (each for each in others if each.run is not None):
+        assert other.run is not None
+        trained = _training_records(recipe_of_run(other.run), other.model, announce)
+        if trained is not None:
+            note = contamination(texts, map(text_of, trained)).told(f"the training rows of {other.name}", "it")
+            notes += [note] if note else []
+    return replace(evaluation, notes=(*evaluation.notes, *notes))
 
 
 def _with_new_head(tuned: Reader, candidate: Candidate, rows: Rows, passes: Passes, limit: int | None) -> Evaluation:
