@@ -148,9 +148,9 @@ def _scored(
     found = []
     for name, score in scores.items():
         said = [score(prompts, requests, own) for own in answers]
-        scores = scores_of(said)
-        if scores is not None:
-            found.append(scores.measure(f"{name}, of these answers", is_open=True))
+        known = scores_of(said)
+        if known is not None:
+            found.append(known.measure(f"{name}, of these answers", is_open=True))
     return found
 
 
