@@ -33,6 +33,7 @@ from luthier.rlhf.rollouts import Rollouts
 from luthier.rlhf.writers import writer_of
 from luthier.training.companions import Companions, Speaker
 from luthier.training.loop import HeldOut
+from luthier.training.settings import TrainingSettings
 from luthier.tuned import REWARD, load_base_of, load_reward
 from luthier.types import Answered, Completion, Conversation, Example, Message, Prompt, Record
 
@@ -50,12 +51,14 @@ def check_policy(objective: RolloutObjective, attachment: Attachment) -> None:
         )
 
 
-def num_rollout_steps(objective: RolloutObjective, num_prompts: int, prompts_per_step: int, recipe: Recipe) -> int:
+def num_rollout_steps(
+    objective: RolloutObjective, num_prompts: int, prompts_per_step: int, training: TrainingSettings
+) -> int:
     """How many optimizer steps a run has: of the prompts' epochs, each rollout whole."""
-    if recipe.training.steps is not None:
-        return recipe.training.steps
+    if training.steps is not None:
+        return training.steps
     of_rollout = prompts_per_step * objective.minibatches
-    return math.ceil(recipe.training.epochs * num_prompts / of_rollout) * objective.steps_per_rollout
+    return math.ceil(training.epochs * num_prompts / of_rollout) * objective.steps_per_rollout
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,7 @@ def texts_of(recipe: Recipe, prepared: Prepared) -> Texts | None:
         return None
     assert isinstance(objective, PPO)
     assert objective.pretraining is not None
-    per_step = objective.pretraining.rows_per_step or recipe.training.rows_per_step
-    assert per_step is not None
+    per_step = objective.pretraining.rows_per_step or recipe.training.rows_per_step or 8
     return Texts(prepared.texts.examples, objective.pretraining.weight, per_step, recipe.seed)
 
 

@@ -19,10 +19,11 @@ from luthier.data.placeholders import PLACEHOLDER
 from luthier.errors import DataError, QueueFull
 from luthier.generation.answers import Answer, Asked
 from luthier.generation.choosing import Chooser
+from luthier.generation.held import goes_through_pages, tokens_together
 from luthier.generation.lanes import BatchLane, Lane
 from luthier.generation.paged_lane import PagedLane
 from luthier.generation.requests import Completed, FinishReason, Request, reading_of
-from luthier.generation.room import PAGE_SIZE, Room, room_of, whole_pages
+from luthier.generation.room import Room, room_of
 from luthier.generation.rows import Decoder
 from luthier.ops.workers import Workers
 
@@ -103,7 +104,7 @@ class Engine:
         asked.answers = [None] * request.num_answers
         model = self.model
         answers = [Answer(asked, number, model.stop_ids, model.tokenizer) for number in range(request.num_answers)]
-        lane = self._paged if _goes_through_pages(model, request.adapter) else self._batches
+        lane = self._paged if goes_through_pages(model, request.adapter) else self._batches
         lane.check_fits(answers[0])
         self._chooser.check(request)
         with self._lock:
@@ -241,11 +242,11 @@ def generate(
     told = _Told(sum(request.num_answers for request in requests), progress)
     answers: dict[int, list[Completed]] = {}
     room = room_of(model, max_cache_tokens, cache_bytes)
-    paged = [row for row, request in enumerate(requests) if _goes_through_pages(model, request.adapter)]
+    paged = [row for row, request in enumerate(requests) if goes_through_pages(model, request.adapter)]
     if paged:
         # the longest first: if memory does not suffice, that shows at once, and rows of like length end up side by side
         paged.sort(key=lambda row: (requests[row].adapter or "", -len(placed[row])))
-        together = _tokens_together(
+        together = tokens_together(
             [(len(placed[row]), budgets[row], requests[row].num_answers) for row in paged], max_rows
         )
         engine = Engine(model, max_rows=max_rows, room=room.at_most(together), max_waiting=None)
@@ -256,20 +257,6 @@ def generate(
         lengths = [len(p) + b for p, b in zip(placed, budgets, strict=True)]
         answers |= _in_batches(model, requests, others, lengths, max_rows, room, told)
     return [answer for row in range(len(requests)) for answer in answers[row]]
-
-
-def _tokens_together(asked: Sequence[tuple[int, int, int]], max_rows: int) -> int:
-    """The most tokens that the pages of so many answers hold at once, of requests with (tokens of the prompt, budget, answers).
-
-    The answers to one request share the pages of its prompt.
-    """
-    of_answers: list[int] = []
-    of_prompts: list[int] = []
-    for num_prompt, budget, num_answers in asked:
-        own, shared = (num_prompt + budget, 0) if num_answers == 1 else (budget, num_prompt)
-        of_answers += [whole_pages(own) + (PAGE_SIZE if num_answers == 1 else 0)] * num_answers
-        of_prompts += [whole_pages(shared) + PAGE_SIZE] if shared else []
-    return sum(sum(sorted(each)[-max_rows:]) for each in (of_answers, of_prompts))
 
 
 class _Told:
@@ -374,10 +361,6 @@ def num_tokens(model: Decoder, request: Request) -> int:
     """The most tokens that a request of one answer comes to. Raises: DataError, as `generate`."""
     placed = _placed(model, request)
     return len(placed) + _token_budget(model, request, placed)
-
-
-def _goes_through_pages(model: Decoder, adapter: str | None) -> bool:
-    return model.layout == "packed" and model.answer_start is None and model.keeps_pages(adapter)
 
 
 def _placed(model: Decoder, request: Request) -> tuple[int, ...]:

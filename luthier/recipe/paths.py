@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.data.hub import is_hub_name
+from luthier.data.named_templates import is_name
 from luthier.data.reading import fits, is_pattern
 from luthier.data.settings import DataSource, Sources
 from luthier.errors import NotFound
@@ -54,7 +55,7 @@ def with_absolute_paths(recipe: Recipe, folder: Path, parsed: Parsed) -> Recipe:
     train, held_out = absolute(data.train, "train"), data.validation
     validation = held_out if held_out in ("auto", "none") else absolute(held_out, "validation")
     template = data.chat_template
-    if template is not None and "{" not in template:
+    if template is not None and "{" not in template and not is_name(template):
         template = _find(template, folder) or template
     model = recipe.model
     if model.config is not None:

@@ -174,14 +174,17 @@ class _Job:
         return self.plan.peak_lr * lr_factor(self.plan.settings.schedule, self.number, self.plan.num_steps)
 
     def check_start(self, loss: float) -> None:
-        """Raise GateRefusal at a first step whose loss no sound model can have."""
-        if self.number == 1 and self.plan.worst_start is not None and loss > self.plan.worst_start:
-            raise GateRefusal(
-                f"Before any training the loss is {loss:.1f} nats a token, worse than a guess among all words: the model cannot "
-                "read these rows. The weights were not touched.",
-                "Check that the tokenizer is the model's own, that the chat template is the one it knows, and that its weights are whole.",
-                field="model",
-            )
+        """Raise GateRefusal where a run's first loss says that the model cannot read the rows; its weights are untouched then."""
+        worst = self.plan.worst_start
+        if self.number != 1 or worst is None or loss <= worst:
+            return
+        raise GateRefusal(
+            f"Before any training the loss is {loss:.1f} nats a token, and {worst:.1f} is more than a guess among all tokens costs: "
+            "the model cannot read these rows. The weights were not touched.",
+            "Check that the tokenizer is the model's own, that the chat template is the one it knows, and that its weights are "
+            "whole. If they are, set model.trust_tokenizer to true.",
+            field="model",
+        )
 
     def metrics(self, step: Step, loss: float, norm: float, tally: Tally) -> dict[str, Any]:
         """What is written down of the step."""

@@ -77,6 +77,14 @@ def test_no_two_gradients_are_held_at_once() -> None:
     assert all(layer.grad is None for layer in layers)
 
 
+def test_a_start_worse_than_guessing_is_refused_before_the_weights_change() -> None:
+    run = Run(method=Full(), budget=64, steps=1, worst_start=0.1, settings=settings(True, AdamW()))
+    before = run.weights()
+    with pytest.raises(GateRefusal, match="cannot read these rows"):
+        run.go()
+    assert all(torch.equal(run.weights()[name], tensor) for name, tensor in before.items())
+
+
 def test_a_gradient_that_is_not_finite_ends_the_run_with_its_name() -> None:
     tensor = nn.Parameter(torch.zeros(3))
     flat = FlatTrainables([Group({"weight": tensor})], workers=0)

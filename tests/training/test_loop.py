@@ -71,7 +71,7 @@ def test_a_start_worse_than_guessing_is_refused_before_the_weights_change() -> N
     assert one_step(worst_start=loss + 0.1).metrics[0]["loss"] == loss
     run = Run(steps=2, worst_start=loss - 0.1)
     before = run.weights()
-    with pytest.raises(GateRefusal, match="worse than a guess") as caught:
+    with pytest.raises(GateRefusal, match="more than a guess") as caught:
         run.go()
     assert (caught.value.field, run.metrics) == ("model", [])
     assert same_bits(run.weights(), before)
