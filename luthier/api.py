@@ -31,6 +31,7 @@ from luthier.methods import ADAPTER
 from luthier.models.language_model import LanguageModel
 from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
+from luthier.models.sources import names_a_model
 from luthier.objectives import Embedding, Objective, Reward
 from luthier.ops.workers import Workers
 from luthier.prediction.chooser import Chooser
@@ -48,7 +49,14 @@ from luthier.recipe.loading import recipe_of_run
 from luthier.run import RunResult, train_recipe
 from luthier.store.places import expanded
 from luthier.store.runs import find_run, is_run, list_runs, new_run_folder
-from luthier.studies.evaluating import AskedFor, evaluate_on_suites, evaluate_run, rows_to_evaluate
+from luthier.studies.evaluating import (
+    AskedFor,
+    Further,
+    evaluate_model,
+    evaluate_on_suites,
+    evaluate_run,
+    rows_to_evaluate,
+)
 from luthier.tuned import load_at_step, load_base, load_reward, load_run
 from luthier.types import Message
 
@@ -74,6 +82,7 @@ __all__ = [
     "load_plain",
     "load_text",
     "make_sampling",
+    "names_a_run",
     "train",
     "train_tokenizer",
 ]
@@ -191,17 +200,18 @@ def load_plain(name: str, announce: Announce = _log.info) -> TextModel:
 
 def load_any(name: str, announce: Announce = _log.info) -> TextModel | Reader:
     """The model of a run where `name` is one, else the plain model of that name."""
-    if _names_a_run(name):
+    if names_a_run(name):
         return load(name, announce)
     return _plain_or_near(name, announce)
 
 
 def load_any_text(name: str, announce: Announce = _log.info) -> TextModel:
     """The same, of a model that writes. Raises UsageError for a run that learned anything else."""
-    return load_text(name, announce) if _names_a_run(name) else _plain_or_near(name, announce)
+    return load_text(name, announce) if names_a_run(name) else _plain_or_near(name, announce)
 
 
-def _names_a_run(name: str) -> bool:
+def names_a_run(name: str) -> bool:
+    """Whether that is a run's folder, the name of one under `runs/`, or `latest`."""
     return name == "latest" or is_run(expanded(name)) or is_run(RUNS / name)
 
 
@@ -242,14 +252,15 @@ def evaluate(
 ) -> Evaluation:
     """The base and the tuned model of a run on the same rows: those of `data`, or what the run held out.
 
-    A model whose head is new is compared with the best that needs no text, instead of a base that knows nothing of it.
+    A model whose head is new is compared with the best that needs no text, instead of a base that knows nothing of it. A model of
+    no run (a folder that was exported or merged, a .gguf file, a hub or built-in name) is measured alone, on `data` or `suites`.
 
     Args:
         limit: use only the first so many rows.
         sampling: how answers are drawn; unset, greedily.
         metrics: further measures by name (`luthier.evaluation.named_metrics.NAMES`). graders: further measures of the answers. judge: the model (a run or a plain one) that graders by a model ask.
         shots: also ask the base with so many training rows shown before each question.
-        also: further runs of the same tokenizer and template, or checkpoints (`RUN@STEP`), on the same rows.
+        also: further runs of the same tokenizer and template, checkpoints (`RUN@STEP`) or models of no run, on the same rows.
         probes: whether what the models know beyond the rows is measured too.
         cache_gb: most gigabytes that keys and values of answers take; ResourceError for a row that has no room in them.
         best_of: for runs that learned from rewards, of how many answers to each prompt the best of n are chosen; 0: of none.
@@ -272,22 +283,11 @@ def evaluate(
                 "A suite brings its own measures and settings, and compares a run with its base.",
                 "Leave out --grader, --metric, --also, --best-of, --safety and --max-new-tokens.",
             )
-    tuned = load(run, announce)
     asked_for = AskedFor(data, limit, sampling, shots, probes, best_of, safety, tuple(suites), cache_gb)
-    if suites:
-        return evaluate_on_suites(
-            find_run(str(run), RUNS), tuned, lambda: base_of(run, tuned, announce), asked_for, progress
-        )
-    others = [(name, _further(name, announce)) for name in also]
-    evaluation = evaluate_run(
-        find_run(str(run), RUNS),
-        tuned,
-        lambda: base_of(run, tuned, announce),
-        others,
-        asked_for,
-        announce,
-        progress,
-    )
+    if names_a_run(str(run)):
+        evaluation = _evaluated_run(run, also, asked_for, announce, progress)
+    else:
+        evaluation = _evaluated_model(str(run), also, asked_for, announce, progress)
     if not graders and not metrics:
         return evaluation
     asked = None if judge is None else _asked(load_any_text(judge, announce))
@@ -295,10 +295,47 @@ def evaluate(
     return graded(evaluation, Grading(graders, metrics, Aids(asked), columns), progress)
 
 
-def _further(name: str, announce: Announce) -> TextModel | Reader:
-    """A further run, or a checkpoint of one (`RUN@STEP`)."""
+def _evaluated_run(
+    run: str | Path, also: Sequence[str], asked: AskedFor, announce: Announce, progress: Progress
+) -> Evaluation:
+    """A run against what it began from."""
+    folder, tuned = find_run(str(run), RUNS), load(run, announce)
+
+    def load_first() -> TextModel | Reader:
+        return base_of(run, tuned, announce)
+
+    if asked.suites:
+        return evaluate_on_suites(folder, tuned, load_first, asked, progress)
+    others = [_further(name, announce) for name in also]
+    return evaluate_run(folder, tuned, load_first, others, asked, announce, progress)
+
+
+def _evaluated_model(
+    name: str, also: Sequence[str], asked: AskedFor, announce: Announce, progress: Progress
+) -> Evaluation:
+    """A model of no run. Raises: UsageError without rows or a suite; NotFound for what names neither run nor model."""
+    if not names_a_model(name):
+        find_run(name, RUNS)  # tells that there is none, and what may have been meant
+    if asked.data is None and not asked.suites:
+        raise UsageError(
+            f"{name} is no run but a model, which held out no rows.",
+            "Give rows to evaluate on with --data FILE, or a task with --suite lm-eval:TASK.",
+        )
+    if asked.data is not None and asked.suites:
+        raise UsageError("A suite brings its own rows.", "Leave out --data.")
+    model = _plain_or_near(name, announce)
+    others = [_further(other, announce) for other in also]
+    return evaluate_model(name, model, others, asked, announce, progress)
+
+
+def _further(name: str, announce: Announce) -> Further:
+    """A further run, a checkpoint of one (`RUN@STEP`), or a model of no run."""
     run, _, step = name.rpartition("@")
-    return load(run, announce, step=int(step)) if run and step.isdecimal() else load(name, announce)
+    if run and step.isdecimal():
+        return Further(name, load(run, announce, step=int(step)), find_run(run, RUNS))
+    if names_a_model(name) and not names_a_run(name):
+        return Further(name, _plain_or_near(name, announce), None)
+    return Further(name, load(name, announce), find_run(name, RUNS))
 
 
 def _asked(judge: TextModel) -> Ask:

@@ -93,7 +93,7 @@ def test_a_finished_run_is_measured_against_the_majority_class(lora: Path) -> No
     assert list(by_name) == ["loss", "accuracy", "macro-F1", "calibration error"]
     assert by_name["accuracy"].estimates[0].value == pytest.approx(1 / 3)
     assert by_name["accuracy"].estimates[1].value > 0.8
-    assert "tuned is better on" in evaluation.summary
+    assert "tuned is better than" in evaluation.sentences[0]
     last = json.loads((lora / "metrics.jsonl").read_text().splitlines()[-1])["validation_loss"]
     assert by_name["loss"].estimates[1].value == pytest.approx(last, rel=1e-4)
 

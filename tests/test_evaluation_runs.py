@@ -47,6 +47,8 @@ def test_a_run_is_measured_beside_the_base_with_shots_a_checkpoint_and_its_own_k
     assert len({base, shown, tuned, earlier}) == 4
     assert tuned < earlier < base
     assert evaluation.measures[-1].name == "chrf"
+    for name in also:
+        assert sum(f"in the training rows of {name}, 2 word for word" in note for note in evaluation.notes) == 1
     probe = evaluation.forgetting
     assert probe is not None
     assert [part.name for part in probe.parts] == ["general text", "general instructions", "general questions"]
@@ -100,6 +102,20 @@ def test_what_cannot_be_compared_is_refused(desk: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(DataError, match="the file is empty"):
         api.evaluate(desk / "run", str(tmp_path / "empty.jsonl"), sampling=SHORT)
+
+
+def test_a_prompt_too_long_for_its_shots_says_that_fewer_can_be_shown(desk: Path, tmp_path: Path) -> None:
+    context = api.load(desk / "run").language_model.context_length
+    assert context is not None
+    long = {"prompt": "Where? " * (context // 8), "completion": "here"}
+    (tmp_path / "long.jsonl").write_text(json.dumps(long) + "\n")
+    with pytest.raises(DataError, match="the model holds") as caught:
+        api.evaluate(desk / "run", str(tmp_path / "long.jsonl"), sampling=SHORT, shots=20)
+    assert "--shots" in caught.value.mend
+    (tmp_path / "longer.jsonl").write_text(json.dumps({**long, "prompt": "Where? " * context}) + "\n")
+    with pytest.raises(DataError, match="the model holds") as caught:
+        api.evaluate(desk / "run", str(tmp_path / "longer.jsonl"), sampling=SHORT)
+    assert "--shots" not in caught.value.mend
 
 
 def test_a_model_that_gives_nan_is_told_with_the_row(desk: Path, tmp_path: Path) -> None:

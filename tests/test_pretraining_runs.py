@@ -159,6 +159,19 @@ def test_a_prompt_has_the_tokens_of_the_objectives_inputs(desk: Path) -> None:
     assert row.parts[0].tokens_T[-1] == decoder.language_model.tokenizer.eos_token_id
 
 
+def test_pieces_of_one_text_count_as_one_row(desk: Path, tmp_path: Path) -> None:
+    words = "The lamp on the table is red and the chair beside it is blue, said the man who came in. "
+    texts = [words * (1 + row % 3) for row in range(12)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    run = desk / "runs" / "clm"
+    pieces = rows_to_evaluate(api.recipe_of_run(run), str(tmp_path / "long.jsonl"), api.load(run), lambda text: None)
+    assert len(pieces.examples) > 12
+    found = api.evaluate(run, str(tmp_path / "long.jsonl"))
+    assert found.num_rows == 12
+    assert {measure.num_rows for measure in found.measures} == {12}
+    assert any(f"in {len(pieces.examples)} pieces of 12 texts" in note for note in found.notes)
+
+
 # ── how answers are shown ───────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -26,9 +26,19 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 def evaluate(
     context: typer.Context,
-    run: Annotated[str, typer.Argument(help="The run: its folder, its name under runs/, or latest.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|MODEL",
+            help="The run: its folder, its name under runs/, or latest. Or a model of no run, measured alone: a folder that was exported "
+            "or merged, a .gguf file, a hub or built-in name.",
+        ),
+    ],
     data: Annotated[
-        str | None, typer.Option("--data", help="Rows to evaluate on; unset: what the run held out.")
+        str | None,
+        typer.Option(
+            "--data", help="Rows to evaluate on; unset: what the run held out. Models of no run need some, or --suite."
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first so many rows.")] = None,
     max_new_tokens: MaxNewTokens = None,
@@ -78,7 +88,9 @@ def evaluate(
     also: Annotated[
         list[str] | None,
         typer.Option(
-            "--also", metavar="RUN[@STEP]", help="A further run, or a checkpoint of one, on the same rows; repeatable."
+            "--also",
+            metavar="RUN[@STEP]",
+            help="A further run, a checkpoint of one, or a model, on the same rows; repeatable.",
         ),
     ] = None,
     probes: Annotated[
@@ -95,7 +107,10 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say whether the tuned model is better than its base, on the same rows, with the evidence; and whether it forgot."""
+    """Say whether the tuned model is better than its base, on the same rows, with the evidence; and whether it forgot.
+
+    Of a model of no run its measures are told, alone or, with --also, against further ones.
+    """
     if not plain_allocator:
         keep_freed_memory(say)
     from luthier import api
@@ -121,10 +136,12 @@ def evaluate(
         announce=say,
         progress=progress,
     )
-    _write_reports(run, evaluation, context)
+    is_run = api.names_a_run(run)
+    if is_run:
+        _write_reports(run, evaluation, context)
     if plot is not None:
         _write_picture(run, evaluation, plot)
-    emit({"run": run, **evaluation.as_json()}, evaluation_text(evaluation), as_json)
+    emit({"run" if is_run else "model": run, **evaluation.as_json()}, evaluation_text(evaluation), as_json)
 
 
 def _write_picture(run: str, evaluation: Evaluation, plot: Path) -> None:
@@ -204,12 +221,8 @@ class ProgressLines:
 
 def evaluation_text(evaluation: Evaluation) -> str:
     """The measures, what they come to, and the first answers."""
-    verdicts = [outcome.sentence for outcome in evaluation.outcomes.values()] or [evaluation.summary]
-    notes = [*evaluation.notes, *(evaluation.forgetting.notes if evaluation.forgetting else ())]
-    if evaluation.safety is not None:
-        notes += [*evaluation.safety.said(evaluation.candidates), *evaluation.safety.notes]
-    lines = [*aligned(evaluation.as_table()), "", *verdicts, *notes]
-    for table in () if evaluation.details is None else evaluation.details.tables():
+    lines = [*aligned(evaluation.as_table()), "", *evaluation.sentences, *evaluation.remarks]
+    for table in evaluation.tables:
         lines += ["", table.title, *aligned(table.rows)]
     for answered in evaluation.answers[:_SHOWN]:
         lines += ["", f"{answered.origin}: {answered.asked}", f"  reference: {answered.reference}"]

@@ -27,7 +27,7 @@ from luthier.generation.settings import Sampling
 from luthier.models.language_model import LanguageModel
 from luthier.objectives.sft import SFT
 from luthier.ops.workers import Workers
-from luthier.prediction.passes import Progress, check_fits, check_numbers, held, silent
+from luthier.prediction.passes import TOO_LONG, Progress, check_fits, check_numbers, held, silent
 from luthier.types import Batch, Completion, Example, Origin, Record
 
 SCORES: tuple[tuple[str, Callable[[str, str], float]], ...] = (
@@ -207,7 +207,8 @@ def check_room(candidate: Candidate, questions: Sequence[Question], examples: Se
     """
     context = candidate.model.context_length
     num_virtual = candidate.model.num_virtual(candidate.adapter)
-    check_fits(candidate.model, candidate.adapter, examples)
+    mend = "Show fewer rows first (--shots), or leave the row out." if candidate.shots else TOO_LONG
+    check_fits(candidate.model, candidate.adapter, examples, mend)
     for question in questions:
         file, line = question.origin.file, question.origin.line
         if not question.prompt:
@@ -217,7 +218,7 @@ def check_room(candidate: Candidate, questions: Sequence[Question], examples: Se
         if context is not None and len(question.prompt) + num_virtual >= context:
             raise DataError(
                 f"The prompt has {len(question.prompt)} tokens, but the model holds {held(candidate.model, candidate.adapter)}, the answer included.",
-                "Shorten the row, or leave it out.",
+                mend,
                 file=file,
                 line=line,
             )

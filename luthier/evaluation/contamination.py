@@ -17,7 +17,21 @@ from typing import Any
 import numpy as np
 
 from luthier.data.checks.minhash import MinHash, band_keys, shingle_array, shingles, words_of
-from luthier.types import Choice, Completion, Conversation, Labelled, PlainText, Record, Scored, Tagged
+from luthier.types import (
+    Choice,
+    Completion,
+    Conversation,
+    Labelled,
+    PlainText,
+    Preference,
+    Prompt,
+    Ranking,
+    Record,
+    Scored,
+    Similar,
+    Tagged,
+    Verdict,
+)
 
 NEAR = 0.8
 _ROWS_OF_CHUNK = 500
@@ -35,15 +49,19 @@ class Contamination:
 
     @property
     def note(self) -> str | None:
-        """What is to be said of it; None where there is nothing."""
+        """What is to be said of it of the run's own model; None where there is nothing."""
+        return self.told("the training rows", "the tuned model")
+
+    def told(self, trained: str, model: str) -> str | None:
+        """What is to be said of a model and of the rows that it was trained on; None where there is nothing."""
         found = len(self.exact) + len(self.near)
         if not found:
             return None
         first = ", ".join(str(row + 1) for row in (*self.exact, *self.near)[:_SHOWN])
         more = ", …" if found > _SHOWN else ""
         return (
-            f"{found} of {self.num_rows} rows stand in the training rows, {len(self.exact)} word for word and {len(self.near)} "
-            f"nearly (number {first}{more}): on these the tuned model may answer from memory."
+            f"{found} of {self.num_rows} rows stand in {trained}, {len(self.exact)} word for word and {len(self.near)} "
+            f"nearly (number {first}{more}): on these {model} may answer from memory."
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -82,8 +100,8 @@ def contamination(measured: Sequence[str], trained: Iterable[str]) -> Contaminat
     return Contamination(len(measured), num_trained, tuple(sorted(exact)), tuple(sorted(near - exact)))
 
 
-def text_of(record: Record) -> str | None:
-    """All that a record says, as one text; None for records of several answers or texts, which are not looked for."""
+def text_of(record: Record) -> str:
+    """All that a record says, as one text."""
     match record:
         case Conversation(messages=messages):
             return "\n".join(message.content for message in messages)
@@ -97,8 +115,20 @@ def text_of(record: Record) -> str | None:
             return " ".join(words)
         case Choice(question=question, options=options):
             return "\n".join([question, *options])
-        case _:
-            return None
+        case Preference(chosen=chosen, rejected=rejected):
+            return _joined((chosen, rejected))
+        case Ranking(answers=answers):
+            return _joined(answers)
+        case Verdict(answered=answered):
+            return text_of(answered)
+        case Prompt(asked=asked):
+            return asked if isinstance(asked, str) else text_of(asked)
+        case Similar(anchor=anchor, positive=positive):
+            return f"{anchor}\n{positive}"
+
+
+def _joined(records: Sequence[Record]) -> str:
+    return "\n".join(text_of(record) for record in records)
 
 
 def _meetings(

@@ -1,4 +1,4 @@
-"""Answers measured by graders that the user names: a measure each, over the rows that every candidate's answer got a score for."""
+"""Answers measured by graders that the user names: a measure each."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 
 from luthier.data.reading import read_rows
 from luthier.errors import DataError, UsageError
-from luthier.evaluation.compare import comparisons
 from luthier.evaluation.grading import Aids, Grade, Grader, Sample
-from luthier.evaluation.intervals import bootstrap_mean
-from luthier.evaluation.measure import SCORE_MARGIN, Measure, margin_by_spread
+from luthier.evaluation.measure import Measure
 from luthier.evaluation.named_metrics import named_measure
+from luthier.evaluation.unscored import Scores, scores_of, with_lowest
 from luthier.evaluation.verdict import Answered, Evaluation
 from luthier.types import Origin
 
@@ -78,26 +77,37 @@ def _measured(grader: Grader, grading: Grading, answers: Sequence[Answered]) -> 
     items = [grading.item(answered) for answered in answers]
     num_candidates = len(answers[0].answers)
     grades_CR = [grader.grade_all(_samples(answers, index), items, grading.aids) for index in range(num_candidates)]
-    rows = [row for row in range(len(answers)) if all(grades[row].score is not None for grades in grades_CR)]
+    missing = [sum(grade.score is None for grade in grades) for grades in grades_CR]
     fault = next((grade.fault for grades in grades_CR for grade in grades if grade.score is None), None)
-    if not rows:
+    scores = None if min(missing) == len(answers) else scores_of(with_lowest(grades_CR))
+    if scores is None:
         raise DataError(
             f"The grader {grader.name!r} has no score for any row: {fault}.",
             "docs/grading.md says what a grader may read.",
         )
-    scores_CR = [[_score(grades[row]) for row in rows] for grades in grades_CR]
-    estimates = tuple(bootstrap_mean(scores) for scores in scores_CR)
-    are_shares = all(0 <= score <= 1 for scores in scores_CR for score in scores)
-    margin = SCORE_MARGIN if are_shares else margin_by_spread(scores_CR[0])
-    missing = len(answers) - len(rows)
-    notes = [f"{grader.name}: {missing} of {len(answers)} rows have no score ({fault})."] if missing else []
-    return Measure(grader.name, True, len(rows), estimates, comparisons(scores_CR), margin), notes
+    return scores.measure(grader.name), _notes(grader.name, scores, grades_CR, fault)
+
+
+def _notes(name: str, scores: Scores, grades_CR: Sequence[Sequence[Grade]], fault: str | None) -> list[str]:
+    """What is to be said of answers without a score."""
+    of_rows = list(zip(*grades_CR, strict=True))
+    total = len(of_rows)
+    unscored = sum(all(grade.score is None for grade in of_row) for of_row in of_rows)
+    own = total - unscored - scores.num_partly - sum(all(g.score is not None for g in of_row) for of_row in of_rows)
+    notes = []
+    if unscored:
+        notes.append(f"{name}: {unscored} of {total} rows have no score ({fault}).")
+    if own:
+        notes.append(
+            f"{name}: in {own} of {total} rows some answers have no score ({fault}): they count as the lowest."
+        )
+    if scores.num_partly:
+        notes.append(
+            f"{name}: in {scores.num_partly} of {total} rows some answers were not judged ({fault}): these rows are left out, and "
+            "what they could have changed is added to the interval before anything is called better, worse or the same."
+        )
+    return notes
 
 
 def _samples(answers: Sequence[Answered], candidate: int) -> list[Sample]:
     return [Sample(answered.answers[candidate], answered.asked) for answered in answers]
-
-
-def _score(grade: Grade) -> float:
-    assert grade.score is not None
-    return grade.score

@@ -70,7 +70,7 @@ def _judged(measures: Sequence[Measure], index: int) -> _Judged:
         m for m in measures if m.witness == "likelihood" and m.comparisons[index - 1].difference is not None
     ]
     answers = _votes(of_answers, index, ALPHA / max(1, len(of_answers)))
-    likelihood = _votes(of_likelihood, index, ALPHA)
+    likelihood = _votes(of_likelihood, index, ALPHA / max(1, len(of_likelihood)))
     every = (*likelihood, *answers)
     for votes in (answers, likelihood):
         kinds = {vote for _, vote in votes}
@@ -78,9 +78,11 @@ def _judged(measures: Sequence[Measure], index: int) -> _Judged:
             return _Judged("unclear", every)
         if clear:
             return _Judged("better" if "better" in clear else "worse", every)
-    telling = likelihood or answers
+    telling, beside = (likelihood, answers) if likelihood else (answers, ())
     is_same = bool(telling) and all(vote == "same" for _, vote in telling)
-    return _Judged("same" if is_same else "unclear", every)
+    # few rows cannot show that answers stay the same, but where not one of them changed, nothing speaks against the loss
+    untold = [m for m, vote in beside if vote != "same" and not m.comparisons[index - 1].is_untouched]
+    return _Judged("same" if is_same and not untold else "unclear", every)
 
 
 def _votes(measures: Sequence[Measure], index: int, alpha: float) -> tuple[tuple[Measure, Verdict], ...]:
@@ -93,7 +95,8 @@ def _because(judged: _Judged, index: int) -> str:
     if judged.kind == "unclear":
         return _unclear(judged, index)
     if judged.kind == "same":
-        return _listed([f"{evidence(m, index)}, within ±{m.margin:.2g}" for m in judged.with_vote("same")])
+        shown = [f"{evidence(m, index)}, within ±{m.margin:.2g}" for m in judged.with_vote("same")]
+        return _listed([*shown, *(evidence(measure, index) for measure in judged.with_vote("unclear"))])
     said = _listed([evidence(measure, index) for measure in judged.with_vote(judged.kind)])
     against = judged.with_vote("worse" if judged.kind == "better" else "better")
     turned = _listed([evidence(measure, index) for measure in against])
@@ -127,9 +130,15 @@ def evidence(measure: Measure, index: int) -> str:
     text = f"{measure.name} {before:.3f} → {after:.3f} ({with_interval(found.difference, lambda x: f'{x:+.3g}')}"
     if found.sign_test_p is not None:
         won, lost = (found.rises, found.falls) if measure.higher_is_better else (found.falls, found.rises)
-        p = f"p < {_SURE}" if found.sign_test_p < _SURE else f"p = {found.sign_test_p:.2g}"
+        p = _chance(found.sign_test_p)
         text += f"; better on {won} rows, worse on {lost}, {p}" if won or lost else "; no row differs"
+    elif found.bootstrap_p is not None:
+        text += f"; {_chance(found.bootstrap_p)}"
     return text + ")"
+
+
+def _chance(p: float) -> str:
+    return f"p < {_SURE}" if p < _SURE else f"p = {p:.2g}"
 
 
 def with_interval(estimate: Estimate, text: Callable[[float], str]) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from luthier.evaluation.compare import Candidate, comparisons
 from luthier.evaluation.intervals import bootstrap_mean
-from luthier.evaluation.measure import SCORE_MARGIN, Measure, margin_by_spread
+from luthier.evaluation.measure import SCORE_MARGIN, Measure, open_scale_of
 from luthier.evaluation.rows import Rows
 from luthier.evaluation.verdict import Evaluation
 from luthier.prediction.passes import Passes, check_fits, logprobs, said_of_each
@@ -89,5 +89,5 @@ def _measure(name: str, of_each: Sequence[Column], is_better_high: bool = True) 
     """A mean over rows, for each candidate, each later one against the first."""
     values = [column_R.tolist() for column_R in of_each]
     estimates = tuple(bootstrap_mean(column) for column in values)
-    margin = SCORE_MARGIN if "accuracy" in name else margin_by_spread(values[0])
-    return Measure(name, is_better_high, len(values[0]), estimates, comparisons(values), margin)
+    margin, span = (SCORE_MARGIN, 1.0) if "accuracy" in name else open_scale_of(values)
+    return Measure(name, is_better_high, len(values[0]), estimates, comparisons(values), margin, span=span)

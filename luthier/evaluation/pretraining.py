@@ -1,8 +1,9 @@
 """How well a model knows the tokens that an objective of pre-training hides or lets it write: base against tuned.
 
 The texts are hidden, cut or noised as the run did it to those that it held out, once and the same for all candidates. Where
-a part of a text is read and another written, both models also answer some of the rows, to be looked at.
-Shapes: N targets of a text, R rows.
+a part of a text is read and another written, both models also answer some of the rows, to be looked at. Pieces of one text count
+as one row.
+Shapes: N targets of a piece, R pieces, and whole texts once they are summed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from luthier.evaluation.compare import Candidate, RowLosses, comparisons, loss_measures, task_measures
 from luthier.evaluation.intervals import bootstrap_mean
 from luthier.evaluation.measure import Measure
-from luthier.evaluation.rows import Rows
+from luthier.evaluation.rows import Rows, Texts
 from luthier.evaluation.verdict import Answered, Evaluation
 from luthier.generation.engine import Request, generate
 from luthier.generation.settings import Sampling
@@ -47,7 +48,8 @@ def evaluate_targets(
     """
     rows = rows.first(limit)
     weights = [torch.from_numpy(example.weight_N).double() for example in rows.examples]
-    weight_R = torch.stack([weight_N.sum() for weight_N in weights])
+    texts = Texts.of(rows.examples)
+    weight_R = texts.summed(torch.stack([weight_N.sum() for weight_N in weights]))
     losses, shares = [], []
     for candidate in candidates:
         check_fits(candidate.model, candidate.adapter, rows.examples)
@@ -55,8 +57,8 @@ def evaluate_targets(
             candidate.model, candidate.adapter, rows.examples, likelihoods, passes, f"{candidate.name}: loss"
         )
         sums_R2 = torch.stack([weight_N @ said_N2 for weight_N, said_N2 in zip(weights, said, strict=True)])
-        losses.append(RowLosses(-sums_R2[:, 0], weight_R))
-        shares.append((sums_R2[:, 1] / weight_R).tolist())
+        losses.append(RowLosses(-texts.summed(sums_R2[:, 0]), weight_R))
+        shares.append((texts.summed(sums_R2[:, 1]) / weight_R).tolist())
     of_rows = weight_R.tolist()
     accuracy = Measure(
         "accuracy",
@@ -68,13 +70,18 @@ def evaluate_targets(
     return Evaluation(
         candidates=tuple(candidate.name for candidate in candidates),
         num_rows=len(of_rows),
-        measures=(*loss_measures(losses), *task_measures(losses, rows.examples), accuracy),
+        measures=(*loss_measures(losses), *task_measures(losses, texts.examples), accuracy),
         notes=(
             *rows.notes,
-            f"{round(sum(of_rows)):,} tokens were to be told, in {len(of_rows):,} texts or pieces of texts.",
+            f"{round(sum(of_rows)):,} tokens were to be told, in {_counted(len(of_rows), len(rows.examples))}.",
         ),
         answers=_answered(candidates, rows, asking, sampling, passes),
     )
+
+
+def _counted(num_texts: int, num_pieces: int) -> str:
+    texts = f"{num_texts:,} text{'' if num_texts == 1 else 's'}"
+    return texts if num_pieces == num_texts else f"{num_pieces:,} pieces of {texts}, which count as the rows"
 
 
 # ── answers to look at ──────────────────────────────────────────────────────────────────────────────────────────────

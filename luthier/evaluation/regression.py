@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from luthier.evaluation.compare import Candidate, comparisons
 from luthier.evaluation.intervals import bootstrap_mean
-from luthier.evaluation.measure import Measure, margin_by_spread
+from luthier.evaluation.measure import Measure, open_scale_of
 from luthier.evaluation.metrics import pearson, spearman
 from luthier.evaluation.rows import Rows, statistic_measure
 from luthier.evaluation.verdict import Answered, Evaluation
@@ -67,10 +67,13 @@ def score_measures(given: Sequence[Column], true_R: Column) -> tuple[Measure, ..
 
     errors = [np.square(column_R - true_R).tolist() for column_R in given]
     squared = tuple(bootstrap_mean(error) for error in errors)
+    margin, span = open_scale_of(errors)
     return (
-        Measure("mean squared error", False, len(true_R), squared, comparisons(errors), margin_by_spread(errors[0])),
+        Measure("mean squared error", False, len(true_R), squared, comparisons(errors), margin, span=span),
         *(
-            statistic_measure(name, [partial(correlation, column_R, measure) for column_R in given], len(true_R))
+            statistic_measure(
+                name, [partial(correlation, column_R, measure) for column_R in given], len(true_R), span=2.0
+            )
             for name, measure in (("Pearson", pearson), ("Spearman", spearman))
         ),
     )

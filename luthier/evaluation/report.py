@@ -51,7 +51,8 @@ def write_report(
         sections.append("![Rewards, divergence and lengths](rewards.png)")
     if evaluation is not None:
         head, *rows = evaluation.as_table()
-        sections += ["## Held-out rows", evaluation.summary, _table(head, rows), *evaluation.notes]
+        sections += ["## Held-out rows", *evaluation.sentences, _table(head, rows), *evaluation.remarks]
+        sections += [part for each in evaluation.tables for part in (f"### {each.title}", _table(*_parted(each.rows)))]
     write_text(path, "\n\n".join(sections) + "\n")
 
 
@@ -192,6 +193,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _parted(rows: Sequence[Sequence[str]]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    """The head of a table, and its rows."""
+    return rows[0], rows[1:]
 
 
 def _cell(text: str) -> str:

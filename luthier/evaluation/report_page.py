@@ -48,7 +48,7 @@ class RunPage:
 
 @dataclass(frozen=True)
 class Sample:
-    """A held-out row as the page shows it. f1: how near the last candidate's answer comes to the reference."""
+    """A held-out row as the page shows it. f1: how near the answer of the model that it is about comes to the reference."""
 
     outcome: str
     says: str
@@ -73,7 +73,6 @@ def write_page(
     text = _template().render(
         page=page,
         evaluation=evaluation,
-        measures=None if evaluation is None else evaluation.as_table(),
         training=training_lines(metrics, objective),
         plots=[base64.b64encode(plot.read_bytes()).decode("ascii") for plot in plots],
         samples=samples[:_MOST_SAMPLES],
@@ -99,21 +98,23 @@ def _template() -> Template:
 
 
 def samples_of(evaluation: Evaluation) -> list[Sample]:
-    """The answered rows, failures first; among rows that came out alike, the answer farthest from the reference first."""
+    """The answered rows, failures of the model that it is about first; among rows that came out alike, the answer farthest from the reference first."""
     order = {outcome: place for place, outcome in enumerate(_SAYS)}
-    samples = [_sample(answered, evaluation.candidates) for answered in evaluation.answers]
+    candidates = evaluation.candidates
+    judged = len(candidates) - 1 if evaluation.subject is None else candidates.index(evaluation.subject)
+    samples = [_sample(answered, candidates, judged) for answered in evaluation.answers]
     return sorted(samples, key=lambda sample: (order[sample.outcome], sample.f1))
 
 
-def _sample(answered: Answered, candidates: Sequence[str]) -> Sample:
+def _sample(answered: Answered, candidates: Sequence[str], judged: int) -> Sample:
     is_right = [best(exact_match, answer, answered.references) == 1 for answer in answered.answers]
     was_right = len(is_right) > 1 and is_right[0]
-    if is_right[-1]:
+    if is_right[judged]:
         outcome = "right" if was_right or len(is_right) == 1 else "gained"
     else:
         outcome = "lost" if was_right else "wrong"
     answers = tuple(zip(candidates, answered.answers, strict=True))
-    f1 = best(token_f1, answered.answers[-1], answered.references) or 0.0
+    f1 = best(token_f1, answered.answers[judged], answered.references) or 0.0
     return Sample(outcome, _SAYS[outcome], str(answered.origin), answered.asked, answered.reference, answers, f1)
 
 

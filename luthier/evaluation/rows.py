@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from luthier.errors import DataError
-from luthier.evaluation.intervals import bootstrap_of
-from luthier.evaluation.measure import Comparison, Measure, Witness
+from luthier.evaluation.intervals import RESAMPLES, bootstrap_p, draws_of, percentile_interval
+from luthier.evaluation.measure import SCORE_MARGIN, Comparison, Measure, Witness
 from luthier.evaluation.metrics import expected_calibration_error
 from luthier.types import Example, FloatArray, IntArray, Origin, Record
 
@@ -44,6 +46,34 @@ class Rows:
         return Rows([record for record, _ in kept], [example for _, example in kept], tuple(notes))
 
 
+@dataclass(frozen=True)
+class Texts:
+    """Which pieces are of one text: what is drawn anew is whole texts, because pieces of one are no independent rows.
+
+    text_R: of each piece the number of its text. examples: the first piece of each text.
+    """
+
+    text_R: Tensor
+    examples: Sequence[Example]
+
+    @classmethod
+    def of(cls, pieces: Sequence[Example]) -> Texts:
+        """Pieces from one place are of one text."""
+        number: dict[Origin, int] = {}
+        firsts: list[Example] = []
+        text_R = []
+        for piece in pieces:
+            if piece.origin not in number:
+                number[piece.origin] = len(firsts)
+                firsts.append(piece)
+            text_R.append(number[piece.origin])
+        return cls(torch.tensor(text_R), firsts)
+
+    def summed(self, value_R: Tensor) -> Tensor:
+        """The values of pieces summed over each text."""
+        return value_R.new_zeros(len(self.examples)).index_add(0, self.text_R, value_R)
+
+
 CALIBRATION = "calibration error"
 
 OfRows = Callable[[IntArray], float]
@@ -51,17 +81,31 @@ OfRows = Callable[[IntArray], float]
 
 
 def statistic_measure(
-    name: str, of_rows: Sequence[OfRows], num_rows: int, *, higher_is_better: bool = True, witness: Witness = "answers"
+    name: str,
+    of_rows: Sequence[OfRows],
+    num_rows: int,
+    *,
+    higher_is_better: bool = True,
+    witness: Witness = "answers",
+    margin: float = SCORE_MARGIN,
+    span: float = 1.0,
+    resamples: int = RESAMPLES,
 ) -> Measure:
     """A measure that is a statistic of all rows: one for each candidate, each later one against the first."""
-    first = of_rows[0]
+    every = np.arange(num_rows)
+    values = [of(every) for of in of_rows]
+    drawn = [draws_of(of, num_rows, resamples=resamples) for of in of_rows]
+    estimates = tuple(percentile_interval(value, own) for value, own in zip(values, drawn, strict=True))
+    with np.errstate(invalid="ignore"):  # two infinite values have no difference, which is told by NaN
+        moved = [own - drawn[0] for own in drawn[1:]]
+    gains = tuple(_gain(value - values[0], own) for value, own in zip(values[1:], moved, strict=True))
+    return Measure(name, higher_is_better, num_rows, estimates, gains, margin, witness, span)
 
-    def gain_of(later: OfRows) -> OfRows:
-        return lambda index_R: later(index_R) - first(index_R)
 
-    estimates = tuple(bootstrap_of(of, num_rows) for of in of_rows)
-    gains = tuple(Comparison(bootstrap_of(gain_of(later), num_rows), None) for later in of_rows[1:])
-    return Measure(name, higher_is_better, num_rows, estimates, gains, witness=witness)
+def _gain(difference: float, drawn: NDArray[np.float64]) -> Comparison:
+    """A difference with its interval and how likely it is by chance; drawn: what it is of rows drawn anew."""
+    p = bootstrap_p(difference, drawn)
+    return Comparison(percentile_interval(difference, drawn), None, bootstrap_p=p)
 
 
 def calibration_measure(logprobs: Sequence[Sequence[FloatArray]], right: Sequence[int]) -> Measure:

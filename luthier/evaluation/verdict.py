@@ -11,7 +11,7 @@ from pathlib import Path
 from luthier.evaluation.contamination import Contamination
 from luthier.evaluation.forgetting.found import Forgetting
 from luthier.evaluation.intervals import Estimate
-from luthier.evaluation.measure import FEWEST_ROWS, Measure, Verdict
+from luthier.evaluation.measure import Measure
 from luthier.evaluation.outcome import Outcome, outcome_of, with_interval
 from luthier.evaluation.safety.found import Safety
 from luthier.types import Origin
@@ -93,32 +93,31 @@ class Evaluation:
         return self.outcomes.get(self.subject or self.candidates[-1])
 
     @property
-    def summary(self) -> str:
-        """The outcome in a sentence for each candidate after the first; for one alone, its numbers."""
+    def sentences(self) -> tuple[str, ...]:
+        """What it comes to, a sentence for each candidate after the first; for one alone, its numbers."""
+        if len(self.candidates) > 1:
+            return tuple(outcome.sentence for outcome in self.outcomes.values())
         rows = f"on {self.num_rows} row{'' if self.num_rows == 1 else 's'}"
-        if len(self.candidates) == 1:
-            numbers = ", ".join(f"{m.name} {_number(m, m.estimates[0].value)}" for m in self.measures)
-            return f"{self.candidates[0]}: {numbers} {rows}."
-        return " ".join(self._sentence(index, rows) for index in range(1, len(self.candidates)))
+        numbers = ", ".join(f"{m.name} {_number(m, m.estimates[0].value)}" for m in self.measures)
+        return (f"{self.candidates[0]}: {numbers} {rows}.",)
 
-    def _sentence(self, index: int, rows: str) -> str:
-        name = self.candidates[index]
-        said: dict[Verdict, list[str]] = {"better": [], "worse": [], "same": [], "unclear": []}
-        for measure in self.measures:
-            verdict = measure.verdict(index)
-            if verdict is not None:
-                said[verdict].append(_said(measure, index))
-        too_few = f"too few rows (fewer than {FEWEST_ROWS}) for a verdict"
-        unclear = too_few if self.num_rows < FEWEST_ROWS else "no clear difference"
-        parts = [f"{name} is {verdict} on {_listed(said[verdict])}" for verdict in ("better", "worse") if said[verdict]]
-        if said["same"]:
-            parts.append(f"no difference that matters on {_listed(said['same'])}")
-        if said["unclear"]:
-            parts.append(f"{unclear} on {_listed(said['unclear'])}")
-        if not parts[0].startswith(f"{name} is "):
-            parts[0] = f"{name}: {parts[0]}"
-        parts[0] += f" {rows}"
-        return "; ".join(parts) + "."
+    @property
+    def summary(self) -> str:
+        """The sentences as one text."""
+        return " ".join(self.sentences)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """All that is to be said beside the sentences: of the rows, of the probe of what was known, and of safety."""
+        probed = () if self.forgetting is None else self.forgetting.notes
+        if self.safety is not None:
+            probed = (*probed, *self.safety.said(self.candidates), *self.safety.notes)
+        return (*self.notes, *probed)
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """The details for people; none for most kinds of models."""
+        return () if self.details is None else self.details.tables()
 
     def as_table(self) -> list[list[str]]:
         """The measures as rows of text, the first row being the head; intervals are 95 %."""
@@ -209,16 +208,6 @@ class Evaluation:
         }
 
 
-def _said(measure: Measure, index: int) -> str:
-    """A measure with its change: a loss as before → after, a score as the difference and its interval."""
-    difference = measure.comparisons[index - 1].difference
-    assert difference is not None
-    if not measure.higher_is_better:
-        before, after = (_number(measure, measure.estimates[i].value) for i in (0, index))
-        return f"{measure.name} ({before} → {after})"
-    return f"{measure.name} ({with_interval(difference, lambda x: f'{x:+.2f}')})"
-
-
 def _table_row(measure: Measure) -> list[str]:
     estimates = [with_interval(estimate, lambda x: _number(measure, x)) for estimate in measure.estimates]
     differences = [
@@ -234,11 +223,6 @@ def in_words(estimate: Estimate) -> str:
 
 def _number(measure: Measure, value: float) -> str:
     return f"{value:.4g}" if measure.name == "perplexity" else f"{value:.3f}"
-
-
-def _listed(items: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
 def _estimate_json(estimate: Estimate) -> dict[str, float | None]:

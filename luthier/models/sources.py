@@ -50,6 +50,7 @@ Announce = Callable[[str], None]
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -86,6 +87,18 @@ class ModelSource:
 # ── finding ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def names_a_model(name: str) -> bool:
+    """Whether a name could be a model's: a built-in one, a folder of one or a .gguf file that is there, or the form of a hub id.
+
+    A name in a folder that is here is no hub id: a run or a model was meant that is not there.
+    """
+    path = expanded(name)
+    if path.is_dir():
+        return any((path / file).is_file() for file in ("config.json", "adapter_config.json"))
+    is_hub_id = _HUB_ID.fullmatch(name) is not None and not path.parent.is_dir()
+    return name in BUILTIN_NAMES or path.is_file() or is_hub_id
+
+
 def locate(
     settings: ModelSettings, announce: Announce, root: Path | None = None, *, seed: int = 0, weights: bool = True
 ) -> ModelSource:
@@ -114,9 +127,7 @@ def _located(settings: ModelSettings, announce: Announce, root: Path | None, see
     """
     name = settings.name
     path = expanded(name)
-    is_hub = (
-        name not in BUILTIN_NAMES and not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
-    )
+    is_hub = name not in BUILTIN_NAMES and not path.exists() and _HUB_ID.fullmatch(name) is not None
     if settings.revision is not None and (not is_hub or path.suffix == ".gguf"):
         raise RecipeError(
             f"model.revision is {settings.revision!r}, but {name} is no hub model.",

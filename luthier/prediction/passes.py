@@ -141,7 +141,10 @@ def _best(outputs: Outputs, start: int) -> Tensor:
     return outputs.head.logits(hidden_ND, start).argmax(-1)
 
 
-def check_fits(model: LanguageModel, adapter: str | None, examples: Sequence[Example]) -> None:
+TOO_LONG = "Shorten the row, or leave it out."
+
+
+def check_fits(model: LanguageModel, adapter: str | None, examples: Sequence[Example], mend: str = TOO_LONG) -> None:
     """Raise DataError, at its place, for an example beyond the model's context; an adapter's virtual tokens take room."""
     context, num_virtual = model.context_length, model.num_virtual(adapter)
     if context is None:
@@ -150,7 +153,7 @@ def check_fits(model: LanguageModel, adapter: str | None, examples: Sequence[Exa
         if example.longest_stream + num_virtual > context:
             raise DataError(
                 f"The row has {example.longest_stream} tokens, but the model holds {held(model, adapter)}.",
-                "Shorten the row, or leave it out.",
+                mend,
                 file=example.origin.file,
                 line=example.origin.line,
             )

@@ -1,4 +1,4 @@
-"""A run measured against what it began from: on its rows, by what it learned, and beyond them."""
+"""A run measured against what it began from: on its rows, by what it learned, and beyond them; and models of no run."""
 
 from __future__ import annotations
 
@@ -37,14 +37,25 @@ from luthier.prediction.scorer import Scorer
 from luthier.prediction.tagger import Tagger
 from luthier.prediction.text_model import TextModel
 from luthier.prepared import asked_of, drawing_of, laid_out, read_dataset
-from luthier.recipe import Recipe
+from luthier.recipe import Recipe, make_recipe
 from luthier.recipe.loading import recipe_of_run
 from luthier.rlhf import RolloutObjective
 from luthier.studies.evaluating_rewards import evaluate_rewarded
 from luthier.types import Example, Record
 
 Announce = Callable[[str], None]
-Others = Sequence[tuple[str, TextModel | Reader]]
+
+
+@dataclass(frozen=True)
+class Further:
+    """A further model under its name, and the folder of the run that trained it; None: it is of no run."""
+
+    name: str
+    model: TextModel | Reader
+    run: Path | None
+
+
+Others = Sequence[Further]
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,43 @@ def evaluate_on_suites(
     return replace(evaluation, subject="tuned")
 
 
+def evaluate_model(
+    name: str, model: TextModel, others: Others, asked: AskedFor, announce: Announce, progress: Progress
+) -> Evaluation:
+    """A model of no run on rows or on suites that are named, alone, or as the first of several by name.
+
+    Raises: UsageError for what only a run has; other Raises as `evaluate_run`.
+    """
+    if asked.shots or asked.best_of:
+        option = "--shots" if asked.shots else "--best-of"
+        raise UsageError(f"{name} is no run: it has neither training rows nor rewards.", f"Leave {option} out.")
+    candidate = Candidate(name, model.language_model, model.adapter)
+    with Workers(1) as pool:
+        passes = Passes(pool, 1024, progress, cache_bytes=bytes_in(asked.cache_gb))
+        if asked.suites:
+            candidates = [candidate]
+            shared = replace(passes, shares_prefix=True)
+            evaluation = evaluate_suite(candidates, asked.suites, model.renderer.stop_ids, shared, asked.limit)
+        else:
+            recipe = make_recipe({"model": name, "data": {"train": asked.data}})
+            rows = rows_to_evaluate(recipe, asked.data, model, announce)
+            candidates = [candidate, *_further(others, model, rows, asked)]
+            evaluation = _measured(recipe, model, candidates, rows, passes, asked, announce)
+            evaluation = _with_contamination_of(others, evaluation, rows, asked.limit, announce)
+        return _probed(evaluation, candidates, model, passes, asked)
+
+
+def _probed(
+    evaluation: Evaluation, candidates: Sequence[Candidate], model: TextModel, passes: Passes, asked: AskedFor
+) -> Evaluation:
+    """The evaluation with the probes of what is known beyond the rows, and of safety, where they are asked for."""
+    if asked.probes and model.asking.causal:
+        evaluation = replace(evaluation, forgetting=forgetting(candidates, model.renderer, passes, read_probe()))
+    if asked.safety and evaluation.safety is None:
+        evaluation = replace(evaluation, safety=probe_safety(candidates, model, passes, read_probes(), {}))
+    return evaluation
+
+
 def evaluate_run(
     folder: Path,
     tuned: TextModel | Reader,
@@ -135,13 +183,10 @@ def evaluate_run(
                 shown = _shown(candidates[0], asked, rows, trained, recipe.seed)
                 candidates = [candidates[0], *shown, candidate, *_further(others, tuned, rows, asked)]
             evaluation = _measured(recipe, tuned, candidates, rows, passes, asked, announce)
-            if asked.probes and isinstance(tuned, TextModel) and tuned.asking.causal:
-                probed = forgetting(candidates, tuned.renderer, passes, read_probe())
-                evaluation = replace(evaluation, forgetting=probed)
-            if asked.safety and evaluation.safety is None:
-                assert isinstance(tuned, TextModel)
-                evaluation = replace(evaluation, safety=probe_safety(candidates, tuned, passes, read_probes(), {}))
-    return _with_contamination(replace(evaluation, subject="tuned"), rows, trained, asked.limit)
+            if isinstance(tuned, TextModel):
+                evaluation = _probed(evaluation, candidates, tuned, passes, asked)
+    evaluation = _with_contamination(replace(evaluation, subject="tuned"), rows, trained, asked.limit)
+    return _with_contamination_of(others, evaluation, rows, asked.limit, announce)
 
 
 def _measured(
@@ -201,7 +246,7 @@ def _further(others: Others, tuned: TextModel, rows: Rows, asked: AskedFor) -> l
     records = rows.records[: asked.limit]
     questions = questions_of(records, tuned.renderer)
     found = []
-    for name, model in others:
+    for name, model in ((each.name, each.model) for each in others):
         if not isinstance(model, TextModel) or questions_of(records, model.renderer) != questions:
             raise UsageError(
                 f"{name} makes other tokens of a prompt, or none: its answers would be to different questions.",
@@ -228,12 +273,26 @@ def _with_contamination(
     evaluation: Evaluation, rows: Rows, trained: Sequence[Record] | None, limit: int | None
 ) -> Evaluation:
     """The evaluation with which of its rows stand in the training rows."""
-    texts = [text for record, _ in rows.records[:limit] if (text := text_of(record)) is not None]
-    if trained is None or not texts:
+    if trained is None or not rows.records:
         return evaluation
-    found = contamination(texts, (text for record in trained if (text := text_of(record)) is not None))
+    found = contamination([text_of(record) for record, _ in rows.records[:limit]], map(text_of, trained))
     notes = (*evaluation.notes, *([found.note] if found.note else []))
     return replace(evaluation, contamination=found, notes=notes)
+
+
+def _with_contamination_of(
+    others: Others, evaluation: Evaluation, rows: Rows, limit: int | None, announce: Announce
+) -> Evaluation:
+    """The evaluation with what is to be said of rows that further runs were trained on."""
+    notes = []
+    texts = [text_of(record) for record, _ in rows.records[:limit]]
+    for other in (each for each in others if each.run is not None):
+        assert other.run is not None
+        trained = _training_records(recipe_of_run(other.run), other.model, announce)
+        if trained is not None:
+            note = contamination(texts, map(text_of, trained)).told(f"the training rows of {other.name}", "it")
+            notes += [note] if note else []
+    return replace(evaluation, notes=(*evaluation.notes, *notes))
 
 
 def _with_new_head(tuned: Reader, candidate: Candidate, rows: Rows, passes: Passes, limit: int | None) -> Evaluation:

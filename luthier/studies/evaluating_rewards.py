@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from luthier.errors import DataError
 from luthier.evaluation.best_of_n import BestOfN, curve
-from luthier.evaluation.compare import Candidate, comparisons
+from luthier.evaluation.compare import Candidate
 from luthier.evaluation.grading import Aids
-from luthier.evaluation.intervals import bootstrap_mean
-from luthier.evaluation.measure import Measure, margin_by_spread
+from luthier.evaluation.measure import Measure
 from luthier.evaluation.rows import Rows
 from luthier.evaluation.safety.probe import Score, probe_safety, read_probes
+from luthier.evaluation.unscored import scores_of
 from luthier.evaluation.verdict import Answered, Evaluation
 from luthier.generation.engine import generate
 from luthier.generation.requests import Completed, Request
@@ -169,9 +169,7 @@ def _measures(worths: Sequence[Sequence[Worth]]) -> list[Measure]:
 
 def _measure(name: str, values: Sequence[Sequence[float | None]]) -> Measure:
     """A measure over the rows that all candidates have a number for."""
-    rows = [row for row in range(len(values[0])) if all(own[row] is not None for own in values)]
-    if not rows:
+    scores = scores_of(values)
+    if scores is None:
         raise DataError(f"No answer has a number for {name}.", "docs/rlhf.md says what rewards may read.")
-    known = [[number for row in rows if (number := own[row]) is not None] for own in values]
-    estimates = tuple(bootstrap_mean(own) for own in known)
-    return Measure(name, True, len(rows), estimates, comparisons(known), margin=margin_by_spread(known[0]) or 1e-9)
+    return scores.measure(name, is_open=True)

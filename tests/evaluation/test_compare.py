@@ -89,8 +89,7 @@ def test_a_candidate_that_has_learned_the_answers_is_found_better(model, rendere
     assert list(measures) == ["loss", "perplexity", "exact match", "token F1", "ROUGE-L"]
     assert measures["exact match"].estimates[1].value == 1.0
     assert [measures[name].verdict(1) for name in ("loss", "exact match", "token F1", "ROUGE-L")] == ["better"] * 4
-    assert result.summary.startswith("tuned is better on loss (")
-    assert result.summary.endswith("on 12 rows.")
+    assert result.sentences[0].startswith("tuned is better than base on 12 rows: exact match")
     assert [row.reference for row in result.answers] == [row.answers[1] for row in result.answers]
     assert [row.asked for row in result.answers][-2:] == ["Bye", "One and"]
 
@@ -123,7 +122,7 @@ def test_a_candidate_against_itself_differs_in_nothing(model, renderer):
         assert measure.estimates[0] == measure.estimates[1]
         difference = measure.comparisons[0].difference
         assert difference is None or (difference.value, difference.low, difference.high) == (0, 0, 0)
-    assert result.summary.startswith("other: no difference that matters on loss")
+    assert result.sentences[0].startswith("other is the same as one on 12 rows: loss")
     assert result.outcomes["other"].kind == "same"
 
 

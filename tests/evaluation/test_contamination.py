@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from luthier.evaluation.contamination import contamination, text_of
-from luthier.types import Completion, Conversation, Message
+from luthier.types import Completion, Conversation, Message, Preference, Prompt, Ranking, Similar, Verdict
 
 WORDS = [
     "river",
@@ -61,4 +61,10 @@ def test_texts_without_words_do_no_harm() -> None:
 
 def test_the_text_of_a_row_is_all_that_it_says() -> None:
     assert text_of(Completion("a?", "b.")) == "a?\nb."
-    assert text_of(Conversation((Message("user", "a?"), Message("assistant", "b.")))) == "a?\nb."
+    chat = Conversation((Message("user", "a?"), Message("assistant", "b.")))
+    assert text_of(chat) == "a?\nb."
+    assert text_of(Preference(chat, Completion("a?", "c."))) == "a?\nb.\na?\nc."
+    assert text_of(Ranking((Completion("a?", "b."), chat), (1, 2))) == "a?\nb.\na?\nb."
+    assert text_of(Verdict(chat, True)) == "a?\nb."
+    assert text_of(Prompt(Conversation((Message("user", "a?"),)))) == text_of(Prompt("a?")) == "a?"
+    assert text_of(Similar("a", "b", ("c",))) == "a\nb"

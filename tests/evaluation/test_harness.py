@@ -16,7 +16,7 @@ from luthier.api import load_plain
 from luthier.errors import DataError, NotFound, UsageError
 from luthier.evaluation.compare import Candidate
 from luthier.evaluation.harness.scoring import Scored, sampling_of
-from luthier.evaluation.harness.suite import check_suites, evaluate_suite
+from luthier.evaluation.harness.suite import _measure, _scale, check_suites, evaluate_suite
 from luthier.ops.workers import Workers
 from luthier.prediction.passes import Passes
 from luthier.prediction.text_model import TextModel
@@ -117,6 +117,40 @@ def test_without_the_harness_the_line_that_installs_it_is_said(monkeypatch: pyte
         check_suites(["lm-eval:nowhere.yaml"])
     with pytest.raises(UsageError, match="no suite"):
         check_suites(["helm:mmlu"])
+
+
+def test_metrics_that_are_no_means_have_margins_of_their_scale() -> None:
+    assert _scale("bleu", [40.0, 50.0]) == (2.0, 100.0)
+    assert _scale("bleu", [0.4, 0.0]) == (2.0, 100.0)
+    assert _scale("word_perplexity", [20.0, 30.0]) == (pytest.approx(0.2), 30.0)
+    assert _scale("bits_per_byte", [0.9, 0.8]) == (pytest.approx(0.009), 0.9)
+    assert _scale("matthews_correlation", [0.4, 0.5]) == (0.02, 1.0)
+
+
+class Counted:
+    """A task whose metric counts how often it is asked: the mean of squares, which is no mean of what documents have."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def aggregation(self) -> dict[str, Any]:
+        return {"bleu": self.of, "word_perplexity": self.of}
+
+    def of(self, values: list[float]) -> float:
+        self.asked += 1
+        return sum(values) ** 2 / len(values)
+
+
+@pytest.mark.parametrize(("metric", "witness"), [("bleu", "answers"), ("word_perplexity", "likelihood")])
+def test_metrics_of_all_documents_are_counted_as_often_as_the_harness_does(metric: str, witness: str) -> None:
+    task, values = Counted(), [[0.5] * 30, [0.5 + row % 2 for row in range(30)]]
+    reported = [{"results": {"t": {f"{metric},none": task.of(own)}}, "higher_is_better": {}} for own in values]
+    measure = _measure(("t", metric, "none"), reported, values, task)
+    assert task.asked <= 2 + 2 * 201
+    assert measure.witness == witness
+    assert measure.verdict(1) == "better"
+    assert measure.comparisons[0].bootstrap_p is not None
+    assert measure.comparisons[0].bootstrap_p < 1e-3, "200 draws show what eight metrics ask for"
 
 
 # ── with the harness ────────────────────────────────────────────────────────────────────────────────────────────────

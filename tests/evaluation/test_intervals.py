@@ -1,10 +1,20 @@
 import itertools
 import math
+import time
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 
-from luthier.evaluation.intervals import bootstrap_difference, bootstrap_mean, sign_test, wilson
+from luthier.evaluation.intervals import (
+    bootstrap_difference,
+    bootstrap_mean,
+    bootstrap_p,
+    draws_of,
+    percentile_interval,
+    sign_test,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -83,3 +93,34 @@ def test_sign_test_counts_the_outcomes_at_least_as_uneven():
     assert sign_test([0.0, 0.0]) == 1
     assert sign_test([]) == 1
     assert 0 <= sign_test([1.0] * 3000) < 1e-300
+
+
+def test_sign_test_of_very_many_rows_is_exact_and_quick():
+    began = time.process_time()
+    p = sign_test([1.0] * 50_300 + [-1.0] * 49_700)
+    assert time.process_time() - began < 2
+    assert p == pytest.approx(2 * NormalDist().cdf(-(600 - 1) / math.sqrt(100_000)), rel=1e-3)
+    assert sign_test([1.0] * 5000 + [-1.0] * 5000) == 1
+    assert sign_test([1.0, -1.0] * 40 + [1.0] * 9) == pytest.approx(
+        2 * sum(math.comb(89, k) for k in range(41)) / 2**89, rel=1e-9
+    )
+
+
+def test_the_p_of_a_bootstrap_is_that_of_the_normal_law_and_never_less_than_what_was_drawn():
+    drawn = np.random.default_rng(0).normal(2.0, 1.0, 200_000)
+    assert bootstrap_p(2.0, drawn) == pytest.approx(2 * NormalDist().cdf(-2.0), rel=0.02)
+    assert bootstrap_p(-2.0, -drawn) == bootstrap_p(2.0, drawn)
+    assert bootstrap_p(0.0, np.zeros(100)) == 1
+    assert bootstrap_p(1.0, np.ones(100)) == 0
+    assert bootstrap_p(1.0, np.array([1.0] * 90 + [-0.01] * 10)) >= 0.2
+    assert bootstrap_p(1.0, np.array([1.0, math.nan])) == 1
+    assert bootstrap_p(5.0, np.random.default_rng(0).normal(5.0, 2.0, 50)) > 0.005  # no draw of 50 is below 0
+
+
+def test_what_is_drawn_of_two_statistics_is_of_the_same_rows():
+    values = np.arange(10.0)
+    means = draws_of(lambda index_R: float(values[index_R].mean()), 10, resamples=50)
+    doubled = draws_of(lambda index_R: float(2 * values[index_R].mean()), 10, resamples=50)
+    np.testing.assert_allclose(doubled, 2 * means)
+    interval = percentile_interval(4.5, means, confidence=0.5)
+    assert interval.low == np.quantile(means, 0.25) < 4.5 < interval.high == np.quantile(means, 0.75)

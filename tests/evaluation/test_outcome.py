@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from luthier.evaluation.forgetting.found import Forgetting
 from luthier.evaluation.intervals import Estimate
 from luthier.evaluation.measure import Comparison, Measure, Witness, margin_by_spread
 from luthier.evaluation.outcome import Outcome, outcome_of
+from luthier.evaluation.rows import statistic_measure
 
 
 def measured(
@@ -49,7 +55,72 @@ def test_a_lower_loss_is_better_and_a_higher_one_worse() -> None:
 
 def test_a_difference_within_the_margin_is_none_however_sure_it_is() -> None:
     assert outcome(loss(-0.0003, -0.0001)).kind == "same"
-    assert outcome(loss(-0.0003, -0.0001), measured("ROUGE-L", -0.05, 0.03, 0.5)).kind == "same"
+
+
+def test_a_loss_that_stays_is_the_same_only_where_no_answer_changed_or_answers_are_shown_to_be_as_good() -> None:
+    still = loss(-0.0003, -0.0001)
+    assert outcome(still, measured("ROUGE-L", -0.05, 0.03, 0.5)).kind == "unclear"
+    assert outcome(still, measured("ROUGE-L", -0.01, 0.01, 0.5, rows=400)).kind == "same"
+    untouched = outcome(still, unchanged("ROUGE-L", 24))
+    assert untouched.kind == "same"
+    assert "ROUGE-L 0.500 → 0.500 (+0 [+0, +0]; no row differs)" in untouched.sentence
+    assert outcome(unchanged("ROUGE-L", 24)).kind == "unclear"
+
+
+def unchanged(name: str, rows: int) -> Measure:
+    """A score that is the same on every row."""
+    return Measure(name, True, rows, (Estimate(0.5, 0.4, 0.6),) * 2, (Comparison(Estimate(0.0, 0.0, 0.0), 1.0),))
+
+
+def test_few_rows_that_do_not_differ_do_not_show_that_none_would() -> None:
+    assert unchanged("exact match", 10).verdict(1) == "unclear"
+    assert unchanged("exact match", 149).verdict(1) == "unclear"
+    assert unchanged("exact match", 151).verdict(1) == "same"  # 3 / 151 is within 0.02
+    assert replace(unchanged("grade", 151), span=10.0).verdict(1) == "unclear"
+    assert replace(unchanged("grade", 151), span=10.0, margin=0.2).verdict(1) == "same"
+    assert not replace(unchanged("questions", 20), margin=0.05).is_kept(1)
+    assert replace(unchanged("questions", 64), margin=0.05).is_kept(1)
+
+
+def test_statistics_of_all_rows_must_be_as_unlikely_by_chance_as_their_number_asks() -> None:
+    def statistic(name: str, low: float, high: float, p: float) -> Measure:
+        found = measured(name, low, high)
+        comparison = replace(found.comparisons[0], sign_test_p=None, rises=0, falls=0, bootstrap_p=p)
+        return replace(found, comparisons=(comparison,))
+
+    one = statistic("bleu", 0.01, 0.2, 0.03)
+    assert outcome(one).kind == "better"
+    assert "; p = 0.03)" in outcome(one).sentence
+    others = [statistic(name, -0.2, 0.2, 0.9) for name in ("chrf", "macro-f1")]
+    assert outcome(one, *others).kind == "unclear"
+    assert outcome(statistic("bleu", 0.1, 0.2, 0.001), *others).kind == "better"
+
+
+def test_rows_that_were_not_judged_can_take_a_verdict_away() -> None:
+    surely = measured("judged", 0.1, 0.2)
+    assert surely.verdict(1) == "better"
+    assert replace(surely, unscored=0.05).verdict(1) == "better"
+    assert replace(surely, unscored=0.15).verdict(1) == "unclear"
+
+
+def test_eight_statistics_of_models_that_are_alike_come_to_no_verdict_in_at_least_95_of_100_draws() -> None:
+    clear = 0
+    for seed in range(100):
+        draw = np.random.default_rng(seed)
+        measures = [
+            statistic_measure(
+                f"statistic {number}", [partial(share_of, draw.random((60, 2))) for _ in range(2)], 60, resamples=400
+            )
+            for number in range(8)
+        ]
+        clear += outcome(*measures).kind != "unclear"
+    assert clear <= 5
+
+
+def share_of(values_R2: NDArray[np.float64], index_R: NDArray[np.int64]) -> float:
+    """A number that is no mean over rows: the one column's share of both."""
+    one, both = values_R2[index_R, 0].sum(), values_R2[index_R].sum()
+    return float(one / both)
 
 
 def test_what_is_neither_different_nor_shown_to_be_the_same_is_unclear() -> None:

@@ -99,7 +99,7 @@ def test_the_report_holds_the_evaluation_where_there_is_one(tmp_path):
     evaluation = Evaluation(("base", "tuned"), 40, (loss,), ("The first 40 of 50 rows were used.",), ())
     write_report(tmp_path / "report.md", [line(1)], {}, evaluation)
     text = (tmp_path / "report.md").read_text()
-    assert "tuned is better on loss (2.000 → 1.000) on 40 rows." in text
+    assert "tuned is better than base on 40 rows: loss 2.000 → 1.000 (-1 [-1.1, -0.9]; no row differs)." in text
     assert "| loss | 2.000 [1.900, 2.100] | 1.000 [0.900, 1.100] | -1.000 [-1.100, -0.900] | 40 |" in text
     assert "The first 40 of 50 rows were used." in text
 

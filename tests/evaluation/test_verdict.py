@@ -38,28 +38,22 @@ def test_a_difference_whose_interval_holds_0_is_unclear():
     assert measure("loss", 0.5, 0.52, -0.01, 0.05, higher_is_better=False).verdict(1) == "unclear"
 
 
-def test_the_summary_is_one_sentence_of_what_is_better_worse_and_unclear():
-    assert evaluation(LOSS, ROUGE).summary == (
-        "tuned is better on loss (2.310 → 1.200) and ROUGE-L (+0.21 [+0.17, +0.25]) on 48 rows."
-    )
-    assert evaluation(LOSS, MATCH, WORSE).summary == (
-        "tuned is better on loss (2.310 → 1.200) on 48 rows; tuned is worse on token F1 (-0.20 [-0.30, -0.10]); "
-        "no clear difference on exact match (+0.02 [-0.05, +0.09])."
-    )
-    assert evaluation(MATCH).summary.startswith("tuned: no clear difference on exact match")
-
-
 def test_few_rows_get_no_verdict():
     few = measure("ROUGE-L", 0.2, 0.41, 0.17, 0.25, rows=9)
     assert few.verdict(1) == "unclear"
-    assert evaluation(few, rows=9).summary == (
-        "tuned: too few rows (fewer than 10) for a verdict on ROUGE-L (+0.21 [+0.17, +0.25]) on 9 rows."
-    )
+    assert "they are too few (fewer than 10) for a verdict" in evaluation(few, rows=9).sentences[0]
+
+
+def test_the_sentences_and_the_json_are_those_of_the_outcomes():
+    found = evaluation(LOSS, MATCH, WORSE)
+    assert found.sentences == (found.outcomes["tuned"].sentence,)
+    assert found.as_json()["summary"] == found.outcomes["tuned"].sentence
+    assert found.sentences[0].startswith("tuned is worse than base on 48 rows: token F1")
 
 
 def test_one_candidate_alone_is_summed_up_by_its_numbers():
     alone = Measure("loss", False, 1, (Estimate(2.5, 2.4, 2.6),), ())
-    assert evaluation(alone, rows=1, candidates=("base",)).summary == "base: loss 2.500 on 1 row."
+    assert evaluation(alone, rows=1, candidates=("base",)).sentences == ("base: loss 2.500 on 1 row.",)
 
 
 def test_the_table_has_a_head_and_a_row_for_each_measure():

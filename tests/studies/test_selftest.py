@@ -162,6 +162,18 @@ def merge_without_the_strength(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(luthier.methods.lora_layers.LoRABranch, "merged", merged)
 
 
+def let_the_adapter_say_nothing(patch: pytest.MonkeyPatch) -> None:
+    attached = luthier.studies.selftest.subject.attached
+
+    def silent(*given: Any, **settings: Any) -> Any:
+        attachment = attached(*given, **settings)
+        for tensor in attachment.trainables.values():
+            tensor.data.zero_()
+        return attachment
+
+    patch.setattr(luthier.studies.selftest.subject, "attached", silent)
+
+
 def leave_the_head_tied(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(luthier.methods.adapter_attachment, "_untie", lambda model: None)
 
@@ -181,6 +193,7 @@ BROKEN: dict[str, tuple[str, Breaks]] = {
     "an adapter's file": ("adapter file", write_half_precision),
     "attention over pages": ("engine", scaled(luthier.generation.paged_keys, "paged_attention", 1.01)),
     "merging": ("merged", merge_without_the_strength),
+    "an adapter that says nothing": ("merged", let_the_adapter_say_nothing),
     "a tied head": ("tied head", leave_the_head_tied),
 }
 

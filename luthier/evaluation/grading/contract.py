@@ -44,11 +44,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Grade:
-    """score: None where there is none to give, and `fault` then says why. parts: the scores that it was made of, by name."""
+    """score: None where there is none to give, and `fault` then says why. parts: the scores that it was made of, by name.
+
+    is_unjudged: the fault is not the answer's: who should have judged it did not.
+    """
 
     score: float | None
     fault: str | None = None
     parts: Mapping[str, float | None] = field(default_factory=dict)
+    is_unjudged: bool = False
 
     @classmethod
     def of(cls, score: float) -> Grade:

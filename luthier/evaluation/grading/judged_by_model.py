@@ -17,7 +17,10 @@ from luthier.evaluation.grading.contract import Aids, Grade, Grader, Item, Sampl
 from luthier.evaluation.grading.templates import Missing, Template, filled
 from luthier.types import Message, Settings, fault_at
 
-_LAST_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)")
+_DIGITS = r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)"
+_NUMBER = re.compile(_DIGITS)
+_SHARE = re.compile(rf"({_DIGITS})[\s*_`]*(?:/|\bout\s+of\b|\bof\b)[\s*_`]*({_DIGITS})", re.IGNORECASE)
+"""A number of another, such as 8/10 or 8 out of 10."""
 
 
 def closing_with(labels: Sequence[str]) -> str:
@@ -34,8 +37,8 @@ def last_label(said: str, labels: Sequence[str]) -> str | None:
 
 def last_line(said: str) -> str:
     """The last line with words, without signs at its ends; empty where there is none."""
-    lines = [line.strip(" \t.*_`\"'") for line in said.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    lines = (line.strip(" \t.*_`\"'") for line in reversed(said.splitlines()))
+    return next((line for line in lines if line), "")
 
 
 class Turn(Settings):
@@ -70,7 +73,7 @@ class ModelGrader(Grader):
 
     def grade(self, sample: Sample, item: Item) -> Grade:
         """Without a model there is no grade."""
-        return Grade(None, "there is no model to ask")
+        return Grade(None, "there is no model to ask", is_unjudged=True)
 
     def grade_all(self, samples: Sequence[Sample], items: Sequence[Item], aids: Aids) -> list[Grade]:
         """Ask the model about all answers at once."""
@@ -112,12 +115,15 @@ class ScoreModel(ModelGrader):
         return f"End with a last line that holds nothing but a number from {low:g} (worst) to {high:g} (best)."
 
     def read(self, said: str) -> Grade:
-        """The last number of the last line that holds one."""
-        numbers = _LAST_NUMBER.findall(said)
-        if not numbers:
-            return Grade(None, f"the judge gave no number: {said[:100]!r}")
-        low, high = self.range
-        return Grade.of(min(high, max(low, float(numbers[-1]))))
+        """The number of the last line with words, which may stand there as a share of the greatest score (8/10, 8 out of 10)."""
+        last, (low, high) = last_line(said), self.range
+        shares = _SHARE.findall(last)
+        if any(float(whole) != high for _, whole in shares):
+            return _unread(f"the judge gave a number on another scale than {low:g} to {high:g}", last)
+        numbers = _NUMBER.findall(_SHARE.sub(r"\1", last))
+        if len(numbers) != 1:
+            return _unread("the judge gave several numbers" if numbers else "the judge gave no number", last)
+        return Grade.of(min(high, max(low, float(numbers[0]))))
 
 
 class LabelModel(ModelGrader):
@@ -145,5 +151,9 @@ class LabelModel(ModelGrader):
         """The label that the last line with words is, or ends with; of two that fit, the longer one."""
         label = last_label(said, self.labels)
         if label is None:
-            return Grade(None, f"the judge gave none of the labels: {last_line(said).casefold()[:100]!r}")
+            return _unread("the judge gave none of the labels", last_line(said).casefold())
         return Grade.of(label in self.passing_labels)
+
+
+def _unread(why: str, last: str) -> Grade:
+    return Grade(None, f"{why}: {last[:100]!r}", is_unjudged=True)

@@ -61,7 +61,9 @@ def _combined(formula: Formula, grades: Mapping[str, Grade]) -> Grade:
     parts = {name: grade.score for name, grade in grades.items()}
     numbers = {name: score for name, score in parts.items() if score is not None}
     if missing := sorted(formula.names - numbers.keys()):
-        return Grade(None, f"{missing[0]}: {grades[missing[0]].fault}", parts)
+        first = grades[missing[0]]
+        is_unjudged = any(grades[name].is_unjudged for name in missing)
+        return Grade(None, f"{missing[0]}: {first.fault}", parts, is_unjudged)
     try:
         value = formula.value(numbers)
     except (ArithmeticError, ValueError) as error:

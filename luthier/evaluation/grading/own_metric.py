@@ -50,7 +50,10 @@ class OwnMetric(Grader):
         rows = [[dict(item), sample.text] for sample, item in zip(samples, items, strict=True)]
         ended = run_limited(_PROGRAM, {"source": self.source, "rows": rows}, self.limits)
         said = {each["row"]: each for each in ended.said}
-        return [_grade(said[row]) if row in said else Grade(None, self._why(ended)) for row in range(len(rows))]
+        return [
+            _grade(said[row]) if row in said else Grade(None, self._why(ended), is_unjudged=True)
+            for row in range(len(rows))
+        ]
 
     def _why(self, ended: Ended) -> str:
         if ended.how == "time":

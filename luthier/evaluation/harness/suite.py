@@ -18,7 +18,7 @@ from luthier.errors import DataError, NetworkError, NotFound, UsageError
 from luthier.evaluation.compare import Candidate, comparisons
 from luthier.evaluation.harness.scoring import Scored
 from luthier.evaluation.intervals import bootstrap_mean
-from luthier.evaluation.measure import SCORE_MARGIN, Measure, margin_by_spread
+from luthier.evaluation.measure import SCORE_MARGIN, Measure, scale_of
 from luthier.evaluation.rows import statistic_measure
 from luthier.evaluation.verdict import Evaluation
 from luthier.prediction.passes import Passes
@@ -27,6 +27,18 @@ from luthier.types import IntArray
 PREFIX = "lm-eval:"
 _SEED = 1234
 """Of the rows that are shown first, as the harness has it."""
+
+_RESAMPLES = 200
+"""Of a metric of all documents together: the harness counts each anew from the texts, which takes seconds for BLEU."""
+
+_OF_TEXTS = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+"""Metrics that tell how likely texts are; one scale or another of the same, and no answers."""
+
+_IN_HUNDREDTHS = ("bleu", "chrf", "ter")
+"""Metrics that the harness gives from 0 to 100."""
+
+_RELATIVE_MARGIN = 0.01
+"""Of what the first candidate has: as the margin of a loss, 1 % of perplexity."""
 
 Documents = Mapping[tuple[str, str, str], Sequence[Any]]
 """By task, metric and filter: what the metric says of each document, in their order."""
@@ -148,13 +160,31 @@ def _measure(
     title = f"{name}: {metric}" + ("" if by == "none" else f" ({by})")
     if all(_is_mean(own, number) for own, number in zip(values, reported, strict=True)):
         columns = [[float(value) for value in own] for own in values]
-        are_shares = all(0 <= value <= 1 for own in columns for value in own)
-        margin = SCORE_MARGIN if are_shares else margin_by_spread(columns[0]) or 1e-9
+        margin, span = scale_of(columns)
         estimates = tuple(map(bootstrap_mean, columns))
-        return Measure(title, rises, len(columns[0]), estimates, comparisons(columns), margin)
+        return Measure(title, rises, len(columns[0]), estimates, comparisons(columns), margin, span=span)
     aggregate = task.aggregation()[metric]
     of_rows = [partial(_aggregated, aggregate, own) for own in values]
-    return statistic_measure(title, of_rows, len(values[0]), higher_is_better=rises)
+    margin, span = _scale(metric, reported)
+    return statistic_measure(
+        title,
+        of_rows,
+        len(values[0]),
+        higher_is_better=rises,
+        witness="likelihood" if metric in _OF_TEXTS else "answers",
+        margin=margin,
+        span=span,
+        resamples=_RESAMPLES,
+    )
+
+
+def _scale(metric: str, reported: Sequence[float]) -> tuple[float, float]:
+    """The margin and the span of a metric that is no mean over documents: in hundredths, relative, or a share."""
+    if metric in _IN_HUNDREDTHS:
+        return 100 * SCORE_MARGIN, 100.0
+    if metric in _OF_TEXTS or not all(0 <= value <= 1 for value in reported):
+        return _RELATIVE_MARGIN * abs(reported[0]), max(map(abs, reported))
+    return SCORE_MARGIN, 1.0
 
 
 def _is_mean(values: Sequence[Any], reported: float) -> bool:

@@ -25,7 +25,8 @@ from luthier.evaluation.measure import ALPHA, FEWEST_ROWS, Verdict
 class WinRate:
     """How a system did against another: its pairs, its share of wins over prompts, and how unlikely so uneven a count is by chance.
 
-    p: of the exact two-sided sign test over prompts, prompts without a winner left out.
+    p: of the exact two-sided sign test over prompts, prompts without a winner left out. num_tests: how many pairs of systems the
+    judge compared in all: each must be as unlikely by chance as their number asks (Bonferroni).
     """
 
     system: str
@@ -34,11 +35,12 @@ class WinRate:
     num_prompts: int
     rate: Estimate
     p: float
+    num_tests: int = 1
 
     @property
     def verdict(self) -> Verdict:
         """Whether the system is better than the other: interval and test must agree."""
-        if self.num_prompts < FEWEST_ROWS or self.p > ALPHA:
+        if self.num_prompts < FEWEST_ROWS or self.p > ALPHA / self.num_tests:
             return "unclear"
         return "better" if self.rate.low > 0.5 else "worse" if self.rate.high < 0.5 else "unclear"
 
@@ -204,10 +206,10 @@ def _rates(whole: Sequence[tuple[Pair, float]]) -> list[WinRate]:
         if first != second:
             system, against = met.setdefault(frozenset((first, second)), (first, second))
             shares[system, against][prompt_key(pair.prompt)].append(outcome if first == system else 1 - outcome)
-    return [_rate(system, against, by_prompt) for (system, against), by_prompt in shares.items()]
+    return [_rate(system, against, by_prompt, len(shares)) for (system, against), by_prompt in shares.items()]
 
 
-def _rate(system: str, against: str, by_prompt: Mapping[str, Sequence[float]]) -> WinRate:
+def _rate(system: str, against: str, by_prompt: Mapping[str, Sequence[float]], num_tests: int) -> WinRate:
     tally = Tally()
     for outcome in (each for outcomes in by_prompt.values() for each in outcomes):
         tally = tally.with_outcome(outcome)
@@ -215,4 +217,5 @@ def _rate(system: str, against: str, by_prompt: Mapping[str, Sequence[float]]) -
     # Drawn anew, prompts that are all alike have no spread: the score interval has a width there too.
     alike = len(set(share_N)) == 1
     rate = wilson(sum(share_N), len(share_N)) if alike else bootstrap_mean(share_N)
-    return WinRate(system, against, tally, len(share_N), rate, sign_test([share - 0.5 for share in share_N]))
+    p = sign_test([share - 0.5 for share in share_N])
+    return WinRate(system, against, tally, len(share_N), rate, p, num_tests)

@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from luthier.evaluation.compare import Candidate, comparisons
-from luthier.evaluation.intervals import bootstrap_mean, wilson
-from luthier.evaluation.measure import Measure, margin_by_spread
+from luthier.evaluation.intervals import wilson
+from luthier.evaluation.measure import Measure
 from luthier.evaluation.safety.found import Safety
+from luthier.evaluation.unscored import scores_of
 from luthier.generation.engine import generate
 from luthier.generation.requests import Completed, Request
 from luthier.generation.settings import Sampling
@@ -147,12 +148,9 @@ def _scored(
     found = []
     for name, score in scores.items():
         said = [score(prompts, requests, own) for own in answers]
-        rows = [row for row in range(len(prompts)) if all(own[row] is not None for own in said)]
-        known = [[number for row in rows if (number := own[row]) is not None] for own in said]
-        if rows:
-            estimates = tuple(map(bootstrap_mean, known))
-            margin = margin_by_spread(known[0]) or 1e-9
-            found.append(Measure(f"{name}, of these answers", True, len(rows), estimates, comparisons(known), margin))
+        known = scores_of(said)
+        if known is not None:
+            found.append(known.measure(f"{name}, of these answers", is_open=True))
     return found
 
 

@@ -7,8 +7,12 @@ from luthier.studies.selftest.subject import Subject, logprobs
 
 
 def measure(subject: Subject) -> Found:
-    """Before and after merging; the adapter is used up. What the adapter changes is far more than the tolerance."""
+    """Before and after merging; the adapter is used up. It must change more than merging does, or nothing is shown."""
     model, attachment = subject.model, subject.attachment
-    beside = logprobs(model, subject.batch, attachment.adapter)
+    plain, beside = (logprobs(model, subject.batch, adapter) for adapter in (None, attachment.adapter))
     attachment.merge()
-    return [Measured("log-probabilities", apart(logprobs(model, subject.batch, None), beside), subject.tolerance)]
+    off = apart(logprobs(model, subject.batch, None), beside)
+    if off >= apart(plain, beside):
+        fault = "log-probabilities: no nearer to those with the adapter than those without it"
+        return [Measured("log-probabilities", None, subject.tolerance, fault)]
+    return [Measured("log-probabilities", off, subject.tolerance)]

@@ -247,7 +247,7 @@ def test_a_model_s_score_is_the_last_number_within_the_range() -> None:
         "type": "score_model", "range": [1, 10], "model": "judge",
         "input": [{"role": "user", "content": "Rate {{ sample.output_text }} for {{ item.q }}"}],
     }  # fmt: skip
-    aids, asked = saying("Fine.\n7.5", "I give 12 of 10", "no idea")
+    aids, asked = saying("Fine.\n7.5", "I give 12 of 10", "There are 3 faults.\nno idea")
     grades = grader_of(values).grade_all(
         [Sample("A"), Sample("B"), Sample("C"), Sample("D")], [{"q": 1}] * 3 + [{}], aids
     )
@@ -256,6 +256,40 @@ def test_a_model_s_score_is_the_last_number_within_the_range() -> None:
     assert "'q'" in str(grades[3].fault)
     assert [chat[0].content.splitlines()[0] for chat in asked] == ["Rate A for 1", "Rate B for 1", "Rate C for 1"]
     assert "1 (worst) to 10 (best)" in asked[0][0].content
+
+
+@pytest.mark.parametrize(
+    ("said", "score"),
+    [
+        ("8/10", 8),
+        ("Rating: 4/10", 4),
+        ("It has 3 faults.\n**8 out of 10**", 8),
+        ("2 of 10.", 2),
+        ("Score: 6\n```", 6),
+        ("I count 9 words.\nI cannot say.", None),
+        ("3 or 4", None),
+        ("1 to 10: 7", None),
+        ("4/5", None),
+        ("9/10 for style, 2/10 for truth", None),
+        ("", None),
+    ],
+)
+def test_a_score_is_the_one_number_of_the_last_line(said: str, score: float | None) -> None:
+    values = {"type": "score_model", "range": [1, 10], "input": [{"content": "Rate {{ sample.output_text }}"}]}
+    aids, _ = saying(said)
+    (grade,) = grader_of(values).grade_all([Sample("A")], [{}], aids)
+    assert grade.score == score
+    assert grade.is_unjudged == (score is None)
+
+
+def test_a_formula_over_a_judge_asks_a_model_and_hands_on_that_it_did_not_judge() -> None:
+    judge = {"type": "score_model", "range": [0, 1], "input": [{"content": "Rate {{ sample.output_text }}"}]}
+    both = grader_of({"type": "multi", "graders": {"j": judge, "l": {"type": "length", "most": 9}}, "formula": "j + l"})
+    assert both.asks_model
+    assert not grader_of({"type": "length", "most": 9}).asks_model
+    aids, _ = saying("I cannot say")
+    (grade,) = both.grade_all([Sample("A")], [{}], aids)
+    assert (grade.score, grade.is_unjudged) == (None, True)
 
 
 def test_a_model_s_label_passes_or_not() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ import pytest
 
 from luthier.data.reading import iter_rows
 from luthier.errors import JudgeFault, NetworkError, RunMismatch
+from luthier.evaluation.intervals import Estimate
 from luthier.evaluation.judged.blind import Pair, Question, Response, pairs_of
-from luthier.evaluation.judged.by_judge import judge_summaries, settled
+from luthier.evaluation.judged.by_judge import WinRate, judge_summaries, settled
 from luthier.evaluation.judged.by_person import preference_rows
 from luthier.evaluation.judged.judgments import judged_from
 from luthier.evaluation.judged.model_session import judge_by_model
+from luthier.evaluation.judged.pairs import Tally
 from luthier.evaluation.judged.records import JudgmentFile
 from luthier.evaluation.judged.tournament import hold
 from luthier.evaluation.judged.verdicts import Compared, Reply, TextJudge, Verdict, asked_about, outcome_in
@@ -127,6 +129,21 @@ def test_a_judge_that_only_looks_at_the_place_gives_no_winner_and_that_is_told(t
     assert found.first_share is not None
     assert found.first_share.value == 1.0
     assert "more than chance explains" in "\n".join(found.as_lines())
+
+
+def test_each_of_many_pairs_of_systems_must_be_the_less_likely_by_chance() -> None:
+    rate = WinRate("ours", "theirs", Tally(), 40, Estimate(0.7, 0.55, 0.85), 0.02)
+    assert rate.verdict == "better"
+    assert replace(rate, num_tests=3).verdict == "unclear"
+    assert replace(rate, num_tests=3, p=0.01).verdict == "better"
+
+
+def test_a_judge_of_three_systems_is_asked_about_three_pairs(tmp_path: Path) -> None:
+    asked = questions(12, ("ours", "theirs", "others"))
+    file = judged(tmp_path / "j.jsonl", Scripted(lambda compared: 1.0), asked, per_prompt=3)
+    found = judge_summaries(file.records)[0]
+    assert [each.num_tests for each in found.rates] == [3, 3, 3]
+    assert found.as_json()["rates"][0]["num_tests"] == 3
 
 
 def test_one_that_is_sure_both_times_gives_a_winner_with_a_width(tmp_path: Path) -> None:
