@@ -28,8 +28,9 @@ from luthier.rlhf.rewards import Reward
 from luthier.rlhf.samples import Sample
 from luthier.types import Example, Gives, ModelKind, Origin, Part, Rendered, fault_at
 
-OLD, REFERENCE, ADVANTAGE = "old", "reference", "advantage"
-"""What targets come with: log p under the policy that wrote them, and under the reference; the advantage."""
+OLD, REFERENCE, ADVANTAGE, ENGINE = "old", "reference", "advantage", "engine"
+"""What targets come with: log p under the policy that wrote them, and under the reference; the advantage; log p as the engine that
+drew them told it, in a rollout's first step alone, whose policy is the one that drew."""
 
 
 class RolloutObjective(Objective):
@@ -145,7 +146,7 @@ class RolloutObjective(Objective):
     def given_names(self) -> tuple[str, ...]:
         """What targets come with."""
         old = (OLD,) if self.needs_old else ()
-        return (ADVANTAGE, *old, REFERENCE)
+        return (ADVANTAGE, *old, REFERENCE, ENGINE)
 
     # ── rollouts ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -216,14 +217,19 @@ class RolloutObjective(Objective):
     def measured(self, outputs: Outputs) -> dict[str, Sums]:
         """How far the policy is from the one that wrote the answers and from the reference, and how sure it is.
 
-        entropy: of the next token, estimated by −log p of the tokens that were drawn. kl: of whole answers.
+        entropy: of the next token, estimated by −log p of the tokens that were drawn. kl: of whole answers. engine_gap: between what
+        the engine that drew the tokens and the trainer say of them, nats a token. Where the policy that wrote was not read anew by
+        the trainer, the engine's numbers stand for its.
         """
         outputs = outputs.at(self.temperature)
         given, logprob_N = outputs.targets.given, outputs.logprob_N.detach()
         count = len(logprob_N)
         found: dict[str, Sums] = {"entropy": (-logprob_N.sum(), count)}
-        if OLD in given:
-            change_N = logprob_N - given[OLD]
+        if ENGINE in given:
+            found["engine_gap"] = (logprob_N - given[ENGINE]).abs().sum(), count
+        old_N = given.get(OLD, given.get(ENGINE))
+        if old_N is not None:
+            change_N = logprob_N - old_N
             found["approx_kl"] = change_N.square().sum() / 2, count
             found["ratio"] = change_N.exp().sum(), count
             found |= self.clipping(change_N.exp(), outputs)

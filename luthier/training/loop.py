@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from luthier.data.batches import Step, Steps
-from luthier.errors import GateRefusal, Interrupted, NotFinite, ResourceError, RunMismatch
+from luthier.errors import GateRefusal, Interrupted, LuthierError, NotFinite, ResourceError, RunMismatch
 from luthier.methods.contract import Attachment, StepDone
 from luthier.models.call import Draws
 from luthier.models.language_model import LanguageModel
@@ -47,13 +47,17 @@ _CALMER = "Begin a new run with a lower training.peak_lr or a longer training.sc
 
 @dataclass
 class Progress:
-    """Where a run stands, apart from its tensors and its place in the data."""
+    """Where a run stands, apart from its tensors and its place in the data.
+
+    unmeasured: the numbers of the last step, if its evaluation did not come to an end; they are written down once it has.
+    """
 
     step: int = 0
     best_loss: float | None = None
     best_step: int | None = None
     evaluations_since_best: int = 0
     stopped_early: bool = False
+    unmeasured: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def train(
 
     companions: the other models that the objective hears.
     Raises Interrupted after Ctrl-C or SIGTERM, the state saved; NotFinite when a loss or gradient is NaN or infinite,
-    before it reaches the weights.
+    before it reaches the weights. Whatever else the batches or the evaluation raise on purpose leaves a saved state too.
     """
     is_early = plan.settings.update_in_backward
     if objective.embedding_noise:
@@ -125,28 +129,39 @@ def train(
     if resume_from is not None:
         progress = restore(resume_from, trainables, optimizer, batches, attachment)
 
-    def checkpoint() -> None:
+    def checkpoint(place: dict[str, Any] | None = None) -> None:
         _check_finite(trainables, progress.step)
-        outside.save(snapshot(progress, trainables, optimizer, batches, attachment))
+        outside.save(snapshot(progress, trainables, optimizer, place or batches.state_dict(), attachment))
 
     last_saved = progress.step
+
+    def save_what_is_new(place: dict[str, Any] | None = None) -> None:
+        if last_saved != progress.step:
+            checkpoint(place)
+
     with StopRequest() as stop:
-        while progress.step < plan.num_steps and not progress.stopped_early:
-            began = time.perf_counter()
-            step = next(batches)
-            job = _Job(model, attachment, objective, plan, trainables, workers, progress.step + 1, companions)
-            metrics = _metrics_of(job, step, batches, optimizer, outside.announce)
-            progress.step += 1
-            metrics["seconds"] = time.perf_counter() - began
-            metrics["tokens_per_second"] = step.real_tokens / metrics["seconds"]
-            metrics["memory_bytes"] = memory_bytes(model.device)
-            metrics["peak_memory_bytes"] = peak_memory_bytes(model.device)
-            progress.stopped_early |= step.ends_run
+        while progress.unmeasured is not None or (progress.step < plan.num_steps and not progress.stopped_early):
+            metrics = progress.unmeasured
+            if metrics is None:
+                began = time.perf_counter()
+                place = batches.state_dict()  # what fails on its way to the next step may have left it
+                save = partial(save_what_is_new, place)
+                with _saved_if_it_fails(save):
+                    step = next(batches)
+                job = _Job(model, attachment, objective, plan, trainables, workers, progress.step + 1, companions)
+                with _saved_if_it_fails(save, RunMismatch):  # which is raised before the weights change
+                    metrics = _metrics_of(job, step, batches, optimizer, outside.announce)
+                progress.step += 1
+                metrics |= _cost(began, step, model)
+                progress.stopped_early |= step.ends_run
             is_last = progress.step == plan.num_steps or progress.stopped_early
             if stop.signal is not None and not is_last:
                 outside.announce("Stopping once the state is saved; asked again, at once.")
             if outside.evaluate is not None and (progress.step % plan.evaluate_every == 0 or is_last):
-                held_out = outside.evaluate()
+                progress.unmeasured = metrics
+                with _saved_if_it_fails(save_what_is_new):
+                    held_out = outside.evaluate()
+                progress.unmeasured = None
                 metrics |= {"validation_loss": held_out.loss, **held_out.measured}
                 if held_out.by_task:
                     metrics["validation_loss_by_task"] = dict(held_out.by_task)
@@ -157,13 +172,34 @@ def train(
                 checkpoint()
                 last_saved = progress.step
             if stop.signal is not None and not is_last:
-                if last_saved != progress.step:
-                    checkpoint()
+                save_what_is_new()
                 raise Interrupted(
                     f"Stopped after step {progress.step} of {plan.num_steps}; the state is saved.",
                     exit_code=stop.exit_code,
                 )
     return progress
+
+
+@contextmanager
+def _saved_if_it_fails(save: Callable[[], None], kind: type[LuthierError] = LuthierError) -> Iterator[None]:
+    """Within: an error of a kind leaves once the state is saved; but for that of a broken model, which is not worth keeping."""
+    try:
+        yield
+    except kind as error:
+        if not isinstance(error, NotFinite):
+            save()
+        raise
+
+
+def _cost(began: float, step: Step, model: LanguageModel) -> dict[str, Any]:
+    """What a step took, in time and memory. began: by `time.perf_counter`."""
+    seconds = time.perf_counter() - began
+    return {
+        "seconds": seconds,
+        "tokens_per_second": step.real_tokens / seconds,
+        "memory_bytes": memory_bytes(model.device),
+        "peak_memory_bytes": peak_memory_bytes(model.device),
+    }
 
 
 @dataclass(frozen=True)
@@ -204,7 +240,7 @@ def _metrics_of(
 ) -> dict[str, Any]:
     """Take a step in the way that the settings ask for; its metrics."""
     if job.plan.settings.update_in_backward and isinstance(optimizer, PerTensor):
-        return _step_in_backward(job, step, optimizer)
+        return _step_in_backward(job, step, batches, optimizer)
     return _step(job, step, batches, optimizer, announce)
 
 
@@ -227,6 +263,7 @@ def _step(
             "Check that the tokenizer is the model's own, that the chat template is the one it knows, and that its weights are whole.",
             field="model",
         )
+    told = batches.heed(tally.means())
     clip = plan.settings.clip_norm
     if clip is not None and norm > clip:
         for gradient in gradients:
@@ -234,10 +271,10 @@ def _step(
     optimizer.step(job.lr)
     if attachment.after_step(StepDone(number, plan.num_steps, trainables.by_name(gradients))):
         optimizer.exchange(attachment.groups)
-    return job.metrics(step, loss, norm, tally)
+    return {**job.metrics(step, loss, norm, tally), **told}
 
 
-def _step_in_backward(job: _Job, step: Step, optimizer: PerTensor) -> dict[str, Any]:
+def _step_in_backward(job: _Job, step: Step, batches: Steps, optimizer: PerTensor) -> dict[str, Any]:
     """Compute one step's loss, and update within its backward pass; return its metrics."""
     (batch,) = step.micro_batches
     tally = Tally()
@@ -249,8 +286,9 @@ def _step_in_backward(job: _Job, step: Step, optimizer: PerTensor) -> dict[str, 
         raise NotFinite(
             f"At step {job.number} the loss is {float(loss.detach())}; the weights were not touched.", _CALMER
         )
+    told = batches.heed(tally.means())
     norm = descend(loss, optimizer, job.lr)
-    return job.metrics(step, float(loss.detach()), norm, tally)
+    return {**job.metrics(step, float(loss.detach()), norm, tally), **told}
 
 
 def _gradient_that_fits(
@@ -408,13 +446,18 @@ def snapshot(
     progress: Progress,
     trainables: FlatTrainables,
     optimizer: Optimizer,
-    batches: Steps,
+    place: dict[str, Any],
     attachment: Attachment,
 ) -> Checkpoint:
-    """Everything that the next step depends on."""
-    state = {"progress": vars(progress).copy(), "batches": batches.state_dict()}
+    """Everything that the next step depends on. place: of the batches, as their `state_dict`."""
+    state = {"progress": vars(progress).copy(), "batches": place}
     tensors = trainables.named(), optimizer.named_state(), attachment.state()
     return Checkpoint(progress.step, *tensors, state)
+
+
+def steps_written(checkpoint: Checkpoint) -> int:
+    """How many steps' metrics are written down where a checkpoint was kept: all, but for a last one that was not yet measured."""
+    return checkpoint.step - (checkpoint.state["progress"].get("unmeasured") is not None)
 
 
 def restore(
