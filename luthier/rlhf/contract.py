@@ -26,7 +26,7 @@ from luthier.rlhf.experience import Given, example_of
 from luthier.rlhf.policy_losses import clipped, is_clipped
 from luthier.rlhf.rewards import Reward
 from luthier.rlhf.samples import Sample
-from luthier.types import Example, Gives, ModelKind, Origin, Part, Rendered, fault_at
+from luthier.types import Example, Gives, ModelKind, Origin, Part, Rendered, Targets, fault_at
 
 OLD, REFERENCE, ADVANTAGE, ENGINE = "old", "reference", "advantage", "engine"
 """What targets come with: log p under the policy that wrote them, and under the reference; the advantage; log p as the engine that
@@ -200,18 +200,36 @@ class RolloutObjective(Objective):
         """What it is worth after a rollout."""
         return kl_weight
 
+    def measured_of(self, given: Sequence[Given]) -> dict[str, float]:
+        """What is written down of a rollout, from what its answers are learned by."""
+        return {}
+
+    @property
+    def most_change(self) -> float | None:
+        """The `approx_kl` of a step after which the rest of its rollout is left out; None: never."""
+        return None
+
     # ── losses ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def learned_at(self) -> float:
+        """The temperature of the probabilities that the loss is of: that at which answers are drawn, for ratios are between like ones."""
+        return self.temperature
+
+    def entropy_share(self, targets: Targets) -> Tensor | float:
+        """What a target's entropy counts in the summed loss, before its weight, so that a step has the mean over tokens."""
+        return 1.0
 
     @abstractmethod
     def losses(self, outputs: Outputs) -> Tensor:
-        """The loss of each target, before its weight, shape (N,); outputs are at the temperature."""
+        """The loss of each target, before its weight, shape (N,); outputs are at the temperature `learned_at`."""
 
     def loss_sum(self, outputs: Outputs) -> Tensor:
         """The weighted sum over all targets."""
-        outputs = outputs.at(self.temperature)
+        outputs = outputs.at(self.learned_at)
         loss_N = self.losses(outputs)
         if self.entropy_bonus:
-            loss_N = loss_N - self.entropy_bonus * outputs.entropy_N
+            loss_N = loss_N - self.entropy_bonus * outputs.entropy_N * self.entropy_share(outputs.targets)
         return (loss_N * outputs.targets.weight_N).sum()
 
     def measured(self, outputs: Outputs) -> dict[str, Sums]:
@@ -249,6 +267,26 @@ class ClippedObjective(RolloutObjective):
     clip_high: float | None = Field(
         None, gt=0, description="It counts up to 1 + this; unset: as `clip`. 0.28 with clip 0.2 is DAPO's clip-higher."
     )
+
+    approx_kl_stop: float | None = Field(
+        None,
+        gt=0,
+        description="Most nats a token (approx_kl) that the policy may be from the one that wrote; the steps that are left of a rollout in which it is further are left out. Unset: all are taken.",
+    )
+
+    @model_validator(mode="after")
+    def _has_steps_to_leave_out(self) -> Self:
+        if self.approx_kl_stop is not None and self.steps_per_rollout == 1:
+            raise fault_at(
+                "objective.approx_kl_stop",
+                "Each rollout has one step, so that none is left to leave out; raise reuse or minibatches, or leave this out.",
+            )
+        return self
+
+    @property
+    def most_change(self) -> float | None:
+        """As `approx_kl_stop` has it."""
+        return self.approx_kl_stop
 
     @property
     def high(self) -> float:

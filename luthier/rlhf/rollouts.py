@@ -303,7 +303,7 @@ class Rollouts(Steps):
         kept = [sample for sample in samples if not sample.replaced]
         known = [sample for sample in kept if sample.reward is not None]
         given = self.objective.credit(known, self._kl_weight) if known else []
-        apart, numbers = self.policy.writer.apart, measures_of(samples)
+        apart, numbers = self.policy.writer.apart, measures_of(samples) | self.objective.measured_of(given)
         if apart is not None:
             given = weighed(known, given, apart)
             weights = [importance(sample, apart.most_weight) for sample in kept]
@@ -320,10 +320,18 @@ class Rollouts(Steps):
     # ── the loop's questions ────────────────────────────────────────────────────────────────────────────────────────
 
     def heed(self, measured: Mapping[str, float]) -> Mapping[str, float]:
-        """See the base class. A rollout's first step is taken by the very policy that wrote it, and must say so."""
+        """See the base class.
+
+        A rollout's first step is taken by the very policy that wrote it, and must say so. Once the policy is too far from that one,
+        the steps that are left of the rollout are not taken.
+        """
         if self._part == 1:
             self._hearing.check_first(measured)
-        return {}
+        most, left = self.objective.most_change, self.objective.steps_per_rollout - self._part
+        if most is None or measured.get("approx_kl", 0.0) <= most or not left:
+            return {}
+        self._part = self.objective.steps_per_rollout
+        return {"left_out_steps": float(left)}
 
     def halve(self) -> int | None:
         """See the base class."""

@@ -211,3 +211,24 @@ def test_a_pull_within_the_reward_is_of_the_trainers_own_numbers_in_half_precisi
     begin(values_of(desk, {}, {"autocast": autocast, "steps": 1}), tmp_path / "run")
     samples = read_rollout(tmp_path / "run" / FOLDER / "000000.jsonl") or []
     assert {sample.old_T is not None for sample in samples} == {reads}
+
+
+def test_the_rest_of_a_rollout_is_left_out_once_the_policy_is_far_from_the_one_that_wrote_it(
+    desk: Path, tmp_path: Path
+) -> None:
+    objective = {"kind": "ppo", "reuse": 4, "approx_kl_stop": 1e-7, "num_answers": 1}
+    values = values_of(desk, objective, {"steps": 6, "checkpoint_every": 1, "peak_lr": 0.05})
+    values["data"]["validation"] = "none"
+    with one_thread():
+        begin(values, tmp_path / "whole")
+        with pytest.raises(Cut):
+            begin(values, tmp_path / "run", cut_after(3))  # its checkpoint, of step 2, left steps out
+        go_on(tmp_path / "run")
+    lines = course(tmp_path / "whole")
+    far = [line["step"] for line in lines if line["approx_kl"] > 1e-7]
+    assert far == [line["step"] for line in lines if "left_out_steps" in line] == [2, 4, 6]
+    assert lines[1]["left_out_steps"] == 2
+    of_files = [read_rollout(path) or [] for path in sorted((tmp_path / "whole" / FOLDER).iterdir())]
+    assert [samples[0].version for samples in of_files] == [0, 2, 4]
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    assert all(line["explained_variance"] <= 1 and 0 <= line["value_clip_share"] <= 1 for line in lines[::2])
