@@ -14,8 +14,9 @@ Elementwise work, recomputation and padding are not counted: they are what a ste
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from bench.work import Shape, WorkRow
 
@@ -56,3 +57,10 @@ def arithmetic_of(shape: Shape, rows: Iterable[WorkRow]) -> Arithmetic:
         attention=float(12 * shape.layers * shape.attention_width * pairs),
         head=float(4 * learned * shape.hidden * shape.vocabulary),
     )
+
+
+def bytes_a_token(config: Mapping[str, Any]) -> int:
+    """What a token's keys and values take in fp32, of a model with that config."""
+    heads = int(config["num_attention_heads"])
+    width = int(config.get("head_dim") or config["hidden_size"] // heads)
+    return 2 * 4 * int(config["num_hidden_layers"]) * int(config.get("num_key_value_heads") or heads) * width

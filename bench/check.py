@@ -2,7 +2,7 @@
 
 python -m bench.check                 100,000 rows of about 800 bytes, with some faults, on two processes: seconds, CPU
                                       seconds of all processes, peak memory, and how many of the planted faults were found
-python -m bench.check --table         every set of ../shared/data: its form, its rows, the faults found
+python -m bench.check --table         every set of ../shared/data: its form and why, its rows, the faults found
 python -m bench.check --table FILE    the same, written into a page between its two marks
 """
 
@@ -81,8 +81,17 @@ def _cpu_seconds() -> tuple[float, float]:
 def table_of_sets(data: Path) -> str:
     """A line for each file of rows under a folder: what it is read as, how many rows it has, and what is found there."""
     rows = [_line_of(data, path) for path in sorted(data.glob("*/*")) if path.suffix in READABLE]
-    head = (("file", "read as", "rows", "errors", "warnings", "kinds"), ("---", "---", "--:", "--:", "--:", "---"))
+    head = (
+        ("file", "read as", "why", "rows", "errors", "warnings", "kinds"),
+        ("---", "---", "---", "--:", "--:", "--:", "---"),
+    )
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (*head, *(row for row in rows if row is not None)))
+
+
+def read_as(form: str | None, reason: str) -> tuple[str, str]:
+    """What the table says of a set's form: its name, or that it is refused; and why, without the names of the columns."""
+    why = reason.partition(" Columns found:")[0].removeprefix("the rows cannot be learned from: ").rstrip(".")
+    return form or "refused", why.replace("|", "\\|")
 
 
 def _line_of(data: Path, path: Path) -> tuple[str, ...] | None:
@@ -92,13 +101,13 @@ def _line_of(data: Path, path: Path) -> tuple[str, ...] | None:
     try:
         checked = check_data(str(path), None, lambda text: None)
     except LuthierError as error:
-        return name, "no rows", "", "", "", error.found[:80]
+        return name, "no rows", error.found[:80], "", "", "", ""
     kinds = Counter(finding.kind for finding in checked.findings).most_common(_KINDS_SHOWN)
     shown = ", ".join(f"{kind} {count}" for kind, count in kinds)
     errors = len(checked.errors)
-    return (
-        name, checked.form or "no form", f"{checked.num_rows:,}", f"{errors:,}", f"{len(checked.findings) - errors:,}", shown,
-    )  # fmt: skip
+    warnings = len(checked.findings) - errors
+    read = read_as(checked.form, checked.reason)
+    return name, *read, f"{checked.num_rows:,}", f"{errors:,}", f"{warnings:,}", shown
 
 
 def write_between(page: Path, text: str) -> None:

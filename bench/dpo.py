@@ -38,10 +38,10 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m bench.dpo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shared", action="store_true", help="long prompts: Luthier against itself")
-    parser.add_argument("--max-length", type=int, help="most tokens of prompt and answer (default: 320; --shared: 512)")
+    parser.add_argument("--max-length", type=int, help="most tokens of prompt and answer (default: 384; --shared: 512)")
     add_duel_options(parser, steps=6, budget=1024)
     options = read_duel_options(parser, arguments)
-    options.max_length = options.max_length or (512 if options.shared else 320)
+    options.max_length = options.max_length or (512 if options.shared else 384)
     options.data = options.data or (CHATS if options.shared else QUESTIONS)
     return options
 

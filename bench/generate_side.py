@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.arithmetic import bytes_a_token
 from bench.clock import peak_bytes
 from bench.side import say
 from luthier.cli.process import keep_freed_memory
@@ -21,7 +22,7 @@ Answers = list[list[int]]
 def main() -> None:
     """Do what the arguments say and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("contestant", choices=["prepare", "luthier", "luthier-apart", "generate", "continuous"])
+    parser.add_argument("contestant", choices=["prepare", "gaps", "luthier", "luthier-apart", "generate", "continuous"])
     parser.add_argument("work", type=Path)
     parser.add_argument("result", type=Path)
     parser.add_argument("--batch", type=int, default=64)
@@ -29,6 +30,9 @@ def main() -> None:
     work = json.loads(arguments.work.read_text("utf-8"))
     if arguments.contestant == "prepare":
         arguments.result.write_text(json.dumps(prepared(work)), "utf-8")
+        return
+    if arguments.contestant == "gaps":
+        arguments.result.write_text(json.dumps(gaps(work)), "utf-8")
         return
     if arguments.contestant.startswith("luthier"):
         keep_freed_memory(say)
@@ -121,9 +125,27 @@ def by_luthier(work: dict[str, Any], batch: int, contestant: str) -> Contest:
         return [list(answer.tokens) for each in asked for answer in each.completed]
 
     def after() -> dict[str, Any]:
-        return {"cache_bytes": engine.cache_bytes, "product_seconds": _product_seconds(model, widths)}
+        stated = work["cache_tokens"] * bytes_a_token(model.hf.config.to_dict())
+        return {
+            "cache_bytes": engine.cache_bytes,
+            "stated_bytes": stated,
+            "product_seconds": _product_seconds(model, widths),
+        }
 
     return answer, after
+
+
+def gaps(work: dict[str, Any]) -> list[float]:
+    """How far apart the two best scores are after what was said of each place, as transformers computes them."""
+    import torch
+
+    model, found = _plain_model(work), []
+    with torch.inference_mode():
+        for place in work["places"]:
+            tokens_1T = torch.tensor([[*work["prompts"][place["prompt"]], *place["said"]]])
+            best_2 = model(tokens_1T, logits_to_keep=1).logits[0, -1].topk(2).values
+            found.append(float(best_2[0] - best_2[1]))
+    return found
 
 
 def _product_seconds(model: Any, widths: Counter[tuple[int, int]]) -> dict[str, float]:

@@ -11,12 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from bench.contest import machine, say
+from bench.contest import RESULTS, carried_out, machine, say
 from bench.figures import table
 from bench.processes import run_module
 from bench.rewarded import REWARD, SEED, sums
@@ -97,25 +96,30 @@ def walked(name: str, options: argparse.Namespace, folder: Path) -> dict[str, An
     return found
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Walk both paths; 0 if the diagnosis told them apart."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.hacked", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="smollm2-135m", help="built-in name or a transformers folder")
-    parser.add_argument("--steps", type=int, default=24, help="rollouts of the policy (default 24)")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
-    options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="luthier-bench-") as folder:
-        found = [walked(name, options, Path(folder) / str(index)) for index, name in enumerate(PATHS)]
+def bench(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], str]:
+    """Walk both paths; the document and the text that tells it. Raises: SideFailed."""
+    found = [walked(name, options, folder / str(index)) for index, name in enumerate(PATHS)]
     rows = [
         (one["reward"], "{:.2f} → {:.2f}".format(*one["earned"]), f"{one['kl']:.2f}", str(len(one["signs"])), f"{one['seconds']:.0f}")
         for one in found
     ]  # fmt: skip
     text = table(("reward", "earned", "nats from the tuned model", "signs", "seconds"), rows)
     told = [f"{one['reward']}: {sign}" for one in found for sign in one["signs"]]
-    print(json.dumps({"machine": machine(), "paths": found}) if options.json else "\n".join([text, *told]))
-    return 0 if found[0]["signs"] and not found[1]["signs"] else 1
+    work = {"name": "paths", "model": options.model, "rollouts": options.steps}
+    passed = bool(found[0]["signs"]) and not found[1]["signs"]
+    return {"work": work, "machine": machine(), "paths": found, "passed": passed}, "\n".join([text, *told])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the bench; 0 if the diagnosis told the paths apart, 1 if not, or the exit code of what failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.hacked", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="smollm2-135m", help="built-in name or a transformers folder")
+    parser.add_argument("--steps", type=int, default=24, help="rollouts of the policy (default 24)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for all figures (default: bench/results)")
+    return carried_out(bench, parser.parse_args(arguments), "hacked")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from luthier.planner.trace import Work
+    from luthier.planner.work import Work
 
 _STATUS, _FORGET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RETURNS_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
@@ -23,7 +23,8 @@ def work_of(case: dict[str, Any], *, layers: int | None = None, lengths: list[in
     from transformers import AutoConfig
 
     from luthier.models.language_model import FastModel
-    from luthier.planner.trace import Work
+    from luthier.planner.packed import as_settings_say
+    from luthier.planner.work import Work
     from luthier.recipe import make_recipe
 
     values = {
@@ -47,7 +48,7 @@ def work_of(case: dict[str, Any], *, layers: int | None = None, lengths: list[in
         method=recipe.method,
         objective=recipe.objective,
         training=recipe.training,
-        quantization=recipe.quantization,
+        quantization=None if recipe.quantization is None else as_settings_say(recipe.quantization),
         head=None,
         rows=tuple(_row(number, length) for number, length in enumerate(lengths or case["lengths"])),
         workers=1,

@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from bench.arithmetic import bytes_a_token
 from bench.contest import carried_out, machine, say
 from bench.figures import gigabytes, table
 from bench.grpo import add_prompt_options, prepare
@@ -70,13 +71,6 @@ def recipes_of(work: PromptWork, folder: Path) -> dict[str, dict[str, Any]]:
             "training": training,
         },
     }  # fmt: skip
-
-
-def bytes_a_token(config: Mapping[str, Any]) -> int:
-    """What a token's keys and values take in fp32, of a model with that config."""
-    heads = int(config["num_attention_heads"])
-    width = int(config.get("head_dim") or config["hidden_size"] // heads)
-    return 2 * 4 * int(config["num_hidden_layers"]) * int(config.get("num_key_value_heads") or heads) * width
 
 
 def cached_tokens(work: PromptWork, answer_tokens: float) -> float:

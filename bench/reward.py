@@ -2,7 +2,8 @@
 
 Of hh-rlhf's harmless pairs (Bai et al. 2022, https://arxiv.org/abs/2204.05862) some are learned from in one epoch and others held
 out, rows of one prompt on one side. Shown are the held-out accuracy with its interval against a rule that knows lengths alone,
-calibration, margins, and the probes of length and position. Exit code 0 if the whole interval of the accuracy is above a half.
+calibration, margins, and the probes of length and position. Exit code 0 if the whole interval of the accuracy is above a half, over
+500 rows or more.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from bench.processes import SideFailed, run_module
 
 PAIRS = DATA / "hh_rlhf_harmless" / "harmless_base_test.jsonl.gz"
 MAX_LENGTH = 320
+FEWEST_ROWS = 500
 
 
 def readable_pairs(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
@@ -44,11 +46,13 @@ def readable_pairs(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 def split(path: Path, num_train: int, num_held_out: int, folder: Path) -> tuple[Path, Path]:
     """Files of rows to train on and of rows held out: in the order of the prompts' hashes, the first so many and the last."""
-    rows = [values for _, values in sorted(readable_pairs(path), key=lambda each: each[0])]
-    num_train = min(num_train, len(rows) - num_held_out)
+    rows = sorted(readable_pairs(path), key=lambda each: each[0])
+    held_out = rows[max(0, len(rows) - num_held_out) :]
+    asked = {prompt for prompt, _ in held_out}
+    train = [each for each in rows if each[0] not in asked][:num_train]
     files = folder / "train.jsonl", folder / "held-out.jsonl"
-    for file, chosen in zip(files, (rows[:num_train], rows[len(rows) - num_held_out :]), strict=True):
-        file.write_text("".join(json.dumps(row) + "\n" for row in chosen), encoding="utf-8")
+    for file, chosen in zip(files, (train, held_out), strict=True):
+        file.write_text("".join(json.dumps(row) + "\n" for _, row in chosen), encoding="utf-8")
     return files
 
 
@@ -117,7 +121,7 @@ def carried_out(options: argparse.Namespace, folder: Path) -> int:
     (folder / "figures.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(document) if options.json else evaluation_text(evaluation))
     accuracy = next(measure for measure in evaluation.measures if measure.name == "accuracy")
-    return 0 if accuracy.estimates[-1].low > 0.5 else 1
+    return 0 if accuracy.estimates[-1].low > 0.5 and evaluation.num_rows >= FEWEST_ROWS else 1
 
 
 if __name__ == "__main__":

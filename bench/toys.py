@@ -69,6 +69,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": {"num_answers": 8},
 }
 BATCH, STEPS, LR = 64, 150, 3e-3
+LONGEST_SECONDS = 180
 
 
 def write_model(folder: Path, seed: int) -> None:
@@ -172,8 +173,8 @@ def solve(name: str, kind: str, seed: int, steps: int = STEPS) -> dict[str, Any]
 
 
 def is_solved(found: Mapping[str, Any]) -> bool:
-    """Whether a policy has 95 % of the best."""
-    return bool(found["value"] >= 0.95 * found["best"])
+    """Whether a policy has 95 % of the best, in three minutes at most."""
+    return bool(found["value"] >= 0.95 * found["best"] and found["seconds"] <= LONGEST_SECONDS)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,8 +1,8 @@
 """`python -m bench.within`: QLoRA of a model of a billion parameters and more, and the most memory that the process held.
 
 The model is a Llama of random weights, written in bf16 layer by layer and then read as any other: quantized to NF4 with double
-quantization while its files stream in. Trained is a LoRA of rank 16 on all linear layers, on rows of GSM8K, 1,024 tokens and more a
-step in one micro-batch, layers recomputed. Losses mean nothing here; seconds and bytes do.
+quantization while its files stream in. Trained is a LoRA of rank 16 on all linear layers, on rows of GSM8K, 1,024 tokens and more in
+the median step, which is one micro-batch, layers recomputed. Losses mean nothing here; seconds and bytes do.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHAPES: dict[str, dict[str, int]] = {
 TARGET_GB = {"1.1B": 2.5, "3B": 5.0}
 STEPS = {"1.1B": 20, "3B": 3}
 _TOKENS = 1200
-"""At most; rows of GSM8K fill it to 1,024 and more."""
+"""At most; whole rows of GSM8K fill it to 1,024 and more in the median step."""
 
 
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:

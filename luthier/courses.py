@@ -21,6 +21,7 @@ from luthier.evaluation.while_training import AnswerMetrics, answer_metrics
 from luthier.methods import Attachment
 from luthier.models.language_model import LanguageModel
 from luthier.ops.workers import Workers, worker_count
+from luthier.prediction.surprise import FEWEST_WORDS
 from luthier.prepared import Prepared, check_lengths, placed_draws, placed_rows
 from luthier.recipe import Recipe
 from luthier.recipe.base import default_lr_of
@@ -33,7 +34,6 @@ from luthier.training.trunk import open_trunk_cache
 Announce = Callable[[str], None]
 Evaluate = Callable[[], HeldOut]
 _WORSE_THAN_GUESSING = 1.5  # nats: what a random start may cost beyond a guess
-_FEWEST_WORDS = 1024
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def of_rollouts(
     placed = placed_rows(dataset, attachment.num_virtual, attachment.num_virtual_answer)
     check_lengths(placed, model.hf.config, attachment.num_virtual + objective.max_new_tokens)
     prompts_per_step = recipe.training.rows_per_step or 8
-    num_steps = num_rollout_steps(objective, len(dataset.train), prompts_per_step, recipe)
+    num_steps = num_rollout_steps(objective, len(dataset.train), prompts_per_step, recipe.training)
     workers = worker_count(recipe.training.workers, model.device)
     settled = _settled(recipe, prompts_per_step, workers, num_steps)
 
@@ -187,15 +187,22 @@ def plan_of(recipe: Recipe, num_steps: int, model: LanguageModel) -> Plan:
         evaluate_every=training.evaluate_every,
         checkpoint_every=training.checkpoint_every,
         autocast=torch.bfloat16 if wants else None,
-        worst_start=_worst_start(model) if recipe.objective.is_likelihood else None,
+        worst_start=worst_start(model, recipe) if recipe.objective.is_likelihood else None,
     )
 
 
-def _worst_start(model: LanguageModel) -> float | None:
-    """More than a guess among all words costs; None where few words make a guess good, or the head knows no words."""
-    if model.anatomy.purpose != "words" or model.vocab_size < _FEWEST_WORDS:
+def worst_start(model: LanguageModel, recipe: Recipe) -> float | None:
+    """What a model that can read the rows stays below, in nats a token: a guess among all tokens of the tokenizer, and more.
+
+    The model may know more tokens than those; one that puts what it expects on them reads another tokenizer's text.
+    A new model, whose weights are random, expects all of its own alike. None where few words make a guess good, the head knows
+    no words, or the recipe trusts the tokenizer.
+    """
+    if model.anatomy.purpose != "words" or model.vocab_size < FEWEST_WORDS or recipe.model.trust_tokenizer:
         return None
-    return math.log(model.vocab_size) + _WORSE_THAN_GUESSING
+    is_new = recipe.model.config is not None
+    num_words = model.vocab_size if is_new else min(model.vocab_size, len(model.tokenizer))
+    return math.log(num_words) + _WORSE_THAN_GUESSING
 
 
 def _pays(model: LanguageModel) -> bool:

@@ -65,7 +65,7 @@ class Prepared:
 
 def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
     """Read the recipe's data and let the gate judge it, without loading the model's weights."""
-    source = locate(recipe.model, announce)
+    source = locate(recipe.model, announce, weights=False)
     tokenizer = read_tokenizer(source)
     config = with_new_tokens(read_config(source), source, tokenizer)
     answer_start = read_answer_start(source, config)
@@ -84,7 +84,8 @@ def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
         only_asks=only_asks,
         ranks=objective.takes == "rankings",
     )
-    gate = check_gate(drawn, int(config.vocab_size), rules, marks_of(config))
+    trusted = recipe.model.trust_tokenizer
+    gate = check_gate(drawn, int(config.vocab_size), rules, marks_of(config), trusts_tokenizer=trusted)
     for companion, own in companions:
         with told_of(companion):
             check_lengths(drawn, own)
@@ -179,7 +180,9 @@ def laid_out(
 def asked_of(objective: Objective) -> Asked:
     """What an objective asks of rows."""
     key = f"{type(objective).__module__} {objective.model_dump_json()}"
-    return Asked(objective.takes, objective.reads, objective.splits, objective.longest_text, key)
+    return Asked(
+        objective.takes, objective.reads, objective.splits, objective.longest_text, key, weighs=objective.weighs
+    )
 
 
 def drawn_rows(drawing: Drawing, rows: Sequence[Example]) -> Sequence[Example]:

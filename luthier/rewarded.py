@@ -28,11 +28,12 @@ from luthier.rlhf.critic import Critic, WithCritic
 from luthier.rlhf.parts import Ear, Policy, Prompts, Size, requests_of
 from luthier.rlhf.ppo import CRITIC, PPO
 from luthier.rlhf.pretraining import Texts
-from luthier.rlhf.rewards import Answer, OfAnswers, Rewards
+from luthier.rlhf.rewards import Answer, OfAnswers, Reward, Rewards
 from luthier.rlhf.rollouts import Rollouts
 from luthier.rlhf.writers import writer_of
 from luthier.training.companions import Companions, Speaker
 from luthier.training.loop import HeldOut
+from luthier.training.settings import TrainingSettings
 from luthier.tuned import REWARD, load_base_of, load_reward
 from luthier.types import Answered, Completion, Conversation, Example, Message, Prompt, Record
 
@@ -50,12 +51,14 @@ def check_policy(objective: RolloutObjective, attachment: Attachment) -> None:
         )
 
 
-def num_rollout_steps(objective: RolloutObjective, num_prompts: int, prompts_per_step: int, recipe: Recipe) -> int:
+def num_rollout_steps(
+    objective: RolloutObjective, num_prompts: int, prompts_per_step: int, training: TrainingSettings
+) -> int:
     """How many optimizer steps a run has: of the prompts' epochs, each rollout whole."""
-    if recipe.training.steps is not None:
-        return recipe.training.steps
+    if training.steps is not None:
+        return training.steps
     of_rollout = prompts_per_step * objective.minibatches
-    return math.ceil(recipe.training.epochs * num_prompts / of_rollout) * objective.steps_per_rollout
+    return math.ceil(training.epochs * num_prompts / of_rollout) * objective.steps_per_rollout
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def begin(
     objective, training, dataset = recipe.objective, recipe.training, prepared.dataset
     assert isinstance(objective, RolloutObjective)
     assert training.rows_per_step is not None
-    models = models_of(objective, others.frozen or model, announce)
+    models = models_of((*objective.rewards, *objective.watched), others.frozen or model, announce)
     rewards = exits.enter_context(Rewards(objective.rewards, Aids(), objective.watched, models))
     stop_ids = dataset.renderer.stop_ids
     writer = writer_of(objective.generation, others.attachment, folder, compute_in=autocast)
@@ -168,8 +171,7 @@ def texts_of(recipe: Recipe, prepared: Prepared) -> Texts | None:
         return None
     assert isinstance(objective, PPO)
     assert objective.pretraining is not None
-    per_step = objective.pretraining.rows_per_step or recipe.training.rows_per_step
-    assert per_step is not None
+    per_step = objective.pretraining.rows_per_step or recipe.training.rows_per_step or 8
     return Texts(prepared.texts.examples, objective.pretraining.weight, per_step, recipe.seed)
 
 
@@ -246,13 +248,13 @@ def _scorable(answer: Answer) -> Answered:
     return Conversation((*asked.messages, Message("assistant", answer.text)), asked.tools)
 
 
-def models_of(objective: RolloutObjective, model: LanguageModel, announce: Announce) -> dict[str, ByModel]:
-    """The reward models that an objective names, each an adapter of its own beside the policy where that can be.
+def models_of(parts: Sequence[Reward], model: LanguageModel, announce: Announce) -> dict[str, ByModel]:
+    """The reward models that rewards name, each an adapter of its own beside the policy where that can be.
 
     Raises: as `load_reward`, at the field that names the run.
     """
     found: dict[str, ByModel] = {}
-    for part in (*objective.rewards, *objective.watched):
+    for part in parts:
         if part.model is None:
             continue
         folder = Path(part.model)

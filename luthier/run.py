@@ -29,6 +29,7 @@ from luthier.ops.workers import Workers, worker_count
 from luthier.prediction.passes import Passes
 from luthier.prediction.reward import RewardScorer, settled_scale
 from luthier.prediction.scale import Scale, write_scale
+from luthier.prediction.surprise import refuse_foreign_tokens
 from luthier.prepared import Prepared, announce_gate, check_recipe
 from luthier.recipe import Recipe, dump_recipe, load_recipe
 from luthier.recipe.model_card import RunFacts, card_numbers, write_card
@@ -56,8 +57,9 @@ from luthier.store.runs import (
 )
 from luthier.training.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from luthier.training.companions import FOLDER as COMPANIONS_FOLDER
-from luthier.training.loop import Outside, Plan, Progress, progress_of, steps_written, train
+from luthier.training.loop import Outside, Plan, train
 from luthier.training.memory import give_back
+from luthier.training.progress import Progress, progress_of, steps_written
 from luthier.training.run_folder import carried_out, is_free, to_go_on
 from luthier.training.trackers import Tracker, numbers_of, tracking
 from luthier.training.trunk import FOLDER as TRUNK_FOLDER
@@ -146,16 +148,18 @@ def _result(folder: Path, metrics: list[dict[str, Any]], progress: Progress) -> 
 def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *, plans: bool = False) -> RunResult:
     prepared = check_recipe(recipe, announce)
     announce_gate(prepared.gate, announce)
-    recipe = _dated(recipe, prepared.dataset.renderer, announce)
+    recipe = _dated(with_template(recipe, prepared.dataset.renderer), prepared.dataset.renderer, announce)
     recipe = recipe.model_copy(update={"objective": prepared.objective})
     if plans:
         from luthier.planner.gate import plan_run  # what pretends to be tensors takes a while to import
 
-        plan_run(recipe, prepared.first_rows, prepared.tokenizer, folder, announce, prepared.dataset.mixture)
+        plan_run(recipe, prepared, folder, announce)
     hearing = hear(recipe, prepared, folder, announce)
     model = load_base_of(recipe, announce)
     give_back(model.device)  # what reading took: holes that would stay beside what training takes
     dataset = prepared.dataset
+    if recipe.model.config is None and not recipe.model.trust_tokenizer:
+        refuse_foreign_tokens(model, dataset.train)
     attachment = recipe.method.attach(model, ADAPTER, recipe.seed, fast=recipe.training.fast.lora)
     in_head = f", {attachment.num_in_head:,} of them in the new head" if attachment.num_in_head else ""
     announce(f"Method {recipe.method.kind}: {attachment.num_trainable:,} numbers train{in_head}.")
@@ -186,6 +190,14 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *,
         progress = train(model, attachment, recipe.objective, steps, plan, outside, workers, checkpoint, companions)
     begun = _Begun(recipe, folder, prepared, attachment, plan, made_from)
     return _finish(begun, progress, announce)
+
+
+def with_template(recipe: Recipe, renderer: Renderer) -> Recipe:
+    """The recipe with the text of the chat template that it names, so that the run's model is asked by the same one ever after."""
+    chat = renderer.chat
+    if chat is None or chat.source is None or chat.source == recipe.data.chat_template:
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"chat_template": chat.source})})
 
 
 def _dated(recipe: Recipe, renderer: Renderer, announce: Announce) -> Recipe:

@@ -8,7 +8,7 @@ parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -68,21 +68,30 @@ class Origin:
         return f"{self.file}, line {self.line}"
 
 
+INPUT = "input"
+"""What of a user's message is the input of an instruction, where it ends the content after a blank line; an extra."""
+
+
 @dataclass(frozen=True)
 class Message:
-    """One turn. `learn` is the row's own wish (weight 1 or 0); None leaves it to the recipe.
+    """One turn. `learn` is the row's own wish (a weight above 0, or 0); None leaves it to the recipe.
 
     `extra` holds what a chat template may use beside role and content, such as `tool_calls` and `name`.
+    `weight` is how much each of its tokens counts where it is learned.
     """
 
     role: str
     content: str
     learn: bool | None = None
     extra: tuple[tuple[str, Any], ...] = ()
+    weight: float = 1.0
 
     def as_dict(self) -> dict[str, Any]:
         """The message in the form that chat templates take."""
         return {"role": self.role, "content": self.content, **dict(self.extra)}
+
+
+# `weight` of a record is how much its row counts in the loss, beside 1 for most.
 
 
 @dataclass(frozen=True)
@@ -91,21 +100,35 @@ class Conversation:
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A prompt and the text that should follow it."""
+    """A prompt and the text that should follow it; `others` would be as right, and answers are measured against them too."""
 
     prompt: str
     completion: str
+    others: tuple[str, ...] = ()
+    weight: float = 1.0
+
+
+def answered(prompt: str, texts: Sequence[str]) -> Completion:
+    """A prompt with the first of several right texts (at least one); the others are kept, each once."""
+    first, *others = dict.fromkeys(texts)
+    return Completion(prompt, first, tuple(others))
 
 
 @dataclass(frozen=True)
 class PlainText:
-    """Text learned as a whole."""
+    """Text learned as a whole.
+
+    part_of: of a piece of a text that was too long, the SHA-256 of that text in hex; empty for a whole text.
+    """
 
     text: str
+    weight: float = 1.0
+    part_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,6 +138,7 @@ class Labelled:
     text: str
     pair: str | None
     label: str
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -124,6 +148,7 @@ class Scored:
     text: str
     pair: str | None
     score: float
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -132,6 +157,7 @@ class Tagged:
 
     words: tuple[str, ...]
     tags: tuple[str, ...]
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -207,6 +233,9 @@ Record = (
     | Ranking
 )
 
+Weighed = Conversation | Completion | PlainText | Labelled | Scored | Tagged
+"""Records whose rows may count more or less than others."""
+
 Gives = Literal[
     "text", "labels", "scores", "tags", "choices", "similar", "preferences", "verdicts", "prompts", "rankings"
 ]
@@ -233,6 +262,7 @@ class Piece:
 class Rendered:
     """A record as one run of tokens. `weight_T[t]` is how much the prediction *of* token t counts; 0 is not learned.
 
+    row_weight: how much the row counts; `weight_T` has it already.
     source_S: for an encoder-decoder, what the encoder reads; `tokens_T` is then the decoder's. None for other models.
     label: the class of the whole text, where that is what the record teaches. types_T: 1 for the tokens of a second text,
     where the tokenizer tells them apart. num_closing: how many tokens at the end close the text and are no part of it.
@@ -259,6 +289,7 @@ class Rendered:
     piece: Piece | None = None
     place: int = 0
     share: float = 0.0
+    row_weight: float = 1.0
 
     @property
     def texts(self) -> tuple[Rendered, ...]:

@@ -17,6 +17,7 @@ from luthier.training import checkpoint
 OPERATIONS = (
     "open_for_write",
     "write",
+    "reserve",
     "truncate",
     "fsync",
     "fsync_folder",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from near import assert_near
 from tiny_experts import write_tiny_experts
 from tiny_runs import Cut, begin, course, cut_after, go_on, nothing, recipe_values, write_rows
 from torch import Tensor
+from transformers import AutoConfig
 
 from luthier.generation.engine import Request, generate
 from luthier.generation.settings import Sampling
@@ -25,6 +27,9 @@ from luthier.models.language_model import FastModel, LanguageModel
 from luthier.ops.attention import AttentionTerms, packed_attention, packed_attention_reference
 from luthier.ops.cuda_library import cuda_library
 from luthier.ops.spectrum import svd_of
+from luthier.planner.alone import trace_all
+from luthier.planner.request import imagined_rows, work_of
+from luthier.planner.trace import Trace, take_steps
 from luthier.quantization.affine import AffineWeight
 from luthier.quantization.four_bit import BLOCKS, FourBitKind, quantize_four_bit
 from luthier.quantization.gguf_blocks import GGUFWeight
@@ -32,6 +37,7 @@ from luthier.quantization.int8 import quantize_int8
 from luthier.quantization.mxfp4 import quantize_mxfp4
 from luthier.quantization.packed import PackedWeight
 from luthier.quantization.with_low_rank import WithLowRank
+from luthier.recipe import make_recipe
 from luthier.training.optimizers import OPTIMIZERS, OptimizerSettings
 from luthier.training.optimizers.paged import PinnedMemory
 from luthier.types import Segment
@@ -315,3 +321,21 @@ def losses_on(
     values["training"] = {**values["training"], "autocast": "none", "clip_norm": clip_norm}
     begin(values, folder / device, on_step, announce)
     return [line["loss"] for line in course(folder / device)]
+
+
+@pytest.mark.parametrize("method", [{}, {"kind": "full", "rank": None}], ids=["lora", "full"])
+def test_planned_bytes_of_tensors_are_those_that_torch_allocates(method: dict[str, Any]) -> None:
+    values = recipe_values(Path("model"), Path(__file__), method=method, training={"autocast": "none"})
+    recipe = make_recipe({**values, "model": {"name": "model", "dtype": "fp32"}})
+    config = AutoConfig.for_model(
+        "llama", hidden_size=512, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=8, vocab_size=8000
+    )
+    one = work_of(recipe, config, imagined_rows(recipe, config), torch.device("cuda"))
+    (planned,) = trace_all([one])
+    assert isinstance(planned, Trace)
+    take_steps(replace(one, device=torch.device("cuda")))  # what libraries hold for themselves is there from now on
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    take_steps(replace(one, device=torch.device("cuda")))
+    found = torch.cuda.max_memory_allocated() - before
+    assert max(peak.num_bytes for peak in planned.peaks.values()) == pytest.approx(found, rel=0.1)

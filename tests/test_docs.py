@@ -13,15 +13,22 @@ import typer
 
 from bench.methods import KEPT, kept_page
 from luthier.cli.main import app
+from luthier.objectives import kind_of
 from luthier.recipe import Recipe, load_recipe
+from luthier.recipe.known_objectives import KNOWN_OBJECTIVES
 from luthier.recipe.method_table import methods_page
 from luthier.recipe.reference import recipe_page
 from luthier.recipe.yaml_text import parse_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / "bench").glob("*.md")])
+PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("**/*.md"), *(REPOSITORY / "bench").glob("*.md")])
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
 PARSER: Any = typer.main.get_command(app)
+
+
+def named(page: Path) -> str:
+    """What a page is called in tests."""
+    return page.relative_to(REPOSITORY).as_posix()
 
 
 def blocks(language: str) -> list[Any]:
@@ -30,7 +37,7 @@ def blocks(language: str) -> list[Any]:
     for page in PAGES:
         for match in re.finditer(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
             line = page.read_text()[: match.start()].count("\n") + 1
-            found.append(pytest.param(match[1], id=f"{page.name}:{line}"))
+            found.append(pytest.param(match[1], id=f"{named(page)}:{line}"))
     return found
 
 
@@ -99,10 +106,37 @@ def test_the_page_of_all_methods_is_that_of_the_code_and_of_the_kept_figures():
     assert (REPOSITORY / "docs" / "methods.md").read_text() == page, "run: make docs"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_the_links_of_a_page_lead_somewhere(page: Path):
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
-        assert target.startswith("https://") or (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text()):
+        if target.startswith("https://"):
+            continue
+        there = page.parent / target if target else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), f"{target}#{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """What links into a page may name: its headings, as sites that show Markdown write them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("kind", [kind_of(objective) for objective in KNOWN_OBJECTIVES])
+def test_the_page_of_an_objective_shows_a_recipe_the_command_and_what_it_printed(kind: str):
+    overview = (REPOSITORY / "docs" / "objectives.md").read_text()
+    pages = {
+        name: page
+        for names, page in re.findall(r"^\| \[([^]]*)\]\(([^)]*)\)", overview, re.M)
+        for name in names.split(", ")
+    }
+    text = (REPOSITORY / "docs" / pages[kind]).read_text()
+    assert re.search(rf"^ *objective:\s*\{{?\s*kind: {re.escape(kind)}\b|`{re.escape(kind)}`", text, re.M), (
+        "it is not named"
+    )
+    assert re.search(r"^luthier train [\w-]+\.yaml\n```\n+```text\n.*?^step \d", text, re.M | re.S)
+    assert re.search(r"^luthier evaluate runs/[\w-]+.*\n```\n+```text\n", text, re.M)
 
 
 def test_the_readme_names_every_command_and_begins_with_the_two_that_matter():

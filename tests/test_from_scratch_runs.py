@@ -8,8 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import Cut, begin, cut_after, go_on, nothing, outcome, recipe_values, write_rows
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
+from tiny_runs import Cut, begin, course, cut_after, go_on, nothing, outcome, recipe_values, write_rows
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from luthier import api
 from luthier.data.tokenizer_training import Purpose, TokenizerSettings, train_tokenizer
@@ -120,6 +126,19 @@ def test_an_encoder_for_classes_learns_from_nothing(tmp_path: Path, rows: Path):
     assert result.final_loss < 0.4 < torch.log(torch.tensor(2.0))
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
     assert set(theirs.config.id2label.values()) == {"a", "b"}
+
+
+def test_an_encoder_learns_to_fill_masks_from_nothing(tmp_path: Path, rows: Path):
+    folder = tokenizer_for("encoder", rows, tmp_path / "tokenizer")
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"the order {n % 4} is here now"}) + "\n" for n in range(40)))
+    values = values_of(BERT, folder, texts) | {"objective": {"kind": "mlm", "rate": 0.4}}
+    values["training"] |= {"steps": 30, "checkpoint_every": 30, "peak_lr": 0.005, "rows_per_step": 16}
+    result = begin(values, tmp_path / "run")
+    assert result.final_loss is not None
+    assert result.final_loss < 0.7 * course(tmp_path / "run")[0]["loss"]
+    theirs = AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / "model")
+    assert theirs.config.vocab_size == len(AutoTokenizer.from_pretrained(folder))
 
 
 def test_an_encoder_decoder_learns_from_nothing(tmp_path: Path, rows: Path):

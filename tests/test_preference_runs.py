@@ -160,13 +160,18 @@ def test_encoder_decoders_are_refused(desk: Path, tmp_path: Path) -> None:
 def test_base_and_tuned_are_measured_by_which_answers_they_find_likelier(desk: Path, tmp_path: Path) -> None:
     begin(values_of(desk, "dpo", {"beta": 0.5}, training={"steps": 24}), tmp_path / "run")
     found = api.evaluate(tmp_path / "run")
-    assert [measure.name for measure in found.measures] == ["accuracy", "accuracy by the token", "margin"]
-    base, tuned = (estimate.value for estimate in found.measures[2].estimates)
+    assert [measure.name for measure in found.measures] == [
+        "accuracy", "accuracy by the token", "implicit accuracy", "margin",
+    ]  # fmt: skip
+    base, tuned = (estimate.value for estimate in found.measures[3].estimates)
+    implicit = found.measures[2].estimates
+    assert implicit[0].value == 0.5
+    assert implicit[1].value > 0.5, "tuning moved most margins the right way, as the loss says that it did"
     last = course(tmp_path / "run")[-1]
     assert tuned > base
     assert found.measures[0].estimates[1].value >= found.measures[0].estimates[0].value
     again = api.evaluate(tmp_path / "run", str(desk / "pairs-held-out.jsonl"))
-    assert again.measures[2].estimates[1].value == pytest.approx(tuned, rel=1e-5)
+    assert again.measures[3].estimates[1].value == pytest.approx(tuned, rel=1e-5)
     gains = tuned - base  # on held-out rows, of which the held-out loss is a function
     assert last["validation_loss"] >= math.log1p(math.exp(-0.5 * gains)) - 1e-4, "Jensen"
 

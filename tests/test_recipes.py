@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from models.tiny import tiny_config
 from small_tokenizers import byte_level
 from tokenizers import processors
@@ -57,7 +58,13 @@ def sentences(first: int, count: int) -> str:
 
 PAIRS = {"pairs.jsonl": lines(lambda i: {"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No idea."})}
 
+TEXTS = {"texts.jsonl": lines(lambda i: {"text": f"Text {i} " + "goes on and on " * 40})}
+
 ROWS: dict[str, dict[str, str]] = {
+    **dict.fromkeys(
+        ("domain-pretraining", "prefix-lm", "mlm-adaptation", "t5-span-corruption", "ul2", "denoising"), TEXTS
+    ),
+    "fim": {"files.jsonl": lines(lambda i: {"text": f"def add_{i}(n):\n    return n + {i}\n"})},
     **dict.fromkeys(("dpo", "orpo", "simpo", "cpo"), PAIRS),
     "reward": {
         "harmless.jsonl": lines(
@@ -74,7 +81,6 @@ ROWS: dict[str, dict[str, str]] = {
         "maths.jsonl": lines(lambda i: {"question": f"What is {i} + 1?", "answer": f"One more than {i}.\n#### {i + 1}"})
     },
     "distillation": {"tickets.jsonl": lines(lambda i: {"prompt": f"Ticket {i}", "completion": f"It is a {i % 5}."})},
-    "domain-pretraining": {"texts.jsonl": lines(lambda i: {"text": f"Text {i} " + "goes on and on " * 40})},
     "grpo": {"sums.jsonl": lines(lambda i: {"question": f"What is {i} + 1?", "answer": str(i + 1)})},
     "ppo": {"tickets.jsonl": lines(lambda i: {"prompt": f"Ticket: lamp {i} is broken. Answer in JSON."})},
     "guanaco": {"oasst_ready.trees.jsonl.gz": lines(tree)},
@@ -106,7 +112,6 @@ ROWS: dict[str, dict[str, str]] = {
             }
         )
     },
-    "mlm-adaptation": {"texts.jsonl": lines(lambda i: {"text": f"Text {i} " + "goes on and on " * 40})},
     "multi-task": {
         name: lines(lambda i: {"prompt": f"Task {i}?", "completion": "Done."})
         for name in ("tickets.jsonl", "summaries.jsonl", "queries.jsonl")
@@ -119,7 +124,6 @@ ROWS: dict[str, dict[str, str]] = {
     "summarisation": {
         "papers.jsonl": lines(lambda i: {"source": [f"We study {i}.", "It works."], "target": [f"On {i}.", "Another."]})
     },
-    "t5-span-corruption": {"texts.jsonl": lines(lambda i: {"text": f"Text {i} " + "goes on and on " * 40})},
     "text-classification": {"labelled.jsonl": lines(lambda i: {"text": f"Text {i}", "label": ("a", "b", "c")[i % 3]})},
     "text-to-sql": {
         "queries.jsonl": lines(
@@ -137,12 +141,17 @@ def tokenizer_for(kind: str) -> PreTrainedTokenizerFast:
     tokenizer = byte_level("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}"
                            "{% if add_generation_prompt %}<|assistant|>{% endif %}" if kind == "decoder" else None)  # fmt: skip
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    if kind == "decoder":
+        tokenizer.add_tokens(
+            [AddedToken(mark, special=True) for mark in ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")]
+        )
     if kind == "encoder":
         tokenizer.add_special_tokens({"mask_token": "<mask>"})
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 0), ("</s>", 1)]
         )
     if kind == "encoder-decoder":
+        tokenizer.add_special_tokens({"mask_token": "<mask>"})
         tokenizer.add_tokens([AddedToken(f"<extra_id_{index}>", special=True) for index in range(99, -1, -1)])
     return tokenizer
 
@@ -181,7 +190,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 def kind_of_model(name: str) -> str:
     """Which kind of model a recipe names."""
-    return "encoder" if "bert" in name else "encoder-decoder" if "t5" in name else "decoder"
+    return "encoder" if "bert" in name else "encoder-decoder" if "t5" in name or "bart" in name else "decoder"
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -194,8 +203,10 @@ def test_a_shipped_recipe_trains(
         (tmp_path / file).write_bytes(gzip.compress(data) if file.endswith(".gz") else data)
     text = RECIPES[name].read_text()
     for key, named in re.findall(r"^ *(model|teacher): (.*)$", text, re.MULTILINE):
-        model = json.dumps({"name": str(folder_of(kind_of_model(named))), "device": "cpu"})
-        text = text.replace(f"{key}: {named}", f"{key}: {model}")
+        settings = yaml.safe_load(named)
+        model = settings if isinstance(settings, dict) else {}
+        model |= {"name": str(folder_of(kind_of_model(named))), "device": "cpu"}
+        text = text.replace(f"{key}: {named}", f"{key}: {json.dumps(model)}")
     (tmp_path / "recipe.yaml").write_text(text)
     recipe = load_recipe(tmp_path / "recipe.yaml", ["training.steps=2", "training.workers=1"])
     said: list[str] = []

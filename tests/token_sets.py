@@ -22,7 +22,7 @@ from luthier.types import Example
 def small_limits(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """From now on 20 rows are a large set, whose tokens are kept in the folder that comes back."""
     monkeypatch.setenv("HOME", str(home))
-    limits = {"ROWS_TO_KEEP": 20, "BYTES_TO_HASH": 0, "ROWS_OF_RUN": 7, "ROWS_TO_RECOGNISE": 40}
+    limits = {"ROWS_TO_KEEP": 20, "BYTES_TO_HASH": 0, "ROWS_OF_RUN": 7, "ROWS_OF_FORM": 40}
     for name, limit in limits.items():
         monkeypatch.setattr(sets, name, limit)
     return home / ".cache" / "luthier" / "tokens"

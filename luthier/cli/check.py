@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from luthier.recipe import Recipe
 
 _MOST_SHOWN = 20
+_ACROSS = "Of rows that ask the same, data.validation: auto never holds some out and trains on others; of near-duplicates it may."
 
 
 def check(
@@ -68,31 +69,33 @@ def check(
     if fix is not None and is_mixture(settings.train):
         raise UsageError("--fix writes the rows of one source.", "Check and mend the files of the mixture one by one.")
     held_out = validation or (settings.validation if settings.validation not in ("auto", "none") else None)
-    checked = check_sources(settings, held_out, say)
+    is_chosen = is_recipe or any(change.startswith("objective") for change in changes)
+    checked = check_sources(settings, held_out, say, recipe.objective.takes if is_chosen else None)
     mended = None if fix is None else write_mended(files_of(settings.train), checked, fix, drop_faulty=drop_faulty)
+    needs_model = is_recipe or model is not None
+    gate = _Gate() if checked.refusal else _gate(recipe, is_asked=is_chosen or needs_model, needs_model=needs_model)
     if report is not None:
-        write_report(checked, report)
-    gate = _gate(recipe, is_asked=is_recipe or model is not None)
-    emit(_whole_document(checked, mended, gate), _whole_text(checked, mended, gate), as_json)
+        write_report(checked, report, _tokens_of_row(checked, gate, recipe))
+    emit(_whole_document(checked, mended, gate, recipe), _whole_text(checked, mended, gate, recipe), as_json)
     if not as_json:
         _print_findings(checked, gate)
-    if checked.errors or (strict and checked.findings) or gate.refusal is not None:
+    if not _is_sound(checked, gate) or (strict and checked.findings):
         raise typer.Exit(3)
 
 
 @dataclass(frozen=True)
 class _Gate:
-    """What the gate says of the rows: its report, or why it refuses, or why it was not asked."""
+    """What the gate says of the rows: its report, or why it refuses, or why it was not asked; nothing of rows without a form."""
 
     report: GateReport | None = None
     refusal: DataError | None = None
     unasked: LuthierError | None = None
 
 
-def _gate(recipe: Recipe, is_asked: bool) -> _Gate:
+def _gate(recipe: Recipe, *, is_asked: bool, needs_model: bool) -> _Gate:
     """The gate's verdict. Of a bare file it is not asked where the model is out of reach or the rows are no text to learn.
 
-    is_asked: a model was named, so that the verdict counts.
+    is_asked: a model or an objective was named, so that the verdict counts. needs_model: a model was.
     """
     from luthier.prepared import check_recipe
 
@@ -101,28 +104,41 @@ def _gate(recipe: Recipe, is_asked: bool) -> _Gate:
     except DataError as error:
         return _Gate(refusal=error) if is_asked else _Gate(unasked=error)
     except (NotFound, NetworkError, ResourceError) as error:
-        if is_asked:
+        if needs_model:
             raise
         return _Gate(unasked=error)
 
 
-def _whole_document(checked: Checked, mended: Mended | None, gate: _Gate) -> dict[str, Any]:
+def _is_sound(checked: Checked, gate: _Gate) -> bool:
+    return not checked.errors and checked.refusal is None and gate.refusal is None
+
+
+def _tokens_of_row(checked: Checked, gate: _Gate, recipe: Recipe) -> float | None:
+    """The mean of the rows' tokens; None where no tokenizer wrote all of them whole."""
+    report = gate.report
+    if report is None or report.longest_row >= recipe.data.max_length:
+        return None
+    return report.mean_row if report.num_rows + report.num_held_out == checked.num_rows + checked.num_held_out else None
+
+
+def _whole_document(checked: Checked, mended: Mended | None, gate: _Gate, recipe: Recipe) -> dict[str, Any]:
     from luthier.data.checks.statistics import statistics_of
 
-    is_sound = not checked.errors and gate.refusal is None
+    refusal = checked.refusal or gate.refusal
     return {
-        "ok": is_sound,
+        "ok": _is_sound(checked, gate),
         "rows": checked.num_rows,
         "held_out_rows": checked.num_held_out,
         "form": checked.form,
         "gives": checked.gives,
         "reason": checked.reason,
+        "refused": checked.refusal is not None,
         "findings": [finding.as_json() for finding in checked.findings],
         "counts": checked.counts,
-        "statistics": statistics_of(checked),
+        "statistics": statistics_of(checked, _tokens_of_row(checked, gate, recipe)),
         **({"fixed": mended.as_json()} if mended is not None else {}),
         "gate": _gate_document(gate),
-        **({"error": gate.refusal.as_json()["error"]} if gate.refusal is not None else {}),
+        **({"error": refusal.as_json()["error"]} if refusal is not None else {}),
     }
 
 
@@ -130,16 +146,19 @@ def _gate_document(gate: _Gate) -> dict[str, Any]:
     if gate.report is not None:
         return document_of(gate.report)
     error = gate.refusal or gate.unasked
-    assert error is not None
+    if error is None:
+        return {"ok": False, "asked": False}
     return {"ok": False, "asked": gate.refusal is not None, **error.as_json()}
 
 
-def _whole_text(checked: Checked, mended: Mended | None, gate: _Gate) -> str:
+def _whole_text(checked: Checked, mended: Mended | None, gate: _Gate, recipe: Recipe) -> str:
     num_errors = len(checked.errors)
     held_out = f" and {checked.num_held_out:,} for validation" if checked.num_held_out else ""
-    lines = [f"{checked.num_rows:,} rows{held_out}; {_form(checked)}."]
+    lines = [f"{checked.num_rows:,} row{'' if checked.num_rows == 1 else 's'}{held_out}; {_form(checked)}."]
     lines += [f"  {count:>7,}  {kind}" for kind, count in checked.counts.items()]
     lines += [f"{num_errors:,} errors, {len(checked.findings) - num_errors:,} warnings."]
+    if recipe.data.validation == "auto" and not checked.num_held_out and checked.counts.get("near-duplicate"):
+        lines += [_ACROSS]
     if mended is not None:
         lines += [f"Written: {mended.num_written:,} rows. {_became(mended)}"]
     if gate.report is not None:
@@ -150,6 +169,8 @@ def _whole_text(checked: Checked, mended: Mended | None, gate: _Gate) -> str:
 
 
 def _form(checked: Checked) -> str:
+    if checked.refusal is not None:
+        return "nothing can be learned from them"
     return f"read as {checked.form} ({checked.reason.rstrip('.')})" if checked.form else checked.reason
 
 
@@ -165,12 +186,13 @@ def _became(mended: Mended) -> str:
 
 
 def _print_findings(checked: Checked, gate: _Gate) -> None:
-    """The findings on standard error, errors first, at most so many; then the gate's refusal."""
+    """The findings on standard error, errors first, at most so many; then the refusal."""
     ordered = sorted(checked.findings, key=lambda finding: finding.severity)
     for finding in ordered[:_MOST_SHOWN]:
         say(f"{finding.severity}: {finding.where}: {finding.kind}: {finding.found}")
         say(f"  {finding.mend}")
     if len(ordered) > _MOST_SHOWN:
         say(f"... and {len(ordered) - _MOST_SHOWN:,} more; --json gives them all.")
-    if gate.refusal is not None:
-        print_error(gate.refusal, as_json=False)
+    refusal = checked.refusal or gate.refusal
+    if refusal is not None:
+        print_error(refusal, as_json=False)

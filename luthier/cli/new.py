@@ -24,7 +24,7 @@ Every field:              luthier schema --markdown
 
 
 def new(
-    data: Annotated[str, typer.Argument(help="Your rows: a JSONL, JSON, CSV or Parquet file, or a hub name.")],
+    data: Annotated[str, typer.Argument(help="Your rows: a file, a folder, a pattern, or a hub name.")],
     out: Annotated[
         Path | None, typer.Option("--out", help="Where the recipe goes; unset: the data's name with .yaml.")
     ] = None,

@@ -11,9 +11,11 @@ import typer
 
 from luthier.cli.options import Json, Overrides
 from luthier.cli.output import aligned, emit, say
+from luthier.errors import UsageError
 from luthier.sizes import parse_size, readable_bytes
 
 if TYPE_CHECKING:
+    from luthier.planner.arithmetic import Fact
     from luthier.planner.plan import Plan
     from luthier.planner.table import TableRow
 
@@ -39,22 +41,42 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say how much memory, disk and time a recipe needs, without loading weights."""
-    from luthier.planner.plan import Target, make_plan, memory_of
+    from luthier.planner.arithmetic import facts
+    from luthier.planner.plan import Target, make_plan, memory_of, within_limit
     from luthier.planner.table import make_table
     from luthier.recipe import load_recipe
-    from luthier.studies.planning import planned_device, read_request
+    from luthier.studies.planning import is_here, planned_device, read_request
 
     settings = load_recipe(recipe, overrides or ())
     device = planned_device(settings, gpu)
+    untimed = _untimed(shards, no_time, table, is_elsewhere=gpu or not is_here(device))
+    if price_per_hour is not None and untimed is not None:
+        raise UsageError(
+            f"--price-per-hour needs a time, and none is measured: {untimed}.",
+            "Leave --price-per-hour out, or plan on the machine that is paid for, without --gpu, --shards, --no-time and --table.",
+        )
     memory = memory_of(device) if device_memory is None else parse_size(device_memory)
+    memory = within_limit(settings, device, memory)
     target = Target(device, memory, shards, price_per_hour)
     settings, config, rows = read_request(settings, say)
     if table:
-        found = make_table(settings, config, rows, target, say)
-        emit({"memory_bytes": memory, "rows": [asdict(row) for row in found]}, _table_text(found, memory), as_json)
+        found, quoted = make_table(settings, config, rows, target, say), facts()
+        values = {"rows": [asdict(row) for row in found], "arithmetic": [asdict(fact) for fact in quoted]}
+        emit({"memory_bytes": memory, **values}, table_text(found, quoted, memory), as_json)
         return
-    made = make_plan(settings, config, rows, target, times=not no_time and not gpu, announce=say)
-    emit(plan_document(made), plan_text(made), as_json)
+    made = make_plan(settings, config, rows, target, untimed=untimed, announce=say)
+    emit(plan_document(made), plan_text(made, priced=price_per_hour is not None), as_json)
+
+
+def _untimed(shards: int, no_time: bool, table: bool, *, is_elsewhere: bool) -> str | None:
+    """Why no time is measured; None: it is."""
+    if no_time:
+        return "--no-time asks for none"
+    if table:
+        return "a table compares memory alone"
+    if is_elsewhere:
+        return "the plan is for a GPU that need not be here"
+    return "what ranks send each other is not measured" if shards > 1 else None
 
 
 def plan_document(made: Plan) -> dict[str, Any]:
@@ -63,8 +85,8 @@ def plan_document(made: Plan) -> dict[str, Any]:
     return {**values, "disk_bytes": sum(made.disk_bytes.values()), "disk_parts": dict(made.disk_bytes)}
 
 
-def plan_text(made: Plan) -> str:
-    """The plan as a table, with a sentence for what it comes to."""
+def plan_text(made: Plan, *, priced: bool = False) -> str:
+    """The plan as a table, with a sentence for what it comes to. priced: whether a price was given."""
     parts = sorted(made.parts.items(), key=lambda item: -item[1])
     rows = [(part, readable_bytes(count)) for part, count in parts if count]
     rows.append(("together", readable_bytes(made.peak_bytes)))
@@ -78,7 +100,10 @@ def plan_text(made: Plan) -> str:
     if made.are_imagined:
         lines.append("The rows were not read: each was taken to be as long as the recipe allows.")
     if made.seconds is not None:
-        lines.append(f"Time on this machine: about {_duration(made.seconds)}{_cost(made)}.")
+        without = ", ".join(made.beside_seconds)
+        lines.append(f"Time on this machine: about {_duration(made.seconds)}{_cost(made)}, without {without}.")
+    else:
+        lines.append(f"Time: not measured: {made.untimed}.{' So there is no cost.' if priced else ''}")
     if made.levers:
         lines.append("What would help most:")
         lines += [f"  {lever.change}: {readable_bytes(lever.peak_bytes)}" for lever in made.levers]
@@ -99,7 +124,8 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
 
 
-def _table_text(rows: Sequence[TableRow], memory: int) -> str:
+def table_text(rows: Sequence[TableRow], quoted: Sequence[Fact], memory: int) -> str:
+    """Methods beside each other, and the arithmetic that such numbers are often guessed by."""
     head = ("method", "quantization", "checkpointing", "trained", "peak", "")
     cells = [
         (
@@ -112,4 +138,7 @@ def _table_text(rows: Sequence[TableRow], memory: int) -> str:
         )
         for row in rows
     ]
-    return "\n".join([f"Into {readable_bytes(memory)}:", *aligned([head, *cells])])
+    known = [(fact.what, fact.amount, fact.why) for fact in quoted]
+    return "\n".join(
+        [f"Into {readable_bytes(memory)}:", *aligned([head, *cells]), "", "Often quoted, and why:", *aligned(known)]
+    )

@@ -47,7 +47,10 @@ def tokenizer(
     ] = None,
     chat_template: Annotated[
         Path | None,
-        typer.Option("--chat-template", help="A file with a Jinja chat template; what ends its answers ends text."),
+        typer.Option(
+            "--chat-template",
+            help="alpaca, guanaco, chatml, or a file with a Jinja chat template; what ends its answers ends text.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

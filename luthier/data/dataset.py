@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from luthier.data.facts import keys_of
+from luthier.data.facts import keys_of, pieces_of
 from luthier.data.mixture import Mixture, mixture_of
 from luthier.data.reading import called
 from luthier.data.rendering import Renderer, build_renderer
 from luthier.data.sequences import joined, taken
 from luthier.data.settings import DataSettings, DataSource, FormatName, Sources, files_of, is_mixture, sources_of
-from luthier.data.split import num_held_out, split_keys
+from luthier.data.split import num_held_out, pieces_apart, split_keys
 from luthier.data.tokens.cache import KIND, TokenCache, tokenizer_key
 from luthier.data.tokens.making import Job, MakeExample, counted
 from luthier.data.tokens.sets import Keeping, TokenSet, Wanted, labels_before, token_set
@@ -38,7 +38,7 @@ class Asked:
 
     splits: whether texts that are too long are cut into pieces where the settings leave it open. longest: of data.max_length,
     the most tokens that a text may have. key: all that decides what it makes of a row beside the labels, as text; None where
-    that is not known, so that what it makes is not kept.
+    that is not known, so that what it makes is not kept. weighs: whether it has rows and answers count as they say.
     """
 
     takes: Gives = "text"
@@ -46,6 +46,7 @@ class Asked:
     splits: bool = False
     longest: Callable[[int], int] = _as_long
     key: str | None = None
+    weighs: bool = True
 
 
 @dataclass(frozen=True)
@@ -147,10 +148,11 @@ def _split(
     train_at, validation_at = list(range(len(source.examples))), list[int]()
     sizes = source.sizes
     if settings.validation == "auto":
-        keys = keys_of(source.records)
-        train_at, validation_at = split_keys(keys, settings.validation_fraction, source.sizes)
+        fraction, is_piece_R = settings.validation_fraction, pieces_of(source.records)
+        keys, num_apart = pieces_apart(keys_of(source.records), is_piece_R, fraction, source.sizes)
+        train_at, validation_at = split_keys(keys, fraction, source.sizes)
         sizes = tuple(np.histogram(train_at, np.cumsum([0, *source.sizes]))[0].tolist())
-        note = _split_note(len(source.records), len(validation_at), settings.validation_fraction)
+        note = _split_note(len(source.records), len(validation_at), fraction, num_apart)
     elif settings.validation == "none":
         note = "No rows are held out (data.validation: none)."
     else:
@@ -236,7 +238,7 @@ class _Loader:
         format, wishes = settings.form_of(source)
         splits = settings.too_long == "split" or (settings.too_long == "auto" and asked.splits)
         limit = asked.longest(settings.max_length)
-        job = Job(self.renderer, self.make_example, asked.texts, limit, splits, settings.too_long)
+        job = Job(self.renderer, self.make_example, asked.texts, limit, splits, settings.too_long, asked.weighs)
         return Wanted(source.path, format, asked.takes, wishes, max_rows, job, self._key(job))
 
     def _key(self, job: Job) -> list[object] | None:
@@ -288,7 +290,7 @@ def in_order(labels: frozenset[str]) -> tuple[str, ...]:
     return tuple(sorted(labels, key=lambda label: (int(label), label) if are_numbers else (0, label)))
 
 
-def _split_note(num_rows: int, held_out: int, fraction: float) -> str:
+def _split_note(num_rows: int, held_out: int, fraction: float, num_apart: int) -> str:
     if held_out == 0 and num_held_out(num_rows, fraction) == 0:
         return f"{counted(num_rows, 'row')}: too few to hold some out, so there is no validation."
     if held_out == 0:
@@ -296,4 +298,6 @@ def _split_note(num_rows: int, held_out: int, fraction: float) -> str:
             f"{counted(num_rows, 'row')} with prompts that repeat too often to hold one out, so there is no validation; "
             "name a file of its own in data.validation."
         )
-    return f"{num_rows - held_out} rows to train on; {held_out} held out, chosen by a hash of the prompt."
+    texts = "1 text is" if num_apart == 1 else f"{num_apart:,} texts are"
+    apart = f" {texts} too long to be held out whole, and may have pieces on both sides." if num_apart else ""
+    return f"{num_rows - held_out} rows to train on; {held_out} held out, chosen by a hash of the prompt.{apart}"

@@ -59,7 +59,7 @@ KINDS: tuple[type[Record], ...] = (
 )  # fmt: skip
 """The classes of records; a record's kind is its place here."""
 
-RECORD_FACTS = np.dtype([("kind", "i1"), ("extras", "?"), ("key", "S64")])
+RECORD_FACTS = np.dtype([("kind", "i1"), ("extras", "?"), ("piece", "?"), ("key", "S64")])
 
 
 @runtime_checkable
@@ -106,12 +106,18 @@ def digest_of(example: Example) -> bytes:
 
 def keys_of(records: Sequence[Record]) -> Keys:
     """The hashes of records' prompts, shape (R,)."""
-    return _counted(records, lambda each: np.array([_key_alone(record) for record in each], dtype=RECORD_FACTS))["key"]
+    return _counted(records, _keys_alone)["key"]
+
+
+def pieces_of(records: Sequence[Record]) -> NDArray[np.bool_]:
+    """Whether each record is a piece of a longer text, shape (R,)."""
+    is_piece_R: NDArray[np.bool_] = _counted(records, _kinds_alone)["piece"]
+    return is_piece_R
 
 
 def kinds_of(records: Sequence[Record]) -> tuple[IntArray, NDArray[np.bool_]]:
     """Which of `KINDS` each record is, and whether it has extras, each shape (R,)."""
-    facts_R = _counted(records, lambda each: np.array([_kind_alone(record) for record in each], dtype=RECORD_FACTS))
+    facts_R = _counted(records, _kinds_alone)
     return facts_R["kind"].astype(np.int64), facts_R["extras"]
 
 
@@ -125,12 +131,17 @@ def _counted(rows: Sequence[T], count: Callable[[Sequence[T]], Table]) -> Table:
     return count(rows)
 
 
-def _key_alone(record: Record) -> tuple[int, bool, bytes]:
-    return 0, False, prompt_key(record).encode()
+def _keys_alone(records: Sequence[Record]) -> Table:
+    return np.array([(0, False, False, prompt_key(record).encode()) for record in records], dtype=RECORD_FACTS)
 
 
-def _kind_alone(record: Record) -> tuple[int, bool, bytes]:
-    return KINDS.index(type(record)), has_extras(record), b""
+def _kinds_alone(records: Sequence[Record]) -> Table:
+    return np.array([(*_kind_of(record), b"") for record in records], dtype=RECORD_FACTS)
+
+
+def _kind_of(record: Record) -> tuple[int, bool, bool]:
+    is_piece = isinstance(record, PlainText) and bool(record.part_of)
+    return KINDS.index(type(record)), has_extras(record), is_piece
 
 
 def fact_of(example: Example) -> tuple[int | bool, ...]:
@@ -156,9 +167,9 @@ def fact_of(example: Example) -> tuple[int | bool, ...]:
     )
 
 
-def record_fact_of(record: Record) -> tuple[int, bool, bytes]:
+def record_fact_of(record: Record) -> tuple[int, bool, bool, bytes]:
     """The facts of one record, in the order of `RECORD_FACTS`."""
-    return KINDS.index(type(record)), has_extras(record), prompt_key(record).encode()
+    return *_kind_of(record), prompt_key(record).encode()
 
 
 def has_extras(record: Record) -> bool:

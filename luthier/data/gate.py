@@ -1,8 +1,8 @@
 """The gate: what would train a broken model is refused before step 1, and some rows are shown as they will be learned.
 
-Refused are: no rows; rows in which nothing is learned; tokens that the model has no embedding for; a doubled BOS; chats
-whose end of turn, and plain rows whose end of text, is never learned; prompts that serving would feed otherwise; answers
-that call tools where the template leaves calls out.
+Refused are: no rows; rows in which nothing is learned; tokens that the model has no embedding for; a tokenizer to which the
+model's end of text is a word; a doubled BOS; chats whose end of turn, and plain rows whose end of text, is never learned;
+prompts that serving would feed otherwise; answers that call tools where the template leaves calls out.
 """
 
 from __future__ import annotations
@@ -93,11 +93,13 @@ def check_gate(
     vocab_size: int | None = None,
     rules: Rules = Rules(),
     marks: Mapping[str, int] = MappingProxyType({}),
+    *,
+    trusts_tokenizer: bool = False,
 ) -> GateReport:
     """The report on a data set that may be trained on.
 
     vocab_size: rows of the model's embedding; None where no model is known. marks: the tokens that the model's config
-    names, such as `eos_token_id`.
+    names, such as `eos_token_id`. trusts_tokenizer: whether those may be words to the tokenizer.
     Raises: GateRefusal, with the mend, and the file and line of the first row at fault.
     """
     examples, tokenizer = dataset.train, dataset.renderer.tokenizer
@@ -111,7 +113,7 @@ def check_gate(
     if not rules.only_asks:
         _refuse_rows_without_learning(counted)
     notes = _check_vocabulary(counted, tokenizer, vocab_size)
-    notes += _check_marks(marks, tokenizer, vocab_size)
+    notes += _check_marks(marks, tokenizer, vocab_size, trusts_tokenizer)
     _refuse_doubled_bos(counted, tokenizer)
     if not rules.only_asks:
         _refuse_endless_answers(counted, rules)
@@ -217,8 +219,13 @@ def _check_vocabulary(counted: _Counted, tokenizer: PreTrainedTokenizerBase, voc
     ]
 
 
-def _check_marks(marks: Mapping[str, int], tokenizer: PreTrainedTokenizerBase, vocab_size: int | None) -> list[str]:
-    """Notes on tokens that a model's config names otherwise than its tokenizer. Raises: GateRefusal for one that it lacks."""
+def _check_marks(
+    marks: Mapping[str, int], tokenizer: PreTrainedTokenizerBase, vocab_size: int | None, is_trusted: bool
+) -> list[str]:
+    """Notes on tokens that a model's config names otherwise than its tokenizer.
+
+    Raises: GateRefusal for one that it lacks, and for a word of it where the model has its end of text.
+    """
     notes = []
     for name, index in marks.items():
         if vocab_size is not None and len(tokenizer) <= index < vocab_size:
@@ -228,12 +235,27 @@ def _check_marks(marks: Mapping[str, int], tokenizer: PreTrainedTokenizerBase, v
                 "Use the model's own tokenizer.",
                 field="model",
             )
-        if index < len(tokenizer) and index not in tokenizer.all_special_ids:
-            notes.append(
-                f"The model's config has {name} {index}, which the tokenizer writes as "
-                f"{tokenizer.convert_ids_to_tokens(index)!r}, an ordinary token: is it the model's own tokenizer?"
+        if index >= len(tokenizer) or not _is_word(index, tokenizer):
+            continue
+        found = (
+            f"The model's config has {name} {index}, which the tokenizer writes as "
+            f"{tokenizer.convert_ids_to_tokens(index)!r}, an ordinary token"
+        )
+        # Only what ends a text is decisive: some published models (CodeGen) name a wrong first token, which nothing reads.
+        if name == "eos_token_id" and not is_trusted:
+            raise GateRefusal(
+                f"{found}: the tokenizer is that of another model.",
+                f"Put the model's own tokenizer beside it. If it is its own, correct {name} in the model's config.json, or set "
+                "model.trust_tokenizer to true.",
+                field="model",
             )
+        notes.append(f"{found}: is it the model's own tokenizer?")
     return notes
+
+
+def _is_word(index: int, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a token is one that texts are written with, and no mark such as an end of text."""
+    return index not in tokenizer.all_special_ids and index not in tokenizer.added_tokens_decoder
 
 
 def _refuse_doubled_bos(counted: _Counted, tokenizer: PreTrainedTokenizerBase) -> None:

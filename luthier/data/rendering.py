@@ -26,7 +26,9 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from luthier.data.named_templates import TEMPLATE_NAMES
 from luthier.data.settings import DataSettings
+from luthier.data.split import text_key
 from luthier.data.template import FIELD, ChatTemplate, Tools, read_template
 from luthier.data.whole_texts import Whole, WholeTexts, even_cuts
 from luthier.errors import DataError, RecipeError
@@ -46,6 +48,7 @@ from luthier.types import (
     Rendered,
     TextsAs,
     Verdict,
+    Weighed,
 )
 
 Learn = Literal["answers", "last_answer", "all"]
@@ -102,6 +105,10 @@ class Renderer:
             return _rendered(tokens, np.zeros(len(tokens), dtype=np.float32))
         if isinstance(record, Verdict):
             return replace(self.render_judged(record.answered, origin), score=float(record.is_good))
+        return _weighed(self._render_one(record, origin), record)
+
+    def _render_one(self, record: Weighed | Whole, origin: Origin | None) -> Rendered:
+        """A record of one text, or of several that are read apart, before its row's weight."""
         with _located(origin):
             if self.answer_start is not None:
                 return self._render_answer(record, self.answer_start)
@@ -160,20 +167,23 @@ class Renderer:
     ) -> Iterator[tuple[Record, Rendered]]:
         if texts == "read":
             with _located(origin):
-                yield from self._whole.pieces(record.text, longest)
+                for part, rendered in self._whole.pieces(record.text, longest):
+                    yield part, _weighed(rendered, record)
             return
         encoded = self._encode(record.text)
         lead = self._lead if texts == "written" else []
         end = [self.end_of_text_id] if texts == "written" else []
         cuts = even_cuts(len(encoded.ids), max(1, longest - len(lead) - len(end)))
         whole_T = np.array([*encoded.ids, *end], dtype=np.int64)
+        whole = text_key(record.text) if len(cuts) > 1 else ""
         for index, (start, stop) in enumerate(cuts):
             is_last = stop == len(encoded.ids)
             ids = [*lead, *encoded.ids[start:stop], *(end if is_last else [])]
             weight_T = np.full(len(ids), float(texts == "written"), dtype=np.float32)
             piece = Piece(whole_T, len(lead), index, len(cuts)) if len(cuts) > 1 else None
             text = record.text[encoded.starts[start] : encoded.ends[stop - 1]]
-            yield PlainText(text), replace(_rendered(ids, weight_T), piece=piece)
+            rendered = replace(_rendered(ids, weight_T), piece=piece)
+            yield PlainText(text, record.weight, whole), _weighed(rendered, record)
 
     def writes_as_chat(self, kind: type[Record]) -> bool:
         """Whether records of a class go through the chat template."""
@@ -191,8 +201,15 @@ class Renderer:
     # ── what serving feeds ──────────────────────────────────────────────────────────────────────────────────────────
 
     def prompt_tokens(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
-        """The tokens that serving feeds before the assistant's answer to these messages."""
-        return self._encode(self._template().text(messages, tools, opens_answer=True)).ids
+        """The tokens that serving feeds before the assistant's answer to these messages.
+
+        For an encoder-decoder, with what its tokenizer puts around a text, as far as the template does not write it.
+        """
+        ids = self._encode(self._template().text(messages, tools, opens_answer=True)).ids
+        if self.answer_start is None:
+            return ids
+        end = self._trail
+        return self._with_lead(ids if ids[len(ids) - len(end) :] == end else [*ids, *end])
 
     def asking_tokens(self, record: Prompt) -> list[int]:
         """The tokens that serving feeds for a prompt. Raises: as render, without a place."""
@@ -259,7 +276,8 @@ class Renderer:
         if self.chat is None:
             raise RecipeError(
                 "A chat has to be written, but the model has no chat template.",
-                "Set data.chat_template to a Jinja template or the path of one, or train on prompt/completion rows.",
+                f"Set data.chat_template to one of {', '.join(TEMPLATE_NAMES)}, or to a Jinja template or the path of one; or "
+                "train on prompt/completion rows.",
                 field=FIELD,
             )
         return self.chat
@@ -283,7 +301,7 @@ class Renderer:
         ids, bounds = self._encode_with_bounds(text, [(answers[i].start, answers[i].end) for i in kept])
         weight_T = np.full(len(ids), float(self.learn == "all"), dtype=np.float32)
         for i, (first, last) in zip(kept, bounds, strict=True):
-            weight_T[first:last] = float(i in learned)
+            weight_T[first:last] = messages[i].weight if i in learned else 0.0
         return _rendered(ids, weight_T)
 
     # ── plain text ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -314,16 +332,16 @@ class Renderer:
             source = self.prompt_tokens(before, conversation.tools)
         else:
             assert isinstance(record, Completion)
-            source, answer = self.plain_prompt_tokens(record.prompt), record.completion
+            source, answer = self.plain_prompt_tokens(record.prompt), Message("assistant", record.completion)
         if not source:
             raise DataError("The row's prompt has no tokens, so the encoder would read nothing.", "Fill it in.")
-        tokens = [start, *self._with_lead(self._encode(answer).ids)]
+        tokens = [start, *self._with_lead(self._encode(answer.content).ids)]
         if tokens[-1] != self.end_of_text_id or len(tokens) == 1:
             tokens.append(self.end_of_text_id)
-        rendered = _rendered(tokens, np.ones(len(tokens), dtype=np.float32))
+        rendered = _rendered(tokens, np.full(len(tokens), answer.weight, dtype=np.float32))
         return replace(rendered, source_S=np.array(source, dtype=np.int64))
 
-    def _last_answer(self, conversation: Conversation) -> tuple[Sequence[Message], str]:
+    def _last_answer(self, conversation: Conversation) -> tuple[Sequence[Message], Message]:
         """The one answer that a chat teaches an encoder-decoder, and the messages before it. Raises: DataError."""
         messages = conversation.messages
         learned = learned_messages(messages, self.learn)
@@ -332,14 +350,25 @@ class Renderer:
                 f"An encoder-decoder learns one answer a row, and {len(learned)} messages of this chat are to be learned.",
                 "Set data.learn: last_answer, and let a question come before the answer.",
             )
-        return messages[: learned[0]], messages[learned[0]].content
+        return messages[: learned[0]], messages[learned[0]]
 
     @cached_property
-    def _lead(self) -> list[int]:
-        """What the tokenizer puts before text of its own accord: BOS, or nothing."""
-        whole, inner = self.tokenizer("a", verbose=False)["input_ids"], self._encode("a").ids
+    def _around(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before a text and after it of its own accord."""
+        whole, inner = list(self.tokenizer("a", verbose=False)["input_ids"]), self._encode("a").ids
         starts = range(len(whole) - len(inner) + 1)
-        return list(whole[: next((s for s in starts if whole[s : s + len(inner)] == inner), 0)])
+        start = next((s for s in starts if whole[s : s + len(inner)] == inner), 0)
+        return whole[:start], whole[start + len(inner) :]
+
+    @property
+    def _lead(self) -> list[int]:
+        """What the tokenizer puts before a text: BOS, or nothing."""
+        return self._around[0]
+
+    @property
+    def _trail(self) -> list[int]:
+        """What the tokenizer puts after a text: EOS, or nothing."""
+        return self._around[1]
 
     def _with_lead(self, ids: list[int]) -> list[int]:
         return ids if ids[: len(self._lead)] == self._lead else [*self._lead, *ids]
@@ -458,6 +487,13 @@ def learned_messages(messages: Sequence[Message], learn: Learn) -> list[int]:
 def _rendered(ids: list[int], weight_T: np.ndarray[tuple[int], np.dtype[np.float32]]) -> Rendered:
     weight_T[:1] = 0.0
     return Rendered(np.array(ids, dtype=np.int64), weight_T)
+
+
+def _weighed(rendered: Rendered, record: Record) -> Rendered:
+    """What a record became, with its row's weight."""
+    if not isinstance(record, Weighed) or record.weight == 1:
+        return rendered
+    return replace(rendered, weight_T=rendered.weight_T * np.float32(record.weight), row_weight=record.weight)
 
 
 @contextmanager

@@ -45,12 +45,14 @@ BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 MADE_OF: tuple[tuple[tuple[str, ...], tuple[str, ...], Gives], ...] = (
     (("prompt",), (), "prompts"),
-    (("prompt", "completion"), (), "text"),
-    (("user", "assistant"), ("system",), "text"),
-    (("text",), (), "text"),
-    (("text", "label"), ("text_pair",), "labels"),
-    (("text", "score"), ("text_pair",), "scores"),
+    (("prompt", "completion"), ("weight",), "text"),
+    (("user", "assistant"), ("system", "weight"), "text"),
+    (("text",), ("weight",), "text"),
+    (("text", "label"), ("text_pair", "weight"), "labels"),
+    (("text", "score"), ("text_pair", "weight"), "scores"),
     (("prompt", "chosen", "rejected"), (), "preferences"),
+    (("prompt", "completion", "verdict"), (), "verdicts"),
+    (("question", "options", "answer"), (), "choices"),
     (("anchor", "positive"), ("negative",), "similar"),
 )
 """The fields that a template may have together, those that may stand beside them, and what it then gives."""
@@ -59,7 +61,9 @@ MADE_OF: tuple[tuple[tuple[str, ...], tuple[str, ...], Gives], ...] = (
 class RowTemplate(Settings):
     """How columns become what is learned: text with {column} in it, under the names of one kind of row."""
 
-    prompt: str | None = Field(None, description="What is asked; with completion, or with chosen and rejected.")
+    prompt: str | None = Field(
+        None, description="What is asked; with completion, with completion and verdict, or with chosen and rejected."
+    )
     completion: str | None = Field(None, description="What should follow the prompt; learned.")
     system: str | None = Field(None, description="The system's message, before that of the user.")
     user: str | None = Field(None, description="The user's message; with assistant.")
@@ -68,8 +72,20 @@ class RowTemplate(Settings):
     text_pair: str | None = Field(None, description="The second text of a pair that has a label or a score.")
     label: str | None = Field(None, description="The class of the text.")
     score: str | None = Field(None, description="The number of the text.")
+    weight: str | None = Field(None, description="How much the row counts in the loss: a number of 0 or more.")
     chosen: str | None = Field(None, description="The better answer to the prompt.")
     rejected: str | None = Field(None, description="The worse answer to the prompt.")
+    verdict: str | None = Field(
+        None, description="Whether the completion is a good one: true or false, yes or no, good or bad, 1 or 0 (or -1)."
+    )
+    question: str | None = Field(None, description="What is asked, for rows of options.")
+    options: str | tuple[str, ...] | None = Field(
+        None, description="The options: a list of texts, one each, or the one column that lists them."
+    )
+    answer: str | None = Field(
+        None,
+        description="The right option: its text, its letter, or its number, counted from 0 or from 1 as the rows show.",
+    )
     anchor: str | None = Field(None, description="A text, for rows of texts that mean the same.")
     positive: str | None = Field(None, description="A text that means the same as the anchor.")
     negative: str | None = Field(None, description="A text that does not.")
@@ -83,7 +99,7 @@ class RowTemplate(Settings):
                 "data.template",
                 f"data.template has {', '.join(self.filled) or 'nothing'}, which is no kind of row; give {kinds}.",
             )
-        for name, text in self.filled.items():
+        for name, text in self._texts:
             lone = next((part[0] for part in BRACES.finditer(text) if part[0] in ("{", "}")), None)
             if lone is not None:
                 raise fault_at(
@@ -95,14 +111,20 @@ class RowTemplate(Settings):
         return self
 
     @property
-    def filled(self) -> dict[str, str]:
+    def filled(self) -> dict[str, str | tuple[str, ...]]:
         """The fields that are given, by name."""
         return {name: text for name, text in self if text is not None}
 
     @property
+    def _texts(self) -> Iterator[tuple[str, str]]:
+        """Each text that is given, under the name of its field."""
+        for name, text in self.filled.items():
+            yield from ((name, each) for each in ((text,) if isinstance(text, str) else text))
+
+    @property
     def columns(self) -> Iterator[tuple[str, str]]:
         """Each column that is named, after the field that names it."""
-        for name, text in self.filled.items():
+        for name, text in self._texts:
             for part in BRACES.finditer(text):
                 if part[1] is not None:
                     yield name, part[1].strip()
@@ -129,7 +151,9 @@ NO_WISHES = Wishes()
 class DataSource(Settings):
     """One source of a mixture: where its rows are, which task they are, and how many of them an epoch takes."""
 
-    path: str | tuple[str, ...] = Field(description="Its rows: a file, a folder, a list of them, or a hub name.")
+    path: str | tuple[str, ...] = Field(
+        description="Its rows: a file, a folder, a pattern, a hub name, or a list of these."
+    )
     task: str | None = Field(
         None, min_length=1, description="What its rows are called in losses and reports; unset: after its file."
     )
@@ -196,7 +220,7 @@ class DataSettings(Settings):
     """Where the rows are, how they are read, and what of them is learned."""
 
     train: Sources = Field(
-        description="Training rows: a JSONL, JSON, CSV or Parquet file, a list of them, or a hub name such as owner/set; or a mixture: a list of sources {path, task, weight, max_rows, format, template}.",
+        description="Training rows: a file (JSONL, JSON, CSV, Parquet, CoNLL, text; also packed), a folder, a pattern such as data/*.jsonl, or a hub name (owner/set, owner/set:configuration:split); a list of these; or a mixture: a list of sources {path, task, weight, max_rows, format, template}.",
     )
     temperature: float = Field(
         1.0,
@@ -235,7 +259,7 @@ class DataSettings(Settings):
     )
     learn: Literal["answers", "last_answer", "all"] = Field(
         "answers",
-        description="Which tokens are learned: all answers, only the last one, or every token. A message's own weight 0 or 1 goes first.",
+        description="Which tokens are learned: all answers, only the last one, or every token. A message's own weight goes first: 0 leaves it out, any other learns it by so much.",
     )
     render: Literal["auto", "chat", "plain"] = Field(
         "auto",
@@ -243,7 +267,7 @@ class DataSettings(Settings):
     )
     chat_template: str | None = Field(
         None,
-        description="A Jinja chat template, or the path of a file that holds one; replaces the model's own.",
+        description="How chats are written: alpaca, guanaco, chatml, a Jinja template, or the path of a file that holds one; replaces the model's own.",
     )
     today: str | None = Field(
         None,

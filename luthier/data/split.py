@@ -1,7 +1,8 @@
 """Which rows are held out for validation: decided by a hash of the prompt, by nothing else.
 
 No seed, no order: the same rows in another order, another epoch or another process are split in the same way, and rows
-that ask the same are never on both sides, so a held-out prompt is one that training has not seen answered.
+that ask the same are never on both sides, so a held-out prompt is one that training has not seen answered. Pieces of one
+text are on one side too, unless it is so long that it could never be held out as a whole: then each counts for itself.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from luthier.types import (
+    INPUT,
     Choice,
     Completion,
     Conversation,
     Labelled,
+    Message,
     PlainText,
     Preference,
     Prompt,
@@ -38,7 +42,12 @@ LARGEST_SHARE = 5
 
 
 def prompt_key(record: Record) -> str:
-    """The SHA-256, in hex, of all that comes before a record's last answer; of a text without one, of the text."""
+    """The SHA-256, in hex, of all that comes before a record's last answer; of a text without one, of the text.
+
+    Of a piece, of the text that it is of.
+    """
+    if isinstance(record, PlainText) and record.part_of:
+        return record.part_of
     # default=str: a Parquet file may hold dates and bytes in a tool's schema
     return hashlib.sha256(json.dumps(_prompt(record), sort_keys=True, default=str).encode()).hexdigest()
 
@@ -48,7 +57,7 @@ def _prompt(record: Record) -> object:
         case Conversation(messages, tools):
             answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
             before = messages[: answers[-1]] if answers else messages
-            return [[message.as_dict() for message in before], tools]
+            return [_turns(before), tools]
         case Completion(prompt):
             return prompt
         case Labelled(text, pair) | Scored(text, pair):
@@ -68,9 +77,19 @@ def _prompt(record: Record) -> object:
         case Ranking(answers):
             return _prompt(answers[0])
         case Prompt(Conversation(messages, tools)):
-            return [[message.as_dict() for message in messages], tools]
+            return [_turns(messages), tools]
         case Prompt(asked):
             return asked
+
+
+def _turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The messages with all that tells them apart; an input is in their contents."""
+    return [{key: value for key, value in message.as_dict().items() if key != INPUT} for message in messages]
+
+
+def text_key(text: str) -> str:
+    """The `prompt_key` of a plain text."""
+    return prompt_key(PlainText(text))
 
 
 def num_held_out(num_rows: int, fraction: float) -> int:
@@ -100,6 +119,32 @@ def split_keys(keys_R: Keys, fraction: float, sizes: Sequence[int]) -> tuple[lis
         start += size
     is_held_R = np.isin(keys_R, np.array(sorted(held_out), dtype=keys_R.dtype))
     return np.flatnonzero(~is_held_R).tolist(), np.flatnonzero(is_held_R).tolist()
+
+
+def pieces_apart(
+    keys_R: Keys, is_piece_R: NDArray[np.bool_], fraction: float, sizes: Sequence[int]
+) -> tuple[Keys, int]:
+    """The keys, where pieces of a text with more of them than are held out of its source have each its own, shape (R,); and
+    how many such texts there are.
+
+    is_piece_R: whether a row is a piece of a text; those of one text are neighbours. sizes: as `split_keys` has them.
+    """
+    apart_R, num_texts, start = keys_R.copy(), 0, 0
+    for size in sizes:
+        stop, room = start + size, num_held_out(size, fraction)
+        texts, first, counts = np.unique(keys_R[start:stop], return_index=True, return_counts=True)
+        for key, at, count in zip(texts.tolist(), first.tolist(), counts.tolist(), strict=True):
+            if count <= room or not is_piece_R[start + at]:
+                continue
+            num_texts += 1
+            rows = start + np.flatnonzero(keys_R[start:stop] == key)
+            apart_R[rows] = [_key_of_piece(key, index) for index in range(count)]
+        start = stop
+    return apart_R, num_texts
+
+
+def _key_of_piece(text: bytes, index: int) -> bytes:
+    return hashlib.sha256(b"%s %d" % (text, index)).hexdigest().encode()
 
 
 def _held_out(keys_R: Keys, room: int) -> set[bytes]:

@@ -18,6 +18,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
+from luthier.data.named_templates import TEMPLATE_NAMES, is_name, named_template
 from luthier.errors import DataError, NotFound, RecipeError
 from luthier.store.places import expanded
 from luthier.types import Conversation, Message
@@ -209,15 +210,17 @@ class ChatTemplate:
 def read_template(
     given: str | None, tokenizer: PreTrainedTokenizerBase, day: date | None = None
 ) -> ChatTemplate | None:
-    """The template that a recipe gives (inline, or the path of a file), else the tokenizer's own; None without either.
+    """The template that a recipe gives (by name, inline, or as a file's path), else the tokenizer's own; None without either.
 
     day: the date that it prints where it asks for one (None: today's).
     Raises: NotFound for a path that does not exist, RecipeError for a template that is not sound.
     """
     if given is None and not tokenizer.chat_template:
         return None
-    file = None if given is None or _is_inline(given) else given
+    file = None if given is None or _is_inline(given) or is_name(given) else given
     source = given if file is None else _read_file(file)
+    if source is not None and is_name(source):
+        source = named_template(source, tokenizer, FIELD)
     template = ChatTemplate(tokenizer, source, day or date.today())
     try:
         # Only the syntax is judged here: what a template makes of a conversation is judged row by row.
@@ -253,7 +256,7 @@ def _read_file(name: str) -> str:
     except OSError as error:
         raise NotFound(
             f"data.chat_template is {name!r}, which is neither a Jinja template nor a file that can be read ({error.strerror}).",
-            "Give the template itself (it holds {{ … }} or {% … %}), or the path of a file with it.",
+            f"Give the template itself (it holds {{{{ … }}}} or {{% … %}}), the path of a file with it, or one of {', '.join(TEMPLATE_NAMES)}.",
             field=FIELD,
         ) from error
     if not _is_inline(source):

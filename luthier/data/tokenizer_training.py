@@ -88,7 +88,7 @@ class TokenizerSettings(Settings):
     special: tuple[str, ...] = Field((), description="Further special tokens, such as those of a chat template.")
     chat_template: str | None = Field(
         None,
-        description="A Jinja chat template, or the path of a file that holds one; the token that ends its answers ends text.",
+        description="alpaca, guanaco, chatml, a Jinja chat template, or the path of a file that holds one; the token that ends its answers ends text.",
     )
 
 

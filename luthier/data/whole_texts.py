@@ -19,6 +19,7 @@ from itertools import pairwise
 import numpy as np
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+from luthier.data.split import text_key
 from luthier.errors import DataError
 from luthier.types import Choice, Labelled, PlainText, Pooled, Rendered, Scored, Similar, Tagged
 
@@ -79,9 +80,11 @@ class WholeTexts:
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
         lead, trail = self._around
-        for start, end in even_cuts(len(ids), max(1, longest - len(lead) - len(trail))):
+        cuts = even_cuts(len(ids), max(1, longest - len(lead) - len(trail)))
+        whole = text_key(text) if len(cuts) > 1 else ""
+        for start, end in cuts:
             tokens_T = np.array([*lead, *ids[start:end], *trail], dtype=np.int64)
-            piece = PlainText(text[offsets[start][0] : offsets[end - 1][1]])
+            piece = PlainText(text[offsets[start][0] : offsets[end - 1][1]], part_of=whole)
             weight_T = np.zeros(len(tokens_T), dtype=np.float32)
             yield piece, Rendered(tokens_T, weight_T, num_closing=len(trail), num_needed=len(lead) + 1)
 

@@ -16,9 +16,10 @@ from luthier.data.mixture import by_task
 from luthier.data.placeholders import with_placeholders
 from luthier.data.rendering import Renderer
 from luthier.errors import DataError
+from luthier.evaluation.final_answer import FINAL_ANSWER, marks_answer, same_final_answer
 from luthier.evaluation.intervals import Estimate, bootstrap_difference, bootstrap_mean, sign_test, wilson
 from luthier.evaluation.measure import LOSS_MARGIN, Comparison, Measure
-from luthier.evaluation.metrics import exact_match, perplexity, rouge_l, token_f1
+from luthier.evaluation.metrics import best, exact_match, perplexity, rouge_l, token_f1
 from luthier.evaluation.shots import with_shots
 from luthier.evaluation.verdict import Answered, Evaluation
 from luthier.generation.engine import MAX_ROWS, Request, generate
@@ -48,12 +49,21 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Question:
-    """A row as generation sees it: the prompt's tokens, what was asked last, and the answer that it should come to."""
+    """A row as generation sees it: the prompt's tokens, what was asked last, and the answer that it should come to.
+
+    others: further answers that would be as right.
+    """
 
     origin: Origin
     prompt: tuple[int, ...]
     asked: str
     reference: str
+    others: tuple[str, ...] = ()
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """All answers that would be right, the one of the row first."""
+        return (self.reference, *self.others)
 
 
 def evaluate_records(
@@ -114,14 +124,23 @@ def evaluate_records(
         for candidate, own in zip(candidates, asked, strict=True)
     ]
     if questions:
-        measures += score_measures(answers, [question.reference for question in questions])
+        references = [question.references for question in questions]
+        measures += score_measures(answers, references)
+        measures += final_answer_measures(answers, references)
+        notes += _several(references)
     return Evaluation(
         candidates=tuple(candidate.name for candidate in candidates),
         num_rows=len(chosen),
         measures=tuple(measures),
         notes=tuple(notes),
         answers=tuple(
-            Answered(question.origin, question.asked, question.reference, tuple(texts[i] for texts in answers))
+            Answered(
+                question.origin,
+                question.asked,
+                question.reference,
+                tuple(texts[i] for texts in answers),
+                question.others,
+            )
             for i, question in enumerate(questions)
         ),
     )
@@ -166,6 +185,7 @@ def questions_of(records: Sequence[tuple[Record, Origin]], renderer: Renderer) -
 
 
 def _question(record: Record, origin: Origin, renderer: Renderer) -> Question | None:
+    others = record.others if isinstance(record, Completion) else ()
     conversation = renderer.as_conversation(record)
     if conversation is not None:
         answers = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
@@ -173,9 +193,10 @@ def _question(record: Record, origin: Origin, renderer: Renderer) -> Question | 
             return None
         before, answer = conversation.messages[: answers[-1]], conversation.messages[answers[-1]]
         prompt = renderer.prompt_tokens(before, conversation.tools)
-        return Question(origin, tuple(prompt), before[-1].content, answer.content)
+        return Question(origin, tuple(prompt), before[-1].content, answer.content, others)
     if isinstance(record, Completion):
-        return Question(origin, tuple(renderer.plain_prompt_tokens(record.prompt)), record.prompt, record.completion)
+        prompt = renderer.plain_prompt_tokens(record.prompt)
+        return Question(origin, tuple(prompt), record.prompt, record.completion, others)
     return None
 
 
@@ -343,12 +364,16 @@ def _with_own_seed(sampling: Sampling, row: int) -> Sampling:
     return sampling.model_copy(update={"seed": (sampling.seed + row) % 2**63})
 
 
-def score_measures(answers: Sequence[Sequence[str]], references: Sequence[str]) -> list[Measure]:
-    """Exact match, token F1 and ROUGE-L of each candidate's answers, as means over the rows."""
+def score_measures(answers: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> list[Measure]:
+    """Exact match, token F1 and ROUGE-L of each candidate's answers, as means over the rows.
+
+    references: of each row those of which the nearest counts.
+    """
     measures = []
     for name, score in SCORES:
         scores = [
-            [score(text, reference) for text, reference in zip(texts, references, strict=True)] for texts in answers
+            [max(score(text, right) for right in rights) for text, rights in zip(texts, references, strict=True)]
+            for texts in answers
         ]
         if score is exact_match:
             estimates = tuple(wilson(round(sum(row)), len(row)) for row in scores)
@@ -356,6 +381,24 @@ def score_measures(answers: Sequence[Sequence[str]], references: Sequence[str]) 
             estimates = tuple(bootstrap_mean(row) for row in scores)
         measures.append(Measure(name, True, len(references), estimates, comparisons(scores)))
     return measures
+
+
+def final_answer_measures(answers: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> list[Measure]:
+    """Whether each answer comes to the right end, where every row's reference marks its own: rows with a rationale."""
+    if not all(marks_answer(first) for first, *_ in references):
+        return []
+    scores = [
+        [float(best(same_final_answer, text, rights) or 0.0) for text, rights in zip(texts, references, strict=True)]
+        for texts in answers
+    ]
+    estimates = tuple(wilson(round(sum(row)), len(row)) for row in scores)
+    return [Measure(FINAL_ANSWER, True, len(references), estimates, comparisons(scores))]
+
+
+def _several(references: Sequence[Sequence[str]]) -> list[str]:
+    """What is to be said of rows with more than one right answer."""
+    several = sum(len(rights) > 1 for rights in references)
+    return [f"{several} of {len(references)} rows have several references: the nearest counts."] if several else []
 
 
 def comparisons(values: Sequence[Sequence[float]], weights: Sequence[float] | None = None) -> tuple[Comparison, ...]:

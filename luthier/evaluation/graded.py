@@ -57,11 +57,12 @@ def graded(evaluation: Evaluation, grading: Grading, progress: Callable[[str, in
             "There are no answers to grade.", "Graders are for models that write, on rows that ask something."
         )
     measures, notes = [], []
-    references = [answered.reference for answered in evaluation.answers]
+    references = [answered.references for answered in evaluation.answers]
     texts = [
         [answered.answers[index] for answered in evaluation.answers] for index in range(len(evaluation.candidates))
     ]
-    for name in grading.named:
+    measured = {measure.name for measure in evaluation.measures}
+    for name in (each for each in grading.named if each not in measured):
         measure, note = named_measure(name, texts, references)
         measures.append(measure)
         notes += note

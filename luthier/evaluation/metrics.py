@@ -11,7 +11,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,12 @@ _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U00
 _ROUGE_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 _SQUAD_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
+
+
+def best(score: Callable[[str, str], float | None], answer: str, references: Sequence[str]) -> float | None:
+    """The score of an answer against the reference that it is nearest to; None where none has one."""
+    found = [value for reference in references if (value := score(answer, reference)) is not None]
+    return max(found, default=None)
 
 
 def exact_match(answer: str, reference: str) -> float:

@@ -16,15 +16,18 @@ from numpy.typing import NDArray
 
 from luthier.errors import DataError
 from luthier.evaluation.compare import comparisons
+from luthier.evaluation.final_answer import FINAL_ANSWER, same_final_answer
 from luthier.evaluation.grading.libraries import needed
 from luthier.evaluation.grading.number import number_in
 from luthier.evaluation.intervals import bootstrap_mean
 from luthier.evaluation.measure import Measure
-from luthier.evaluation.metrics import field_accuracy, json_object, macro_f1, ngram_counts, rouge_n
+from luthier.evaluation.metrics import best, field_accuracy, json_object, macro_f1, ngram_counts, rouge_n
 from luthier.evaluation.rows import OfRows, statistic_measure
 from luthier.types import IntArray
 
 Counts = NDArray[np.float64]
+References = Sequence[Sequence[str]]
+"""Of each row the right answers, one or more: the nearest counts."""
 OfAnswer = Callable[[str, str], float | None]
 """The score of an answer against a reference; None where the reference has nothing to compare with."""
 
@@ -33,7 +36,7 @@ BLEU_ORDER = 4
 MOST_LABELS = 200
 
 
-def named_measure(name: str, answers: Sequence[Sequence[str]], references: Sequence[str]) -> tuple[Measure, list[str]]:
+def named_measure(name: str, answers: Sequence[Sequence[str]], references: References) -> tuple[Measure, list[str]]:
     """A measure of each candidate's answers, and what is to be said of it. answers: of each candidate, one a row.
 
     Raises: DataError, if no reference serves; UsageError, if a library that it needs is not installed.
@@ -44,9 +47,9 @@ def named_measure(name: str, answers: Sequence[Sequence[str]], references: Seque
 
 
 def _of_answers(
-    name: str, score: OfAnswer, answers: Sequence[Sequence[str]], references: Sequence[str]
+    name: str, score: OfAnswer, answers: Sequence[Sequence[str]], references: References
 ) -> tuple[Measure, list[str]]:
-    scores = [[score(text, right) for text, right in zip(texts, references, strict=True)] for texts in answers]
+    scores = [[best(score, text, rights) for text, rights in zip(texts, references, strict=True)] for texts in answers]
     rows = [row for row, value in enumerate(scores[0]) if value is not None]
     if not rows:
         raise DataError(f"No reference serves the metric {name!r}.", "docs/evaluation.md says what each metric needs.")
@@ -81,6 +84,7 @@ OF_ANSWERS: Mapping[str, OfAnswer] = {
     "json-valid": lambda answer, reference: float(json_object(answer) is not None),
     "json-fields": _json_fields,
     "number": _number,
+    FINAL_ANSWER: same_final_answer,
 }
 
 
@@ -96,15 +100,18 @@ def _of_counts(name: str, counts: Sequence[Counts], of_sum: Callable[[Counts], f
     return statistic_measure(name, [of(each) for each in counts], len(counts[0])), []
 
 
-def _bleu(answers: Sequence[Sequence[str]], references: Sequence[str]) -> tuple[Measure, list[str]]:
+def _bleu(answers: Sequence[Sequence[str]], references: References) -> tuple[Measure, list[str]]:
     counts = [bleu_counts(texts, references) for texts in answers]
     return _of_counts("bleu", counts, bleu_of)
 
 
-def bleu_counts(answers: Sequence[str], references: Sequence[str]) -> Counts:
-    """What each pair brings to BLEU: matching and all runs of 1 to 4 words, and both lengths; shape (R, K)."""
+def bleu_counts(answers: Sequence[str], references: References) -> Counts:
+    """What each answer brings to BLEU: matching and all runs of 1 to 4 words, and both lengths; shape (R, K).
+
+    Of several references a run counts as often as any one of them has it, and the length nearest to the answer's is taken.
+    """
     bleu = needed("sacrebleu").BLEU(effective_order=True)
-    found = [bleu.sentence_score(answer, [right]) for answer, right in zip(answers, references, strict=True)]
+    found = [bleu.sentence_score(answer, list(rights)) for answer, rights in zip(answers, references, strict=True)]
     return np.array([[*each.counts, *each.totals, each.sys_len, each.ref_len] for each in found], dtype=np.float64)
 
 
@@ -115,13 +122,21 @@ def bleu_of(sum_K: Counts) -> float:
     return float(needed("sacrebleu").BLEU.compute_bleu(matches, totals, own, right, smooth_method="exp").score) / 100
 
 
-def _chrf(answers: Sequence[Sequence[str]], references: Sequence[str]) -> tuple[Measure, list[str]]:
-    counts = [np.array([chrf_counts(*pair) for pair in zip(texts, references, strict=True)]) for texts in answers]
+def _chrf(answers: Sequence[Sequence[str]], references: References) -> tuple[Measure, list[str]]:
+    counts = [
+        np.array([chrf_counts(text, rights) for text, rights in zip(texts, references, strict=True)])
+        for texts in answers
+    ]
     return _of_counts("chrf", counts, chrf_of)
 
 
-def chrf_counts(answer: str, reference: str) -> list[float]:
-    """What a pair brings to chrF: for runs of 1 to 6 letters those of the answer, of the reference, and in both."""
+def chrf_counts(answer: str, references: Sequence[str]) -> list[float]:
+    """What an answer brings to chrF, as sacrebleu has it: the counts against the reference that gives the highest chrF."""
+    return max((_chrf_counts(answer, right) for right in references), key=lambda counts: chrf_of(np.array(counts)))
+
+
+def _chrf_counts(answer: str, reference: str) -> list[float]:
+    """For runs of 1 to 6 letters how many the answer has, how many the reference, and how many are in both."""
     own, right = ("".join(text.split()) for text in (answer, reference))
     counts: list[float] = []
     for order in range(1, CHRF_ORDER + 1):
@@ -142,15 +157,15 @@ def chrf_of(sum_K: Counts) -> float:
     return (1 + square) * precision * recall / (square * precision + recall) if precision + recall else 0.0
 
 
-def _macro_f1(answers: Sequence[Sequence[str]], references: Sequence[str]) -> tuple[Measure, list[str]]:
-    labels = sorted({label_of(text) for text in references})
+def _macro_f1(answers: Sequence[Sequence[str]], references: References) -> tuple[Measure, list[str]]:
+    labels = sorted({label_of(first) for first, *_ in references})
     if len(labels) > MOST_LABELS:
         raise DataError(
             f"The references have {len(labels)} labels, and the metric 'macro-f1' is for at most {MOST_LABELS}.",
             "Take it for rows whose answers are labels.",
         )
     number = {label: place for place, label in enumerate(labels)}
-    true_R = np.array([number[label_of(text)] for text in references])
+    true_R = np.array([number[label_of(first)] for first, *_ in references])
     given = [np.array([number.get(label_of(text), len(labels)) for text in texts]) for texts in answers]
 
     def of(answer_R: IntArray) -> OfRows:
@@ -162,7 +177,7 @@ def _macro_f1(answers: Sequence[Sequence[str]], references: Sequence[str]) -> tu
     return statistic_measure("macro-f1", [of(each) for each in given], len(references)), notes
 
 
-OF_ALL: Mapping[str, Callable[[Sequence[Sequence[str]], Sequence[str]], tuple[Measure, list[str]]]] = {
+OF_ALL: Mapping[str, Callable[[Sequence[Sequence[str]], References], tuple[Measure, list[str]]]] = {
     "bleu": _bleu,
     "chrf": _chrf,
     "macro-f1": _macro_f1,

@@ -25,7 +25,8 @@ def evaluate_pairs(candidates: Sequence[Candidate], rows: Rows, passes: Passes, 
     """How often each candidate finds the better of two answers likelier, as a whole and by the token (a tie counts half), and by
     how many nats.
 
-    What tuning added to the margin, times β, is the margin of DPO's implicit rewards. limit: use only the first so many rows.
+    What a candidate adds to the first one's margin, times β, is the margin of DPO's implicit rewards; the implicit accuracy is how
+    often it has the right sign, a half of the first. limit: use only the first so many rows.
     Raises: DataError, if there are no rows, or one is beyond a model's context.
     """
     rows = rows.first(limit)
@@ -37,6 +38,7 @@ def evaluate_pairs(candidates: Sequence[Candidate], rows: Rows, passes: Passes, 
     measures = (
         _measure("accuracy", [(np.sign(margin_R) + 1) / 2 for margin_R in whole]),
         _measure("accuracy by the token", [(np.sign(margin_R) + 1) / 2 for margin_R in mean]),
+        _measure("implicit accuracy", [(np.sign(margin_R - whole[0]) + 1) / 2 for margin_R in whole]),
         _measure("margin", whole),
     )
     return Evaluation(tuple(each.name for each in candidates), len(rows.examples), measures, rows.notes, ())
@@ -87,5 +89,5 @@ def _measure(name: str, of_each: Sequence[Column], is_better_high: bool = True) 
     """A mean over rows, for each candidate, each later one against the first."""
     values = [column_R.tolist() for column_R in of_each]
     estimates = tuple(bootstrap_mean(column) for column in values)
-    margin = SCORE_MARGIN if name.startswith("accuracy") else margin_by_spread(values[0])
+    margin = SCORE_MARGIN if "accuracy" in name else margin_by_spread(values[0])
     return Measure(name, is_better_high, len(values[0]), estimates, comparisons(values), margin)

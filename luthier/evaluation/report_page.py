@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.evaluation.metrics import exact_match, token_f1
+from luthier.evaluation.metrics import best, exact_match, token_f1
 from luthier.evaluation.report import Metrics, training_lines
 from luthier.objectives import SFT, Objective
 from luthier.store.files import write_text
@@ -106,14 +106,14 @@ def samples_of(evaluation: Evaluation) -> list[Sample]:
 
 
 def _sample(answered: Answered, candidates: Sequence[str]) -> Sample:
-    is_right = [exact_match(answer, answered.reference) == 1 for answer in answered.answers]
+    is_right = [best(exact_match, answer, answered.references) == 1 for answer in answered.answers]
     was_right = len(is_right) > 1 and is_right[0]
     if is_right[-1]:
         outcome = "right" if was_right or len(is_right) == 1 else "gained"
     else:
         outcome = "lost" if was_right else "wrong"
     answers = tuple(zip(candidates, answered.answers, strict=True))
-    f1 = token_f1(answered.answers[-1], answered.reference)
+    f1 = best(token_f1, answered.answers[-1], answered.references) or 0.0
     return Sample(outcome, _SAYS[outcome], str(answered.origin), answered.asked, answered.reference, answers, f1)
 
 

@@ -57,7 +57,7 @@ def with_shots(record: Record, shots: Sequence[Record], renderer: Renderer) -> R
         return replace(conversation, messages=(*own[:lead], *turns, *own[lead:]))
     if isinstance(record, Completion):
         before = "".join(f"{shot.prompt}{shot.completion}\n\n" for shot in shots if isinstance(shot, Completion))
-        return Completion(before + record.prompt, record.completion)
+        return replace(record, prompt=before + record.prompt)
     return record
 
 

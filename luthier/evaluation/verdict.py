@@ -19,12 +19,18 @@ from luthier.types import Origin
 
 @dataclass(frozen=True)
 class Answered:
-    """A held-out row: what was asked last, the reference, and each candidate's answer."""
+    """A held-out row: what was asked last, the reference, and each candidate's answer. others: further right answers."""
 
     origin: Origin
     asked: str
     reference: str
     answers: tuple[str, ...]
+    others: tuple[str, ...] = ()
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """All right answers, the row's own first."""
+        return (self.reference, *self.others)
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,7 @@ class Evaluation:
                     "line": answered.origin.line,
                     "asked": answered.asked,
                     "reference": answered.reference,
+                    **({"references": list(answered.references)} if answered.others else {}),
                     "answers": dict(zip(self.candidates, answered.answers, strict=True)),
                 }
                 for answered in self.answers

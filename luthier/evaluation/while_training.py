@@ -47,7 +47,7 @@ class AnswerMetrics:
         return self._of(answers)
 
     def _of(self, answers: Sequence[str]) -> dict[str, float]:
-        references = [question.reference for question in self.questions]
+        references = [question.references for question in self.questions]
         found = {}
         for name in self.settings.metrics:
             value = named_measure(name, [answers], references)[0].estimates[0].value

@@ -121,7 +121,7 @@ def _parted(
         return Frame(first, user, assistant, None, None, ask)
     around = (system[0], system[1].removesuffix(user_before))
     is_default = first.startswith(around[0]) and first.endswith(around[1]) and len(first) > sum(map(len, around))
-    if is_default and around[0]:
+    if is_default:
         return Frame("", user, assistant, around, first[len(around[0]) : len(first) - len(around[1])], ask)
     start = first if around[0].startswith(first) else ""
     return Frame(start, user, assistant, (around[0].removeprefix(start), around[1]), None, ask)

@@ -19,10 +19,11 @@ from luthier.data.placeholders import PLACEHOLDER
 from luthier.errors import DataError, QueueFull
 from luthier.generation.answers import Answer, Asked
 from luthier.generation.choosing import Chooser
+from luthier.generation.held import goes_through_pages, tokens_together
 from luthier.generation.lanes import BatchLane, Lane
 from luthier.generation.paged_lane import PagedLane
 from luthier.generation.requests import Completed, FinishReason, Request, reading_of
-from luthier.generation.room import PAGE_SIZE, Room, room_of, whole_pages
+from luthier.generation.room import Room, room_of
 from luthier.generation.rows import Decoder
 from luthier.ops.workers import Workers
 
@@ -47,7 +48,7 @@ class Engine:
         cache_bytes: most memory that the cache takes, instead; what a token takes is measured (`room.token_bytes`). Adapters
             that do not go through pages, beside others that do, have as much for themselves.
         room: both of these, where they are known already.
-        max_waiting: most answers that wait for a row.
+        max_waiting: most answers that wait for a row; None: as many as are asked for.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Engine:
         cache_tokens: int = CACHE_TOKENS,
         cache_bytes: int | None = None,
         room: Room | None = None,
-        max_waiting: int = 4096,
+        max_waiting: int | None = 4096,
     ) -> None:
         self.model = model
         self._room = room or room_of(model, cache_tokens, cache_bytes)
@@ -103,13 +104,14 @@ class Engine:
         asked.answers = [None] * request.num_answers
         model = self.model
         answers = [Answer(asked, number, model.stop_ids, model.tokenizer) for number in range(request.num_answers)]
-        lane = self._paged if _goes_through_pages(model, request.adapter) else self._batches
+        lane = self._paged if goes_through_pages(model, request.adapter) else self._batches
         lane.check_fits(answers[0])
         self._chooser.check(request)
         with self._lock:
-            if self._num_waiting and self._num_waiting + len(answers) > self._max_waiting:
+            most = self._max_waiting
+            if most is not None and self._num_waiting and self._num_waiting + len(answers) > most:
                 raise QueueFull(
-                    f"{self._num_waiting} answers wait, and {len(answers)} more would pass {self._max_waiting}.",
+                    f"{self._num_waiting} answers wait, and {len(answers)} more would pass {most}.",
                     "Ask again when some have ended, or give the engine a larger max_waiting.",
                 )
             self._num_waiting += len(answers)
@@ -240,14 +242,14 @@ def generate(
     told = _Told(sum(request.num_answers for request in requests), progress)
     answers: dict[int, list[Completed]] = {}
     room = room_of(model, max_cache_tokens, cache_bytes)
-    paged = [row for row, request in enumerate(requests) if _goes_through_pages(model, request.adapter)]
+    paged = [row for row, request in enumerate(requests) if goes_through_pages(model, request.adapter)]
     if paged:
         # the longest first: if memory does not suffice, that shows at once, and rows of like length end up side by side
         paged.sort(key=lambda row: (requests[row].adapter or "", -len(placed[row])))
-        together = _tokens_together(
+        together = tokens_together(
             [(len(placed[row]), budgets[row], requests[row].num_answers) for row in paged], max_rows
         )
-        engine = Engine(model, max_rows=max_rows, room=room.at_most(together))
+        engine = Engine(model, max_rows=max_rows, room=room.at_most(together), max_waiting=None)
         answers |= _answered(engine, requests, paged, told, threading.Event())
         del engine  # with its cache
     others = [row for row in range(len(requests)) if row not in answers]
@@ -255,20 +257,6 @@ def generate(
         lengths = [len(p) + b for p, b in zip(placed, budgets, strict=True)]
         answers |= _in_batches(model, requests, others, lengths, max_rows, room, told)
     return [answer for row in range(len(requests)) for answer in answers[row]]
-
-
-def _tokens_together(asked: Sequence[tuple[int, int, int]], max_rows: int) -> int:
-    """The most tokens that the pages of so many answers hold at once, of requests with (tokens of the prompt, budget, answers).
-
-    The answers to one request share the pages of its prompt.
-    """
-    of_answers: list[int] = []
-    of_prompts: list[int] = []
-    for num_prompt, budget, num_answers in asked:
-        own, shared = (num_prompt + budget, 0) if num_answers == 1 else (budget, num_prompt)
-        of_answers += [whole_pages(own) + (PAGE_SIZE if num_answers == 1 else 0)] * num_answers
-        of_prompts += [whole_pages(shared) + PAGE_SIZE] if shared else []
-    return sum(sum(sorted(each)[-max_rows:]) for each in (of_answers, of_prompts))
 
 
 class _Told:
@@ -318,7 +306,7 @@ def _in_batches(
         own = room.split(workers.count)
 
         def answer(batch: Sequence[int]) -> None:
-            engine = Engine(model, max_rows=max(share, 1), room=own)
+            engine = Engine(model, max_rows=max(share, 1), room=own, max_waiting=None)
             answers.update(_answered(engine, requests, batch, told, workers.are_stopping))
 
         workers.run(
@@ -373,10 +361,6 @@ def num_tokens(model: Decoder, request: Request) -> int:
     """The most tokens that a request of one answer comes to. Raises: DataError, as `generate`."""
     placed = _placed(model, request)
     return len(placed) + _token_budget(model, request, placed)
-
-
-def _goes_through_pages(model: Decoder, adapter: str | None) -> bool:
-    return model.layout == "packed" and model.answer_start is None and model.keeps_pages(adapter)
 
 
 def _placed(model: Decoder, request: Request) -> tuple[int, ...]:

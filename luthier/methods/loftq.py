@@ -5,8 +5,10 @@ Li et al. 2023, https://arxiv.org/abs/2310.08659, algorithm 1. From B A = 0, as 
     Q ← q(W − s B A),   B, A ← the best product of rank R for (W − Q) / s, its singular values shared evenly,
 
 so that Q + s B A is closer to W than q(W) is. (The paper and peft leave s out, so there the start holds for α = R alone.)
-It is done while the base is read, one weight at a time. Q is not q(W): the trained adapter is right over this Q alone, which
-the recipe makes anew, bit for bit, wherever the run is loaded; another tool, over its own q(W), computes something else.
+It is done while the base is read, one weight at a time. With more than one iteration Q is not q(W): the trained adapter is right
+over this Q alone, which the recipe makes anew wherever the run is loaded. On the same machine and versions that gives the same
+bits; elsewhere a singular value decomposition may round differently, and a few numbers of Q land on the code beside. Another
+tool, over its own q(W), computes something else.
 
 Merges: yes, onto Q unpacked. Deep backward: yes, to the lowest adapted layer. Over 4 bits: it is for that. Identity at the start: no,
 but closer to the model in full precision than its quantized one.
@@ -27,7 +29,7 @@ from torch import Tensor
 from luthier.errors import RecipeError
 from luthier.methods.adapter import linear_of, trainable
 from luthier.methods.adapter_attachment import AdapterAttachment
-from luthier.methods.bank import AdaptedLayer, Branch
+from luthier.methods.bank import AdaptedLayer, AdaptedLinear, Branch
 from luthier.methods.contract import Kin, Traits
 from luthier.methods.lora import LORA_FORM, LowRank, fresh_pair
 from luthier.methods.lora_layers import LoRABranch
@@ -35,6 +37,7 @@ from luthier.methods.peft_files import PeftForm
 from luthier.models.anatomy import Anatomy, find_targets
 from luthier.models.language_model import LanguageModel
 from luthier.models.streaming import Packing, Prepare, Prepared
+from luthier.ops.products import Packed
 from luthier.ops.spectrum import svd_of
 
 LOFTQ_FORM = replace(
@@ -101,11 +104,21 @@ class LoftQ(LowRank):
         for target, branch in attachment.branches.items():
             start = model.prepared.get(target)
             if start is None:
-                raise RecipeError(
-                    f"{target} is not quantized, so there is nothing lost to begin with.",
-                    "Set quantization: {kind: nf4}, and leave the layer out of quantization.skip or out of method.targets.",
-                    field="quantization",
-                )
+                raise self._without_start(target, linear_of(attachment.layers[target], self.kind))
             assert isinstance(branch, LoRABranch)
             branch.a_RI, branch.b_OR = (trainable(start[key].clone(), model.device) for key in ("a_RI", "b_OR"))
         return attachment
+
+    def _without_start(self, name: str, linear: AdaptedLinear) -> RecipeError:
+        """Why a layer was not prepared."""
+        if isinstance(linear.frozen, Packed):
+            return RecipeError(
+                f"{name} comes in few bits, so what it lost as it was quantized, which {self.kind} begins with, is not known.",
+                "Name the unquantized model, or set method.kind to lora.",
+                field="method.kind",
+            )
+        return RecipeError(
+            f"{name} is not quantized, so there is nothing lost to begin with.",
+            "Set quantization: {kind: nf4}, and leave the layer out of quantization.skip or out of method.targets.",
+            field="quantization",
+        )

@@ -316,7 +316,7 @@ def find_among(
             roles = [ROLE + role for role in anatomy.roles if set(anatomy.of_role(role)) <= set(modules)]
             known = [*_endings(candidates), *roles]
             raise TargetNotFound(
-                f"No layer of the model that this method can adapt is called {target!r}.",
+                f"No layer that {field} may name is called {target!r}.",
                 f"Set {field} to {default} or to some of: {', '.join(known)}.",
                 field=field,
             )

@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from luthier.errors import DataError, RecipeError
 from luthier.models.gguf_files import reading_gguf
 from luthier.models.streaming import Prepared, Streaming
-from luthier.quantization.gguf_blocks import gguf_weight
+from luthier.quantization.gguf_blocks import GGUFWeight, gguf_weight
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """Those whose files hold the layers of the models that transformers has, one for one."""
@@ -75,6 +75,12 @@ class GGUFBlocks:
         with torch.device("meta"):
             bare = kind(config)
         packable = {name for name in streaming.choose(bare) if self._is_packed(name, config)}
+        if not packable:
+            raise RecipeError(
+                f"{self.file.name} has none of the layers that quantization names in few bits, so there is nothing to use packed.",
+                "Leave quantization out, or name a file in fewer bits, such as one in Q4_K_M or Q8_0.",
+                field="quantization.kind",
+            )
         streaming.choose = lambda model: tuple(packable)  # what the file has in numbers stays so
         state = {name: self._tensor(name, config, packable) for name in bare.state_dict() if self._holds(name, config)}
         loaded: Any = kind.from_pretrained(
@@ -88,6 +94,17 @@ class GGUFBlocks:
             *report.get("unexpected_keys", ()), *sorted(set(self._tensors) - known - set(_BESIDE))
         ]  # fmt: skip
         return model, report
+
+    def blank(
+        self, module: str, shape: tuple[int, int], config: PreTrainedConfig, device: torch.device
+    ) -> GGUFWeight | None:
+        """A layer's weight in the format that the file has it in, of any numbers; None where the file has it unpacked."""
+        if not self._is_packed(module, config):
+            return None
+        format_ = self._tensors[self._place(f"{module}.weight", config)].tensor_type
+        numbers, size = gguf.GGML_QUANT_SIZES[format_]
+        bytes_OB = torch.empty(shape[0], shape[1] // numbers * size, dtype=torch.uint8, device=device)
+        return GGUFWeight(shape, bytes_OB, format_, self._compute)
 
     def _place(self, name: str, config: PreTrainedConfig) -> str:
         """The file's name of a tensor; nothing for one that no file has."""

@@ -18,24 +18,26 @@ from huggingface_hub.errors import (
 from luthier.errors import LuthierError, NetworkError, NotAllowed, NotFound
 from luthier.store import disk
 
-WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+WEIGHTS = "*.safetensors"
+WANTED = ("*.json", "*.model", "*.txt", "*.jinja")
 UNWANTED = ("*/*", "consolidated*", "*.fp16.safetensors", "training_args*")
 
 # The hub's library moved from one HTTP library to another; this is the root of the errors of the one in use.
 _TRANSPORT_ERROR: type[BaseException] = HfHubHTTPError.__mro__[1]
 
 
-def download(repo: str, revision: str | None, announce: Callable[[str], None]) -> Path:
+def download(repo: str, revision: str | None, announce: Callable[[str], None], *, weights: bool = True) -> Path:
     """The local folder of a hub model: config, tokenizer and safetensors weights, fetched unless they are there already.
+
+    weights: whether they are needed; config and tokenizer are a few megabytes.
 
     Raises: NotFound, NotAllowed (gated), NetworkError, DiskFull.
     """
     announce(f"Looking for {repo} on the Hugging Face hub.")
     try:
         with disk.errors(Path(constants.HF_HUB_CACHE), only_disk=True):
-            folder = snapshot_download(
-                repo, revision=revision, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)
-            )
+            wanted = [*WANTED, *([WEIGHTS] if weights else [])]
+            folder = snapshot_download(repo, revision=revision, allow_patterns=wanted, ignore_patterns=list(UNWANTED))
             return Path(folder)
     except LuthierError:
         raise

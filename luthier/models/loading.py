@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from luthier.errors import RecipeError, ResourceError
 from luthier.models.anatomy import Anatomy, find_targets
 from luthier.models.attention import implementation_of, register_attention
-from luthier.models.experts import experts_of, split_experts
+from luthier.models.experts import split_experts
 from luthier.models.families import Family, check_fixed, family_of
 from luthier.models.fast_layers import use_fast_layers
 from luthier.models.fitting import fit_family
@@ -49,10 +49,14 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a method asks of a quantized base: which layers stay as they are, and what becomes of the full weights of the others."""
+    """What a method asks of a quantized base: which layers stay as they are, and what becomes of the full weights of the others.
+
+    needs_weights: the kind of a method that makes no sense without the full weights.
+    """
 
     keeps_full: Callable[[Anatomy], tuple[str, ...]] = lambda anatomy: ()
     prepare_weights: Callable[[Anatomy], Prepare] = lambda anatomy: only_packed
+    needs_weights: str | None = None
 
 
 def choose_device(name: str) -> torch.device:
@@ -116,8 +120,9 @@ def load_model(
     register_attention()
     implementation = implementation_of(family, fast.attention)
     new_head: tuple[str, ...] = ()
-    blocks = _blocks(source, quantization, head)
-    streaming = _streaming(source, family, quantization, wishes or Wishes(), blocks)
+    wishes = wishes or Wishes()
+    blocks = _blocks(source, quantization, head, wishes)
+    streaming = _streaming(source, family, quantization, wishes, blocks)
     if blocks is not None and streaming is not None:
         hf, report = blocks.model(config, dtype, implementation, streaming)
         check_complete(blocks.file, report)
@@ -173,11 +178,15 @@ def _check_readable(source: ModelSource, config: PreTrainedConfig, family: Famil
         )
 
 
-def _blocks(source: ModelSource, quantization: QuantizationSettings | None, head: Head | None) -> GGUFBlocks | None:
+def _blocks(
+    source: ModelSource, quantization: QuantizationSettings | None, head: Head | None, wishes: Wishes
+) -> GGUFBlocks | None:
     """A GGUF file's blocks, where they are to be used as they are.
 
     Raises RecipeError for a form of the base that does not go with where it comes from.
     """
+    if source.gguf is not None and wishes.needs_weights is not None:
+        raise _without_weights(source, wishes.needs_weights, "set quantization.kind to gguf")
     asks = quantization is not None and quantization.kind == "gguf"
     if asks and (source.gguf is None or head is not None):
         what = "no .gguf file" if source.gguf is None else "to get a head over classes, for which it must be unpacked"
@@ -212,6 +221,8 @@ def _streaming(
     Raises RecipeError if the layers that the settings choose come so already.
     """
     stored = stored_form_of(source)
+    if stored is not None and wishes.needs_weights is not None:
+        raise _without_weights(source, wishes.needs_weights, "leave quantization out")
     if stored is not None and quantization is not None:
         raise RecipeError(
             f"{source.name} comes quantized already.",
@@ -237,7 +248,14 @@ def _streaming(
         nonlocal prepare
         anatomy = anatomy_apart(model, family)
         kept, prepare = wishes.keeps_full(anatomy), wishes.prepare_weights(anatomy)
-        return tuple(name for name in layers_to_quantize(anatomy, quantization) if name not in kept)
+        chosen = tuple(name for name in layers_to_quantize(anatomy, quantization) if name not in kept)
+        if not chosen:
+            raise RecipeError(
+                "No layer is quantized: the method trains all that could be.",
+                "Leave quantization out, or let the method train fewer layers.",
+                field="quantization",
+            )
+        return chosen
 
     def pack(name: str, tensors: Mapping[str, Tensor]) -> Prepared:
         return prepare(name, tensors["weight"], lambda weight_OI: quantize(name, weight_OI, quantization))
@@ -245,6 +263,15 @@ def _streaming(
     if blocks is not None:
         return Streaming(choose, blocks.pack, are_blocks=True)
     return Streaming(choose, pack, files=weight_files(source.folder, source.name))
+
+
+def _without_weights(source: ModelSource, kind: str, with_lora: str) -> RecipeError:
+    """The error for a method that needs full weights. with_lora: what beside it makes LoRA train over the model as it is."""
+    return RecipeError(
+        f"{source.name} comes in few bits, but {kind} begins at what a base loses as it is quantized, for which it needs the full weights.",
+        f"Name the unquantized model, as a folder of safetensors or on the hub; or set method.kind to lora and {with_lora}.",
+        field="method.kind",
+    )
 
 
 def _check_experts(source: ModelSource, stored: StoredForm, files: Sequence[Path]) -> None:
@@ -265,10 +292,12 @@ def _check_experts(source: ModelSource, stored: StoredForm, files: Sequence[Path
 
 
 def anatomy_apart(model: PreTrainedModel, family: Family) -> Anatomy:
-    """The anatomy of a model without weights as it will be once its experts are apart."""
-    if not experts_of(model):
-        return read_anatomy(model, family)
+    """The anatomy of a model without weights as it will be once they are read: what is tied is one, experts are apart."""
     model = copy.deepcopy(model)
+    # as `tie_weights` does, which while a model is read does nothing
+    for name, other in model.get_expanded_tied_weights_keys(all_submodels=True).items():
+        place, _, own = name.rpartition(".")
+        setattr(model.get_submodule(place), own, model.get_parameter_or_buffer(other))
     split_experts(model)
     return read_anatomy(model, family)
 
@@ -281,21 +310,35 @@ def nothing_chosen(model: PreTrainedModel) -> tuple[str, ...]:
 def layers_to_quantize(anatomy: Anatomy, quantization: QuantizationSettings) -> tuple[str, ...]:
     """The names of the layers that the settings choose.
 
-    Raises RecipeError for names that no layer bears, for the embedding, and for a head that shares its weight with that.
+    Raises RecipeError for names that no layer bears, for the embedding and the head, and where no layer is left.
     """
     chosen, skipped = (
         find_targets(anatomy, named, None, f"quantization.{field}") if named else ()
         for field, named in (("targets", quantization.targets), ("skip", quantization.skip))
     )
-    is_shared = anatomy.is_head_tied and anatomy.head in chosen
-    if anatomy.embedding in chosen or is_shared:
-        raise RecipeError(
-            f"{anatomy.head if is_shared else anatomy.embedding} is "
-            f"{'tied to ' if is_shared else ''}the embedding, which is looked up and not multiplied: it cannot be quantized.",
-            "Leave it out of quantization.targets.",
-            field="quantization.targets",
+    if anatomy.embedding in chosen:
+        raise _not_packed(f"{anatomy.embedding} is the embedding, which is looked up and not multiplied")
+    if anatomy.head in chosen:
+        tied = "tied to the embedding, which is looked up and not multiplied"
+        raise _not_packed(
+            f"{anatomy.head} is {tied if anatomy.is_head_tied else 'the head, whose weight is used whole'}"
         )
-    return tuple(name for name in chosen if name not in skipped)
+    left = tuple(name for name in chosen if name not in skipped)
+    if not left:
+        field = "quantization.skip" if chosen else "quantization.targets"
+        raise RecipeError(
+            f"No layer is quantized: {'quantization.skip leaves out all that quantization.targets names' if chosen else f'{field} names none'}.",
+            f"Leave quantization out, or name {'fewer' if chosen else 'some'} layers in {field}.",
+            field=field,
+        )
+    return left
+
+
+def _not_packed(what: str) -> RecipeError:
+    """The error for a module that may be named and is never packed."""
+    return RecipeError(
+        f"{what}: it cannot be quantized.", "Leave it out of quantization.targets.", field="quantization.targets"
+    )
 
 
 def _weights(hf: PreTrainedModel, dtype: torch.dtype) -> str:

@@ -12,6 +12,7 @@ from luthier.errors import RecipeError
 from luthier.models.anatomy import Anatomy, LayerAnatomy, is_linear, is_norm
 from luthier.models.experts import PROJECTIONS, SplitExperts
 from luthier.models.families import Encoder, Family, HeadPart
+from luthier.quantization.packed import QuantizedLinear
 
 
 def _join(*names: str) -> str:
@@ -19,7 +20,7 @@ def _join(*names: str) -> str:
 
 
 def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
-    """The anatomy of a loaded model whose layers are not wrapped yet. Raises RecipeError for an embedding of several tables."""
+    """The anatomy of a loaded model whose layers are not wrapped yet. Raises RecipeError for an embedding of several tables and a packed head."""
     encoder = family.encoder
     below = () if encoder is None else _read_stack(model, _of_encoder(family, encoder), encoder.trunk, 0)
     places = tuple(_join(trunk, family.embedding) for trunk in _trunks(family))
@@ -34,6 +35,12 @@ def read_anatomy(model: PreTrainedModel, family: Family) -> Anatomy:
     purpose, head_parts, reads_tokens = _head(model, family)
     reads_mask = purpose == "classes" and words_layer(model) is not None
     head, key = head_parts[-1].name, family.norm_first_key
+    if isinstance(model.get_submodule(head), QuantizedLinear):
+        raise RecipeError(
+            f"The model's head {head} is held in few bits, but its weight is used whole.",
+            "Name the unquantized model, or one that leaves the head as it is.",
+            field="model",
+        )
     return Anatomy(
         family=family,
         model_type=str(model.config.model_type),

@@ -36,6 +36,10 @@ class ModelSettings(Settings):
         description="Number format of the frozen weights; 'auto' is fp32 on a CPU and bf16 on a GPU that has it.",
     )
     device: str = Field("auto", description="'auto', 'cpu', 'cuda', or 'cuda:N'.")
+    trust_tokenizer: bool = Field(
+        False,
+        description="Train even where the tokenizer looks like another model's: where the config's end of text is an ordinary word of it, it expects other tokens than the rows have, or the first loss is more than 1.5 nats above a guess.",
+    )
     revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
 
     @model_validator(mode="before")

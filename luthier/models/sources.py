@@ -86,9 +86,14 @@ class ModelSource:
 # ── finding ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def locate(settings: ModelSettings, announce: Announce, root: Path | None = None, *, seed: int = 0) -> ModelSource:
-    """Where the model is on this machine, and what is added to it; root, seed, Raises: as `_located`."""
-    source = _located(settings, announce, root, seed)
+def locate(
+    settings: ModelSettings, announce: Announce, root: Path | None = None, *, seed: int = 0, weights: bool = True
+) -> ModelSource:
+    """Where the model is on this machine, and what is added to it; root, seed, Raises: as `_located`.
+
+    weights: whether a hub model's are needed; else its config and tokenizer alone are fetched.
+    """
+    source = _located(settings, announce, root, seed, weights)
     if not settings.add_tokens:
         return source
     if source.gguf is not None:
@@ -100,7 +105,7 @@ def locate(settings: ModelSettings, announce: Announce, root: Path | None = None
     return replace(source, added=Added(settings.add_tokens, seed))
 
 
-def _located(settings: ModelSettings, announce: Announce, root: Path | None, seed: int) -> ModelSource:
+def _located(settings: ModelSettings, announce: Announce, root: Path | None, seed: int, weights: bool) -> ModelSource:
     """Where the model is on this machine, after fetching it if it was not; `root` is the cache (None: the user's).
 
     seed: decides the weights of a model that has none, and the rows of tokens that are added.
@@ -133,8 +138,8 @@ def _located(settings: ModelSettings, announce: Announce, root: Path | None, see
         raise _not_a_model(name, path)
     if not is_hub:
         raise _not_found(name, path)
-    folder = _fetch(name, settings.revision, announce)
-    _check_folder(folder, name)
+    folder = _fetch(name, settings.revision, announce, weights)
+    _check_folder(folder, name, weights=weights)
     return ModelSource(name, folder, None, "hub", folder.name)
 
 
@@ -144,10 +149,10 @@ def _locate_config(settings: ModelSettings, seed: int) -> ModelSource:
     return ModelSource(settings.name, folder, None, "config", None, Draw(settings.config, seed))
 
 
-def _fetch(name: str, revision: str | None, announce: Announce) -> Path:
+def _fetch(name: str, revision: str | None, announce: Announce, weights: bool) -> Path:
     """A hub model's folder; where the name might also be meant as a local path, the error says so."""
     try:
-        return download(name, revision, announce)
+        return download(name, revision, announce, weights=weights)
     except (NotFound, NetworkError) as error:
         path = Path(name)
         if path.parent.is_dir():
@@ -191,8 +196,8 @@ def _not_found(name: str, path: Path) -> NotFound:
     )
 
 
-def _check_folder(folder: Path, name: str | None = None) -> None:
-    """See that a folder is a whole model, before anything heavy is done with it."""
+def _check_folder(folder: Path, name: str | None = None, *, weights: bool = True) -> None:
+    """See that a folder is a whole model, before anything heavy is done with it; or one but for its weights."""
     shown = name or str(folder)
     names = {entry.name for entry in folder.iterdir()}
     if "config.json" not in names and "adapter_config.json" in names:
@@ -213,7 +218,8 @@ def _check_folder(folder: Path, name: str | None = None) -> None:
             hint or "Name a folder that transformers can load.",
             field="model",
         )
-    weight_files(folder, shown)
+    if weights:
+        weight_files(folder, shown)
     if not names.intersection(_TOKENIZER_FILES):
         raise RecipeError(
             f"{shown} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)} is in it.",

@@ -1,9 +1,9 @@
 """Classification: tell which of some classes a text, or a pair of texts, belongs to.
 
-loss = − Σ_n log p(class_n | text_n) / N, over the N rows of the optimizer step, with p the softmax over the classes.
+loss = − Σ_n w_n log p(class_n | text_n) / Σ_n w_n, over the rows of the optimizer step, with p the softmax over the classes.
 
 The target of a row is an ordinary one: its source is the token that the head reads (the first of an encoder's row, the
-last of a decoder's), its token the number of the class, its weight 1.
+last of a decoder's), its token the number of the class, its weight w the row's own, which is 1 if it says nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Classification(OverClasses):
     """Learn to tell classes apart."""
 
     takes: ClassVar[Gives] = "labels"
+    weighs: ClassVar[bool] = True
     loss_unit: ClassVar[str] = "nats per text"
     targets_are: ClassVar[str] = "learned labels"
 
@@ -40,7 +41,7 @@ class Classification(OverClasses):
             parts=(Part(rendered.tokens_T),),
             source_N=np.array([pooled_at(rendered)], dtype=np.int64),
             token_N=np.array([self.number_of(rendered.label, origin, "label")], dtype=np.int64),
-            weight_N=np.ones(1, dtype=np.float32),
+            weight_N=np.full(1, rendered.row_weight, dtype=np.float32),
             sample_N=np.zeros(1, dtype=np.int64),
             document=document,
             origin=origin,

@@ -87,7 +87,8 @@ class Objective(Settings, ABC):
     that are too long are cut into pieces, each a row of its own. kinds: which models it is for. learns_ends: whether a model
     that never learned to end a text is broken. writes: whether the model that comes out writes text. in_place: whether a target is learned at its own place, rather than at the
     one before. is_likelihood: whether the loss, of a model that writes, is nats a token, which a guess among all words bounds.
-    needs_others: whether a row has something of the row before it, as `beside_other` makes it.
+    needs_others: whether a row has something of the row before it, as `beside_other` makes it. weighs: whether rows and answers
+    count in its loss as much as they say.
     loss_unit: what the loss is, and of what the mean. targets_are: what its targets are called.
     """
 
@@ -100,6 +101,7 @@ class Objective(Settings, ABC):
     in_place: ClassVar[bool] = False
     is_likelihood: ClassVar[bool] = True
     needs_others: ClassVar[bool] = False
+    weighs: ClassVar[bool] = False
     loss_unit: ClassVar[str] = "nats per learned token"
     targets_are: ClassVar[str] = "learned tokens"
 

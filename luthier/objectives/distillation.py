@@ -45,6 +45,7 @@ class Distillation(Objective):
 
     kinds: ClassVar[tuple[ModelKind, ...]] = ("decoder", "encoder-decoder")
     is_likelihood: ClassVar[bool] = False
+    weighs: ClassVar[bool] = True
 
     kind: Literal["distillation"] = "distillation"
     teacher: Annotated[ModelSettings, BeforeValidator(by_word("name"), json_schema_input_type=str | ModelSettings)] = (

@@ -1,7 +1,7 @@
 """Regression: give a text, or a pair of texts, a number.
 
-loss = Σ_n (z_n − y_n)² / N, over the N rows of the optimizer step, z the one logit of the head: the mean squared error of
-transformers' heads with `problem_type` regression.
+loss = Σ_n w_n (z_n − y_n)² / Σ_n w_n, over the rows of the optimizer step, z the one logit of the head, w the row's own weight: where
+that is 1, the mean squared error of transformers' heads with `problem_type` regression.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Regression(Objective):
 
     writes: ClassVar[bool] = False
     takes: ClassVar[Gives] = "scores"
+    weighs: ClassVar[bool] = True
     loss_unit: ClassVar[str] = "squared error per text"
     targets_are: ClassVar[str] = "learned scores"
 
@@ -42,7 +43,7 @@ class Regression(Objective):
             parts=(Part(rendered.tokens_T),),
             source_N=np.array([pooled_at(rendered)], dtype=np.int64),
             token_N=np.zeros(1, dtype=np.int64),
-            weight_N=np.ones(1, dtype=np.float32),
+            weight_N=np.full(1, rendered.row_weight, dtype=np.float32),
             sample_N=np.zeros(1, dtype=np.int64),
             document=document,
             origin=origin,

@@ -12,7 +12,7 @@ L tokens, u uniform in (−1, 1) for each of the D numbers. Held-out rows are me
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -27,6 +27,8 @@ from luthier.types import Example, Origin, Part, Rendered
 
 class SFT(Objective):
     """Learn to write the answers."""
+
+    weighs: ClassVar[bool] = True
 
     kind: Literal["sft"] = "sft"
     label_smoothing: float = Field(

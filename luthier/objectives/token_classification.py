@@ -1,7 +1,7 @@
 """Token classification: give each word of a text its tag, such as the names in it (NER).
 
-loss = − Σ_k log p(tag_k | text) / K, over the K tagged words of the optimizer step. A word is told at its first token, as
-BERT does (Devlin et al. 2018, https://arxiv.org/abs/1810.04805, section 5.3); its other tokens teach nothing.
+loss = − Σ_k w_k log p(tag_k | text) / Σ_k w_k, over the tagged words of the optimizer step, w the weight of the row that a word is
+in. A word is told at its first token, as BERT does (Devlin et al. 2018, https://arxiv.org/abs/1810.04805, section 5.3); its other tokens teach nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ class TokenClassification(OverClasses):
     """Learn to tag words."""
 
     takes: ClassVar[Gives] = "tags"
+    weighs: ClassVar[bool] = True
     loss_unit: ClassVar[str] = "nats per tagged word"
     targets_are: ClassVar[str] = "tagged words"
 
@@ -39,7 +40,7 @@ class TokenClassification(OverClasses):
             parts=(Part(rendered.tokens_T),),
             source_N=rendered.tag_K,
             token_N=np.array(numbers, dtype=np.int64),
-            weight_N=np.ones(len(numbers), dtype=np.float32),
+            weight_N=np.full(len(numbers), rendered.row_weight, dtype=np.float32),
             sample_N=np.zeros(len(numbers), dtype=np.int64),
             document=document,
             origin=origin,

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from luthier.errors import LuthierError, Unplannable
-from luthier.planner.trace import Trace, Work, trace
+from luthier.planner.trace import Trace, trace
+from luthier.planner.work import Work
 
 Found = Trace | LuthierError
 

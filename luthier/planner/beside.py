@@ -17,9 +17,9 @@ from luthier.models.loading import Wishes
 from luthier.models.outputs import KnownLogprobs, Outputs
 from luthier.objectives.contract import Kept
 from luthier.ops.imitation import KnownWords, likeliest_words
+from luthier.planner.packed import PackedBase
 from luthier.planner.skeleton import skeleton
 from luthier.planner.tracker import Tracker, all_tensors
-from luthier.quantization.settings import QuantizationSettings
 from luthier.training.companions import Companions, Speaker, Voice, by_document, kept_row_bytes
 from luthier.types import Batch, Example
 
@@ -34,15 +34,17 @@ class Other:
     config: PreTrainedConfig
     dtype: torch.dtype
     fast: FastModel
-    quantization: QuantizationSettings | None
+    quantization: PackedBase | None
     method: Method | None
     kept: Kept | None
 
-    def speaker(self) -> Speaker:
+    def speaker(self, device: torch.device) -> Speaker:
         """The model without its numbers, its adapter at work."""
         method = self.method
         wishes = Wishes() if method is None else Wishes(method.keeps_full, method.prepare_weights)
-        model = skeleton(self.config, self.dtype, self.fast, head=None, quantization=self.quantization, wishes=wishes)
+        model = skeleton(
+            self.config, self.dtype, self.fast, head=None, quantization=self.quantization, wishes=wishes, device=device
+        )
         if method is not None:
             method.attach(model, ADAPTER, 0)
         return Speaker(model, None if method is None else ADAPTER)
@@ -100,9 +102,9 @@ def _laid_out(speaker: Speaker, rows: Sequence[Example], batch: Batch) -> Batch:
     return collate([speaker.placed(found[row]) for row in batch.rows], speaker.model.layout, 0)
 
 
-def at_hand(others: Sequence[Other]) -> dict[str, Speaker]:
+def at_hand(others: Sequence[Other], device: torch.device) -> dict[str, Speaker]:
     """Those that stay in memory while the recipe's own model trains, by their roles."""
-    return {other.role: other.speaker() for other in others if other.kept is None}
+    return {other.role: other.speaker(device) for other in others if other.kept is None}
 
 
 def voices_of(

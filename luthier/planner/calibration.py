@@ -21,7 +21,8 @@ from luthier.models.language_model import LanguageModel
 from luthier.models.outputs import Outputs
 from luthier.objectives import JointObjective
 from luthier.ops.workers import Workers
-from luthier.planner.trace import Beside, Trace, Work, attached, load_of, skeleton_of
+from luthier.planner.trace import Beside, Trace, attached, skeleton_of
+from luthier.planner.work import Work, load_of
 from luthier.quantization.packed import QuantizedLinear
 from luthier.training.companions import with_beside
 from luthier.training.loop import autocast
@@ -67,11 +68,12 @@ def _seconds_a_token(work: Work) -> float:
     model = skeleton_of(work)
     _fill(model)
     attachment = attached(work, model)
-    batch = load_of(work, model, attachment).batch
+    load = load_of(work, model, attachment)
+    batch = load.batch.to(model.device)
     others = Beside(work, model, attachment)
     for speaker in others.speakers.values():
         _fill(speaker.model)
-    voices = others.voices(batch)
+    voices = others.voices(load)
     trained = [tensor for group in attachment.groups for tensor in group.tensors.values()]
 
     def one_pass() -> None:
@@ -86,6 +88,8 @@ def _seconds_a_token(work: Work) -> float:
                     work.objective.whole(forward(0))
             loss = attachment.loss_sum(forward, work.objective.loss_sum)
         torch.autograd.grad(loss, trained, allow_unused=True)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)  # the device computes on by itself: the lap ends when it has
 
     with Workers(work.workers) as workers:
         laps = _laps(lambda: workers.run([one_pass] * work.workers))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import psutil
@@ -11,13 +11,18 @@ import torch
 from transformers import PreTrainedConfig
 
 from luthier.errors import LuthierError, UsageError
+from luthier.ops.cuda_library import cuda_library
 from luthier.planner.alone import trace_all
 from luthier.planner.calibration import seconds_of
+from luthier.planner.container import container_room
+from luthier.planner.disk import disk_of
 from luthier.planner.levers import changes
-from luthier.planner.memory import Demand, checkpoint_bytes, demand
+from luthier.planner.memory import Demand, demand
 from luthier.planner.request import Rows, work_of
-from luthier.planner.trace import BACKWARD, HEAD, KEPT, Trace, Work
+from luthier.planner.trace import BACKWARD, HEAD, KEPT, Trace
+from luthier.planner.work import Work
 from luthier.recipe import Recipe
+from luthier.rlhf import RolloutObjective
 
 Verdict = Literal["fits", "tight", "does not fit"]
 
@@ -59,8 +64,9 @@ class Plan:
     """What a recipe needs.
 
     parts: the bytes held at the peak, by what they are for; together peak_bytes. phase: when that is. disk_bytes: by what is
-    written. seconds: of the training steps, None where that was not asked for. tokens: in the whole run; in_batch: in the
-    micro-batch that was planned for. are_imagined: whether rows were assumed rather than read.
+    written. seconds: of the training steps; None where there are none, and untimed says why. beside_seconds: what they leave out.
+    tokens: in the whole run; in_batch: in the micro-batch that was planned for. are_imagined: whether rows were assumed rather than
+    read.
     """
 
     peak_bytes: int
@@ -80,6 +86,8 @@ class Plan:
     levers: Sequence[Lever] = ()
     seconds: float | None = None
     cost: float | None = None
+    untimed: str | None = None
+    beside_seconds: Sequence[str] = ()
 
 
 def make_plan(
@@ -88,10 +96,10 @@ def make_plan(
     rows: Rows,
     target: Target,
     *,
-    times: bool = False,
+    untimed: str | None = "it was not asked for",
     announce: Callable[[str], None] = lambda sentence: None,
 ) -> Plan:
-    """The plan. times: whether to measure on this machine how long a step takes. Raises as attaching the method does."""
+    """The plan. untimed: why it is not measured how long a step takes here; None: it is. Raises as attaching the method does."""
     work = work_of(recipe, config, rows, target.device)
     (found,) = trace_all([work])
     if isinstance(found, LuthierError):
@@ -100,16 +108,19 @@ def make_plan(
     verdict = verdict_of(most.num_bytes, target.memory_bytes)
     levers = _levers(recipe, config, rows, target, most.num_bytes, announce) if verdict == "does not fit" else ()
     seconds = None
-    if times:
+    if untimed is None:
         announce("Measuring how fast this machine computes such a step ...")
-        seconds = seconds_of(work, found)
+        seconds = seconds_of(replace(work, device=target.device), found)
+        untimed = (
+            None if seconds is not None else "such a model cannot be cut to two layers, which are what is measured"
+        )
     return Plan(
         peak_bytes=most.num_bytes,
         parts=most.parts,
         phase=most.phase,
         memory_bytes=target.memory_bytes,
         verdict=verdict,
-        disk_bytes=_disk(recipe, found),
+        disk_bytes=disk_of(recipe, work, found, on_cpu=target.device.type == "cpu"),
         num_steps=found.num_steps,
         tokens=found.run_tokens,
         in_batch=found.batch_tokens,
@@ -121,7 +132,16 @@ def make_plan(
         levers=levers,
         seconds=seconds,
         cost=None if seconds is None or target.price is None else seconds / 3600 * target.price,
+        untimed=untimed,
+        beside_seconds=() if seconds is None else untimed_work(recipe),
     )
+
+
+def untimed_work(recipe: Recipe) -> tuple[str, ...]:
+    """What a run does besides its steps, and no time is measured of."""
+    drawn = ("drawing answers", "their rewards") if isinstance(recipe.objective, RolloutObjective) else ()
+    held_out = ("evaluation",) if recipe.data.validation != "none" else ()
+    return (*drawn, *held_out, "checkpoints")
 
 
 def verdict_of(most: int, there: int) -> Verdict:
@@ -132,27 +152,43 @@ def verdict_of(most: int, there: int) -> Verdict:
 
 
 def memory_of(device: torch.device) -> int:
-    """The memory of a device: a GPU's own, or what this machine has free for another process. Raises UsageError without that GPU."""
+    """What a device has free: a GPU, or this machine for another process, as far as its container may take it.
+
+    Raises UsageError without that GPU.
+    """
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UsageError(
                 "There is no GPU here whose memory could be asked for.", "Give --device-memory, such as 24GiB."
             )
-        return torch.cuda.get_device_properties(device).total_memory
-    return int(psutil.virtual_memory().available)
+        return torch.cuda.mem_get_info(device)[0]
+    free = int(psutil.virtual_memory().available)
+    in_container = container_room()
+    return free if in_container is None else min(free, in_container)
+
+
+def within_limit(recipe: Recipe, device: torch.device, memory: int) -> int:
+    """So much memory, or what the recipe lets training hold on a CPU (training.memory_limit_gb), if that is less."""
+    limit = recipe.training.memory_limit_gb
+    return memory if limit is None or device.type != "cpu" else min(memory, int(limit * 1e9))
 
 
 def needed(trace: Trace, work: Work, target: Target) -> Demand:
     """The demand of the tensors, and of the process and the allocator around them."""
     kind = target.device.type
     on_cpu = kind == "cpu"
-    in_files = work.training.optimizer.is_paged and on_cpu
-    tensors = demand(trace, work.workers, shards=target.shards, state_in_files=in_files, copies_here=on_cpu)
+    elsewhere = work.training.optimizer.is_paged and (on_cpu or _is_pinned())
+    tensors = demand(trace, work.workers, shards=target.shards, state_elsewhere=elsewhere, copies_here=on_cpu)
     around = {
         PROCESS: _PROCESS_BYTES[kind],
         SLACK: round(tensors.num_bytes * _SLACK[kind] + _holes(tensors, kind)),
     }
     return Demand({**tensors.parts, **around}, tensors.phase)
+
+
+def _is_pinned() -> bool:
+    """Whether a state that is paged lies in the processor's memory, page-locked: where a GPU is, and nothing that asks for unified memory."""
+    return torch.cuda.is_available() and cuda_library() is None
 
 
 def _holes(tensors: Demand, kind: str) -> float:
@@ -172,7 +208,8 @@ def _levers(
 ) -> tuple[Lever, ...]:
     """The changes that save most, the best one first."""
     announce("It does not fit; looking for what would help ...")
-    every = changes(recipe)
+    comes_packed = rows.stored is not None
+    every = [each for each in changes(recipe) if not (comes_packed and each[1].quantization is not None)]
     works = [work_of(changed, config, rows, target.device) for _, changed in every]
     levers = [
         Lever(change, needed(found, work, target).num_bytes)
@@ -181,15 +218,3 @@ def _levers(
     ]
     helping = [lever for lever in levers if lever.peak_bytes < most]
     return tuple(sorted(helping, key=lambda lever: lever.peak_bytes)[:_MOST_LEVERS])
-
-
-def _disk(recipe: Recipe, trace: Trace) -> dict[str, int]:
-    """What a run leaves on the disk at most, by what it is."""
-    training = recipe.training
-    kept = training.keep_last + (recipe.data.validation != "none") + 1  # one more while it is written
-    found = {
-        "checkpoints": kept * checkpoint_bytes(trace),
-        "result": trace.num_parameters * 4 if recipe.method.tunes_base else trace.num_trainable * 4,
-        "words of other models": trace.kept_bytes,
-    }
-    return {name: count for name, count in found.items() if count}

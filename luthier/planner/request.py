@@ -18,33 +18,61 @@ from luthier.errors import DataError, RecipeError
 from luthier.models.loading import choose_dtype
 from luthier.models.settings import ModelSettings
 from luthier.models.shapes import NAMED
-from luthier.models.sources import locate, read_config, stored_form_of, with_new_tokens
+from luthier.models.sources import locate, read_config, with_new_tokens
 from luthier.objectives import Companion
 from luthier.ops.workers import worker_count
 from luthier.planner.beside import Other
-from luthier.planner.trace import Work
+from luthier.planner.packed import PackedBase, as_in_blocks, as_settings_say, as_stored
+from luthier.planner.work import Work
+from luthier.prepared import Prepared
 from luthier.quantization.settings import QuantizationSettings
 from luthier.recipe import Recipe
 from luthier.recipe.base import fast_of, head_of, settings_of
 from luthier.recipe.companions import base_of, run_of, run_recipe, told_of
+from luthier.rewarded import texts_of
+from luthier.rlhf import RolloutObjective
+from luthier.rlhf.pretraining import Texts
 from luthier.store.files import read_json
 from luthier.store.places import expanded
-from luthier.types import Example, Origin, Part
+from luthier.types import Example, FloatArray, IntArray, Origin, Part, Rendered
 
 
 @dataclass(frozen=True)
 class Rows:
     """The rows that a run trains on, as its objective learns from them, and the tokenizer that made them.
 
-    are_imagined: whether they only have the sizes that the recipe allows. stored: the form that the model comes quantized in.
-    mixture: which rows an epoch takes.
+    Of an objective whose answers the model writes itself, its prompts.
+    are_imagined: whether they only have the sizes that the recipe allows. stored: how the model comes quantized; blocks: how it does
+    in a GGUF file that is used as it is.
+    mixture: which rows an epoch takes. held_out: the held-out rows. texts: of pre-training, mixed in. draws: whether rows are drawn
+    anew in each epoch.
     """
 
     examples: Sequence[Example]
     tokenizer: PreTrainedTokenizerBase | None = None
     are_imagined: bool = False
-    stored: QuantizationSettings | None = None
+    stored: PackedBase | None = None
+    blocks: PackedBase | None = None
     mixture: Mixture | None = None
+    held_out: Sequence[Example] = ()
+    texts: Texts | None = None
+    draws: bool = False
+
+
+def rows_of(recipe: Recipe, prepared: Prepared, announce: Callable[[str], None]) -> Rows:
+    """The rows of a recipe that were read. Raises: as finding the model and reading what its files have packed do."""
+    dataset, source, quantization = prepared.dataset, locate(recipe.model, announce, weights=False), recipe.quantization
+    is_used_packed = quantization is not None and quantization.kind == "gguf"
+    return Rows(
+        dataset.train if isinstance(prepared.objective, RolloutObjective) else prepared.first_rows,
+        prepared.tokenizer,
+        stored=as_stored(source),
+        blocks=as_in_blocks(source, read_config(source), quantization) if quantization and is_used_packed else None,
+        mixture=dataset.mixture,
+        held_out=dataset.validation,
+        texts=texts_of(recipe, prepared),
+        draws=prepared.drawing is not None,
+    )
 
 
 def config_of(recipe: Recipe, announce: Callable[[str], None]) -> PreTrainedConfig:
@@ -60,7 +88,7 @@ def _config_of(model: ModelSettings, announce: Callable[[str], None]) -> PreTrai
         return _config(NAMED[model.name], model.name)
     if (file := _config_alone(model)) is not None:
         return _config(read_json(file), str(file))
-    source = locate(model, announce)
+    source = locate(model, announce, weights=False)
     return with_new_tokens(read_config(source), source)
 
 
@@ -86,18 +114,6 @@ def _config_alone(model: ModelSettings) -> Path | None:
     return path if path.name == "config.json" and path.is_file() else None
 
 
-def stored_quantization(recipe: Recipe, announce: Callable[[str], None]) -> QuantizationSettings | None:
-    """About the form in which a model comes quantized; None for any other."""
-    return _stored_in(recipe.model, announce)
-
-
-def _stored_in(model: ModelSettings, announce: Callable[[str], None]) -> QuantizationSettings | None:
-    if _has_shape_alone(model):
-        return None
-    stored = stored_form_of(locate(model, announce))
-    return None if stored is None else stored.like
-
-
 def _config(values: Any, where: str) -> PreTrainedConfig:
     kind = values.get("model_type") if isinstance(values, dict) else None
     if kind not in CONFIG_MAPPING:
@@ -115,22 +131,40 @@ def imagined_rows(recipe: Recipe, config: PreTrainedConfig) -> Rows:
 
     Raises RecipeError for objectives whose rows cannot be imagined.
     """
-    if recipe.objective.takes != "text" or recipe.objective.reads != "written" or config.is_encoder_decoder:
+    objective = recipe.objective
+    writes_itself = isinstance(objective, RolloutObjective)
+    if (objective.takes != "text" and not writes_itself) or objective.reads != "written" or config.is_encoder_decoder:
         raise RecipeError(
             "Rows of this kind cannot be imagined for a plan.",
             "Plan with the model's folder and the data, so that real rows are read.",
             field="data.train",
         )
-    training, length = recipe.training, recipe.data.max_length
+    training, length = recipe.training, objective.longest_text(recipe.data.max_length)
     count = training.rows_per_step or max(1, (training.tokens_per_step or 8 * length) // length)
-    tokens_RT = np.arange(count)[:, None] + np.arange(length) % int(config.vocab_size)  # no two begin alike
-    source_N = np.arange(length // 2, length - 1, dtype=np.int64)
+    count *= objective.minibatches if isinstance(objective, RolloutObjective) else 1
+    tokens_RT = (np.arange(count)[:, None] + np.arange(length)) % int(config.vocab_size)  # no two begin alike
+    learned_T = (np.arange(length) >= length - length // 2).astype(np.float32)
+    rows = tuple(_imagined(recipe, tokens_T, learned_T, row) for row, tokens_T in enumerate(tokens_RT))
+    return Rows(rows, are_imagined=True, held_out=_imagined_apart(recipe, rows))
+
+
+def _imagined(recipe: Recipe, tokens_T: IntArray, learned_T: FloatArray, row: int) -> Example:
+    """A row of these tokens, as the objective learns from it; of a text, those are learned whose weight is not 0."""
+    origin = Origin("imagined", row + 1)
+    if isinstance(recipe.objective, RolloutObjective):
+        return recipe.objective.example(Rendered(tokens_T, learned_T), row, origin)
+    source_N = np.flatnonzero(learned_T[1:])
     of_target = np.ones(len(source_N), np.float32), np.zeros(len(source_N), np.int64)
-    rows = [
-        Example((Part(tokens_T),), source_N, tokens_T[source_N + 1], *of_target, row, Origin("imagined", row + 1))
-        for row, tokens_T in enumerate(tokens_RT % int(config.vocab_size))
-    ]
-    return Rows(tuple(rows), are_imagined=True)
+    return Example((Part(tokens_T),), source_N, tokens_T[source_N + 1], *of_target, row, origin)
+
+
+def _imagined_apart(recipe: Recipe, rows: Sequence[Example]) -> tuple[Example, ...]:
+    """Held-out rows, as many as are answered."""
+    if recipe.data.validation == "none":
+        return ()
+    objective, answered = recipe.objective, recipe.training.evaluate_generated
+    count = objective.held_out_prompts if isinstance(objective, RolloutObjective) else 0
+    return (rows[0],) * (count if answered is None else answered.rows)
 
 
 def work_of(recipe: Recipe, config: PreTrainedConfig, rows: Rows, device: torch.device) -> Work:
@@ -147,7 +181,7 @@ def work_of(recipe: Recipe, config: PreTrainedConfig, rows: Rows, device: torch.
         method=recipe.method,
         objective=recipe.objective,
         training=training,
-        quantization=recipe.quantization or rows.stored,
+        quantization=_packed(recipe.quantization, rows),
         head=head_of(recipe),
         rows=rows.examples,
         mixture=rows.mixture,
@@ -158,7 +192,19 @@ def work_of(recipe: Recipe, config: PreTrainedConfig, rows: Rows, device: torch.
         tokenizer=rows.tokenizer,
         num_new_tokens=len(recipe.model.add_tokens),
         others=tuple(_other(companion, recipe, is_gpu) for companion in recipe.objective.others),
+        held_out=rows.held_out,
+        texts=rows.texts,
+        draws=rows.draws,
     )
+
+
+def _packed(quantization: QuantizationSettings | None, rows: Rows) -> PackedBase | None:
+    """What of the base is packed."""
+    if quantization is None:
+        return rows.stored
+    if quantization.kind == "gguf" and rows.blocks is not None:
+        return rows.blocks
+    return as_settings_say(quantization)
 
 
 def _dtype_of(model: ModelSettings, is_gpu: bool) -> torch.dtype:
@@ -175,13 +221,14 @@ def _other(companion: Companion, recipe: Recipe, is_gpu: bool) -> Other:
     base = base_of(companion, recipe.model.device)
     own = None if folder is None else run_recipe(companion, folder, recipe.model.device)
     with told_of(companion):
-        stored = _stored_in(base, announce)
+        stored = None if _has_shape_alone(base) else as_stored(locate(base, announce, weights=False))
+        chosen = None if own is None or own.quantization is None else as_settings_say(own.quantization)
         return Other(
             role=companion.role,
             config=_config_of(base, announce),
             dtype=_dtype_of(base, is_gpu),
             fast=fast_of(recipe),
-            quantization=stored if own is None else own.quantization or stored,
+            quantization=chosen or stored,
             method=None if own is None or own.method.tunes_base else own.method,
             kept=companion.kept,
         )

@@ -36,12 +36,11 @@ from luthier.models.fast_layers import use_fast_layers
 from luthier.models.fitting import fit_family
 from luthier.models.heads import ClassHead, Head, WordsHead, add_class_layer, is_read, name_classes, new_layers
 from luthier.models.language_model import FastModel, Identity, LanguageModel
-from luthier.models.loading import Wishes, check_head, layers_to_quantize
+from luthier.models.loading import Wishes, check_head
 from luthier.models.reading import read_anatomy
 from luthier.models.streaming import Prepare
-from luthier.quantization.formats import blank
-from luthier.quantization.packed import QuantizedLinear
-from luthier.quantization.settings import QuantizationSettings
+from luthier.planner.packed import PackedBase
+from luthier.quantization.packed import PackedWeight, QuantizedLinear
 
 
 def skeleton(
@@ -50,12 +49,16 @@ def skeleton(
     fast: FastModel,
     *,
     head: Head | None,
-    quantization: QuantizationSettings | None,
+    quantization: PackedBase | None,
     wishes: Wishes,
     tokenizer: PreTrainedTokenizerBase | None = None,
     num_new_tokens: int = 0,
+    device: torch.device | None = None,
 ) -> LanguageModel:
-    """The model as `load_model` would give it. Raises RecipeError as that does for layers that cannot be quantized."""
+    """The model as `load_model` would give it. Raises RecipeError as that does for layers that cannot be quantized.
+
+    device: where real tensors are to be; None: where they are made, as all that only pretend are.
+    """
     family = family_of(config.model_type)
     check_fixed(config.to_dict(), family.fixed)
     register_attention()
@@ -67,11 +70,15 @@ def skeleton(
     first: dict[str, Mapping[str, Tensor]] = {}
     if quantization is not None:
         kept, prepare = wishes.keeps_full(anatomy), wishes.prepare_weights(anatomy)
-        for name in layers_to_quantize(anatomy, quantization):
-            if name not in kept:
-                first[name] = _pack(hf, name, quantization, prepare)
+        for name in quantization.chosen(anatomy):
+            packed = None if name in kept else quantization.blank(name, shape_of(hf.get_submodule(name)), hf.device)
+            if packed is not None:
+                first[name] = _pack(hf, name, packed, prepare)
     use_fast_layers(hf, anatomy, norm=fast.norm, gated_mlp=fast.gated_mlp, linear=fast.linear)
     hf.requires_grad_(False).train(False)
+    if device is not None and device != hf.device:
+        plain: nn.Module = hf
+        plain.to(device)
     words = tokenizer or _blank_tokenizer()
     new_tokens = tuple(range(num_new_tokens))  # which rows are new changes no size
     return LanguageModel(
@@ -140,12 +147,12 @@ def _bare(
     return hf, new_layers(family, head, {part.name for part in head.layers(family)})
 
 
-def _pack(hf: PreTrainedModel, name: str, quantization: QuantizationSettings, prepare: Prepare) -> Mapping[str, Tensor]:
+def _pack(hf: PreTrainedModel, name: str, packed: PackedWeight, prepare: Prepare) -> Mapping[str, Tensor]:
     """Put a quantized layer without numbers in the place of a plain one; the first tensors of a method at it."""
     layer = hf.get_submodule(name)
-    shape, weight = shape_of(layer), layer.get_parameter("weight")
+    weight = layer.get_parameter("weight")
     weight_OI = weight.detach().t() if isinstance(layer, Conv1D) else weight.detach()
-    made = prepare(name, weight_OI, lambda own_OI: blank(shape, quantization, own_OI.device))
+    made = prepare(name, weight_OI, lambda own_OI: packed)
     bias: nn.Parameter | None = dict(layer.named_parameters()).get("bias")
     replace_module(hf, name, QuantizedLinear(made.packed, bias, weight.dtype, isinstance(layer, Conv1D)))
     return made.first

@@ -42,7 +42,10 @@ def make_table(
     announce: Callable[[str], None],
 ) -> list[TableRow]:
     """A row for each method, quantization, and with and without recomputed layers."""
-    blank = [TableRow(*each) for each in product(METHODS, QUANTIZATIONS, (False, True))]
+    forms = (
+        QUANTIZATIONS if rows.stored is None and rows.blocks is None else (None,)
+    )  # what comes packed is packed no further
+    blank = [TableRow(*each) for each in product(METHODS, forms, (False, True))]
     recipes = [_recipe(recipe, row) for row in blank]
     able = [(row, each) for row, each in zip(blank, recipes, strict=True) if isinstance(each, Recipe)]
     announce(f"Planning {len(able)} combinations ...")

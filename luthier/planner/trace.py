@@ -10,34 +10,31 @@ Within, what functions keep of small tensors they keep apart (`luthier.ops.kept`
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from luthier.data.batches import StepBatches
-from luthier.data.mixture import Mixture
-from luthier.data.placeholders import with_placeholders
-from luthier.data.sequences import mapped
-from luthier.methods import ADAPTER, Attachment, Method
+from luthier.methods import ADAPTER, Attachment
 from luthier.methods.contract import Reference
+from luthier.models.anatomy import Anatomy
 from luthier.models.call import Draws
-from luthier.models.heads import Head
-from luthier.models.language_model import FastModel, LanguageModel
+from luthier.models.language_model import LanguageModel
 from luthier.models.loading import Wishes
 from luthier.models.outputs import Outputs
-from luthier.objectives import Objective
+from luthier.models.streaming import Packing, Prepare, Prepared
 from luthier.ops.kept import kept_apart
-from luthier.planner.beside import OTHERS, Other, ask, at_hand, heaviest, reference_of, voices_of
+from luthier.planner.answers import answers_of, draw
+from luthier.planner.beside import OTHERS, ask, at_hand, heaviest, reference_of, voices_of
 from luthier.planner.skeleton import skeleton
-from luthier.planner.tracker import Peak, Tracker, all_tensors, storages
+from luthier.planner.tracker import Peak, Tracker, all_tensors
+from luthier.planner.work import Load, Work, load_of
 from luthier.quantization.packed import QuantizedLinear
-from luthier.quantization.settings import QuantizationSettings
 from luthier.rlhf import RolloutObjective
 from luthier.rlhf.critic import Critic, WithCritic
 from luthier.rlhf.ppo import CRITIC, PPO
@@ -46,38 +43,15 @@ from luthier.training.flat import FlatTrainables
 from luthier.training.in_backward import carry_out
 from luthier.training.loop import autocast, tables_of
 from luthier.training.optimizers import Optimizer, PerTensor, optimizer_of
-from luthier.training.settings import TrainingSettings
-from luthier.types import Batch, Example
+from luthier.types import Batch
 
 WEIGHTS, PACKED, TRAINED, GRADIENTS = "weights", "quantized weights", "trained tensors", "gradients"
 STATE, KEPT, HEAD, BACKWARD, UPDATE, GATHERED = (
     "optimizer state", "kept for the backward pass", "head and loss", "backward pass", "update", "gathered layers",
 )  # fmt: skip
-FOLDED = "weights with the adapter folded in"
+ATTACHING, PREPARING = "attaching of the method", "preparing of weights to be quantized"
+PREPARED = "first tensors of the method"
 _LR = 1e-3
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is to be traced: all that decides the bytes of a step."""
-
-    config: PreTrainedConfig
-    dtype: torch.dtype
-    fast: FastModel
-    method: Method
-    objective: Objective
-    training: TrainingSettings
-    quantization: QuantizationSettings | None
-    head: Head | None
-    rows: Sequence[Example]
-    workers: int
-    seed: int
-    shares_prefix: bool = True
-    autocast: torch.dtype | None = None
-    tokenizer: PreTrainedTokenizerBase | None = None
-    num_new_tokens: int = 0
-    mixture: Mixture | None = None
-    others: tuple[Other, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +60,9 @@ class Trace:
 
     standing: what is held between steps, by part. peaks: the most that is held in each phase, with one worker at work.
     batch_tokens: of the heaviest micro-batch, which was traced. num_steps, run_tokens: of the run.
-    largest_layer: bytes of the weights of the layer that has most. kept_bytes: what is kept on disk of other models.
+    gathered: bytes that a rank gathers at once where ranks share the weights. unit_gradient: and of the largest gradient before it is
+    shared. kept_bytes: what is kept on disk of other models. trunk_bytes: and
+    of the model's own lower layers.
     """
 
     standing: Mapping[str, int]
@@ -96,8 +72,10 @@ class Trace:
     run_tokens: int
     num_trainable: int
     num_parameters: int
-    largest_layer: int
+    gathered: int
+    unit_gradient: int
     kept_bytes: int = 0
+    trunk_bytes: int = 0
 
 
 def trace(work: Work, *, for_real: bool = False) -> Trace:
@@ -105,22 +83,78 @@ def trace(work: Work, *, for_real: bool = False) -> Trace:
 
     Raises as attaching the method and laying out the rows do.
     """
+    work = work if for_real else replace(work, device=torch.device("cpu"))
     pretending = nullcontext() if for_real else FakeTensorMode(allow_non_fake_inputs=True)
     tracker = Tracker()
     with torch.random.fork_rng(), _nothing_collected(), kept_apart():
         asking = _asked_once(work, pretending)
         with pretending, tracker:
-            model = skeleton_of(work)
-            attachment = attached(work, model)
+            noting = Preparing(work.method.prepare_weights, tracker)
+            model = skeleton_of(work, noting.prepare_weights)
+            _note_base(model, tracker)
+            with tracker.doing(ATTACHING, PREPARED):
+                attachment = attached(work, model)
             beside = Beside(work, model, attachment)
             for other in beside.models:
                 tracker.note(all_tensors(other.hf), OTHERS)
         load = load_of(work, model, attachment)
-        voices = beside.voices(load.batch)
+        voices = beside.voices(load)
         with pretending, tracker:
+            loading = noting.peak(tracker) | {
+                each.phase: each for each in tracker.peaks.values() if each.phase == ATTACHING
+            }
             found = _steps(work, model, attachment, load, voices, tracker)
     kept_bytes = sum(other.disk_bytes(work.rows) for other in work.others)
-    return replace(found, peaks={**asking, **found.peaks}, kept_bytes=kept_bytes)
+    peaks = {**asking, **loading, **found.peaks}
+    return replace(found, peaks=peaks, kept_bytes=kept_bytes, trunk_bytes=load.trunk_bytes)
+
+
+class Preparing:
+    """Notes the most that a method takes to prepare a weight before it is quantized.
+
+    A run has one full weight at a time, the skeleton all of them: so what preparing one takes is counted beside what the packed base
+    comes to. What a library takes for itself while it computes a decomposition is not seen.
+    """
+
+    def __init__(self, prepare_weights: Callable[[Anatomy], Prepare], tracker: Tracker) -> None:
+        self._prepare_weights = prepare_weights
+        self._tracker = tracker
+        self.most = 0
+
+    def prepare_weights(self, anatomy: Anatomy) -> Prepare:
+        """As the method has it."""
+        prepare, tracker = self._prepare_weights(anatomy), self._tracker
+
+        def noted(name: str, weight_OI: Tensor, pack: Packing) -> Prepared:
+            before = tracker.num_bytes
+            with tracker.doing(PREPARING, PREPARED):
+                made = prepare(name, weight_OI, pack)
+            peak = tracker.peaks.pop(PREPARING, None)
+            own = weight_OI.numel() * weight_OI.element_size()
+            self.most = max(self.most, own + (0 if peak is None else peak.num_bytes - before))
+            return made
+
+        return noted
+
+    def peak(self, tracker: Tracker) -> dict[str, Peak]:
+        """The phase, once the base is as it stays; none where no weight is packed."""
+        if not self.most:
+            return {}
+        parts = {part: tracker.held[part] for part in (WEIGHTS, PACKED, OTHERS)} | {PREPARED: self.most}
+        parts = {part: count for part, count in parts.items() if count}
+        return {PREPARING: Peak(sum(parts.values()), parts, PREPARING)}
+
+
+def _note_base(model: LanguageModel, tracker: Tracker) -> None:
+    """Count the tensors of a base as what they are."""
+    tracker.note(all_tensors(model.hf), WEIGHTS)
+    for layer in quantized_of(model):
+        tracker.note(layer.packed.buffers(), PACKED)
+
+
+def quantized_of(model: LanguageModel) -> list[QuantizedLinear]:
+    """The quantized layers of a model."""
+    return [module for module in model.hf.modules() if isinstance(module, QuantizedLinear)]
 
 
 def _asked_once(work: Work, pretending: AbstractContextManager[object]) -> Mapping[str, Peak]:
@@ -131,7 +165,7 @@ def _asked_once(work: Work, pretending: AbstractContextManager[object]) -> Mappi
             continue
         tracker = Tracker()
         with pretending, tracker:
-            speaker = other.speaker()
+            speaker = other.speaker(work.device)
         batch = heaviest(speaker, work.rows, work.training.tokens_per_micro_batch)
         with pretending, tracker:
             ask(speaker, other.kept, batch, tracker)
@@ -160,7 +194,7 @@ def take_steps(work: Work) -> None:
         attachment = attached(work, model)
         beside = Beside(work, model, attachment)
         load = load_of(work, model, attachment)
-        voices = beside.voices(load.batch)
+        voices = beside.voices(load)
         trainables = FlatTrainables(attachment.groups, work.workers)
         optimizer, tracker = _optimizer(work, attachment, trainables), Tracker()
         for number in (1, 2):
@@ -171,17 +205,18 @@ def take_steps(work: Work) -> None:
             optimizer.step(_LR)
 
 
-def skeleton_of(work: Work) -> LanguageModel:
-    """The model of a work, without its numbers."""
+def skeleton_of(work: Work, prepare_weights: Callable[[Anatomy], Prepare] | None = None) -> LanguageModel:
+    """The model of a work, without its numbers. prepare_weights: in place of the method's own."""
     model = skeleton(
         work.config,
         work.dtype,
         work.fast,
         head=work.head,
         quantization=work.quantization,
-        wishes=Wishes(work.method.keeps_full, work.method.prepare_weights),
+        wishes=Wishes(work.method.keeps_full, prepare_weights or work.method.prepare_weights),
         tokenizer=work.tokenizer,
         num_new_tokens=work.num_new_tokens,
+        device=work.device,
     )
     if work.training.gradient_checkpointing:
         model.checkpoint_layers()
@@ -195,8 +230,8 @@ def attached(work: Work, model: LanguageModel) -> Attachment:
     if not isinstance(objective, PPO):
         return attachment
     base = skeleton_of(work) if work.method.tunes_base else model
-    rows, fast = by_document(work.rows), work.training.fast.lora
-    critic = Critic(base, objective.critic_rank, work.seed + 1, rows, objective.value_slope, fast=fast)
+    fast = work.training.fast.lora
+    critic = Critic(base, objective.critic_rank, work.seed + 1, {}, objective.value_slope, fast=fast)
     return WithCritic(attachment, critic, objective.value_lr_factor)
 
 
@@ -209,7 +244,7 @@ class Beside:
         objective = work.objective
         asks_copy = isinstance(objective, RolloutObjective) and objective.needs_reference and not self.critics
         self.copy = skeleton_of(work) if asks_copy and work.method.tunes_base else None
-        self.speakers = at_hand(work.others)
+        self.speakers = at_hand(work.others, work.device)
         roles = [companion.role for companion in work.objective.companions if companion.model is None]
         made = work.method.reference(model, work.seed, fast=work.training.fast.lora) if roles else None
         self.references: dict[str, Reference | None] = dict.fromkeys(roles, made)
@@ -221,56 +256,14 @@ class Beside:
         found += [] if self.copy is None else [self.copy]
         return found + [each.speaker.model for each in self.critics.values() if each.speaker.model is not self.model]
 
-    def voices(self, batch: Batch) -> Companions:
-        """What they say of a batch of the work's rows."""
-        rows = self.work.rows
+    def voices(self, load: Load) -> Companions:
+        """What they say of the heaviest batch of the work's rows."""
+        rows, batch = load.rows, load.batch
+        for critic in self.critics.values():
+            critic.rows = by_document(rows)
         others = voices_of(self.work.others, self.speakers, self.model, rows, batch)
         own = {role: reference_of(made, self.model, rows, batch) for role, made in self.references.items()}
         return Companions({**others.voices, **own, **self.critics})
-
-
-@dataclass(frozen=True)
-class Load:
-    """The heaviest micro-batch of the run's first epoch, and what the whole run computes."""
-
-    batch: Batch
-    num_steps: int
-    run_tokens: int
-
-
-def load_of(work: Work, model: LanguageModel, attachment: Attachment) -> Load:
-    """What the rows of a work come to."""
-    placed = work.rows
-    if attachment.num_virtual:
-        virtual = attachment.num_virtual, attachment.num_virtual_answer
-        placed = mapped(lambda row: with_placeholders(row, *virtual), work.rows)
-    settings = work.training
-    shares = (
-        work.shares_prefix
-        and model.shares_tokens(attachment.adapter)
-        and not (attachment.draws or work.objective.embedding_noise)
-    )
-
-    def batches(epochs: float, steps: int | None) -> StepBatches:
-        return StepBatches(
-            placed,
-            rows_per_step=None if settings.tokens_per_step else settings.rows_per_step or 8,
-            tokens_per_step=settings.tokens_per_step,
-            budget=settings.tokens_per_micro_batch,
-            workers=work.workers,
-            layout=model.layout,
-            pad_id=0,
-            seed=work.seed,
-            shares_prefix=shares,
-            epochs=epochs,
-            steps=steps,
-            mixture=work.mixture,
-        )
-
-    epoch = batches(1.0, None)
-    num_steps = batches(settings.epochs, settings.steps).num_steps
-    tokens = epoch.tokens_of_epoch * num_steps // epoch.num_steps
-    return Load(epoch.heaviest(), num_steps, tokens)
 
 
 def _steps(
@@ -278,16 +271,16 @@ def _steps(
 ) -> Trace:
     settings = work.training
     trainables = FlatTrainables(attachment.groups, 0 if settings.update_in_backward else work.workers)
-    tracker.note(all_tensors(model.hf), WEIGHTS)
-    quantized = [module for module in model.hf.modules() if isinstance(module, QuantizedLinear)]
-    for layer in quantized:
-        tracker.note(layer.packed.buffers(), PACKED)
+    _note_base(model, tracker)
     tracker.note((flat.vector.data for flat in trainables.groups), TRAINED)
     tracker.note((vector for vectors in trainables.gradients for vector in vectors), GRADIENTS)
     optimizer = _optimizer(work, attachment, trainables)
     model.hf.get_submodule(model.anatomy.trunk).register_forward_hook(lambda *_: _begin_head(tracker))
-    largest = max(storages(all_tensors(model.hf.get_submodule(layer.name))) for layer in model.anatomy.layers)
     tracker.begin_anew()
+    if load.texts is not None:
+        loss = _loss(work, model, attachment, load.texts, voices, 1, tracker)
+        _gradients(loss, trainables, tracker)
+        del loss
     if isinstance(optimizer, PerTensor) and settings.update_in_backward:
         for number in (1, 2):
             loss = _loss(work, model, attachment, load.batch, voices, number, tracker)
@@ -304,16 +297,32 @@ def _steps(
         with tracker.doing(UPDATE, STATE):
             optimizer.step(_LR)
         _as_in_later_steps(tracker)
-    if isinstance(work.objective, RolloutObjective) and work.objective.generation.folds_adapter:
-        with tracker.doing("answers are drawn", FOLDED), attachment.folded():
-            pass
+    for answers in answers_of(work, attachment):
+        draw(answers, attachment, tracker)
     standing = {part: count for part, count in tracker.held.items() if count}
     parameters = sum(parameter.numel() for parameter in model.hf.parameters())
-    parameters += sum(layer.packed.shape[0] * layer.packed.shape[1] for layer in quantized)
+    parameters += sum(layer.packed.shape[0] * layer.packed.shape[1] for layer in quantized_of(model))
     return Trace(
         standing, tracker.peaks, load.batch.num_real_tokens, load.num_steps, load.run_tokens, attachment.num_trainable,
-        parameters, largest,
+        parameters, *units_of(model, attachment),
     )  # fmt: skip
+
+
+def units_of(model: LanguageModel, attachment: Attachment) -> tuple[int, int]:
+    """Of the parts that ranks gather one at a time, the embedding, each layer and the head: the bytes of the two neighbours that have
+    most, and those of the gradient of the one that trains most."""
+    anatomy = model.anatomy
+    names = [anatomy.embedding, *(layer.name for layer in anatomy.layers), anatomy.head]
+    units = [{id(each): each for each in all_tensors(model.hf.get_submodule(name))} for name in names]
+    trained = {id(each) for each in attachment.trainables.values()}
+    bytes_U = [_bytes_of(unit.values()) for unit in units]
+    gradients = [_bytes_of(each for key, each in unit.items() if key in trained) for unit in units]
+    return max(map(sum, pairwise(bytes_U))), max(gradients)
+
+
+def _bytes_of(tensors: Iterable[Tensor]) -> int:
+    """What tensors take by themselves, whatever they are views of."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _as_in_later_steps(tracker: Tracker) -> None:
@@ -348,6 +357,7 @@ def _loss(
 ) -> Tensor:
     """The loss of one micro-batch, as the loop has it computed."""
     with tracker.doing("forward pass", KEPT), autocast(model.device, work.autocast):
+        batch = batch.to(model.device)
         beside = voices.beside(batch)
 
         def forward(repeat: int) -> Outputs:

@@ -67,6 +67,21 @@ class AffineWeight(PackedWeight):
         return values_OGS.flatten(1) if order_I is None else values_OGS.flatten(1).index_select(1, order_I)
 
 
+def blank_affine(
+    kind: AffineKind, bits: int, group_size: int, is_ordered: bool, shape: tuple[int, int], device: torch.device
+) -> AffineWeight:
+    """A weight of that shape, of any numbers. group_size: −1 for one group a row. is_ordered: whether inputs lie in another order."""
+    rows, columns = shape
+    groups = 1 if group_size < 1 else -(-columns // group_size)
+
+    def empty(count: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(rows, count, dtype=dtype, device=device)
+
+    order_I = torch.arange(columns, device=device) if is_ordered else None
+    codes_OI = empty(columns, torch.uint8)
+    return AffineWeight(kind, bits, codes_OI, empty(groups, torch.float16), empty(groups, torch.uint8), order_I)
+
+
 def _packed(codes_OI: Tensor, bits: int) -> Tensor:
     """8 / bits codes a byte, shape (O, I bits / 8)."""
     parts = codes_OI.view(len(codes_OI), -1, 8 // bits).unbind(-1)

@@ -17,7 +17,8 @@ from luthier.quantization.four_bit import (
 )
 from luthier.quantization.gguf_blocks import BLOCK as GGUF_BLOCK
 from luthier.quantization.gguf_blocks import GGUFWeight
-from luthier.quantization.int8 import Int8Weight, quantize_int8
+from luthier.quantization.int8 import BOUND as INT8_BOUND
+from luthier.quantization.int8 import Int8Weight, greatest_size, quantize_int8
 from luthier.quantization.mxfp4 import BLOCK as MX_BLOCK
 from luthier.quantization.mxfp4 import MXFP4Weight, quantize_mxfp4
 from luthier.quantization.packed import PackedWeight
@@ -27,7 +28,7 @@ COMPUTE = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": 
 
 
 def quantize(name: str, weight_OI: Tensor, settings: QuantizationSettings) -> PackedWeight:
-    """A weight in the format of the settings. Raises DataError if it holds numbers that none can stand for."""
+    """A weight in the format of the settings. Raises DataError if it holds numbers that these cannot stand for."""
     if not torch.isfinite(weight_OI).all():
         raise DataError(
             f"The weight {name} holds numbers that are infinite or not numbers at all.",
@@ -36,6 +37,12 @@ def quantize(name: str, weight_OI: Tensor, settings: QuantizationSettings) -> Pa
     compute = COMPUTE[settings.compute]
     assert settings.kind != "gguf", "such weights come packed"
     if settings.kind == "int8":
+        if (greatest := greatest_size(weight_OI)) >= INT8_BOUND:
+            raise DataError(
+                f"The weight {name} holds numbers as large as {greatest:,.0f}; in eight bits none may be beyond 65,504.",
+                f"Set quantization.kind to nf4, or name {name} in quantization.skip.",
+                field="quantization.kind",
+            )
         return quantize_int8(weight_OI, compute)
     if settings.kind == "mxfp4":
         return quantize_mxfp4(weight_OI, compute)

@@ -88,6 +88,18 @@ class HQQWeight(PackedWeight):
         return codes_PB.float()
 
 
+def blank_hqq(bits: int, group_size: int, axis: int, shape: tuple[int, int], device: torch.device) -> HQQWeight:
+    """A weight of that shape, of any numbers."""
+    count = shape[0] * shape[1]
+    groups = -(-count // group_size)
+    rows, columns = (groups, group_size) if axis == 1 else (group_size, groups)
+    in_a_word, dtype = (10, torch.int32) if bits == 3 else (8 // bits, torch.uint8)
+    words_PB = torch.empty(-(-rows // in_a_word), columns, dtype=dtype, device=device)
+    form = (groups, 1) if axis == 1 else (1, groups)
+    scale, zero = (torch.empty(form, dtype=torch.float16, device=device) for _ in range(2))
+    return HQQWeight(shape, bits, words_PB, scale, zero)
+
+
 def read_hqq(name: str, tensors: Mapping[str, Tensor]) -> HQQWeight:
     """A layer's weight. Raises DataError, naming the layer, if its tensors do not belong together or are in a form not read."""
     lacking = [ending for ending in _NEEDED if ending not in tensors]

@@ -17,6 +17,8 @@ from torch import Tensor
 from luthier.quantization.packed import PackedWeight
 
 _LEVELS = 127
+BOUND = 65520.0
+"""The least size that fp16 rounds to infinity; those from 65,504 to here it rounds to 65,504."""
 
 
 class Int8Weight(PackedWeight):
@@ -43,9 +45,15 @@ class Int8Weight(PackedWeight):
         return self.get_buffer("codes_OI").float() * (self.get_buffer("size_O") / _LEVELS)[:, None]
 
 
+def greatest_size(weight_OI: Tensor) -> float:
+    """max |w|."""
+    least, most = torch.aminmax(weight_OI)
+    return max(-float(least), float(most))
+
+
 @torch.no_grad()
 def quantize_int8(weight_OI: Tensor, compute: torch.dtype | None = None) -> Int8Weight:
-    """A weight of any float format in eight bits; its numbers must lie within those of fp16."""
+    """A weight of any float format in eight bits; its numbers must be smaller than `BOUND`."""
     half_OI = weight_OI.to(torch.float16).float()
     size_O = half_OI.abs().amax(1)
     codes_OI = torch.round(half_OI * (_LEVELS / size_O.clamp(min=torch.finfo(torch.float32).tiny))[:, None])

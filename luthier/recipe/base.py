@@ -40,4 +40,5 @@ def fast_of(recipe: Recipe) -> FastModel:
 
 def wishes_of(recipe: Recipe) -> Wishes:
     """What the method asks of a quantized base."""
-    return Wishes(recipe.method.keeps_full, recipe.method.prepare_weights)
+    method = recipe.method
+    return Wishes(method.keeps_full, method.prepare_weights, method.kind if method.needs_quantization else None)

@@ -83,7 +83,7 @@ def check_companion(
     answer_start: the token that the model's decoder begins with; None for models of one stream.
     """
     with told_of(companion):
-        source = locate(base_of(companion, device), announce)
+        source = locate(base_of(companion, device), announce, weights=False)
         own_tokenizer = read_tokenizer(source)
         own = with_new_tokens(read_config(source), source, own_tokenizer)
     kinds = [family_of(each.model_type).kind for each in (own, config)]

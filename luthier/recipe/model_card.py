@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-from luthier.data.hub import is_hub_name
+from luthier.data.hub import hub_set, is_hub_name
 from luthier.data.settings import files_of
 from luthier.evaluation.report import loss_lines
 from luthier.evaluation.run_report import read_report
@@ -126,7 +126,7 @@ def _header(recipe: Recipe, base: Published, library: Library) -> dict[str, Any]
         values["base_model"] = base.name
         if library in ("peft", "adapters", "luthier"):
             values["base_model_relation"] = "adapter"
-    if on_hub := [name for name in files_of(recipe.data.train) if is_hub_name(name)]:
+    if on_hub := list(dict.fromkeys(hub_set(name).name for name in files_of(recipe.data.train) if is_hub_name(name))):
         values["datasets"] = on_hub
     return {**values, "tags": ["luthier", recipe.method.kind, recipe.objective.kind]}
 

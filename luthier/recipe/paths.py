@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import glob
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from luthier.data.hub import is_hub_name
+from luthier.data.named_templates import is_name
 from luthier.data.reading import fits, is_pattern
 from luthier.data.settings import DataSource, Sources
 from luthier.errors import NotFound
@@ -53,7 +55,7 @@ def with_absolute_paths(recipe: Recipe, folder: Path, parsed: Parsed) -> Recipe:
     train, held_out = absolute(data.train, "train"), data.validation
     validation = held_out if held_out in ("auto", "none") else absolute(held_out, "validation")
     template = data.chat_template
-    if template is not None and "{" not in template:
+    if template is not None and "{" not in template and not is_name(template):
         template = _find(template, folder) or template
     model = recipe.model
     if model.config is not None:
@@ -66,9 +68,14 @@ def with_absolute_paths(recipe: Recipe, folder: Path, parsed: Parsed) -> Recipe:
     method = recipe.method
     if isinstance(method, AdapterMethod):
         method = method.with_paths(lambda path: _find(path, folder) or path)
-    objective = recipe.objective.with_paths(lambda path: path if path in BUILTIN_NAMES else _find(path, folder) or path)
+    objective = recipe.objective.with_paths(finder(folder))
     data = data.model_copy(update={"train": train, "validation": validation, "chat_template": template})
     return recipe.model_copy(update={"data": data, "model": model, "method": method, "objective": objective})
+
+
+def finder(folder: Path) -> Callable[[str], str]:
+    """What gives the absolute path of what is named, in a folder or the working one; a name of something else stays as it is."""
+    return lambda name: name if name in BUILTIN_NAMES else _find(name, folder) or name
 
 
 def _find(name: str, folder: Path) -> str | None:

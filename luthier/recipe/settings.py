@@ -14,6 +14,7 @@ from luthier.objectives import SFT
 from luthier.quantization.settings import QuantizationSettings
 from luthier.recipe.known_methods import AnyMethod
 from luthier.recipe.known_objectives import AnyObjective
+from luthier.rlhf import RolloutObjective
 from luthier.training.settings import TrainingSettings
 from luthier.types import Settings, by_word, fault_at
 
@@ -76,11 +77,8 @@ class Recipe(Settings):
                 f"change {'data.format' if self.data.template is None else 'data.template'}"
                 f"{f', or set objective.kind to {kinds}' if kinds else ''}.",
             )
-        if self.training.update_in_backward and not self.method.tunes_base:
-            raise fault_at(
-                "training.update_in_backward",
-                f"What {self.method.kind} trains has gradients too small to be worth it; take update_in_backward out.",
-            )
+        if self.training.update_in_backward:
+            self._check_update_in_backward()
         if self.model.config is not None and self.method.kind != "full":
             raise fault_at(
                 "method.kind",
@@ -96,7 +94,8 @@ class Recipe(Settings):
         if self.method.needs_quantization and self.quantization is None:
             raise fault_at(
                 "quantization",
-                f"{self.method.kind} begins at what a quantized base lost; add quantization: {{kind: nf4}}, or set method.kind to lora.",
+                f"{self.method.kind} begins at what a base loses as it is quantized; add quantization: {{kind: nf4}} over the "
+                "unquantized model, or set method.kind to lora.",
             )
         if self.quantization is not None and not self.method.traits.over_4bit:
             raise fault_at(
@@ -123,4 +122,18 @@ class Recipe(Settings):
                 "training.evaluate_generated",
                 "It has held-out rows answered, but data.validation is none; set data.validation to auto or to a file, "
                 "or take training.evaluate_generated out.",
+            )
+
+    def _check_update_in_backward(self) -> None:
+        """Raise where tensors cannot move within the backward pass, or need not."""
+        if not self.method.tunes_base:
+            raise fault_at(
+                "training.update_in_backward",
+                f"What {self.method.kind} trains has gradients too small to be worth it; take update_in_backward out.",
+            )
+        if isinstance(self.objective, RolloutObjective):
+            raise fault_at(
+                "training.update_in_backward",
+                f"objective.kind {self.objective.kind} learns from answers that are drawn, of which a step may need several "
+                "micro-batches, whose gradients must be held and added up; take update_in_backward out.",
             )

@@ -22,11 +22,14 @@ from luthier.generation.engine_settings import AnyEngine, OwnEngine
 from luthier.generation.settings import Sampling
 from luthier.models.outputs import Outputs
 from luthier.objectives.contract import Objective, Sums
-from luthier.rlhf.experience import Given, example_of
+from luthier.rlhf.experience import Given, chunks_within, example_of
 from luthier.rlhf.policy_losses import clipped, is_clipped
 from luthier.rlhf.rewards import Reward
 from luthier.rlhf.samples import Sample
 from luthier.types import Example, Gives, ModelKind, Origin, Part, Rendered, Targets, fault_at
+
+_WORTH = 1e9
+"""What imagined answers are worth: more than any bound that a recipe sets."""
 
 OLD, REFERENCE, ADVANTAGE, ENGINE = "old", "reference", "advantage", "engine"
 """What targets come with: log p under the policy that wrote them, and under the reference; the advantage; log p as the engine that
@@ -136,11 +139,26 @@ class RolloutObjective(Objective):
 
     def imagined(self, prompt: Example) -> Example:
         """The heaviest example that a prompt can lead to: as many answers as there may be, each as long as it may be."""
-        count, length = self.num_answers, self.max_new_tokens
-        answer = Sample(0, 0, "", "", (0,) * length, "length", 0, np.zeros(length, np.float32), reward=0.0)
-        said = np.zeros(length, np.float32)
-        given: Given = dict.fromkeys(self.given_names, said)
-        return example_of(prompt, [answer] * count, [given] * count, [1.0] * count, prompt.document)
+        return self._imagined(prompt, self._imagined_samples())
+
+    def imagined_within(self, prompt: Example, most_tokens: int) -> list[Example]:
+        """The heaviest examples that are learned from a prompt, its answers cut as rollouts cut them for so many tokens."""
+        samples = self.learned(self._imagined_samples())
+        whole = self.keeps_groups or not samples
+        chunks = [list(range(len(samples)))] if whole else chunks_within(prompt, samples, most_tokens)
+        return [self._imagined(prompt, [samples[index] for index in chunk]) for chunk in chunks if chunk]
+
+    def _imagined_samples(self) -> list[Sample]:
+        """Answers that differ in what they say and are worth."""
+        length, said = self.max_new_tokens, np.zeros(self.max_new_tokens, np.float32)
+        return [
+            Sample(0, 0, "", "", (min(number, 1),) * length, "length", 0, said, reward=_WORTH + number)
+            for number in range(self.num_answers)
+        ]
+
+    def _imagined(self, prompt: Example, samples: Sequence[Sample]) -> Example:
+        given: Given = dict.fromkeys(self.given_names, np.zeros(self.max_new_tokens, np.float32))
+        return example_of(prompt, samples, [given] * len(samples), [1.0] * len(samples), prompt.document)
 
     @property
     def given_names(self) -> tuple[str, ...]:

@@ -52,6 +52,12 @@ class Reward(Settings):
     def _is_one_thing(self) -> Self:
         if sum(each is not None for each in (self.grader, self.function, self.model)) != 1:
             raise fault_at("grader", "give one of grader, function and model.")
+        if self.grader is not None and self.grader.asks_model:
+            raise fault_at(
+                "grader",
+                "asks a model that judges, and there is none beside the policy; train a reward model (docs/reward.md), or ask one in a "
+                "function of your own.",
+            )
         return self
 
     def with_paths(self, found: Callable[[str], str]) -> Self:

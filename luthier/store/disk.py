@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,9 @@ from luthier.errors import DiskFull, ResourceError
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _BROKEN = {errno.EFBIG, errno.EIO}
+_UNKNOWN = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+"""What a file system says that cannot keep room."""
+_AT_ONCE = 2**20
 
 
 def open_for_write(path: Path, mode: Literal["xb", "ab+"]) -> IO[bytes]:
@@ -33,6 +37,22 @@ def write(file: IO[bytes], data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]
+
+
+def reserve(file: IO[bytes], num_bytes: int) -> None:
+    """Make a new file `num_bytes` zeros long whose room on the disk is its own, so that no later write into it finds none."""
+    if shutil.disk_usage(file.name).free < num_bytes:  # else the system may fill the disk before it refuses
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if sys.platform == "linux":
+        try:
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+            return
+        except OSError as error:
+            if error.errno not in _UNKNOWN:
+                raise
+    zeros = bytes(min(_AT_ONCE, num_bytes))
+    for start in range(0, num_bytes, _AT_ONCE):
+        write(file, zeros[: num_bytes - start])
 
 
 def truncate(file: IO[bytes], num_bytes: int) -> None:

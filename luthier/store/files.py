@@ -121,6 +121,21 @@ def append_line(path: Path, text: str) -> None:
             disk.fsync_folder(path.parent)
 
 
+def reserve_file(path: Path, num_bytes: int) -> None:
+    """Make a new file of `num_bytes` zeros that has its room on the disk already: for what is written through memory.
+
+    Such a write that found no room would end the process without a word (SIGBUS). Raises: DiskFull, ResourceError; no file is
+    left then.
+    """
+    with disk.errors(path, num_bytes):
+        try:
+            with disk.open_for_write(path, "xb") as file:
+                disk.reserve(file, num_bytes)
+        except OSError:
+            _remove_quietly(path)
+            raise
+
+
 def remove_file(path: Path) -> None:
     """Delete a file or a link; nothing happens if it is not there."""
     with disk.errors(path):

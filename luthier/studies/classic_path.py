@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from luthier.data.rendering import build_renderer
-from luthier.errors import Interrupted, LuthierError, RecipeError
+from luthier.errors import Interrupted, LuthierError, NotFound, RecipeError
 from luthier.evaluation.compare import Candidate
 from luthier.evaluation.grading import Aids
 from luthier.evaluation.intervals import Estimate, wilson
@@ -38,8 +38,9 @@ from luthier.prepared import read_dataset
 from luthier.recipe import Recipe
 from luthier.recipe.faults import recipe_error
 from luthier.recipe.loading import recipe_from, recipe_of_run, tuples_of
+from luthier.recipe.paths import finder
 from luthier.recipe.yaml_text import Parsed
-from luthier.rewarded import prompts_of
+from luthier.rewarded import models_of, prompts_of
 from luthier.rlhf.contract import RolloutObjective
 from luthier.rlhf.parts import Prompts
 from luthier.rlhf.rewards import Reward, Rewards
@@ -210,7 +211,38 @@ class _Stages:
             (POLICY, _policy_values(self.path, self.out / REWARD)),
         ):
             if not isinstance(values, str):
-                self._recipe(name, values, finds_files=False)
+                recipe = self._recipe(name, values, finds_files=False)
+                if isinstance(recipe.objective, RolloutObjective):
+                    self._check_rewards(recipe.objective)
+
+    def _check_rewards(self, objective: RolloutObjective) -> None:
+        """Raise RecipeError for names that two measures of the comparison have, NotFound for files and runs that are not there."""
+        watched = self.path.compare.watched
+        names = [each.called for each in (*objective.rewards, *objective.watched, *watched)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise RecipeError(
+                f"Two measures of the comparison are called {twice!r}.", "Give each a name.", field="compare.watched"
+            )
+        pairs = () if isinstance(self.path.pairs, str) else self.path.pairs.rewards
+        for parts, field in (
+            (pairs, "pairs.rewards"),
+            (objective.rewards, "policy.objective.rewards"),
+            (objective.watched, "policy.objective.watched"),
+            (watched, "compare.watched"),
+        ):
+            for part in self._with_paths(parts):
+                name = part.function or part.model
+                if name is not None and Path(name) != self.out / REWARD and not Path(name).exists():
+                    raise NotFound(
+                        f"There is no {name}, which the reward {part.called} names.",
+                        f"It is looked for in {self.base} and in the working folder; correct its name.",
+                        field=field,
+                    )
+
+    def _with_paths(self, parts: Sequence[Reward]) -> tuple[Reward, ...]:
+        """Rewards with their files and runs where they are."""
+        return tuple(part.with_paths(finder(self.base)) for part in parts)
 
     def _recipe(self, stage: str, values: Mapping[str, Any], *, finds_files: bool = True) -> Recipe:
         with _of_stage(stage):
@@ -263,10 +295,12 @@ class _Stages:
             command = f"luthier judge {shlex.quote(str(asked))} --out {shlex.quote(str(self.out / 'judged.jsonl'))} --pairs {shlex.quote(str(made))}"
             raise Interrupted(
                 f"The answers to be judged are in {asked}.",
-                f"Judge them with '{command}', then begin again.",
+                f"Judge them with '{command}' (with --judge MODEL added a model judges), then begin again.",
                 exit_code=0,
             )
-        with Rewards(wanted.rewards, Aids()) as rewards:
+        parts = self._with_paths(wanted.rewards)
+        models = models_of(parts, model.language_model, self.announce)
+        with Rewards(parts, Aids(), models=models) as rewards:
             worths = rewards(
                 [prompts.answer(row, answer.text, answer.tokens) for row, own in enumerate(answers) for answer in own]
             )
@@ -298,7 +332,8 @@ class _Stages:
         recipe = recipe_of_run(policy)
         objective = recipe.objective
         assert isinstance(objective, RolloutObjective)
-        objective = objective.model_copy(update={"watched": (*objective.watched, *self.path.compare.watched)})
+        watched = (*objective.watched, *self._with_paths(self.path.compare.watched))
+        objective = objective.model_copy(update={"watched": watched})
         models = [text_model(each, self.announce) for each in (sft, policy)]
         loaded = models[1].language_model
         dataset, _ = read_dataset(recipe, loaded.hf.config, loaded.tokenizer, self.announce, loaded.answer_start)

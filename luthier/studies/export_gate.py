@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luthier.data.template import read_template
+from luthier.data.template import ChatTemplate, read_template
 from luthier.errors import DataError, NotFound, ResourceError, RunMismatch
 from luthier.export.parity import Limits, Parity, check, coarser, compare, limits_of
 from luthier.export.readers import Reader, every_logit, first_stream, of_model, whole_text
@@ -71,9 +71,10 @@ class Gate:
         """Raises RunMismatch if the base is another than the run began with; what reading the rows raises, if they are needed."""
         _check_base(recipe, model)
         self.recipe, self.model = recipe, model
-        template = read_template(recipe.data.chat_template, model.tokenizer, recipe.data.day)
+        template = self.template = read_template(recipe.data.chat_template, model.tokenizer, recipe.data.day)
         if template is not None and template.source is not None:
             model.tokenizer.chat_template = template.source
+            stop_at(model, template)
         self.adapter = ADAPTER if isinstance(recipe.method, AdapterMethod) else None
         self.writes_text = model.anatomy.family.kind == "decoder" and model.anatomy.purpose == "words"
         self.texts = texts_of(recipe, model, self.writes_text, announce)
@@ -156,6 +157,17 @@ def texts_of(recipe: Recipe, model: LanguageModel, writes_text: bool, announce: 
 
 def _tokens(model: LanguageModel, text: str) -> IntArray:
     return np.array(model.tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
+
+
+def stop_at(model: LanguageModel, template: ChatTemplate) -> None:
+    """Add the end of the template's answers to what ends the model's own, so that other programs stop there too."""
+    end = template.end_of_turn
+    if end is None or model.anatomy.encoder is not None or end.id in model.stop_ids:
+        return
+    ends = [*sorted(model.stop_ids), end.id]
+    model.hf.config.eos_token_id = ends  # transformers writes the other config by this one where it made it
+    if model.hf.generation_config is not None:
+        model.hf.generation_config.eos_token_id = ends
 
 
 def _check_base(recipe: Recipe, model: LanguageModel) -> None:

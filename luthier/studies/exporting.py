@@ -31,7 +31,7 @@ from luthier.recipe import Recipe
 from luthier.recipe.base import head_of
 from luthier.recipe.model_card import facts_of_run, write_card
 from luthier.store.files import remove_file, write_folder, write_text
-from luthier.studies.export_gate import Announce, Checked, Gate
+from luthier.studies.export_gate import Announce, Checked, Gate, stop_at
 from luthier.studies.held_out import losses_on
 from luthier.tuned import load_attached, load_base_of, load_merged, load_run
 from luthier.version import __version__
@@ -179,6 +179,8 @@ def _merged(job: Job) -> LanguageModel:
     """The run's model with what it learned in its weights, which says what the run says."""
     model = load_merged(job.folder, job.recipe, job.announce)
     model.tokenizer.chat_template = job.gate.model.tokenizer.chat_template
+    if job.gate.template is not None:
+        stop_at(model, job.gate.template)
     job.gate.check("the merged model, before it is written", job.gate.own(model, None))
     return model
 

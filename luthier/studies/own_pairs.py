@@ -34,6 +34,10 @@ class Sampled(Settings):
     def _told_apart(self) -> Self:
         if (self.by == "rewards") != bool(self.rewards):
             raise fault_at("pairs.rewards", "by: rewards needs rewards, and by: person has none; give one of both.")
+        names = [reward.called for reward in self.rewards]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise fault_at("pairs.rewards", f"Two rewards are called {twice!r}; give each a name.")
         return self
 
 

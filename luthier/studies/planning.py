@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedConfig
 
-from luthier.planner.request import Rows, config_of, imagined_rows, is_shape_alone, stored_quantization
+from luthier.planner.request import Rows, config_of, imagined_rows, is_shape_alone, rows_of
 from luthier.prepared import check_recipe
 from luthier.recipe import Recipe
 
@@ -19,6 +19,11 @@ def planned_device(recipe: Recipe, gpu: bool) -> torch.device:
     return torch.device("cuda" if recipe.model.device == "auto" and torch.cuda.is_available() else "cpu")
 
 
+def is_here(device: torch.device) -> bool:
+    """Whether this machine has such a device."""
+    return device.type == "cpu" or torch.cuda.is_available()
+
+
 def read_request(recipe: Recipe, announce: Callable[[str], None]) -> tuple[Recipe, PreTrainedConfig, Rows]:
     """The recipe with what its rows settle, the config of its model, and its rows.
 
@@ -28,10 +33,5 @@ def read_request(recipe: Recipe, announce: Callable[[str], None]) -> tuple[Recip
     if is_shape_alone(recipe):
         return recipe, config, imagined_rows(recipe, config)
     prepared = check_recipe(recipe, announce)
-    stored = stored_quantization(recipe, announce)
     settled = recipe.model_copy(update={"objective": prepared.objective})
-    return (
-        settled,
-        config,
-        Rows(prepared.dataset.train, prepared.tokenizer, stored=stored, mixture=prepared.dataset.mixture),
-    )
+    return settled, config, rows_of(settled, prepared, announce)

@@ -27,37 +27,21 @@ from luthier.models.language_model import LanguageModel
 from luthier.models.noise import noise_embeddings
 from luthier.models.outputs import Outputs
 from luthier.objectives.contract import JointObjective, Objective, Whole, joined
-from luthier.ops.shortage import is_shortage
+from luthier.ops.shortage import is_shortage, shortage_told
 from luthier.ops.workers import Workers
 from luthier.training.checkpoint import Checkpoint
 from luthier.training.companions import ALONE, Companions, with_beside
 from luthier.training.flat import FlatTrainables
 from luthier.training.in_backward import descend
 from luthier.training.joint import gradients_of, surrogate
-from luthier.training.memory import give_back, memory_bytes, peak_memory_bytes
+from luthier.training.memory import HighWater, give_back, memory_bytes
 from luthier.training.optimizers import Optimizer, PerTensor, optimizer_of
+from luthier.training.progress import CALMER, Progress, judge, restore, snapshot
 from luthier.training.schedule import lr_factor
-from luthier.training.settings import EarlyStopping, TrainingSettings
+from luthier.training.settings import TrainingSettings
 from luthier.training.stop import StopRequest
 from luthier.training.tally import LossOf, Tally
 from luthier.types import Batch
-
-_CALMER = "Begin a new run with a lower training.peak_lr or a longer training.schedule.warmup_fraction."
-
-
-@dataclass
-class Progress:
-    """Where a run stands, apart from its tensors and its place in the data.
-
-    unmeasured: the numbers of the last step, if its evaluation did not come to an end; they are written down once it has.
-    """
-
-    step: int = 0
-    best_loss: float | None = None
-    best_step: int | None = None
-    evaluations_since_best: int = 0
-    stopped_early: bool = False
-    unmeasured: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -133,26 +117,28 @@ def train(
         _check_finite(trainables, progress.step)
         outside.save(snapshot(progress, trainables, optimizer, place or batches.state_dict(), attachment))
 
-    last_saved = progress.step
-
     def save_what_is_new(place: dict[str, Any] | None = None) -> None:
         if last_saved != progress.step:
             checkpoint(place)
 
+    last_saved, memory = progress.step, HighWater(model.device, plan.settings.memory_limit_gb)
     with StopRequest() as stop:
         while progress.unmeasured is not None or (progress.step < plan.num_steps and not progress.stopped_early):
             metrics = progress.unmeasured
             if metrics is None:
                 began = time.perf_counter()
-                place = batches.state_dict()  # what fails on its way to the next step may have left it
-                save = partial(save_what_is_new, place)
+                save = partial(
+                    save_what_is_new, batches.state_dict()
+                )  # what fails on its way to a step may have left its place
                 with _saved_if_it_fails(save):
                     step = next(batches)
-                job = _Job(model, attachment, objective, plan, trainables, workers, progress.step + 1, companions)
+                job = _Job(
+                    model, attachment, objective, plan, trainables, workers, memory, progress.step + 1, companions
+                )
                 with _saved_if_it_fails(save, RunMismatch):  # which is raised before the weights change
                     metrics = _metrics_of(job, step, batches, optimizer, outside.announce)
                 progress.step += 1
-                metrics |= _cost(began, step, model)
+                metrics |= _cost(began, step, memory)
                 progress.stopped_early |= step.ends_run
             is_last = progress.step == plan.num_steps or progress.stopped_early
             if stop.signal is not None and not is_last:
@@ -165,7 +151,7 @@ def train(
                 metrics |= {"validation_loss": held_out.loss, **held_out.measured}
                 if held_out.by_task:
                     metrics["validation_loss_by_task"] = dict(held_out.by_task)
-                _judge(progress, held_out.loss, plan.settings.early_stopping)
+                judge(progress, held_out.loss, plan.settings.early_stopping)
             outside.record(metrics)
             is_best = progress.best_step == progress.step
             if progress.step % plan.checkpoint_every == 0 or is_last or is_best or progress.stopped_early:
@@ -191,14 +177,14 @@ def _saved_if_it_fails(save: Callable[[], None], kind: type[LuthierError] = Luth
         raise
 
 
-def _cost(began: float, step: Step, model: LanguageModel) -> dict[str, Any]:
+def _cost(began: float, step: Step, memory: HighWater) -> dict[str, Any]:
     """What a step took, in time and memory. began: by `time.perf_counter`."""
     seconds = time.perf_counter() - began
     return {
         "seconds": seconds,
         "tokens_per_second": step.real_tokens / seconds,
-        "memory_bytes": memory_bytes(model.device),
-        "peak_memory_bytes": peak_memory_bytes(model.device),
+        "memory_bytes": memory_bytes(memory.device),
+        "peak_memory_bytes": memory.ever(),
     }
 
 
@@ -212,6 +198,7 @@ class _Job:
     plan: Plan
     trainables: FlatTrainables
     workers: Workers
+    memory: HighWater
     number: int
     companions: Companions = ALONE
 
@@ -219,6 +206,19 @@ class _Job:
     def lr(self) -> float:
         """The step's learning rate."""
         return self.plan.peak_lr * lr_factor(self.plan.settings.schedule, self.number, self.plan.num_steps)
+
+    def check_start(self, loss: float) -> None:
+        """Raise GateRefusal where a run's first loss says that the model cannot read the rows; its weights are untouched then."""
+        worst = self.plan.worst_start
+        if self.number != 1 or worst is None or loss <= worst:
+            return
+        raise GateRefusal(
+            f"Before any training the loss is {loss:.1f} nats a token, and {worst:.1f} is more than a guess among all tokens costs: "
+            "the model cannot read these rows. The weights were not touched.",
+            "Check that the tokenizer is the model's own, that the chat template is the one it knows, and that its weights are "
+            "whole. If they are, set model.trust_tokenizer to true.",
+            field="model",
+        )
 
     def metrics(self, step: Step, loss: float, norm: float, tally: Tally) -> dict[str, Any]:
         """What is written down of the step."""
@@ -254,15 +254,9 @@ def _step(
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise NotFinite(
             f"At step {number} the loss is {loss} and the gradient's norm {norm}; the weights were not touched.",
-            f"{_CALMER} The first rows of this step are {', '.join(str(row) for row in step.rows[:8])} (counted from 0).",
+            f"{CALMER} The first rows of this step are {', '.join(str(row) for row in step.rows[:8])} (counted from 0).",
         )
-    if number == 1 and plan.worst_start is not None and loss > plan.worst_start:
-        raise GateRefusal(
-            f"Before any training the loss is {loss:.1f} nats a token, worse than a guess among all words: the model cannot read "
-            "these rows. The weights were not touched.",
-            "Check that the tokenizer is the model's own, that the chat template is the one it knows, and that its weights are whole.",
-            field="model",
-        )
+    job.check_start(loss)
     told = batches.heed(tally.means())
     clip = plan.settings.clip_norm
     if clip is not None and norm > clip:
@@ -275,20 +269,27 @@ def _step(
 
 
 def _step_in_backward(job: _Job, step: Step, batches: Steps, optimizer: PerTensor) -> dict[str, Any]:
-    """Compute one step's loss, and update within its backward pass; return its metrics."""
+    """Compute one step's loss, and update within its backward pass; return its metrics.
+
+    Raises ResourceError if memory does not suffice: a step that has moved some tensors cannot be computed anew.
+    """
     (batch,) = step.micro_batches
     tally = Tally()
-    with autocast(job.model.device, job.plan.autocast):
-        forward = _forward(job, batch.to(job.model.device))
-        loss_of = tally.noting(job.objective, job.objective.loss_sum)
-        loss = job.attachment.loss_sum(forward, loss_of) / step.learned_weight
-    if not math.isfinite(float(loss.detach())):
-        raise NotFinite(
-            f"At step {job.number} the loss is {float(loss.detach())}; the weights were not touched.", _CALMER
-        )
-    told = batches.heed(tally.means())
-    norm = descend(loss, optimizer, job.lr)
-    return {**job.metrics(step, float(loss.detach()), norm, tally), **told}
+    with shortage_told(
+        "Set training.gradient_checkpointing to true, lower data.max_length or training.rows_per_step, or take "
+        "training.update_in_backward out, so that a step may be cut into smaller micro-batches."
+    ):
+        with autocast(job.model.device, job.plan.autocast):
+            forward = _forward(job, batch.to(job.model.device))
+            loss_of = tally.noting(job.objective, job.objective.loss_sum)
+            loss = job.attachment.loss_sum(forward, loss_of) / step.learned_weight
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise NotFinite(f"At step {job.number} the loss is {value}; the weights were not touched.", CALMER)
+        job.check_start(value)
+        told = batches.heed(tally.means())
+        norm = descend(loss, optimizer, job.lr)
+    return {**job.metrics(step, value, norm, tally), **told}
 
 
 def _gradient_that_fits(
@@ -327,7 +328,7 @@ def _gradient(job: _Job, step: Step) -> tuple[float, list[Tensor], Tally]:
     Raises MemoryError where the process holds more than it may.
     """
     model, trainables, workers = job.model, job.trainables, job.workers
-    limit = job.plan.settings.memory_limit_gb
+    job.memory.begin()
     trainables.clear_gradients()
     losses, known, whole = _losses(job, step)
     tallies = {worker: Tally() for worker in sorted(set(step.worker_of))}
@@ -342,11 +343,9 @@ def _gradient(job: _Job, step: Step) -> tuple[float, list[Tensor], Tally]:
                 with autocast(model.device, job.plan.autocast):
                     noted = tallies[worker].noting(job.objective, loss_of)
                     loss = job.attachment.loss_sum(_forward(job, on_device), noted)
-                if (
-                    limit is not None and memory_bytes(model.device) > limit * 10**9
-                ):  # it is highest between the two passes
-                    raise MemoryError(f"training.memory_limit_gb is {limit:g}")
+                job.memory.check()  # highest between the two passes, or, where layers are recomputed, in the second
                 trainables.add_gradients(worker, torch.autograd.grad(loss, trainables.tensors, allow_unused=True))
+                job.memory.check()
                 loss_sum += float(loss.detach())
             return loss_sum
 
@@ -413,72 +412,8 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def _judge(progress: Progress, loss: float, stopping: EarlyStopping | None) -> None:
-    """Note whether a held-out loss is the best yet, and whether patience is at its end. Raises NotFinite."""
-    if not math.isfinite(loss):
-        raise NotFinite(f"After step {progress.step} the held-out loss is {loss}; the step was not kept.", _CALMER)
-    needed = 0.0 if stopping is None else stopping.min_delta
-    if progress.best_loss is None or loss < progress.best_loss - needed:
-        progress.best_loss, progress.best_step, progress.evaluations_since_best = loss, progress.step, 0
-        return
-    progress.evaluations_since_best += 1
-    progress.stopped_early = stopping is not None and progress.evaluations_since_best >= stopping.patience
-
-
 def _check_finite(trainables: FlatTrainables, step: int) -> None:
     """Raise NotFinite if an update made a weight NaN or infinite, which the loss shows only in the next step."""
     for flat in trainables.groups:
         if not bool(torch.isfinite(torch.stack(torch.aminmax(flat.vector.detach()))).all()):
-            raise NotFinite(f"After step {step} some weights are NaN or infinite; the step was not kept.", _CALMER)
-
-
-def progress_of(metrics: Sequence[Mapping[str, Any]], stopping: EarlyStopping | None) -> Progress:
-    """Where a run stood when it had written these lines of metrics."""
-    progress = Progress()
-    for line in metrics:
-        progress.step = int(line["step"])
-        if "validation_loss" in line:
-            _judge(progress, float(line["validation_loss"]), stopping)
-    return progress
-
-
-def snapshot(
-    progress: Progress,
-    trainables: FlatTrainables,
-    optimizer: Optimizer,
-    place: dict[str, Any],
-    attachment: Attachment,
-) -> Checkpoint:
-    """Everything that the next step depends on. place: of the batches, as their `state_dict`."""
-    state = {"progress": vars(progress).copy(), "batches": place}
-    tensors = trainables.named(), optimizer.named_state(), attachment.state()
-    return Checkpoint(progress.step, *tensors, state)
-
-
-def steps_written(checkpoint: Checkpoint) -> int:
-    """How many steps' metrics are written down where a checkpoint was kept: all, but for a last one that was not yet measured."""
-    return checkpoint.step - (checkpoint.state["progress"].get("unmeasured") is not None)
-
-
-def restore(
-    checkpoint: Checkpoint,
-    trainables: FlatTrainables,
-    optimizer: Optimizer,
-    batches: Steps,
-    attachment: Attachment,
-) -> Progress:
-    """Take up a snapshot; the next step is the one that would have followed it. Raises RunMismatch for another method's."""
-    held = {name: tuple(tensor.shape) for name, tensor in checkpoint.trainables.items()}
-    if held != attachment.trained_shapes(checkpoint.method):
-        raise RunMismatch(
-            f"The checkpoint of step {checkpoint.step} holds {len(held)} tensors, which are not those that the recipe "
-            "trains now in name and shape.",
-            "Undo what was changed in recipe.resolved.yaml, or begin a new run with 'luthier train'.",
-            field="method",
-        )
-    attachment.load_state(checkpoint.method)
-    optimizer.exchange(attachment.groups)
-    trainables.load(checkpoint.trainables)
-    optimizer.load_state(checkpoint.optimizer)
-    batches.load_state_dict(checkpoint.state["batches"])
-    return Progress(**checkpoint.state["progress"])
+            raise NotFinite(f"After step {step} some weights are NaN or infinite; the step was not kept.", CALMER)

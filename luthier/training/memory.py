@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import torch
@@ -37,3 +39,39 @@ def peak_memory_bytes(device: torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return max(peak if sys.platform == "darwin" else peak * 1024, memory_bytes(device))
+
+
+class HighWater:
+    """The most that the process held since it began, and since a moment, where it may not pass a limit (10^9 bytes)."""
+
+    def __init__(self, device: torch.device, limit_gb: float | None = None) -> None:
+        self.device = device
+        self.limit_gb = limit_gb
+        self._ever = self._start = 0
+
+    def begin(self) -> None:
+        """Watch the limit from now on; what is only kept for reuse is returned first where it is beyond that."""
+        if self.limit_gb is None:
+            return
+        if self._is_beyond(memory_bytes(self.device)):
+            give_back(self.device)
+        self._ever = self.ever()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif sys.platform == "linux":
+            with suppress(OSError):  # some systems do not lower the mark: `check` then sees new heights alone
+                Path("/proc/self/clear_refs").write_text("5", "ascii")
+        self._start = peak_memory_bytes(self.device)
+
+    def check(self) -> None:
+        """Raise MemoryError where the limit was passed since `begin`, if only for a moment."""
+        peak = peak_memory_bytes(self.device)
+        if self._is_beyond(peak if peak > self._start else memory_bytes(self.device)):
+            raise MemoryError(f"training.memory_limit_gb is {self.limit_gb:g}")
+
+    def ever(self) -> int:
+        """The most that was held since the process began, in bytes."""
+        return max(self._ever, peak_memory_bytes(self.device))
+
+    def _is_beyond(self, count: int) -> bool:
+        return self.limit_gb is not None and count > self.limit_gb * 10**9

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from luthier.training.optimizers import AdamW, AnyOptimizer
-from luthier.types import Settings, by_word
+from luthier.types import Settings, by_word, fault_at
 
 
 class Schedule(Settings):
@@ -27,7 +27,7 @@ class EarlyStopping(Settings):
 
 
 MetricName = Literal[
-    "accuracy", "rouge-1", "rouge-2", "json-valid", "json-fields", "number", "bleu", "chrf", "macro-f1"
+    "accuracy", "rouge-1", "rouge-2", "json-valid", "json-fields", "number", "final-answer", "bleu", "chrf", "macro-f1"
 ]
 """The metrics of answers by name; `luthier.evaluation.named_metrics` has what each is."""
 
@@ -97,7 +97,7 @@ class TrainingSettings(Settings):
     )
     update_in_backward: bool = Field(
         False,
-        description="Full tuning: move each tensor within the backward pass and let go of its gradient, so that only one is held at a time. Needs clip_norm null, workers 1, and a step that is one micro-batch.",
+        description="Full tuning: move each tensor within the backward pass and let go of its gradient, so that only one is held at a time. Needs clip_norm null, workers 1, no memory_limit_gb, an objective that learns from rows, and a step that is one micro-batch.",
     )
     autocast: Literal["auto", "none", "bf16"] = Field(
         "auto",
@@ -140,6 +140,12 @@ class TrainingSettings(Settings):
             )
         if self.update_in_backward and self.workers not in ("auto", 1):
             raise ValueError("update_in_backward computes a step in one micro-batch; set workers to 1.")
+        if self.update_in_backward and self.memory_limit_gb is not None:
+            raise fault_at(
+                "training.memory_limit_gb",
+                "A step beyond the limit is computed anew in smaller micro-batches, but with update_in_backward it is one "
+                "micro-batch; leave memory_limit_gb out, or take update_in_backward out.",
+            )
         if not isinstance(self.workers, str) and self.workers < 1:
             raise ValueError(f"workers is {self.workers}; give 1 or more, or 'auto'.")
         return self

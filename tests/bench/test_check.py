@@ -34,7 +34,12 @@ def test_the_table_of_sets_takes_the_place_of_the_old_one(tmp_path: Path, capsys
     made = capsys.readouterr().out.strip()
     assert page.read_text() == f"Before.\n{MARKS.format(made)}\nAfter.\n"
     broken, found = made.splitlines()[2:]
-    assert [cell.strip() for cell in found.strip("|").split("|")][:3] == ["one/rows.jsonl", "classification", "50"]
+    assert [cell.strip() for cell in found.strip("|").split("|")][:4] == [
+        "one/rows.jsonl",
+        "classification",
+        "label is the class of text",
+        "50",
+    ]
     assert "mojibake 1" in found
     assert "broken.json" in broken
 

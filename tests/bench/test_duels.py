@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bench import dpo, grpo, ppo_memory
+from bench.arithmetic import bytes_a_token
 from bench.clock import Lap
 from bench.contest import Contestant
 from bench.pairs import Pair, PairWork, first_fitting, read_pairs, read_rows, write_pairs
@@ -89,8 +90,8 @@ def test_of_the_cache_only_what_is_certain_to_be_filled_is_left_out() -> None:
     tokens = ppo_memory.cached_tokens(work, 5.0)
     assert tokens == 8 + 16 * 5
     config = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}
-    assert ppo_memory.bytes_a_token(config) == 2 * 3 * 2 * 8 * 4
-    assert ppo_memory.bytes_a_token({**config, "head_dim": 16}) == 2 * 3 * 2 * 16 * 4
+    assert bytes_a_token(config) == 2 * 3 * 2 * 8 * 4
+    assert bytes_a_token({**config, "head_dim": 16}) == 2 * 3 * 2 * 16 * 4
     assert ppo_memory.ratio_without_cache([130.0, 140.0, 170.0], [100.0], 20.0) == pytest.approx(1.2)
 
 

@@ -32,13 +32,19 @@ def test_the_share_of_the_products_and_the_memory_above_the_model_are_told() -> 
         "product_seconds": {"wall": 3.0, "cpu": 6.0},
         "answers": [[1, 2]],
         "cache_bytes": 2_000_000_000,
+        "stated_bytes": 3_000_000_000,
     }
     run = measured(values)
     assert (run.tokens_per_second, run.tokens_per_cpu_second, run.added_bytes, run.product_share) == (20, 10, 500, 0.6)
     other = {**values, "wall_seconds": 10.0, "answers": [[1, 3]]}
     del other["product_seconds"]
-    document, text = told("task", "best peer", ("ours", "theirs"), {"ours": [values], "theirs": [other]}, True)
-    assert document["differences"] == {"theirs": [(0, 1)]}
+    every = {"ours": [values], "theirs": [other]}
+    document, text = told("task", "best peer", ("ours", "theirs"), every, {"theirs": [2e-4]})
+    assert document["passed"]
+    assert "theirs 1; the two best scores there are at most 2.0e-04 apart" in text
     assert "2.00 (2.00–2.00) times a second" in text
     assert "60%" in text
-    assert "2.00 GB" in text
+    assert "2.00 GB, of 3.00 stated" in text
+    for parted, stated in (({"theirs": [0.02]}, 3_000_000_000), ({"theirs": []}, 1_000_000_000)):
+        every["ours"] = [{**values, "stated_bytes": stated}]
+        assert not told("task", "best peer", ("ours", "theirs"), every, parted)[0]["passed"]

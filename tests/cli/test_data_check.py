@@ -75,6 +75,21 @@ def test_fix_and_report_write_what_they_say(tmp_path: Path, capsys: pytest.Captu
     assert main(["check", "out.jsonl"]) == 0
 
 
+def test_of_near_copies_it_is_said_that_the_automatic_split_may_part_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    write(tmp_path / "rows.jsonl")
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    lines.append(lines[3].replace("Where is the", "Where was the"))
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    assert main(["check", "rows.jsonl"]) == 0
+    said = capsys.readouterr().out
+    assert "near-duplicate" in said
+    assert "data.validation: auto never holds some out and trains on others" in said
+    assert main(["check", "rows.jsonl", "--set", "data.validation=none"]) == 0
+    assert "data.validation: auto" not in capsys.readouterr().out
+
+
 def test_drop_faulty_alone_is_a_usage_error(tmp_path: Path):
     write(tmp_path / "rows.jsonl")
     assert main(["check", "rows.jsonl", "--drop-faulty"]) == 2
@@ -94,3 +109,43 @@ def test_a_validation_file_is_compared(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_model_that_was_named_must_be_there(tmp_path: Path):
     write(tmp_path / "rows.jsonl")
     assert main(["check", "rows.jsonl", "--model", "some/model"]) == 7
+
+
+def test_what_nothing_can_be_learned_from_ends_with_3_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = [{"question_id": number, "turns": ["Hi"], "category": "x"} for number in range(3)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, document = document_of(capsys, "rows.jsonl")
+    assert (code, document["ok"], document["refused"], document["form"]) == (3, False, True, None)
+    assert "questions without answers, for evaluation" in document["reason"]
+    assert document["error"]["mend"] in document["reason"]
+    assert document["gate"] == {"ok": False, "asked": False}
+    assert main(["check", "rows.jsonl"]) == 3
+    said = capsys.readouterr()
+    assert "nothing can be learned from them" in said.out
+    assert said.err.count("questions without answers") == 1
+
+
+def test_an_objective_that_is_set_says_what_the_rows_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Write a haiku about rain.", "lines": 3}\n' * 3)
+    (tmp_path / "reward.py").write_text("def reward(prompts, answers, rows): return [0.0] * len(answers)\n")
+    assert document_of(capsys, "rows.jsonl")[1]["refused"]
+    rewards = ("--set", "objective.rewards=[{function: reward.py}]")
+    _, document = document_of(capsys, "rows.jsonl", "--set", "objective.kind=rloo", *rewards)
+    assert (document["refused"], document["form"], document["gives"]) == (False, "prompts", "prompts")
+    row = {"sentence_A": "a", "sentence_B": "b", "relatedness_score": 3.5, "entailment_judgment": "NO"}
+    (tmp_path / "pairs.jsonl").write_text((json.dumps(row) + "\n") * 3)
+    assert document_of(capsys, "pairs.jsonl")[1]["gives"] == "labels"
+    assert document_of(capsys, "pairs.jsonl", "--set", "objective.kind=regression")[1]["gives"] == "scores"
+
+
+def test_languages_and_the_length_of_tokens_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    texts = ["The parcel is not here, and it was sent on Monday.", "今天的天气非常好，我们一起去公园散步吧。"]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": texts[n % 2]}) + "\n" for n in range(4)))
+    _, document = document_of(capsys, "rows.jsonl", "--report", "page")
+    statistics = document["statistics"]
+    assert statistics["languages"] == {"text": {"English": 2, "Han letters": 2}}
+    assert statistics["tokens_are"] == "estimated"
+    assert statistics["characters_of_token"] == pytest.approx((50 + 20) / (50 / 4 + 20), abs=0.1)
+    page = (tmp_path / "page" / "report.md").read_text()
+    assert "| text | Han letters | 2 | 50.0% |" in page
+    assert "characters a token, as is usual for their scripts" in page

@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 import yaml
-from program import luthier
+from program import luthier, within
 from tiny_runs import recipe_values, write_rows
 
+from luthier.cli.plan import table_text
 from luthier.errors import UsageError
+from luthier.planner.arithmetic import facts
+from luthier.planner.plan import untimed_work
+from luthier.planner.table import TableRow
+from luthier.recipe import make_recipe
 from luthier.sizes import parse_size
 
 
@@ -46,6 +51,8 @@ def test_a_plan_says_how_much_when_and_whether_it_is_there(tmp_path: Path, tiny_
     assert plan["num_steps"] == 6
     assert plan["seconds"] > 0
     assert plan["cost"] == pytest.approx(plan["seconds"])
+    assert plan["untimed"] is None
+    assert plan["beside_seconds"] == ["checkpoints"]
     assert not (tmp_path / "runs").exists()
 
 
@@ -55,7 +62,45 @@ def test_what_does_not_fit_is_told_with_what_would_help(tmp_path: Path, tiny_mod
     assert ended.code == 0
     assert "does not fit into 300.0 MB" in ended.out
     assert "method: {kind: lora}" in ended.out
-    assert "Time on this machine" not in ended.out
+    assert "Time: not measured: --no-time asks for none." in ended.out
+    helping = ended.out.split("What would help most:\n")[1].splitlines()
+    sizes = [parse_size(line.rpartition(": ")[2]) for line in helping]
+    assert len(sizes) == 3
+    assert sizes == sorted(sizes)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--gpu", "--device-memory", "24GiB"], "a GPU that need not be here"),
+        (["--no-time"], "--no-time asks for none"),
+        (["--table"], "a table compares memory alone"),
+        (["--shards", "2"], "what ranks send each other"),
+    ],
+)
+def test_a_price_without_a_time_is_refused_and_says_why(
+    options: list[str], why: str, tmp_path: Path, tiny_model: Path
+) -> None:
+    ended = within("plan", written(tmp_path, tiny_model), "--price-per-hour", "2", *options, folder=tmp_path)
+    assert ended.code == 2
+    assert why in ended.err
+
+
+def test_what_the_time_leaves_out_is_said() -> None:
+    values = {"kind": "grpo", "rewards": [{"grader": {"type": "length", "most": 9}}]}
+    recipe = make_recipe(recipe_values(Path("model"), Path(__file__), objective=values, data={"validation": "auto"}))
+    assert untimed_work(recipe) == ("drawing answers", "their rewards", "evaluation", "checkpoints")
+
+
+@pytest.mark.parametrize("place", ["config.json", ""])
+def test_a_config_alone_and_a_folder_without_weights_are_planned(place: str, tmp_path: Path, tiny_model: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_bytes((tiny_model / "config.json").read_bytes())
+    recipe = written(tmp_path, bare / place)
+    plan = within("plan", recipe, "--no-time", "--json", folder=tmp_path).document
+    assert plan["are_imagined"]
+    assert plan["num_parameters"] > plan["num_trainable"] > 0
 
 
 def test_a_named_shape_needs_no_files_and_shards_share_it(tmp_path: Path) -> None:
@@ -78,6 +123,15 @@ def test_a_table_compares_methods_and_forms_of_the_base(tmp_path: Path, tiny_mod
     assert rows["full", None, False]["peak_bytes"] > rows["lora", None, False]["peak_bytes"]
     assert ("full", "nf4", False) not in rows
     assert rows["lora", "nf4", True]["verdict"] == "fits"
+    known = {fact["what"]: fact for fact in ended.document["arithmetic"]}
+    assert known["1 B parameters in fp32, loaded"]["num_bytes"] == 4 * 10**9
+    made = [TableRow(**row) for row in ended.document["rows"]]
+    lines = table_text(made, facts(), ended.document["memory_bytes"]).splitlines()
+    assert lines[0].startswith("Into ")
+    assert lines[1].split()[:5] == ["method", "quantization", "checkpointing", "trained", "peak"]
+    assert len(lines) == 2 + len(made) + 2 + len(facts())
+    (quoted,) = [line for line in lines if line.startswith('"up to 80 GB to train 1 B"')]
+    assert "20 times the 4 GB" in quoted
 
 
 def test_a_gpu_that_is_not_here_needs_its_memory_named(tmp_path: Path, tiny_model: Path) -> None:

@@ -13,7 +13,7 @@ from small_tokenizers import CHATML, byte_level
 from luthier.data.dataset import Dataset, load_dataset
 from luthier.data.settings import DataSettings
 from luthier.errors import GateRefusal, NotFound, RecipeError
-from luthier.types import Completion
+from luthier.types import Completion, PlainText
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -49,6 +49,19 @@ def test_records_and_examples_are_aligned_and_know_their_line(tmp_path: Path) ->
             assert example.origin.line == example.document + 1
     documents = [example.document for example in (*dataset.train, *dataset.validation)]
     assert sorted(documents) == list(range(100))
+
+
+def test_pieces_of_one_text_are_held_out_together_unless_it_is_all_there_is(tmp_path: Path) -> None:
+    texts = [{"text": f"Text {number} goes on. " * 12} for number in range(60)]
+    for name, rows, cut in (("many", texts, 0), ("one", [{"text": " ".join(row["text"] for row in texts)}], 1)):
+        said: list[str] = []
+        dataset = load(write_rows(tmp_path / f"{name}.jsonl", rows), said, max_length=64, too_long="split")
+        lines = [{row.origin.line for row in side} for side in (dataset.train, dataset.validation)]
+        assert len(dataset.validation) >= 10
+        assert len(lines[0] & lines[1]) == cut
+        assert any("1 text is too long to be held out whole" in text for text in said) == bool(cut)
+        pieces = [record for record in dataset.train_records if isinstance(record, PlainText)]
+        assert all(len(piece.part_of) == 64 for piece in pieces)
 
 
 def test_the_form_its_reason_and_the_split_are_announced(tmp_path: Path) -> None:

@@ -193,9 +193,7 @@ def test_a_template_that_asks_otherwise_in_serving_is_refused(tmp_path: Path) ->
     check_gate(dataset_of(tmp_path, chats([QUESTION, thought]), byte_level(FORCES_THINKING)))
 
 
-def test_a_tokenizer_that_lacks_the_models_end_token_is_refused_and_one_that_has_another_word_there_is_told(
-    tmp_path: Path,
-) -> None:
+def test_a_tokenizer_that_lacks_the_models_end_token_or_has_a_word_there_is_refused(tmp_path: Path) -> None:
     tokenizer = byte_level(CHATML)
     rows, size = dataset_of(tmp_path, chats([QUESTION, ANSWER]), tokenizer), len(tokenizer)
     own = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -206,8 +204,15 @@ def test_a_tokenizer_that_lacks_the_models_end_token_is_refused_and_one_that_has
         check_gate(rows, size + 8, marks={"eos_token_id": size})
     assert refused.value.field == "model"
     check_gate(rows, size, marks={"eos_token_id": size + 8})  # a config's default, beyond the model too
-    word = next(index for index in range(size) if index not in tokenizer.all_special_ids)
+    word = next(index for index in range(size) if index not in tokenizer.added_tokens_decoder)
     assert any("an ordinary token" in note for note in check_gate(rows, size, marks={"bos_token_id": word}).notes)
+    with pytest.raises(
+        GateRefusal, match=f"eos_token_id {word}, which the tokenizer writes as .* another model"
+    ) as refused:
+        check_gate(rows, size, marks={"eos_token_id": word})
+    assert "model.trust_tokenizer" in refused.value.mend
+    (note,) = check_gate(rows, size, marks={"eos_token_id": word}, trusts_tokenizer=True).notes
+    assert note.endswith("is it the model's own tokenizer?")
 
 
 def test_a_doubled_first_token_is_refused(tmp_path: Path) -> None:

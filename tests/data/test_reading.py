@@ -319,6 +319,13 @@ def test_no_files_at_all_is_an_error():
     [
         ("openai/gsm8k", True),
         ("teknium/OpenHermes-2.5", True),
+        ("openai/gsm8k:main", True),
+        ("openai/gsm8k:main:test", True),
+        ("openai/gsm8k::test", True),
+        ("openai/gsm8k:main:test:more", False),
+        ("openai/gsm8k:", True),
+        ("folder/train:main", False),
+        ("data/train.jsonl:main", False),
         ("data/train.jsonl", False),
         ("data/train.jsn", False),
         ("./openai/gsm8k", False),
@@ -400,9 +407,69 @@ def test_each_failure_of_the_hub_is_told_with_its_mend(index, monkeypatch):
     def load(*_: object, **__: object) -> None:
         raise failure
 
+    def ask(*_: object) -> None:
+        raise ConnectionError("Couldn't reach it")
+
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", ask)
     with pytest.raises(LuthierError) as caught:
         read_rows("nobody/rows", silent)
     assert type(caught.value) is expected
     assert mend in caught.value.mend
     assert caught.value.file == "nobody/rows"
+
+
+@pytest.fixture
+def on_the_hub(monkeypatch, tmp_path):
+    """A set of two configurations, of which one has two splits; what the library is asked of the hub it reads here."""
+    datasets = pytest.importorskip("datasets")
+    folder = tmp_path / "nobody-parts"
+    folder.mkdir()
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: main\n  data_files:\n  - {split: train, path: train.jsonl}\n"
+        "  - {split: test, path: test.jsonl}\n- config_name: socratic\n  data_files:\n"
+        "  - {split: test, path: other.jsonl}\n---\n"
+    )
+    for name in ("train", "test", "other"):
+        (folder / f"{name}.jsonl").write_text(jsonl([{"prompt": name, "completion": "x"}]))
+    for called in ("load_dataset", "get_dataset_config_names", "get_dataset_split_names"):
+        monkeypatch.setattr(datasets, called, of_folder(getattr(datasets, called), str(folder)))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return folder
+
+
+def of_folder(function, folder):
+    return lambda name, *rest, **options: function(folder, *rest, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("nobody/parts:main", "train"), ("nobody/parts:main:test", "test"), ("nobody/parts:socratic:test", "other")],
+)
+@pytest.mark.parametrize("max_rows", [None, 1])
+def test_a_hub_name_chooses_the_configuration_and_the_split(name, first, max_rows, on_the_hub):
+    said: list[str] = []
+    rows = read_rows(name, said.append, max_rows)
+    assert values(rows) == [{"prompt": first, "completion": "x"}]
+    assert str(rows[0].origin) == f"{name}, line 1"
+    configuration, split = [*name.split(":")[1:], "train"][:2]
+    assert f"the split {split!r} of the configuration {configuration!r}" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "mend"),
+    [
+        ("nobody/parts", "several configurations, and the name chooses none: main, socratic", "nobody/parts:main"),
+        ("nobody/parts::test", "several configurations", "nobody/parts:main:test"),
+        ("nobody/parts:mian", "no configuration 'mian', but main, socratic", "nobody/parts:main"),
+        ("nobody/parts:socratic", "no split 'train', but 'test'", "nobody/parts:socratic:test"),
+        ("nobody/parts:main:dev", "no split 'dev', but 'train', 'test'", "nobody/parts:main"),
+    ],
+)
+@pytest.mark.parametrize("max_rows", [None, 1])
+def test_a_part_that_the_set_has_not_is_told_with_those_that_it_has(name, found, mend, max_rows, on_the_hub):
+    with pytest.raises(DataError) as caught:
+        read_rows(name, silent, max_rows)
+    assert found in caught.value.found
+    assert caught.value.mend.endswith(f"such as {mend}.")
+    assert caught.value.file == name

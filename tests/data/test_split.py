@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data.split import num_held_out, prompt_key, split_rows
+from luthier.data.split import Keys, num_held_out, pieces_apart, prompt_key, split_keys, split_rows, text_key
 from luthier.types import Completion, Conversation, Message, PlainText
 
 FRACTIONS = st.floats(0.001, 0.2)
@@ -119,6 +120,53 @@ def test_the_weight_of_an_answer_is_not_in_the_key():
 
 def test_plain_text_is_keyed_by_the_whole_of_it():
     assert prompt_key(PlainText("a")) == prompt_key(PlainText("a")) != prompt_key(PlainText("a b"))
+
+
+def test_a_piece_is_keyed_by_the_text_that_it_is_of():
+    assert prompt_key(PlainText("a", part_of=text_key("a b"))) == text_key("a b") == prompt_key(PlainText("a b"))
+
+
+# ── pieces of texts ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def keys_of(texts: list[int]) -> Keys:
+    """The keys of pieces, given which text each is of."""
+    return np.array([text_key(f"text {text}").encode() for text in texts], dtype="S64")
+
+
+@given(st.lists(st.integers(1, 15), min_size=2, max_size=60), FRACTIONS)
+def test_pieces_of_a_text_that_can_be_held_out_whole_are_on_one_side(counts, fraction):
+    of_text = [text for text, count in enumerate(counts) for _ in range(count)]
+    keys_R, size = keys_of(of_text), (len(of_text),)
+    apart_R, num_apart = pieces_apart(keys_R, np.ones(len(of_text), dtype=np.bool_), fraction, size)
+    train, held_out = split_keys(apart_R, fraction, size)
+    room = num_held_out(len(of_text), fraction)
+    long = {text for text, count in enumerate(counts) if count > room}
+    assert num_apart == len(long)
+    assert {of_text[i] for i in train} & {of_text[i] for i in held_out} <= long
+    assert len(held_out) <= room
+
+
+def test_of_a_text_that_is_all_there_is_pieces_are_held_out_one_by_one():
+    keys_R = keys_of([0] * 100)
+    assert split_keys(keys_R, 0.05, (100,))[1] == []
+    apart_R, num_apart = pieces_apart(keys_R, np.ones(100, dtype=np.bool_), 0.05, (100,))
+    assert (num_apart, len(split_keys(apart_R, 0.05, (100,))[1])) == (1, 16)
+
+
+def test_prompts_that_repeat_often_stay_together_for_they_are_no_pieces():
+    keys_R = keys_of([0] * 100)
+    apart_R, num_apart = pieces_apart(keys_R, np.zeros(100, dtype=np.bool_), 0.05, (100,))
+    assert num_apart == 0
+    assert (apart_R == keys_R).all()
+
+
+def test_each_source_is_judged_by_its_own_rows():
+    keys_R, is_piece_R = keys_of([0] * 20 + [1] * 20 + list(range(2, 382))), np.ones(420, dtype=np.bool_)
+    alone, num_alone = pieces_apart(keys_R, is_piece_R, 0.05, (20, 400))
+    assert num_alone == 1, "of 20 rows 4 are held out, of 400 rows 20"
+    assert (alone[20:] == keys_R[20:]).all()
+    assert len(set(alone[:20].tolist())) == 20
 
 
 def test_the_key_is_the_same_in_every_process_and_version():

@@ -95,6 +95,28 @@ def test_a_candidate_that_has_learned_the_answers_is_found_better(model, rendere
     assert [row.asked for row in result.answers][-2:] == ["Bye", "One and"]
 
 
+def test_an_answer_is_measured_against_the_nearest_of_its_references(model, renderer, tuned):
+    records = rows([Completion(f"Colour {i}?", "Not so.", ("Perhaps.", f"It is {COLOURS[i % 4]}.")) for i in range(10)])
+    result = evaluated([Candidate("base", model), Candidate("tuned", model, tuned)], records, renderer)
+    measures = {measure.name: measure for measure in result.measures}
+    for name in ("exact match", "token F1", "ROUGE-L"):
+        assert measures[name].estimates[1].value == 1.0
+    assert "10 of 10 rows have several references: the nearest counts." in result.notes
+    assert result.answers[0].references == ("Not so.", "Perhaps.", "It is red.")
+    assert result.as_json()["answers"][0]["references"] == ["Not so.", "Perhaps.", "It is red."]
+    alone = evaluated([Candidate("tuned", model, tuned)], rows([Completion("Colour 0?", "Not so.")]), renderer)
+    assert alone.measures[2].estimates[0].value == 0.0
+    assert "references" not in alone.as_json()["answers"][0]
+
+
+def test_rows_with_a_rationale_are_measured_by_where_their_answers_end(model, renderer, tuned):
+    records = rows([Completion(f"Colour {i}?", f"Look at it.\n#### it is {COLOURS[i % 4]}") for i in range(10)])
+    result = evaluated([Candidate("base", model), Candidate("tuned", model, tuned)], records, renderer)
+    measures = {measure.name: measure for measure in result.measures}
+    assert (measures["final-answer"].estimates[1].value, measures["exact match"].estimates[1].value) == (1.0, 0.0)
+    assert measures["final-answer"].verdict(1) == "better"
+
+
 def test_a_candidate_against_itself_differs_in_nothing(model, renderer):
     result = evaluated([Candidate("one", model), Candidate("other", model)], CHATS, renderer)
     for measure in result.measures:

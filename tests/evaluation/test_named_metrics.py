@@ -47,23 +47,36 @@ def real_pairs(shared_data: Path) -> list[tuple[str, str]]:
     return pairs[:1000]
 
 
-def compare_with_packages(pairs: list[tuple[str, str]]) -> None:
-    answers, references = [answer for answer, _ in pairs], [reference for _, reference in pairs]
-    bleu = sacrebleu.corpus_bleu(answers, [references], force=True).score / 100
+def compare_with_packages(pairs: list[tuple[str, ...]]) -> None:
+    """Each an answer, and its references."""
+    answers, references = [answer for answer, *_ in pairs], [rights for _, *rights in pairs]
+    streams = [list(each) for each in zip(*references, strict=True)]
+    bleu = sacrebleu.corpus_bleu(answers, streams, force=True).score / 100
     assert bleu_of(bleu_counts(answers, references).sum(0)) == pytest.approx(bleu, rel=1e-9)
-    chrf = sacrebleu.corpus_chrf(answers, [references]).score / 100
-    assert chrf_of(np.array([chrf_counts(*pair) for pair in pairs]).sum(0)) == pytest.approx(chrf, rel=1e-9)
-    for answer, reference in pairs[:50]:
-        one = sacrebleu.sentence_chrf(answer, [reference]).score / 100
-        assert chrf_of(np.array(chrf_counts(answer, reference))) == pytest.approx(one, abs=1e-9), (answer, reference)
+    chrf = sacrebleu.corpus_chrf(answers, streams).score / 100
+    counts = [chrf_counts(*pair) for pair in zip(answers, references, strict=True)]
+    assert chrf_of(np.array(counts).sum(0)) == pytest.approx(chrf, rel=1e-9)
+    for answer, rights in zip(answers[:50], references, strict=False):
+        one = sacrebleu.sentence_chrf(answer, rights).score / 100
+        assert chrf_of(np.array(chrf_counts(answer, rights))) == pytest.approx(one, abs=1e-9), (answer, rights)
 
 
 def test_bleu_and_chrf_equal_those_of_sacrebleu() -> None:
-    compare_with_packages(PAIRS)
+    compare_with_packages([*PAIRS])
+
+
+def test_bleu_and_chrf_of_several_references_equal_those_of_sacrebleu() -> None:
+    others = [*(reference for _, reference in PAIRS[1:]), "A mat, and on it a cat."]
+    compare_with_packages([(*pair, other) for pair, other in zip(PAIRS, others, strict=True)])
+    longer = [answer + " and so on" for answer, _ in PAIRS]
+    compare_with_packages([(*pair, o, more) for pair, o, more in zip(PAIRS, others, longer, strict=True)])
 
 
 def test_metrics_equal_their_packages_on_a_thousand_real_pairs(real_pairs: list[tuple[str, str]]) -> None:
-    compare_with_packages(real_pairs)
+    compare_with_packages([*real_pairs])
+    compare_with_packages(
+        [(*first, right) for first, (_, right) in zip(real_pairs, real_pairs[3:], strict=False)][:200]
+    )
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL"])
     own = {"rouge1": lambda a, r: rouge_n(a, r, 1), "rouge2": lambda a, r: rouge_n(a, r, 2), "rougeL": rouge_l}
     for answer, reference in real_pairs:
@@ -75,27 +88,63 @@ def test_metrics_equal_their_packages_on_a_thousand_real_pairs(real_pairs: list[
 
 
 def test_every_named_metric_is_1_for_the_references_themselves_and_better_than_for_nothing() -> None:
-    references = [f'{{"place": "{place}", "number": {number}}}' for number, place in enumerate(["here", "there"] * 8)]
+    texts = [f'{{"place": "{place}", "number": {number}}}' for number, place in enumerate(["here", "there"] * 8)]
     for name in NAMES:
-        measure, _ = named_measure(name, [["nonsense"] * 16, references], references)
+        measure, _ = named_measure(name, [["nonsense"] * 16, texts], [(text,) for text in texts])
         assert measure.estimates[1].value == pytest.approx(1)
         assert measure.verdict(1) == "better"
 
 
 def test_a_reference_that_a_metric_cannot_use_is_left_out_and_one_that_serves_none_is_an_error() -> None:
-    measure, notes = named_measure("number", [["It is 4."] * 3], ["4", "5", "many"])
+    measure, notes = named_measure("number", [["It is 4."] * 3], [("4",), ("5",), ("many",)])
     assert (measure.num_rows, measure.estimates[0].value) == (2, 0.5)
     assert notes == ["number: 1 of 3 references cannot be compared with."]
     with pytest.raises(DataError, match="json-fields"):
-        named_measure("json-fields", [["{}"]], ["no object"])
+        named_measure("json-fields", [["{}"]], [("no object",)])
 
 
 def test_labels_are_compared_without_case_and_signs_at_their_ends() -> None:
     assert label_of(" **Positive**. ") == label_of("positive")
     assert OF_ANSWERS["accuracy"]("Not positive", "positive") == 0
-    measure, notes = named_measure("macro-f1", [["a", "b", "neither", "a"]], ["a", "b", "b", "a"])
+    measure, notes = named_measure("macro-f1", [["a", "b", "neither", "a"]], [("a",), ("b",), ("b",), ("a",)])
     assert measure.estimates[0].value < 1
     assert notes == ["macro-f1: up to 1 of 4 answers are none of the labels."]
+
+
+def test_of_several_references_the_nearest_counts() -> None:
+    references = [("Paris", "the city of Paris", "Paris, France"), ("4", "four")]
+    answers = [["the city of Paris.", "four"], ["Lyon", "5"]]
+    for name, score in (("rouge-1", "rouge1"), ("rouge-2", "rouge2")):
+        scorer = RougeScorer([score])
+        expected = [
+            max(scorer.score(right, text)[score].fmeasure for right in rights)
+            for text, rights in zip(answers[0], references, strict=True)
+        ]
+        measure, _ = named_measure(name, answers, references)
+        assert measure.estimates[0].value == pytest.approx(sum(expected) / 2)
+    assert named_measure("accuracy", answers, references)[0].estimates[0].value == 1
+    assert named_measure("number", answers, references)[1] == ["number: 1 of 2 references cannot be compared with."]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "is_same"),
+    [
+        ("3 · 4 = 12, and 2 + 12 = 14.\n#### 14", "2 + 12 = 14.\n#### 14", True),
+        ("So the answer is $1,250.", "#### 1250", True),
+        (r"Thus \boxed{1/2} is left.", "#### 0.5", True),
+        ("The answer is 14 apples.", "14", True),
+        ("14 of 20\n#### 6", "#### 14", False),
+        ("The answer is (b).", "Because it melts.\n#### B", True),
+        ("I think B, or the answer is: c", "#### B", False),
+        ("The answer is yes.", "#### Yes", True),
+        ("yes", "It is so.\n#### yes", True),
+        ("It may be\nor not", "#### yes", False),
+        ("It may be\nor not", "A reference of\ntwo lines", None),
+    ],
+)
+def test_answers_are_the_same_where_they_end_the_same(answer: str, reference: str, is_same: bool | None) -> None:
+    found = OF_ANSWERS["final-answer"](answer, reference)
+    assert found == (None if is_same is None else float(is_same))
 
 
 def test_the_calibration_error_is_the_gap_between_confidence_and_rightness_in_each_bin() -> None:

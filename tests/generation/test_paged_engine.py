@@ -234,6 +234,16 @@ def test_a_full_queue_refuses_and_takes_again_later(model: LanguageModel) -> Non
     assert asked.is_done
 
 
+@pytest.mark.parametrize("adapter", [None, "prefix"])
+def test_all_requests_of_one_call_are_answered_however_many_may_wait(
+    adapter: str | None, model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(Engine.__init__.__kwdefaults__, "max_waiting", 3)
+    answers = generate(model, [Request((5 + n,), GREEDY, adapter, num_answers=2) for n in range(4)], max_rows=2)
+    assert len(answers) == 8
+    assert all(answer.finish_reason in ("stop", "length") for answer in answers)
+
+
 def test_a_cancelled_request_ends_as_it_is_and_gives_its_room_back(model: LanguageModel) -> None:
     engine = Engine(model, max_rows=2, cache_tokens=4 * PAGE_SIZE)
     long = Sampling(temperature=1.0, max_new_tokens=40)

@@ -93,6 +93,14 @@ def test_over_a_base_that_is_not_quantized_it_is_refused() -> None:
     assert refused.value.field == "quantization"
 
 
+def test_over_layers_that_came_in_few_bits_it_is_refused_with_a_mend_that_leads_out() -> None:
+    with pytest.raises(RecipeError, match="comes in few bits") as refused:
+        LoftQ(rank=4).attach(quantized_for(LoRA(), tiny_model("llama")), "default", seed=0)
+    assert refused.value.field == "method.kind"
+    assert "unquantized model" in refused.value.mend
+    assert "nf4" not in str(refused.value)
+
+
 def test_a_rank_beyond_the_layer_is_refused() -> None:
     with pytest.raises(RecipeError, match="fewer than the rank 200") as refused:
         LoftQ(rank=200).alternated("layer", weight(), in_nf4)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
 from near import assert_near
-from tiny_gguf import write_tiny_gguf
+from tiny_gguf import K_SCALES, WIDTH, write_tiny_gguf
 
 from luthier.errors import RecipeError
 from luthier.methods import LoRA
@@ -23,7 +23,8 @@ WORDS = ["<s>", "</s>", "a", "b", "c", "Ġ", "ab"]
 
 
 def written(tmp_path: Path, format_: Type | None) -> Path:
-    return write_tiny_gguf(tmp_path / "tiny.gguf", WORDS, ["a b"], bos=0, eos=1, format_=format_)
+    width = 256 if format_ in K_SCALES else WIDTH
+    return write_tiny_gguf(tmp_path / "tiny.gguf", WORDS, ["a b"], bos=0, eos=1, format_=format_, width=width)
 
 
 def loaded(file: Path | str, quantization: QuantizationSettings | None = None) -> LanguageModel:
@@ -31,7 +32,7 @@ def loaded(file: Path | str, quantization: QuantizationSettings | None = None) -
     return load_model(settings, lambda sentence: None, quantization=quantization)
 
 
-@pytest.mark.parametrize("format_", [Type.Q8_0, Type.Q4_0, Type.Q4_1], ids=lambda format_: format_.name)
+@pytest.mark.parametrize("format_", [Type.Q8_0, Type.Q4_0, Type.Q4_1, *K_SCALES], ids=lambda format_: format_.name)
 def test_packed_layers_compute_what_unpacked_ones_do(format_: Type, tmp_path: Path) -> None:
     file = written(tmp_path, format_)
     plain, packed = loaded(file), loaded(file, QuantizationSettings(kind="gguf"))
@@ -45,12 +46,22 @@ def test_packed_layers_compute_what_unpacked_ones_do(format_: Type, tmp_path: Pa
     assert packed.identity == plain.identity
 
 
-def test_what_the_recipe_leaves_out_and_what_is_not_in_blocks_is_unpacked(tmp_path: Path) -> None:
+def test_what_the_recipe_leaves_out_is_unpacked(tmp_path: Path) -> None:
     some = loaded(written(tmp_path, Type.Q8_0), QuantizationSettings(kind="gguf", skip=("down_proj",)))
     assert not isinstance(some.hf.get_submodule("model.layers.0.mlp.down_proj"), QuantizedLinear)
     assert isinstance(some.hf.get_submodule("model.layers.0.mlp.up_proj"), QuantizedLinear)
-    none = loaded(written(tmp_path, None), QuantizationSettings(kind="gguf"))
-    assert not any(isinstance(module, QuantizedLinear) for module in none.hf.modules())
+
+
+@pytest.mark.parametrize("format_", [None, Type.F16], ids=str)
+def test_a_file_in_which_nothing_is_in_blocks_is_refused_rather_than_taken_for_packed(
+    format_: Type | None, tmp_path: Path
+) -> None:
+    file = written(tmp_path, format_)
+    with pytest.raises(RecipeError, match=r"tiny\.gguf has none of the layers") as refused:
+        loaded(file, QuantizationSettings(kind="gguf"))
+    assert refused.value.field == "quantization.kind"
+    assert "eave quantization out" in refused.value.mend
+    loaded(file)
 
 
 def test_a_lora_trains_over_it(tmp_path: Path) -> None:

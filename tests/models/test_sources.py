@@ -211,6 +211,23 @@ def test_a_hub_model_is_fetched_without_pickles_and_known_by_its_commit(
     assert "owner/model holds no" in error_of(lambda: found("owner/model")).found
 
 
+def test_without_weights_config_and_tokenizer_of_a_hub_model_are_fetched_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def fetch(repo: str, *, allow_patterns: list[str], **options: Any) -> str:
+        asked.append(allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
+    (folder / "model.safetensors").unlink()
+    source = locate(ModelSettings(name="owner/model"), print, weights=False)
+    assert read_config(source).model_type == "llama"
+    assert "*.json" in asked[0]
+    assert not any("safetensors" in pattern for pattern in asked[0])
+
+
 @pytest.mark.parametrize(
     ("raised", "expected", "word"),
     [

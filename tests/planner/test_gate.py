@@ -40,6 +40,12 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would_help(
     assert read_run(tmp_path / "run").state == "finished"
 
 
+def test_what_a_recipe_lets_training_hold_bounds_what_is_there(tiny_model: Path, tmp_path: Path) -> None:
+    values = recipe_values(tiny_model, write_rows(tmp_path / "rows.jsonl", 12), training={"memory_limit_gb": 0.4})
+    with pytest.raises(ResourceError, match=r"400\.0 MB are allowed \(training\.memory_limit_gb\)"):
+        train_recipe(make_recipe(values), tmp_path / "run", announce=nothing, on_step=nothing, plans=True)
+
+
 def test_what_cannot_be_planned_is_carried_out_all_the_same(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,17 +25,20 @@ from luthier.planner.beside import OTHERS, Other
 from luthier.planner.memory import demand
 from luthier.planner.request import Rows, imagined_rows, work_of
 from luthier.planner.trace import (
+    ATTACHING,
     BACKWARD,
     GRADIENTS,
     KEPT,
     PACKED,
+    PREPARED,
+    PREPARING,
     STATE,
     TRAINED,
     WEIGHTS,
     Trace,
-    Work,
     take_steps,
 )
+from luthier.planner.work import Work
 from luthier.recipe import make_recipe
 
 WIDE = {
@@ -136,6 +139,33 @@ def test_of_a_mixture_every_expert_is_held_and_adapted_and_no_router_is_packed()
     rank = 2
     adapted = 2 * (64 + 64) + 2 * (64 + 32) + values["num_local_experts"] * (64 + 256 + 128 + 64)
     assert found.num_trainable == 2 * rank * adapted
+
+
+def test_what_a_method_decomposes_at_the_beginning_is_counted_beside_the_base(pretended: dict[str, Trace]) -> None:
+    wide, narrow = 160, 64
+    factors = 4 * (wide * narrow + narrow + narrow * narrow)  # U, σ and Vᵀ of the feed-forward's weights, in fp32
+    for name in ("loftq", "pissa, nf4"):
+        peak = pretended[name].peaks[PREPARING]
+        assert peak.parts[PREPARED] >= factors + 4 * wide * narrow
+        assert peak.parts[PACKED] == pretended[name].standing[PACKED]
+    (plain,) = trace_all([work(method={"kind": "pissa"})])
+    assert isinstance(plain, Trace)
+    assert plain.peaks[ATTACHING].parts[PREPARED] >= factors
+    assert plain.peaks[ATTACHING].parts[WEIGHTS] == pytest.approx(4 * pretended["full"].num_parameters, rel=0.01)
+    assert PREPARING not in plain.peaks
+
+
+def test_ranks_gather_embedding_and_head_too_and_share_gradients_unit_by_unit(pretended: dict[str, Trace]) -> None:
+    layer = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 160 + 2 * 64
+    assert pretended["full"].gathered == 4 * 2 * layer
+    assert pretended["full"].unit_gradient == 4 * layer
+    lora = pretended["lora"]
+    assert lora.unit_gradient == 4 * lora.num_trainable // WIDE["num_hidden_layers"]
+    assert lora.gathered == 2 * (4 * layer + lora.unit_gradient)
+    (wordy,) = trace_all([work({**WIDE, "vocab_size": 2000}, method={"kind": "full", "rank": None})])
+    assert isinstance(wordy, Trace)
+    assert wordy.gathered == 4 * (2000 * 64 + layer)
+    assert wordy.unit_gradient == 4 * 2000 * 64
 
 
 def test_recomputed_layers_keep_less(pretended: dict[str, Trace]) -> None:

@@ -140,6 +140,20 @@ def test_bytes_that_are_stored_as_another_format_are_seen_as_bytes_again() -> No
     assert torch.equal(read.dense(torch.float32), packed.reference())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(24, 40), (1, 1), (1, 257), (257, 1), (7, 13), (33, 50), (300, 700)], ids=str)
+def test_eight_bit_codes_and_scales_are_theirs_bit_for_bit(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    weight = drawn(*shape, dtype=dtype)
+    weight[0] = 0
+    weight[-1] *= 1000
+    layer = bnb.nn.Linear8bitLt(shape[1], shape[0], bias=False, has_fp16_weights=False)
+    layer.weight = bnb.nn.Int8Params(weight.clone(), requires_grad=False, has_fp16_weights=False)
+    layer = layer.to("cpu")  # which quantizes it, rounded to fp16
+    ours = quantize_int8(weight)
+    assert torch.equal(ours.get_buffer("codes_OI"), layer.weight.data)
+    assert torch.equal(ours.get_buffer("size_O"), layer.weight.SCB.flatten().float())
+
+
 def test_eight_bit_layers_are_theirs(tmp_path: Path) -> None:
     weight = drawn(24, 40, dtype=torch.float16)
     codes, scales, _ = functional.int8_vectorwise_quant(weight)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from luthier.quantization.bitsandbytes_files import file_tensors
 from luthier.quantization.codebooks import dynamic_map, nf4
 from luthier.quantization.four_bit import DoubleScales, FourBitKind, book_of, quantize_four_bit
 from luthier.quantization.lookup import Order, pack, unpack
@@ -72,11 +75,20 @@ def test_the_relative_error_on_normal_numbers_is_the_published_one(kind: FourBit
     assert abs(found[1] - found[0]) < 3e-5, "scales in eight bits add nearly nothing"
 
 
-def test_a_number_takes_the_bits_that_the_formula_says() -> None:
+def test_a_number_takes_the_bits_that_the_formula_says_in_memory_and_in_a_file(tmp_path: Path) -> None:
     weight = normal(4096, 4096)
-    plain, double = (quantize_four_bit(weight, "nf4", double=double) for double in (False, True))
-    assert 8 * plain.num_bytes / weight.numel() == 4.5
-    assert 8 * double.num_bytes / weight.numel() == pytest.approx(4 + 8 / 64 + 32 / (64 * 256), abs=1e-5)
+    for double, bits, known in ((False, 4 + 32 / 64, 4.5), (True, 4 + 8 / 64 + 32 / (64 * 256), 4.1275)):
+        packed = quantize_four_bit(weight, "nf4", double=double)
+        assert 8 * packed.num_bytes / weight.numel() == pytest.approx(bits, abs=0 if not double else 1e-5)
+        file = tmp_path / f"double-{double}"
+        save_file(file_tensors(packed, torch.float32), file)
+        held = load_file(file)
+        tables = sum(held[name].nbytes for name in held if name.endswith(("quant_map", "bitsandbytes__nf4")))
+        in_file = 8 * sum(tensor.nbytes for tensor in held.values()) / weight.numel()
+        assert tables < 1500, "what a layer has once"
+        assert in_file == pytest.approx(bits + 8 * tables / weight.numel(), abs=1e-5)
+        assert in_file == pytest.approx(known, abs=2e-4)
+        assert 8 * file.stat().st_size / weight.numel() == pytest.approx(in_file, abs=1e-3), "the header is small"
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])

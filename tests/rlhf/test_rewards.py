@@ -117,6 +117,14 @@ def test_a_reward_is_one_thing_that_counts(values: dict[str, object]) -> None:
         Reward.model_validate(values)
 
 
+def test_a_grader_that_asks_a_model_is_no_reward_alone_or_within_a_formula() -> None:
+    judge = {"type": "score_model", "input": [{"role": "user", "content": "How good is {{ sample.output_text }}?"}]}
+    both = {"type": "multi", "graders": {"good": judge}, "formula": "2 * good"}
+    for grader in (judge, both):
+        with pytest.raises(ValidationError, match="asks a model that judges"):
+            Reward.model_validate({"grader": grader})
+
+
 def test_a_fault_within_a_reward_of_a_recipe_is_told_at_its_whole_place(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "Hi"}\n')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ from luthier.store.files import (
     read_json,
     recover_folders,
     remove_folder,
+    reserve_file,
     sha256_file,
     write_bytes,
     write_folder,
@@ -48,6 +50,44 @@ def dead_owner() -> str:
 
 
 # ── files ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def without_reserving(*_: int) -> None:
+    """A file system that cannot keep room."""
+    raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="room is kept by a call of Linux's")
+@pytest.mark.parametrize("can_reserve", [True, False])
+@pytest.mark.parametrize("num_bytes", [1, 3 * 2**20 + 5])
+def test_a_reserved_file_is_zeros_and_has_its_room_on_the_disk(
+    num_bytes: int, can_reserve: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not can_reserve:
+        monkeypatch.setattr(os, "posix_fallocate", without_reserving)
+    reserve_file(tmp_path / "room", num_bytes)
+    assert (tmp_path / "room").read_bytes() == bytes(num_bytes)
+    assert (tmp_path / "room").stat().st_blocks * 512 >= num_bytes, "no hole"
+
+
+def test_more_than_the_disk_has_free_is_not_even_begun(tmp_path: Path) -> None:
+    with pytest.raises(DiskFull, match=r"the disk is full \([\d,]+ bytes free, [\d,]+ needed\)"):
+        reserve_file(tmp_path / "room", shutil.disk_usage(tmp_path).total + 2**40)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_is_full_on_the_way_leaves_no_file(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(disk, "write", full)
+    with pytest.raises(DiskFull):
+        reserve_file(tmp_path / "room", 2**20)
+    assert names(tmp_path) == []
 
 
 def test_what_is_written_is_read_back_and_nothing_else_is_left(tmp_path: Path) -> None:

@@ -120,6 +120,23 @@ def test_pairs_are_drawn_from_the_tuned_model_and_told_apart_by_rewards(desk: Pa
         assert row["chosen"] != row["rejected"]
 
 
+def test_functions_and_reward_models_tell_answers_apart_wherever_the_path_is_walked_from(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (desk / "words.py").write_text("def reward(prompts, answers, rows):\n    return [len(each) for each in answers]\n")
+    monkeypatch.chdir(tmp_path)
+    words = {"function": "words.py", "name": "letters"}
+    sampled = {"prompts": "prompts.jsonl", "num_prompts": 8, "num_answers": 3, "max_new_tokens": 8, "rewards": [words]}
+    compared = {"num_prompts": 4, "watched": [words], "safety": False}
+    outcome = walked(desk, tmp_path / "out", values_of(pairs=sampled, compare=compared))
+    assert "letters" in outcome.win_rate
+    rows = [json.loads(line) for line in (tmp_path / "out" / PAIRS).read_text().splitlines()]
+    assert all(len(row["chosen"]) > len(row["rejected"]) for row in rows)
+    judged = {**sampled, "rewards": [{"model": str(tmp_path / "out" / "reward"), "name": "judge"}]}
+    walked(desk, tmp_path / "again", values_of(pairs=judged, sft=str(tmp_path / "out" / "sft")))
+    assert (tmp_path / "again" / PAIRS).stat().st_size
+
+
 def test_a_person_is_told_how_to_judge_and_the_path_goes_on_after(desk: Path, tmp_path: Path) -> None:
     sampled = {"prompts": "prompts.jsonl", "num_prompts": 3, "num_answers": 2, "max_new_tokens": 4, "by": "person"}
     with pytest.raises(Interrupted) as caught:
@@ -151,13 +168,29 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "nobody to tell answers apart": ({"pairs": {"prompts": "prompts.jsonl"}}, "pairs.rewards", "needs rewards"),
     "no stage of that name": ({"sftt": {}}, "sftt", "no field"),
+    "a function that is not there": (
+        {"pairs": {"prompts": "prompts.jsonl", "rewards": [{"function": "no.py"}]}},
+        "pairs.rewards",
+        "There is no no.py",
+    ),
+    "a reward model that is not there": (
+        {"compare": {"watched": [{"model": "runs/none"}]}},
+        "compare.watched",
+        "There is no runs/none",
+    ),
+    "two measures of one name": ({"compare": {"watched": [LENGTH, LENGTH]}}, "compare.watched", "called 'short'"),
+    "two rewards of one name": (
+        {"pairs": {"prompts": "prompts.jsonl", "rewards": [LENGTH, LENGTH]}},
+        "pairs.rewards",
+        "called 'short'",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_wrong_is_told_before_anything_is_trained(name: str, desk: Path, tmp_path: Path) -> None:
     parts, field, found = WRONG[name]
-    with pytest.raises(RecipeError, match=found) as caught:
+    with pytest.raises((RecipeError, NotFound), match=found) as caught:
         walked(desk, tmp_path / "out", values_of(**parts))
     assert caught.value.field == field
     assert not (tmp_path / "out" / "sft").exists()

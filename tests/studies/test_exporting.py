@@ -5,6 +5,7 @@ and what is not so is not written.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import shutil
@@ -19,8 +20,10 @@ from tiny_model import write_tiny_model
 from tiny_runs import begin, nothing, one_thread, recipe_values, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+import luthier
 from luthier.errors import DiskFull, ExportMismatch, RecipeError, ResourceError, RunMismatch, UsageError
 from luthier.export.gguf_model import write_gguf
+from luthier.generation.settings import Sampling
 from luthier.methods import ADAPTER
 from luthier.models.anatomy import weight_of
 from luthier.models.language_model import LanguageModel
@@ -363,3 +366,58 @@ def test_the_chat_template_of_the_runs_data_goes_with_the_model(tiny_model: Path
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == template
     exported(run, tmp_path / "ollama", to="ollama")
     assert "<|im_end|>\n\n" in (tmp_path / "ollama" / "Modelfile").read_text()
+
+
+NAMED_ROWS = [
+    {"instruction": f"Name colour {number}.", "input": "Of the sky." if number % 2 else "", "output": "Blue."}
+    for number in range(12)
+]
+ASKED = {"alpaca": "Below is an instruction that describes a task.", "guanaco": "### Human: ", "chatml": "<|im_start|>"}
+
+
+@pytest.mark.parametrize("name", ["alpaca", "guanaco", "chatml"])
+def test_a_named_template_is_the_same_in_training_in_serving_and_in_what_is_written(name: str, tmp_path: Path) -> None:
+    base = write_tiny_model(tmp_path / "base")
+    (base / "chat_template.jinja").unlink()
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": "<|endoftext|>"}))
+    for file in ("config.json", "generation_config.json"):  # the model's own end is that of a text
+        values = json.loads((base / file).read_text())
+        (base / file).write_text(json.dumps({**values, "eos_token_id": 0}))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in NAMED_ROWS))
+    data = {"chat_template": name, "validation": str(rows), "max_length": 256}
+    run = tuned(base, rows, tmp_path / "run", data=data, training={"tokens_per_micro_batch": 256})
+    kept = recipe_of_run(run).data.chat_template
+    assert kept is not None
+    assert ASKED[name] in kept
+    model = luthier.load(run)
+    talk = [{"role": "user", "content": "Name it."}, {"role": "assistant", "content": "Red."}]
+    talk += [{"role": "user", "content": "Another."}]
+    asked = model.request(talk, Sampling(max_new_tokens=4))
+    end = "<|im_end|>" if name == "chatml" else "<|endoftext|>"
+    assert asked.stop_ids == {model.renderer.tokenizer.convert_tokens_to_ids(end)}
+    assert end not in model.generate(talk, max_new_tokens=20)
+
+    exported(run, tmp_path / "merged")
+    written = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert written.chat_template == kept
+    served = written.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
+    assert tuple(served) == asked.prompt
+    ends = json.loads((tmp_path / "merged" / "generation_config.json").read_text())["eos_token_id"]
+    assert written.convert_tokens_to_ids(end) in (ends if isinstance(ends, list) else [ends])
+
+    exported(run, tmp_path / "ollama", to="ollama")
+    modelfile = (tmp_path / "ollama" / "Modelfile").read_text()
+    assert ASKED[name] in modelfile
+    assert f'PARAMETER stop """{end}"""' in modelfile
+
+
+def test_a_run_keeps_the_text_of_a_templates_file(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    text = AutoTokenizer.from_pretrained(tiny_model).chat_template.replace("<|im_end|>\n", "<|im_end|>\n\n")
+    file = tmp_path / "chat.jinja"
+    file.write_text(text)
+    run = tuned(tiny_model, rows, tmp_path / "run", data={"chat_template": str(file), "validation": str(rows)})
+    file.unlink()
+    assert recipe_of_run(run).data.chat_template == text
+    assert luthier.load(run).renderer.chat is not None

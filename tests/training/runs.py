@@ -17,7 +17,8 @@ from luthier.methods import LoRA, Method
 from luthier.objectives import SFT
 from luthier.ops.workers import Workers
 from luthier.training.checkpoint import Checkpoint
-from luthier.training.loop import HeldOut, Outside, Plan, Progress, train
+from luthier.training.loop import HeldOut, Outside, Plan, train
+from luthier.training.progress import Progress
 from luthier.training.settings import TrainingSettings
 from luthier.types import Example
 

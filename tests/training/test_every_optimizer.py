@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import bitsandbytes as bnb
 import pytest
@@ -13,9 +15,11 @@ from near import assert_near
 from torch import Tensor, nn
 from transformers.optimization import Adafactor as PlainAdafactor
 
+from luthier.errors import DiskFull
 from luthier.methods.contract import Group
 from luthier.quantization.blocks import dequantize_blocks
 from luthier.quantization.codebooks import dynamic_map
+from luthier.store import disk
 from luthier.training.flat import FlatTrainables
 from luthier.training.optimizers import (
     OPTIMIZERS,
@@ -34,6 +38,7 @@ from luthier.training.optimizers import (
     optimizer_of,
 )
 from luthier.training.optimizers.muon import orthogonalized
+from luthier.training.optimizers.paged import MappedFiles
 
 SHAPES = {"table": (30, 8), "tall": (96, 64), "wide": (64, 130), "vector": (70,), "cube": (3, 5, 4)}
 EXAMPLES: tuple[OptimizerSettings, ...] = (
@@ -282,6 +287,39 @@ def test_a_state_in_files_changes_no_bit(paged: OptimizerSettings, plain: Optimi
     assert list(tmp_path.iterdir()) == [], "the files have no names, so that they go with the process"
 
 
+@pytest.mark.parametrize("settings", [PagedAdamW(), PagedAdamW8bit(full_below=64)], ids=lambda settings: settings.kind)
+def test_a_disk_without_room_for_the_state_ends_the_step_with_the_mend_and_no_weight_of_it_moved(
+    settings: OptimizerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: IO[bytes], num_bytes: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(disk, "reserve", full)
+    tensors, flat, optimizer = made(settings, tmp_path)
+    with pytest.raises(
+        DiskFull, match=rf"The optimizer's exp_avg.*\.table in {tmp_path} could not be written"
+    ) as refused:
+        take(flat, optimizer, 0)
+    assert "adamw-8bit" in refused.value.mend
+    assert refused.value.field == "training.optimizer.kind"
+    assert all(torch.equal(tensors[name], begun) for name, begun in start().items())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="room is kept by a call of Linux's")
+def test_what_is_mapped_of_a_state_has_its_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks, from_file = [], torch.from_file
+
+    def looking(path: str, **others: Any) -> Tensor:
+        blocks.append(Path(path).stat().st_blocks * 512)
+        return from_file(path, **others)
+
+    monkeypatch.setattr(torch, "from_file", looking)
+    held = MappedFiles(tmp_path)("exp_avg", (300, 1000), torch.float32)
+    assert torch.equal(held, torch.zeros(300, 1000))
+    assert blocks[0] >= held.nbytes
+
+
 @pytest.mark.parametrize("shape", [(64, 64), (96, 32), (32, 130)])
 def test_newton_schulz_steps_bring_all_singular_values_near_one(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -319,7 +357,39 @@ def test_a_step_of_galore_lies_in_the_leading_directions_of_the_gradient(tmp_pat
         assert_near(inside, move, 1e-4)
 
 
-def test_galore_of_whole_rank_with_one_choice_is_adamw_in_other_coordinates(tmp_path: Path) -> None:
+def galore_by_its_formula(name: str, rank: int, refresh_every: int, scale: float, decay: float) -> Tensor:
+    """Algorithm 2 of the paper, step by step in fp64: the moments stay as they are where the directions change."""
+    weight = start()[name].detach().double()
+    first = second = torch.zeros(())
+    for step, rate in enumerate(RATES):
+        gradient = gradients(step)[name].double()
+        gradient = gradient.t() if name == "tall" else gradient
+        if step % refresh_every == 0:  # in fp32 as ours: the signs of singular vectors are a matter of rounding
+            directions = torch.linalg.svd(gradient.float(), full_matrices=False).U[:, :rank].double()
+        projected = directions.t() @ gradient
+        first = 0.9 * first + 0.1 * projected
+        second = 0.999 * second + 0.001 * projected.square()
+        normal = (first / (1 - 0.9 ** (step + 1))) / ((second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+        back = scale * directions @ normal
+        weight = weight - rate * ((back.t() if name == "tall" else back) + decay * weight)
+    return weight.float()
+
+
+@pytest.mark.parametrize(("refresh_every", "decay"), [(2, 0.0), (4, 0.1)])
+@pytest.mark.parametrize("name", ["tall", "wide"])
+def test_galore_takes_the_steps_of_its_algorithm_across_choices_of_directions(
+    name: str, refresh_every: int, decay: float, tmp_path: Path
+) -> None:
+    settings = GaLore(rank=8, refresh_every=refresh_every, scale=0.25, weight_decay=decay)
+    ours, expected = moved(settings, tmp_path)[name], galore_by_its_formula(name, 8, refresh_every, 0.25, decay)
+    assert_near(ours, expected, 1e-5)
+    begun = start()[name].detach()
+    assert_near(ours - begun, expected - begun, 1e-4)
+    unchanged = galore_by_its_formula(name, 8, len(RATES), 0.25, decay)
+    assert float((unchanged - expected).abs().max()) > 1e-3, "the choice anew can be seen"
+
+
+def test_galore_s_state_is_directions_and_two_moments_along_them_where_the_rank_is_lower_than_the_matrix_s() -> None:
     state = GaLore(rank=63, refresh_every=1000).state_bytes((64, 130), False)
     assert state == 4 * 63 * (64 + 2 * 130)
     assert GaLore(rank=64).state_bytes((64, 130), False) == 8 * 64 * 130, "nothing to project"

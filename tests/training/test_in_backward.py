@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from tiny_runs import begin, course, recipe_values, write_rows
 from torch import Tensor, nn
 from training.runs import Run
 
-from luthier.errors import NotFinite, RecipeError
+from luthier.errors import GateRefusal, NotFinite, RecipeError, ResourceError
 from luthier.methods import Full, Group
+from luthier.models.language_model import LanguageModel
 from luthier.recipe import make_recipe
+from luthier.rlhf import ALGORITHMS
 from luthier.training.flat import FlatTrainables
 from luthier.training.in_backward import descend
 from luthier.training.optimizers import OPTIMIZERS, AdamW, OptimizerSettings, PerTensor
@@ -74,6 +77,14 @@ def test_no_two_gradients_are_held_at_once() -> None:
     assert all(layer.grad is None for layer in layers)
 
 
+def test_a_start_worse_than_guessing_is_refused_before_the_weights_change() -> None:
+    run = Run(method=Full(), budget=64, steps=1, worst_start=0.1, settings=settings(True, AdamW()))
+    before = run.weights()
+    with pytest.raises(GateRefusal, match="cannot read these rows"):
+        run.go()
+    assert all(torch.equal(run.weights()[name], tensor) for name, tensor in before.items())
+
+
 def test_a_gradient_that_is_not_finite_ends_the_run_with_its_name() -> None:
     tensor = nn.Parameter(torch.zeros(3))
     flat = FlatTrainables([Group({"weight": tensor})], workers=0)
@@ -87,6 +98,11 @@ def test_a_gradient_that_is_not_finite_ends_the_run_with_its_name() -> None:
     [
         ({"clip_norm": 1.0}, "training", "cannot be clipped"),
         ({"workers": 2}, "training", "Set workers to 1"),
+        (
+            {"memory_limit_gb": 4.0},
+            "training.memory_limit_gb",
+            "Leave memory_limit_gb out, or take update_in_backward out",
+        ),
     ],
 )
 def test_what_it_cannot_do_is_refused_by_the_recipe(
@@ -105,6 +121,40 @@ def test_beside_a_method_with_small_gradients_it_is_refused(tiny_model: Path, tm
     values["training"] |= {"update_in_backward": True, "clip_norm": None}
     with pytest.raises(RecipeError, match="too small to be worth it"):
         make_recipe(values)
+
+
+@pytest.mark.parametrize("kind", [algorithm.model_fields["kind"].default for algorithm in ALGORITHMS])
+def test_with_answers_that_are_drawn_it_is_refused(kind: str, tiny_model: Path, tmp_path: Path) -> None:
+    values = recipe_values(
+        tiny_model, write_rows(tmp_path / "rows.jsonl", 4), method={"kind": "full", "rank": None},
+        objective={"kind": kind, "rewards": [{"grader": {"type": "length", "most": 5}}], "max_new_tokens": 8},
+    )  # fmt: skip
+    make_recipe(values)
+    values["training"] |= {"update_in_backward": True, "clip_norm": None}
+    with pytest.raises(
+        RecipeError, match=re.escape(f"objective.kind {kind} learns from answers that are drawn")
+    ) as refused:
+        make_recipe(values)
+    assert refused.value.field == "training.update_in_backward"
+    assert "ake update_in_backward out" in refused.value.mend
+
+
+def test_a_start_worse_than_a_guess_is_refused_before_a_weight_moves() -> None:
+    run = Run(method=Full(), budget=64, worst_start=0.1, settings=settings(True, AdamW()))
+    before = run.weights()
+    with pytest.raises(GateRefusal, match="worse than a guess"):
+        run.go()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in run.weights().items())
+
+
+def test_a_shortage_ends_the_run_with_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
+
+    monkeypatch.setattr(LanguageModel, "forward", forward)
+    with pytest.raises(ResourceError, match="not enough memory") as refused:
+        Run(method=Full(), budget=64, settings=settings(True, AdamW())).go()
+    assert "take training.update_in_backward out" in refused.value.mend
 
 
 def test_a_step_of_several_micro_batches_is_refused_before_the_first(tiny_model: Path, tmp_path: Path) -> None:

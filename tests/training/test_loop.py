@@ -19,7 +19,7 @@ from luthier.methods import Full, LoRA, Method
 from luthier.objectives import SFT
 from luthier.ops.workers import Workers
 from luthier.training.checkpoint import load_checkpoint, save_checkpoint
-from luthier.training.loop import Progress
+from luthier.training.progress import Progress
 from luthier.training.schedule import lr_factor
 from luthier.training.settings import TrainingSettings
 
@@ -71,7 +71,7 @@ def test_a_start_worse_than_guessing_is_refused_before_the_weights_change() -> N
     assert one_step(worst_start=loss + 0.1).metrics[0]["loss"] == loss
     run = Run(steps=2, worst_start=loss - 0.1)
     before = run.weights()
-    with pytest.raises(GateRefusal, match="worse than a guess") as caught:
+    with pytest.raises(GateRefusal, match="more than a guess") as caught:
         run.go()
     assert (caught.value.field, run.metrics) == ("model", [])
     assert same_bits(run.weights(), before)

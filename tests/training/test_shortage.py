@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
 import torch
 from held import graph_tensors
+from models.rows import random_rows
 from near import assert_near
 from training.runs import Run
 
@@ -14,10 +16,12 @@ from luthier.data.batches import StepBatches
 from luthier.errors import ResourceError
 from luthier.models.language_model import LanguageModel, Outputs
 from luthier.training.checkpoint import Checkpoint
+from luthier.training.memory import HighWater, memory_bytes, peak_memory_bytes
 from luthier.training.settings import TrainingSettings
 from luthier.types import Batch
 
 BUDGET = 32
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -117,6 +121,64 @@ def test_a_limit_of_ones_own_is_a_shortage_too() -> None:
     with pytest.raises(ResourceError, match="memory_limit_gb is 1e-06"):
         Run(budget=BUDGET, settings=settings, announce=said.append).go()
     assert said, "it tried smaller micro-batches first"
+
+
+LONG = 60
+ROWS = 192
+WHOLE = LONG * ROWS
+"""Tokens of a step of one micro-batch, which takes tens of megabytes."""
+
+
+def wide_run(budget: int, recomputes: bool, limit_gb: float | None = None, **others: Any) -> Run:
+    """Two steps of many rows, in micro-batches of so many tokens."""
+    settings = TrainingSettings(memory_limit_gb=limit_gb)
+    rows = random_rows([LONG] * ROWS)
+    run = Run(rows=rows, steps=2, rows_per_step=ROWS, budget=budget, settings=settings, checkpoint_every=1, **others)
+    if recomputes:
+        run.model.checkpoint_layers()
+    return run
+
+
+def most_held(run: Run) -> int:
+    """The most bytes that the process holds while a run goes."""
+    HighWater(CPU, limit_gb=1e-6).begin()
+    run.go()
+    return peak_memory_bytes(CPU)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lowers the mark of the most that was held")
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_a_limit_that_halves_reach_is_kept_with_the_same_losses_and_by_a_resumed_run(recomputes: bool) -> None:
+    free, half = wide_run(WHOLE, recomputes), wide_run(WHOLE // 2, recomputes)
+    most, most_of_half = most_held(free), most_held(half)
+    assert most - most_of_half > 5e6
+    said: list[str] = []
+    limit_gb = (most + most_of_half) / 2 / 1e9
+    limited = wide_run(WHOLE, recomputes, limit_gb, announce=said.append)
+    limited.go()
+    assert [sentence.partition(" It is")[0] for sentence in said] == ["Memory did not suffice for step 1."]
+    losses = [[metrics["loss"] for metrics in run.metrics] for run in (limited, free)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    first = limited.saved[0]
+    assert first.state["batches"]["budget"] == WHOLE // 2
+    again = wide_run(WHOLE, recomputes, limit_gb, announce=said.append)
+    again.go(Checkpoint(**vars(first)))
+    assert len(said) == 1, "it knew the size"
+    assert all(torch.equal(again.weights()[name], tensor) for name, tensor in limited.weights().items())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lowers the mark of the most that was held")
+def test_what_was_held_for_a_moment_counts_until_the_next_beginning() -> None:
+    memory = HighWater(CPU, limit_gb=(memory_bytes(CPU) + 60e6) / 1e9)
+    memory.begin()
+    memory.check()
+    torch.ones(2**25)  # 128 MiB, for a moment
+    with pytest.raises(MemoryError, match="memory_limit_gb"):
+        memory.check()
+    ever = memory.ever()
+    memory.begin()
+    memory.check()
+    assert memory.ever() == ever > memory_bytes(CPU) + 60e6
 
 
 def test_an_error_of_another_kind_is_not_taken_for_a_shortage(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """The data check: rows pass by once, in two processes where there are many, and what was noted of them is put together.
 
-A set's ways are learned from its first rows (`learn`). Chunks of rows are then looked at, each for itself (`examine`), and
+A set's ways are learned from its first rows (`learn`), and its form is told from as many as training tells it from. Chunks of rows are then looked at, each for itself (`examine`), and
 what comes of them is added up. What is kept of a row does not grow with it: digests, and its text in a file on the disk.
 """
 
@@ -15,6 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
+from typing import TypeVar
 
 from luthier.data.checks import (
     answers,
@@ -35,28 +36,24 @@ from luthier.data.checks import (
 )
 from luthier.data.checks.duplicates import Copies, Digests, digest_rows
 from luthier.data.checks.findings import Finding, Notes, by_place
+from luthier.data.checks.form import NATURALLY, ReadAs
 from luthier.data.checks.labels import Labels
 from luthier.data.checks.lengths import Lengths
 from luthier.data.checks.minhash import MinHash
 from luthier.data.checks.source import Questions, stream_rows
 from luthier.data.checks.view import SAMPLE, Layout, RowView, learn_layout, view_of
-from luthier.data.formats.table import ROWS_TO_RECOGNISE
+from luthier.data.formats import Natural
+from luthier.data.formats.table import ROWS_OF_FORM
 from luthier.data.reading import Row
-from luthier.data.settings import (
-    NO_WISHES,
-    DataSettings,
-    FormatName,
-    RowTemplate,
-    Sources,
-    Wishes,
-    files_of,
-    sources_of,
-)
+from luthier.data.settings import DataSettings, FormatName, RowTemplate, Sources, files_of, sources_of
 from luthier.errors import DataError
 from luthier.types import Gives
 
 Announce = Callable[[str], None]
 Source = str | tuple[str, ...]
+K = TypeVar("K")
+_Chunk = tuple[Sequence[Row], bool]
+"""Rows, and whether they are held out."""
 
 ROWS_OF_CHUNK = 500
 ROWS_FOR_PROCESSES = 8_000
@@ -66,8 +63,6 @@ ROWS_IN_MEMORY = 500_000
 """So many rows' buckets are held in memory; those of larger sets are on the disk."""
 
 ROWS_BETWEEN_WORDS = 50_000
-MOST_MISREAD = 0.5
-"""If a larger share of the rows does not fit the form, the form was misread, and not the rows."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +87,18 @@ class Seen:
     notes: Notes = field(default_factory=Notes)
     labels: Labels = field(default_factory=Labels)
     lengths: Lengths = field(default_factory=Lengths)
+    spoken: languages.Spoken = field(default_factory=languages.Spoken)
     digests: Digests = field(default_factory=Digests)
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What the data check found: findings in the order of the files, and what the statistics page shows."""
+    """What the data check found: findings in the order of the files, and what the statistics page shows.
+
+    languages: by field, how many texts are of each. characters: by script.
+    form, gives: what the rows are read as; None where they are refused, or several sources are not read alike. reason: why.
+    refusal: why nothing can be learned from them.
+    """
 
     num_rows: int
     num_held_out: int
@@ -108,6 +109,9 @@ class Checked:
     rows_by_length: Mapping[int, int]
     texts_by_length: Mapping[str, Mapping[int, int]]
     labels: Mapping[str, Mapping[str, int]]
+    languages: Mapping[str, Mapping[str, int]]
+    characters: Mapping[str, int]
+    refusal: DataError | None = None
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -125,31 +129,35 @@ def check_data(
     held_out: Source | None,
     announce: Announce,
     *,
-    format: FormatName = "auto",
-    wishes: Wishes = NO_WISHES,
+    read_as: ReadAs = NATURALLY,
     num_processes: int = 2,
     rows_in_memory: int = ROWS_IN_MEMORY,
 ) -> Checked:
     """What is wrong with the rows of a source, and with those held out beside them.
 
-    format, wishes: how a recipe reads them; a template says which columns ask and which answer.
+    read_as: how a recipe reads them; a template says which columns ask and which answer.
 
-    Raises: NotFound, NetworkError; DataError for a source that is no file of rows at all, or that lacks a template's column.
+    Raises: NotFound, NetworkError; DataError for a source that is no file of rows at all.
     """
     total, questions = Seen(), Questions()
     train_rows = questions.among(stream_rows(train, announce, total.notes))
-    first = list(islice(train_rows, SAMPLE))
-    if not first and not total.notes.findings:
+    head = list(islice(train_rows, ROWS_OF_FORM))
+    if not head and not total.notes.findings:
         raise DataError("there are no rows in it.", "Give a file that holds at least one row.", file=_name(train))
-    learned = learn(first, wishes.template)
-    worker = Worker(learned, first[:ROWS_TO_RECOGNISE], format, wishes)
+    found = (
+        read_as.recognised(head) if head else DataError("no line of it is a row.", "Mend its lines.", file=_name(train))
+    )
+    learned = learn(head[:SAMPLE], read_as.wishes.template)
+    processes = num_processes if len(head) >= SAMPLE else 1
     held_rows = questions.among(stream_rows(held_out, announce, total.notes)) if held_out else iter(())
     with tempfile.TemporaryDirectory(prefix="luthier-check-") as folder:
         copies = Copies(Path(folder), rows_in_memory)
         with closing(copies):
             num_held_out = 0
-            chunks = chain(_chunks(chain(first, train_rows), False), _chunks(held_rows, True))
-            for seen, is_held_out in _examined(chunks, worker, num_processes if len(first) >= SAMPLE else 1):
+            chunks: Iterator[_Chunk] = chain(_chunks(chain(_let_go(head), train_rows), False), _chunks(held_rows, True))
+            if isinstance(found, Natural):
+                chunks = ((form.looked_at(rows, found, total.notes), is_held) for rows, is_held in chunks)
+            for seen, is_held_out in _examined(chunks, learned, processes):
                 before = total.num_rows
                 _put_together(total, seen, copies)
                 num_held_out += seen.num_rows if is_held_out else 0
@@ -157,60 +165,91 @@ def check_data(
                     announce(f"{total.num_rows:,} rows are looked through.")
             findings = list(copies.settled(total.notes))
     findings += [*total.notes.findings, *total.notes.settled(), *total.labels.settled(), *total.lengths.settled()]
-    return Checked(
-        total.num_rows - num_held_out,
+    return _checked(
+        total,
         num_held_out,
-        worker.form.name if worker.form else None,
-        worker.form.gives if worker.form else None,
-        worker.form.reason if worker.form else "the columns are those of no form",
-        tuple(
-            by_place([questions.in_article(each) for each in _said_once(findings)], _order_of_files(train, held_out))
-        ),
-        dict(total.lengths.rows),
-        {peer: dict(counts) for peer, counts in total.lengths.texts.items()},
-        {peer: dict(counts) for peer, counts in total.labels.counts.items()},
+        found,
+        by_place([questions.in_article(each) for each in _said_once(findings)], _order_of_files(train, held_out)),
     )
 
 
-def check_sources(settings: DataSettings, held_out: Sources | None, announce: Announce) -> Checked:
+def _checked(total: Seen, num_held_out: int, found: Natural | DataError, findings: Sequence[Finding]) -> Checked:
+    form = found if isinstance(found, Natural) else None
+    return Checked(
+        total.num_rows - num_held_out,
+        num_held_out,
+        form.name if form else None,
+        form.gives if form else None,
+        found.reason if isinstance(found, Natural) else f"{found.found} {found.mend}",
+        tuple(findings),
+        dict(total.lengths.rows),
+        {peer: dict(counts) for peer, counts in total.lengths.texts.items()},
+        {peer: dict(counts) for peer, counts in total.labels.counts.items()},
+        total.spoken.by_peer,
+        dict(total.spoken.characters),
+        None if isinstance(found, Natural) else found,
+    )
+
+
+def recognised(source: Source, read_as: ReadAs = NATURALLY) -> Natural | DataError:
+    """What the check takes a source's rows for, without a look at their faults. Raises: as check_data."""
+    rows = Questions().among(stream_rows(source, lambda text: None, Notes()))
+    return read_as.recognised(list(islice(rows, ROWS_OF_FORM)))
+
+
+def check_sources(
+    settings: DataSettings, held_out: Sources | None, announce: Announce, takes: Gives | None = None
+) -> Checked:
     """`check_data` of each source of the training rows, put together; the rows held out are compared with each.
+
+    takes: what the recipe's objective learns from; None where none was chosen.
 
     Raises: as check_data.
     """
     held = None if held_out is None else files_of(held_out)
     found = []
     for source in sources_of(settings.train):
-        form, wishes = settings.form_of(source)
-        found.append(check_data(source.path, held, announce, format=form, wishes=wishes))
+        read_as = ReadAs(*settings.form_of(source), takes, settings.max_rows)
+        found.append(check_data(source.path, held, announce, read_as=read_as))
     return found[0] if len(found) == 1 else _of_sources(found)
 
 
 def _of_sources(found: Sequence[Checked]) -> Checked:
     """What was found of several sources."""
     first = found[0]
+    refused = next((each for each in found if each.refusal is not None), None)
     is_alike = len({(each.form, each.gives) for each in found}) == 1
-    texts: dict[str, Counter[int]] = defaultdict(Counter)
-    labels: dict[str, Counter[str]] = defaultdict(Counter)
-    rows: Counter[int] = Counter()
+    rows, characters = Counter[int](), Counter[str]()
     for each in found:
         rows.update(each.rows_by_length)
-        for name, lengths in each.texts_by_length.items():
-            texts[name].update(lengths)
-        for name, counts in each.labels.items():
-            labels[name].update(counts)
+        characters.update(each.characters)
     return Checked(
         sum(each.num_rows for each in found),
         first.num_held_out,
         first.form if is_alike else None,
         first.gives if is_alike else None,
-        first.reason
+        refused.reason
+        if refused
+        else first.reason
         if is_alike
         else f"the {len(found)} sources are read as {', '.join(str(each.form) for each in found)}",
         tuple(dict.fromkeys(finding for each in found for finding in each.findings)),
         rows,
-        texts,
-        labels,
+        _added(each.texts_by_length for each in found),
+        _added(each.labels for each in found),
+        _added(each.languages for each in found),
+        characters,
+        None if refused is None else refused.refusal,
     )
+
+
+def _added(counts: Iterable[Mapping[str, Mapping[K, int]]]) -> dict[str, Counter[K]]:
+    """Counts by peer, added up."""
+    added: dict[str, Counter[K]] = defaultdict(Counter)
+    for each in counts:
+        for peer, of_peer in each.items():
+            added[peer].update(of_peer)
+    return added
 
 
 def learn(first: Sequence[Row], template: RowTemplate | None = None) -> Learned:
@@ -233,12 +272,10 @@ def learn(first: Sequence[Row], template: RowTemplate | None = None) -> Learned:
 
 
 class Worker:
-    """What looks at chunks of rows: what was learned of the set, and its form."""
+    """What looks at chunks of rows, with what was learned of the set."""
 
-    def __init__(self, learned: Learned, first: Sequence[Row], format: FormatName, wishes: Wishes = NO_WISHES) -> None:
-        self.given = (learned, first, format, wishes)
+    def __init__(self, learned: Learned) -> None:
         self.learned = learned
-        self.form = form.recognise_form(first, format, wishes) if first else None
         self._minhash = MinHash()
 
     def examine(self, rows: Sequence[Row], is_held_out: bool) -> Seen:
@@ -247,14 +284,14 @@ class Worker:
         seen.notes.num_rows = len(rows)
         views = [view_of(row, layout) for row in rows]
         for view in views:
-            self._look(view, seen.notes)
+            self._look(view, seen)
             seen.labels.see(view, layout, is_held_out)
             seen.lengths.see(view, layout)
         seen.digests = digest_rows(views, layout, is_held_out, self._minhash)
         return seen
 
-    def _look(self, view: RowView, notes: Notes) -> None:
-        learned = self.learned
+    def _look(self, view: RowView, seen: Seen) -> None:
+        learned, notes = self.learned, seen.notes
         notes.texts.update(cell.peer for cell in view.cells)
         for check in (encoding, markers, secrets, personal, preferences, tools, options):
             check.look(view, learned.layout, notes)
@@ -263,43 +300,44 @@ class Worker:
         turns.look(view, learned.order, notes)
         offsets.look(view, learned.spans, notes)
         scores.look(view, learned.ranges, learned.layout, notes)
-        languages.look(view, learned.tongues, learned.layout, notes)
+        languages.look(view, learned.tongues, learned.layout, notes, seen.spoken)
         swapped.look(view, learned.pairs, notes)
-        if self.form is not None:
-            notes.looked(form.KIND, "")
-            fault = form.fault_of(view, self.form)
-            if fault is not None:
-                notes.suspect("", fault, MOST_MISREAD)
 
 
 _WORKER: list[Worker] = []  # of a process of the pool, set once as it starts
 
 
-def _begin(learned: Learned, first: Sequence[Row], format: FormatName, wishes: Wishes) -> None:
-    _WORKER.append(Worker(learned, first, format, wishes))
+def _begin(learned: Learned) -> None:
+    _WORKER.append(Worker(learned))
 
 
 def _examine(rows: Sequence[Row], is_held_out: bool) -> Seen:
     return _WORKER[0].examine(rows, is_held_out)
 
 
-def _chunks(rows: Iterable[Row], is_held_out: bool) -> Iterator[tuple[list[Row], bool]]:
+def _let_go(rows: list[Row]) -> Iterator[Row]:
+    """The rows in order, each taken out of the list."""
+    rows.reverse()
+    while rows:
+        yield rows.pop()
+
+
+def _chunks(rows: Iterable[Row], is_held_out: bool) -> Iterator[_Chunk]:
     rest = iter(rows)
     while chunk := list(islice(rest, ROWS_OF_CHUNK)):
         yield chunk, is_held_out
 
 
-def _examined(
-    chunks: Iterator[tuple[list[Row], bool]], worker: Worker, num_processes: int
-) -> Iterator[tuple[Seen, bool]]:
+def _examined(chunks: Iterator[_Chunk], learned: Learned, num_processes: int) -> Iterator[tuple[Seen, bool]]:
     """Each chunk examined, in order; by other processes, where there are enough rows for them."""
     head = list(islice(chunks, ROWS_FOR_PROCESSES // ROWS_OF_CHUNK)) if num_processes > 1 else []
     if sum(len(rows) for rows, _ in head) < ROWS_FOR_PROCESSES:
+        worker = Worker(learned)
         for rows, is_held_out in chain(head, chunks):
             yield worker.examine(rows, is_held_out), is_held_out
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_processes, context, _begin, worker.given) as pool:
+    with ProcessPoolExecutor(num_processes, context, _begin, (learned,)) as pool:
         waiting: deque[tuple[Future[Seen], bool]] = deque()
         for rows, is_held_out in chain(head, chunks):
             waiting.append((pool.submit(_examine, rows, is_held_out), is_held_out))
@@ -315,6 +353,7 @@ def _put_together(total: Seen, seen: Seen, copies: Copies) -> None:
     total.notes.take(seen.notes)
     total.labels.take(seen.labels)
     total.lengths.take(seen.lengths)
+    total.spoken.take(seen.spoken)
     copies.take(seen.digests)
 
 

@@ -2,36 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from luthier.data.checks.findings import Finding
-from luthier.data.checks.view import RowView
-from luthier.data.formats import Natural, recognise_any
+from luthier.data.checks.findings import Finding, Notes
+from luthier.data.formats import Natural, reading_of, recognise_any
+from luthier.data.formats.unsuited import OBJECTIVES
 from luthier.data.reading import Row
-from luthier.data.settings import FormatName, Wishes
+from luthier.data.settings import NO_WISHES, FormatName, Wishes
 from luthier.errors import DataError
+from luthier.types import Gives
 
 KIND = "unreadable-row"
+MOST_MISREAD = 0.5
+"""If a larger share of the rows does not fit the form, the form was misread, and not the rows."""
 
 
-def recognise_form(first: Sequence[Row], format: FormatName, wishes: Wishes) -> Natural | None:
-    """The form that the first rows are most naturally read as; None if they have no form that something learns from.
+@dataclass(frozen=True)
+class ReadAs:
+    """How a recipe reads rows. takes: what its objective learns from; None where none asks, so that rows are what they most
+    naturally are. max_rows: of the rows, the first so many are trained on."""
 
-    Raises: DataError for a template that names a column which the rows do not have.
-    """
-    try:
-        return recognise_any(first, format, wishes)
-    except DataError:
-        if wishes.template is not None:
-            raise
-        return None
+    format: FormatName = "auto"
+    wishes: Wishes = NO_WISHES
+    takes: Gives | None = None
+    max_rows: int | None = None
+
+    def recognised(self, rows: Sequence[Row]) -> Natural | DataError:
+        """The form of rows that begin so, as training finds it; or why nothing can be learned from them."""
+        rows = rows[: self.max_rows]
+        try:
+            if self.takes is None:
+                return recognise_any(rows, self.format, self.wishes)
+            found = reading_of(rows, self.format, self.takes, self.wishes)
+        except DataError as error:
+            return error
+        return Natural(found.name, self.takes, found.reason, OBJECTIVES[self.takes], found.to_records)
 
 
-def fault_of(view: RowView, form: Natural) -> Finding | None:
-    """Why a row could not be read as its form; None if it can."""
-    try:
-        form.to_records(Row(view.values, view.origin))
-    except DataError as error:
-        origin = view.origin
-        return Finding(KIND, "error", origin.file, origin.line, error.field, error.found, error.mend)
-    return None
+NATURALLY = ReadAs()
+
+
+def looked_at(rows: Sequence[Row], form: Natural, notes: Notes) -> Sequence[Row]:
+    """The rows, after what could not be read as their form was noted."""
+    notes.looked(KIND, "", len(rows))
+    for fault in faults_of(rows, form):
+        notes.suspect("", fault, MOST_MISREAD)
+    return rows
+
+
+def faults_of(rows: Sequence[Row], form: Natural) -> Iterator[Finding]:
+    """Why rows could not be read as their form."""
+    for row in rows:
+        try:
+            form.to_records(row)
+        except DataError as error:
+            origin = row.origin
+            yield Finding(KIND, "error", origin.file, origin.line, error.field, error.found, error.mend)

@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 
 from luthier.data.checks.findings import Finding, Notes, Severity, excerpt
-from luthier.data.checks.view import Layout, RowView
+from luthier.data.checks.view import Cell, Layout, RowView
 
 KINDS: Mapping[str, Severity] = {"other-script": "error", "other-language": "error"}
 
@@ -81,6 +81,36 @@ class Tongues:
     familiar: frozenset[str]
 
 
+@dataclass
+class Spoken:
+    """How many texts of each peer are of each language, or of a script where the language is not told; and how many characters
+    there are of each script."""
+
+    texts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    characters: Counter[str] = field(default_factory=Counter)
+
+    def see(self, cell: Cell, script: str, language: str) -> None:
+        """Count a text."""
+        self.texts[cell.peer, language or (script and f"{script} letters") or UNTOLD] += 1
+        self.characters[script or UNTOLD] += len(cell.text)
+
+    def take(self, other: Spoken) -> None:
+        """Add the texts of other rows."""
+        self.texts.update(other.texts)
+        self.characters.update(other.characters)
+
+    @property
+    def by_peer(self) -> dict[str, dict[str, int]]:
+        """The counts of each peer, the most frequent first."""
+        found: dict[str, dict[str, int]] = defaultdict(dict)
+        for (peer, name), count in self.texts.most_common():
+            found[peer][name] = count
+        return dict(found)
+
+
+UNTOLD = "too few letters"
+
+
 def learn(views: Sequence[RowView], layout: Layout) -> Tongues:
     """The usual language of the first rows, and their words."""
     scripts: dict[str, Counter[str]] = defaultdict(Counter)
@@ -123,20 +153,24 @@ def _usual(found: Counter[str]) -> str:
     return most[0][0] if most and found.total() >= 20 and most[0][1] >= 0.9 * found.total() else ""
 
 
-def look(view: RowView, tongues: Tongues, layout: Layout, notes: Notes) -> None:
-    """Note texts of another script or language than their peers'."""
+def look(view: RowView, tongues: Tongues, layout: Layout, notes: Notes, spoken_by: Spoken) -> None:
+    """Count the languages of a row's texts, and note those of another script or language than their peers'."""
     suspects = []
     for cell in view.cells:
-        if cell.part in ("id", "label") or cell.peer not in tongues.usual:
+        if cell.part in ("id", "label"):
             continue
-        script, language = tongues.usual[cell.peer]
-        own = script_of(cell.text) if script else ""
+        letters = script_of(cell.text)
+        told = language_of(cell.text) if letters in ("", "Latin") else ("", 0.0)
+        if cell.peer not in layout.closed:
+            spoken_by.see(cell, letters, told[0])
+        script, language = tongues.usual.get(cell.peer, ("", ""))
+        own = letters if script else ""
         if own and own != script and not {own, script} <= {"Han", "Kana"} and _is_long(cell.text, own):
             suspects.append((cell, "other-script", f"most letters are {own}, where others are {script}"))
-        elif not own or own == "Latin":
-            spoken, margin = language_of(cell.text) if language else ("", 0.0)
+        elif language and (not own or own == "Latin"):
+            spoken, margin = told
             is_other = bool(spoken) and spoken != language and margin >= _SURE
-            if language and not is_other and (not spoken or spoken != language):
+            if not is_other and (not spoken or spoken != language):
                 spoken = foreign(cell.text, language, tongues.common, is_familiar=cell.peer in tongues.familiar)
                 is_other = bool(spoken)
             if is_other:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.data.checks.checking import Checked
+from luthier.data.checks.languages import UNTOLD
 from luthier.data.checks.lengths import quantile
 from luthier.store.files import write_bytes, write_text
 from luthier.store.pictures import png_of
@@ -16,8 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PAGE, PICTURE = "report.md", "report.png"
-CHARACTERS_OF_TOKEN = 4
-"""About so many characters of English make a token; the gate counts the tokens themselves."""
+CHARACTERS_OF_TOKEN: Mapping[str, float] = {"Latin": 4, "Cyrillic": 2.5, "Greek": 2, "Han": 1, "Kana": 1, "Hangul": 1}
+OF_OTHERS = 1.5
+"""About so many characters of each script make a token, and of others; tokenizers differ, those made for English most."""
 
 LIMITS = (256, 512, 1024, 2048, 4096, 8192)
 _SHARES = (0.0, 0.05, 0.5, 0.95, 0.99, 1.0)
@@ -25,14 +28,45 @@ _MOST_FINDINGS = 200
 _MOST_LABELS = 30
 
 
-def statistics_of(checked: Checked) -> dict[str, Any]:
-    """Lengths in characters, what a limit on tokens would cut, and how often each label comes."""
-    rows = Counter(checked.rows_by_length)
+@dataclass(frozen=True)
+class TokenLength:
+    """How many characters of the rows a token has. is_counted: whether a tokenizer wrote them; else it is told from scripts."""
+
+    characters: float
+    is_counted: bool
+
+    @property
+    def said(self) -> str:
+        """The length, and where it is from."""
+        how = "as the model's tokenizer writes these rows" if self.is_counted else "as is usual for their scripts"
+        return f"{self.characters:.1f} characters a token, {how}"
+
+
+def token_length(checked: Checked, tokens_of_row: float | None = None) -> TokenLength:
+    """How many characters a token has. tokens_of_row: of all rows on average, whole, where a tokenizer has written them."""
+    rows, num_rows = checked.rows_by_length, max(1, sum(checked.rows_by_length.values()))
+    if tokens_of_row:
+        characters = sum(length * count for length, count in rows.items())
+        return TokenLength(max(0.1, characters / num_rows / tokens_of_row), is_counted=True)
+    known = {script: count for script, count in checked.characters.items() if script != UNTOLD}
+    tokens = sum(count / CHARACTERS_OF_TOKEN.get(script, OF_OTHERS) for script, count in known.items())
+    return TokenLength(sum(known.values()) / tokens if tokens else CHARACTERS_OF_TOKEN["Latin"], is_counted=False)
+
+
+def statistics_of(checked: Checked, tokens_of_row: float | None = None) -> dict[str, Any]:
+    """Lengths in characters, what a limit on tokens would cut, how often each label comes, and which languages there are.
+
+    tokens_of_row: as `token_length` has it.
+    """
+    rows, token = Counter(checked.rows_by_length), token_length(checked, tokens_of_row)
     return {
         "characters_of_row": _quantiles(rows),
         "characters_of_field": {peer: _quantiles(Counter(counts)) for peer, counts in checked.texts_by_length.items()},
-        "cut_at_tokens": {str(limit): _cut(rows, limit * CHARACTERS_OF_TOKEN) for limit in LIMITS},
+        "characters_of_token": round(token.characters, 3),
+        "tokens_are": "counted" if token.is_counted else "estimated",
+        "cut_at_tokens": {str(limit): _cut(rows, limit * token.characters) for limit in LIMITS},
         "labels": {peer: dict(Counter(counts).most_common(_MOST_LABELS)) for peer, counts in checked.labels.items()},
+        "languages": {peer: dict(Counter(counts).most_common()) for peer, counts in checked.languages.items()},
     }
 
 
@@ -42,7 +76,7 @@ def _quantiles(counts: Counter[int]) -> dict[str, int]:
     return {f"{share:.0%}": quantile(counts, share) if share else min(counts) for share in _SHARES}
 
 
-def _cut(rows: Mapping[int, int], limit: int) -> dict[str, float]:
+def _cut(rows: Mapping[int, int], limit: float) -> dict[str, float]:
     """The shares of the rows that are longer than a limit of characters, and of all characters that lie beyond it."""
     total, characters = sum(rows.values()), sum(length * count for length, count in rows.items())
     longer = sum(count for length, count in rows.items() if length > limit)
@@ -50,15 +84,15 @@ def _cut(rows: Mapping[int, int], limit: int) -> dict[str, float]:
     return {"rows": longer / max(1, total), "characters": beyond / max(1, characters)}
 
 
-def write_report(checked: Checked, folder: Path) -> None:
-    """Write the page (Markdown) and its picture (PNG) into a folder."""
-    write_text(folder / PAGE, page(checked))
+def write_report(checked: Checked, folder: Path, tokens_of_row: float | None = None) -> None:
+    """Write the page (Markdown) and its picture (PNG) into a folder. tokens_of_row: as `token_length` has it."""
+    write_text(folder / PAGE, page(checked, tokens_of_row))
     write_bytes(folder / PICTURE, picture(checked))
 
 
-def page(checked: Checked) -> str:
-    """The page as Markdown."""
-    statistics = statistics_of(checked)
+def page(checked: Checked, tokens_of_row: float | None = None) -> str:
+    """The page as Markdown. tokens_of_row: as `token_length` has it."""
+    statistics = statistics_of(checked, tokens_of_row)
     form = f"read as {checked.form}: {checked.reason}" if checked.form else checked.reason
     lines = [
         "# Data check",
@@ -66,7 +100,7 @@ def page(checked: Checked) -> str:
         f"{checked.num_rows:,} rows, {checked.num_held_out:,} for validation; {form.rstrip('.')}.",
         f"{len(checked.errors):,} errors, {len(checked.findings) - len(checked.errors):,} warnings.",
         "",
-        f"![lengths and labels]({PICTURE})",
+        f"![lengths, labels and languages]({PICTURE})",
         "",
         "## What was found",
         "",
@@ -80,13 +114,25 @@ def page(checked: Checked) -> str:
                 for name, each in (("row", statistics["characters_of_row"]), *statistics["characters_of_field"].items())
             ],
         ),
-        f"At {CHARACTERS_OF_TOKEN} characters a token, `data.max_length` would cut:",
+        f"At {token_length(checked, tokens_of_row).said}, `data.max_length` would cut:",
         "",
         *_table(
             ("data.max_length", "rows cut", "of all text lost"),
             [
                 (limit, f"{cut['rows']:.1%}", f"{cut['characters']:.1%}")
                 for limit, cut in statistics["cut_at_tokens"].items()
+            ],
+        ),
+    ]
+    lines += [
+        "## Languages and scripts",
+        "",
+        *_table(
+            ("field", "language", "texts", "share"),
+            [
+                (peer, name, f"{count:,}", f"{count / sum(counts.values()):.1%}")
+                for peer, counts in statistics["languages"].items()
+                for name, count in counts.items()
             ],
         ),
     ]
@@ -124,17 +170,21 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def picture(checked: Checked) -> bytes:
-    """Rows by length, findings by kind, and labels by frequency, as a PNG."""
+    """Rows by length, findings by kind, labels by frequency, and texts by language, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(17, 4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    lengths, kinds, labels = figure.subplots(1, 3)
+    lengths, kinds, labels, spoken = figure.subplots(1, 4)
     _histogram(lengths, checked.rows_by_length)
     _bars(kinds, "findings by kind", checked.counts)
     most = next(iter(sorted(checked.labels.items(), key=lambda item: -sum(item[1].values()))), ("no labels", {}))
     _bars(labels, f"labels: {most[0]}", dict(Counter(most[1]).most_common(12)))
+    texts = Counter[str]()
+    for counts in checked.languages.values():
+        texts.update(counts)
+    _bars(spoken, "texts by language", dict(texts.most_common(12)))
     return png_of(figure)
 
 

@@ -41,6 +41,7 @@ from luthier.data.formats import (
 from luthier.data.formats.table import FurtherForm, Recognition, Table, tabulate
 from luthier.data.formats.template import by_template
 from luthier.data.formats.unsuited import OBJECTIVES, evaluation, likeness, objection
+from luthier.data.formats.weights import weighed
 from luthier.data.reading import Row
 from luthier.data.settings import NO_WISHES, FormatName, Wishes
 from luthier.errors import DataError
@@ -298,9 +299,11 @@ def _file_of(table: Table) -> str:
 def _unless_unsuited(table: Table, form: Form, format: FormatName, file: str) -> Recognition | None:
     """How a form reads the rows, if it does. Raises: DataError, where learning that would teach something wrong."""
     recognition = form.recognise(table)
-    against = objection(table, form.NAME, form.GIVES) if recognition is not None and format == "auto" else None
-    if recognition is None or against is None:
-        return recognition
+    if recognition is None:
+        return None
+    against = objection(table, form.NAME, form.GIVES) if format == "auto" else None
+    if against is None:
+        return weighed(table, recognition, form.GIVES)
     found = f"the rows look like {form.NAME} ({recognition.reason}), but {against.found}"
     raise DataError(found, against.mend, file=file)
 

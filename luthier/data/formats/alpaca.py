@@ -6,7 +6,8 @@
 From Stanford Alpaca, https://github.com/tatsu-lab/stanford_alpaca. LLaMA-Factory's additions are read too: `system`, and
 `history`, a list of earlier [question, answer] pairs; and self-instruct's `instances` (Wang et al. 2022,
 https://arxiv.org/abs/2212.10560), each of which becomes a record. Instruction and input become one message of the user, with a
-blank line between them; the fixed sentences of the first Alpaca prompt are left to chat templates.
+blank line between them, and the message says which part of it is the input: the sentences of Alpaca's own prompt are written
+by `data.chat_template: alpaca`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from luthier.data.formats.table import (
 from luthier.data.formats.turns import tools_of, with_system
 from luthier.data.reading import Row
 from luthier.data.settings import FormatName
-from luthier.types import Conversation, Gives, Message
+from luthier.types import INPUT, Conversation, Gives, Message
 
 NAME: FormatName = "alpaca"
 GIVES: Gives = "text"
@@ -58,9 +59,9 @@ def recognise(table: Table) -> Recognition | None:
 
 def to_record(row: Row, instruction: str = "instruction", given: str = "input", output: str = "output") -> Conversation:
     """The row as a conversation: system and history if there are any, the instruction with its input, the output."""
-    question = _question(row, instruction, given, row.values.get(given))
+    question = _asked(row, instruction, given, row.values.get(given))
     answer = as_filled_text(row, output, required(row, row.values, output, output), "the answer")
-    messages = (*_history(row), Message("user", question), Message("assistant", answer))
+    messages = (*_history(row), question, Message("assistant", answer))
     return Conversation(with_system(row, "history", messages), tools_of(row))
 
 
@@ -74,14 +75,14 @@ def _of_instances(row: Row, instruction: str, instances: str) -> tuple[Conversat
 
 def _of_instance(row: Row, instruction: str, field: str, value: Any) -> Conversation:
     instance = as_object(row, field, value, '{"input": "…", "output": "…"}')
-    question = _question(row, instruction, f"{field}.input", instance.get("input"))
+    question = _asked(row, instruction, f"{field}.input", instance.get("input"))
     said = required(row, instance, "output", f"{field}.output")
     answer = as_filled_text(row, f"{field}.output", said, "the answer")
-    messages = (Message("user", question), Message("assistant", answer))
+    messages = (question, Message("assistant", answer))
     return Conversation(with_system(row, instruction, messages), tools_of(row))
 
 
-def _question(row: Row, instruction: str, field: str, given: Any) -> str:
+def _asked(row: Row, instruction: str, field: str, given: Any) -> Message:
     """The instruction and what is given with it, with a blank line between."""
     asked = as_text(row, instruction, required(row, row.values, instruction, instruction))
     rest = "" if given is None else as_text(row, field, given)
@@ -89,7 +90,8 @@ def _question(row: Row, instruction: str, field: str, given: Any) -> str:
     if not question:
         found = "the instruction is empty, and there is no input."
         raise fault(row, instruction, found, "Fill it in, or leave this row out.")
-    return question
+    with_input = asked.strip() and rest.strip()
+    return Message("user", question, extra=((INPUT, rest),) if with_input else ())
 
 
 def _history(row: Row) -> Iterator[Message]:

@@ -3,7 +3,7 @@
     {"messages": [{"role": "system", "content": "…"}, {"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
 
 https://platform.openai.com/docs/api-reference/chat/create. The list may also stand under `conversations` or
-`conversation`. Per message: `weight` 0 or 1 (answers only), `name`, `tool_calls`, `tool_call_id`, `reasoning_content`.
+`conversation`. Per message: `weight` (answers only; OpenAI's is 0 or 1), `name`, `tool_calls`, `tool_call_id`, `reasoning_content`.
 Per row: `tools` or `functions`, `system`. A content may be a list of text parts; images and audio are refused.
 """
 
@@ -15,13 +15,13 @@ from typing import Any
 from luthier.data.formats.table import Recognition, Table, as_list, as_object, as_text, fault, one, required
 from luthier.data.formats.turns import (
     check_order,
-    learn_of,
     note_unread_keys,
     shape,
     tool_call,
     tools_of,
     turn_column,
     turns_of,
+    weight_of,
     with_system,
 )
 from luthier.data.reading import Row
@@ -94,7 +94,8 @@ def message(row: Row, field: str, value: Any) -> Message:
     for key in KEPT:
         if turn.get(key) is not None:
             extra[key] = as_text(row, f"{field}.{key}", turn[key])
-    return Message(role, content, learn_of(row, field, turn, role), tuple(extra.items()))
+    learn, weight = weight_of(row, field, turn, role)
+    return Message(role, content, learn, tuple(extra.items()), weight)
 
 
 def _role(row: Row, field: str, value: Any) -> str:

@@ -144,17 +144,23 @@ def _start(table: Table, options: tuple[str, ...], answer: str) -> int:
     """Whether the answers count from 0 or from 1: from 1 if none is 0 and one is the number of the options."""
     if table.kinds[answer] == "true or false":
         return 0
-    counts = (_how_many(row, options) for row in table.rows)
+    counts = (how_many(row, options) for row in table.rows)
     pairs = [
         (number, count)
         for row, count in zip(table.rows, counts, strict=True)
-        if (number := _number(row.values.get(answer))) is not None
+        if (number := number_in(row.values.get(answer))) is not None
     ]
+    return counted_from(pairs)
+
+
+def counted_from(pairs: Sequence[tuple[int, int]]) -> int:
+    """What the answers of rows count from, by each one's number and how many options its row has."""
     from_one = bool(pairs) and min(number for number, _ in pairs) == 1
     return int(from_one and any(number == count for number, count in pairs))
 
 
-def _how_many(row: Row, options: tuple[str, ...]) -> int:
+def how_many(row: Row, options: tuple[str, ...]) -> int:
+    """How many options a row has."""
     if len(options) > 1:
         return sum(row.values.get(column) not in (None, "") for column in options)
     value = row.values.get(options[0])
@@ -162,7 +168,7 @@ def _how_many(row: Row, options: tuple[str, ...]) -> int:
     return len(listed) if isinstance(listed, list) else 0
 
 
-def _number(value: object) -> int | None:
+def number_in(value: object) -> int | None:
     """The whole number that a value is, or that its digits spell."""
     if isinstance(value, bool):
         return int(value)
@@ -181,7 +187,7 @@ def _answer(row: Row, columns: Columns, options: list[str], letters: list[str]) 
         lambda: letters.index(word) if word in letters else None,
         lambda: options.index(word) if word in options else None,
         lambda: _letter(word),
-        lambda: None if (number := _number(value)) is None else number - columns.start,
+        lambda: None if (number := number_in(value)) is None else number - columns.start,
     )
     index = next((place for way in ways if (place := way()) is not None), None)
     if index is None or not 0 <= index < len(options):

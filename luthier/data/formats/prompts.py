@@ -79,7 +79,7 @@ def asking(messages: Sequence[Message]) -> tuple[Message, ...]:
     end = len(messages)
     while end and messages[end - 1].role == "assistant":
         end -= 1
-    return tuple(replace(each, learn=None) for each in messages[:end])
+    return tuple(replace(each, learn=None, weight=1.0) for each in messages[:end])
 
 
 def asked_of(record: Record) -> Prompt | None:

@@ -4,7 +4,7 @@
 
 Read are answers in a column of their own, and SQuAD (Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250) as published:
 articles with paragraphs, each with questions and with answers that say where in the text they stand, which is checked. Of
-several answers the first is learned, all are references. A question that SQuAD 2.0 marks as having none is answered
+several answers the first is learned, and a model's is measured against all. A question that SQuAD 2.0 marks as having none is answered
 `unanswerable`. Rows with a class for an answer (BoolQ's label, PubMedQA's final_decision) can be learned as text too: true
 and false are then written yes and no.
 """
@@ -28,7 +28,7 @@ from luthier.data.formats.table import (
 )
 from luthier.data.reading import Row, kind_of
 from luthier.data.settings import FormatName
-from luthier.types import Completion, Gives
+from luthier.types import Completion, Gives, answered
 
 NAME: FormatName = "qa"
 GIVES: Gives = "text"
@@ -77,7 +77,7 @@ def to_record(row: Row, context: str = "context", question: str = "question", an
     text = as_joined_text(row, context, given, "the text") if given not in (None, "", []) else ""
     asked = as_filled_text(row, question, required(row, row.values, question, question), "the question").strip()
     value = required(row, row.values, answer, answer)
-    return Completion(_prompt(text.strip(), asked), _answers(row, answer, value, text)[0])
+    return answered(_prompt(text.strip(), asked), _answers(row, answer, value, text))
 
 
 def _prompt(text: str, asked: str) -> str:
@@ -153,7 +153,7 @@ def _of_paragraph(row: Row, field: str, value: Any) -> Iterator[Completion]:
         found_answers = [
             answer for j, one_of in enumerate(answers) for answer in _placed(row, f"{place}.answers[{j}]", one_of, text)
         ]
-        yield Completion(_prompt(text.strip(), asked.strip()), found_answers[0] if found_answers else UNANSWERABLE)
+        yield answered(_prompt(text.strip(), asked.strip()), found_answers or [UNANSWERABLE])
 
 
 def _placed(row: Row, field: str, value: Any, text: str) -> tuple[str]:

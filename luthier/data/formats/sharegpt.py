@@ -16,12 +16,12 @@ from typing import Any
 from luthier.data.formats.table import Recognition, Table, as_list, as_object, as_text, fault, one, required
 from luthier.data.formats.turns import (
     check_order,
-    learn_of,
     note_unread_keys,
     shape,
     tool_call,
     tools_of,
     turn_column,
+    weight_of,
     with_system,
 )
 from luthier.data.reading import Row
@@ -87,9 +87,11 @@ def message(row: Row, field: str, value: Any) -> Message:
     if not text.strip() and role in ("user", "assistant"):
         what = "the answer" if role == "assistant" else "the human's turn"
         raise fault(row, f"{field}.value", f"{what} is empty.", "Fill it in, or leave this row out.")
-    learn = learn_of(row, field, turn, role)
+    learn, weight = weight_of(row, field, turn, role)
     calls = _calls(row, f"{field}.value", text) if speaker == "function_call" else []
-    return Message(role, "", learn, (("tool_calls", calls),)) if calls else Message(role, text, learn)
+    if calls:
+        return Message(role, "", learn, (("tool_calls", calls),), weight)
+    return Message(role, text, learn, weight=weight)
 
 
 def _calls(row: Row, field: str, text: str) -> list[dict[str, Any]]:

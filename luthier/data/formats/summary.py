@@ -4,8 +4,8 @@
     {"source": ["We study …", "We show …"], "target": ["Bridges, studied.", "A study of bridges."]}
 
 The columns of CNN/DailyMail, XSum and SAMSum, and of SciTLDR (Cachola et al. 2020, https://arxiv.org/abs/2004.15011), whose
-sources are lists of sentences and whose targets are several summaries of one paper: the first is learned, and all are
-references to measure against.
+sources are lists of sentences and whose targets are several summaries of one paper: the first is learned, and answers are
+measured against the nearest of all.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from luthier.data.formats.table import Recognition, Table, as_filled_text, as_joined_text, as_list, fault, one, required
 from luthier.data.reading import Row
 from luthier.data.settings import FormatName
-from luthier.types import Completion, Gives
+from luthier.types import Completion, Gives, answered
 
 NAME: FormatName = "summary"
 GIVES: Gives = "text"
@@ -30,7 +30,8 @@ def recognise(table: Table) -> Recognition | None:
         return None
     source, summary = found
     several = sum(isinstance(value := row.values.get(summary), list) and len(value) > 1 for row in table.rows)
-    notes = (f"{several} rows have several summaries: the first is learned, all are references.",) if several else ()
+    said = f"{several} rows have several summaries: the first is learned, and answers are measured against all."
+    notes = (said,) if several else ()
     return Recognition(
         f"{summary} says what is in {source}",
         frozenset(found),
@@ -50,7 +51,7 @@ def columns_of(table: Table) -> tuple[str, str] | None:
 def to_record(row: Row, source: str = "document", summary: str = "summary") -> Completion:
     """The row's text with a line break, and its first summary."""
     text = as_joined_text(row, source, required(row, row.values, source, source), "the text", " ")
-    return Completion(f"{text.strip()}\n", references(row, summary)[0])
+    return answered(f"{text.strip()}\n", references(row, summary))
 
 
 def references(row: Row, summary: str = "summary") -> tuple[str, ...]:

@@ -17,6 +17,11 @@ from luthier.errors import DataError
 from luthier.types import Gives, Record
 
 ROWS_TO_RECOGNISE = 200
+"""So many rows show what a column holds."""
+
+ROWS_OF_FORM = 50_000
+"""So many rows tell the form of all, where a form asks more of a column than what it holds."""
+
 _NUMBERED = re.compile(r"column_\d+")
 
 
@@ -167,6 +172,15 @@ def as_number(row: Row, field: str, value: Any) -> float:
         )
         raise fault(row, field, f"expected a number, found {said}.", "Write a number, or leave this row out.")
     return float(value)
+
+
+def as_weight(row: Row, field: str, value: Any) -> float:
+    """The value, if it is a finite number that is not negative, or spells one; true and false are 1 and 0."""
+    number = float(value) if isinstance(value, bool) else as_number(row, field, value)
+    if number < 0:
+        found = f"the weight is {number:g}, and less than nothing cannot be learned."
+        raise fault(row, field, found, "Write 1 for what counts as usual, 0 for what is not learned.")
+    return number
 
 
 def is_number(value: object) -> bool:

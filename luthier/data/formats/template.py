@@ -9,14 +9,18 @@ numbers and truth values as JSON writes them, a list of texts one a line. What m
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from luthier.data.formats.table import Recognition, Table, as_filled_text, as_number, fault
+from luthier.data.formats import choices
+from luthier.data.formats.table import Recognition, Table, as_filled_text, as_number, as_weight, fault
+from luthier.data.formats.weights import weighed_record
 from luthier.data.reading import Row, kind_of
 from luthier.data.settings import BRACES, FormatName, RowTemplate
 from luthier.errors import DataError
 from luthier.types import (
+    Choice,
     Completion,
     Conversation,
     Labelled,
@@ -27,10 +31,16 @@ from luthier.types import (
     Record,
     Scored,
     Similar,
+    Verdict,
 )
 
 NAME: FormatName = "template"
 WHAT = {"completion": "the answer", "assistant": "the answer"}
+VERDICTS = {
+    **dict.fromkeys(("true", "yes", "good", "1", "1.0"), True),
+    **dict.fromkeys(("false", "no", "bad", "0", "0.0", "-1", "-1.0"), False),
+}
+_ALONE = re.compile(r"\{([^{}]*)\}")
 
 
 def by_template(table: Table, template: RowTemplate) -> Recognition:
@@ -47,14 +57,30 @@ def by_template(table: Table, template: RowTemplate) -> Recognition:
                 field=f"data.template.{name}",
             )
     heads = [column if column in table.kinds else column.partition(".")[0] for _, column in template.columns]
+    if template.options is not None:
+        start = _start(table, template)
+        notes = ("The answers of data.template.answer count from 1.",) if start == 1 else ()
+        reads = frozenset(heads)
+        return Recognition("data.template says so", reads, lambda row: (_choice(row, template, start),), notes)
     return Recognition("data.template says so", frozenset(heads), lambda row: (to_record(row, template),))
 
 
 def to_record(row: Row, template: RowTemplate) -> Record:
-    """What the template makes of a row."""
-    made = {name: _filled(row, name, text) for name, text in template.filled.items()}
+    """What the template makes of a row, but for options."""
+    made = {name: _filled(row, name, text) for name, text in template.filled.items() if isinstance(text, str)}
+    weight = made.pop("weight", None)
+    record = _record(row, made)
+    if weight is None:
+        return record
+    field = "data.template.weight"
+    return weighed_record(row, field, record, as_weight(row, field, weight.strip()))
+
+
+def _record(row: Row, made: Mapping[str, str]) -> Record:
     pair = made.get("text_pair")
     match made:
+        case {"prompt": prompt, "completion": completion, "verdict": verdict}:
+            return Verdict(Completion(prompt, completion), _is_good(row, verdict))
         case {"prompt": prompt, "completion": completion}:
             return Completion(prompt, completion)
         case {"prompt": prompt, "chosen": chosen, "rejected": rejected}:
@@ -77,15 +103,82 @@ def to_record(row: Row, template: RowTemplate) -> Record:
             return PlainText(made["text"])
 
 
+def _is_good(row: Row, verdict: str) -> bool:
+    said = VERDICTS.get(verdict.strip().lower())
+    if said is None:
+        found = f"expected true or false, found {verdict.strip()[:40]!r}."
+        mend = f"Write one of {', '.join(VERDICTS)}, or leave this row out."
+        raise fault(row, "data.template.verdict", found, mend)
+    return said
+
+
+# ── options ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _choice(row: Row, template: RowTemplate, start: int) -> Choice:
+    """A question with options. start: what the answers count from."""
+    named, places = _asked(row, template)
+    columns = choices.Columns(("data.template.question",), places, "data.template.answer", start)
+    return choices.to_record(Row(named, row.origin), columns)
+
+
+def _asked(row: Row, template: RowTemplate) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What the template says of a row, each part under the name of its field, and under which names the options are."""
+    assert template.question is not None, "options come with a question and an answer"
+    assert template.answer is not None
+    assert template.options is not None
+    named: dict[str, Any] = {
+        "data.template.question": _filled(row, "question", template.question),
+        "data.template.answer": _as_it_is(row, template.answer),
+    }
+    if isinstance(template.options, str):
+        named["data.template.options"] = _as_it_is(row, template.options)
+        return named, ("data.template.options",)
+    options = {f"data.template.options[{index}]": _made(row, text) for index, text in enumerate(template.options)}
+    return {**named, **options}, tuple(options)
+
+
+def _start(table: Table, template: RowTemplate) -> int:
+    """Whether the answers count from 0 or from 1, as far as rows tell; what is wrong with a row is told later."""
+    pairs = []
+    for row in table.rows:
+        try:
+            named, places = _asked(row, template)
+        except DataError:
+            continue
+        number = choices.number_in(named["data.template.answer"])
+        if number is not None:
+            pairs.append((number, choices.how_many(Row(named, row.origin), places)))
+    return choices.counted_from(pairs)
+
+
+# ── values ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
 def _filled(row: Row, name: str, text: str) -> str:
     """A field of the template with the row's values in it; not blank."""
+    return as_filled_text(row, f"data.template.{name}", _made(row, text), WHAT.get(name, f"the {name}"))
+
+
+def _made(row: Row, text: str) -> str:
+    """A text with the row's values in it."""
     braces = {"{{": "{", "}}": "}"}
-    made = BRACES.sub(lambda part: braces.get(part[0]) or _value(row, part[1].strip()), text)
-    return as_filled_text(row, f"data.template.{name}", made, WHAT.get(name, f"the {name}"))
+    return BRACES.sub(lambda part: braces.get(part[0]) or _value(row, part[1].strip()), text)
+
+
+def _as_it_is(row: Row, text: str) -> Any:
+    """The value of the one column that a text names; where it says more, the text with the row's values in it."""
+    alone = _ALONE.fullmatch(text.strip())
+    return _made(row, text) if alone is None else _raw(row, alone[1].strip())
 
 
 def _value(row: Row, column: str) -> str:
     """The text of a column, or of a place inside an object."""
+    return _written(row, column, _raw(row, column))
+
+
+def _raw(row: Row, column: str) -> Any:
+    """The value of a column, or of a place inside an object."""
     value: Any = row.values
     if column in value:
         value = value[column]
@@ -97,7 +190,7 @@ def _value(row: Row, column: str) -> str:
                 found = f"{key!r} is missing; there is {there or 'nothing'}."
                 raise fault(row, column if depth else head, found, "Add it, or leave this row out.")
             value = value[key]
-    return _written(row, column, value)
+    return value
 
 
 def _written(row: Row, field: str, value: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from luthier.data.formats.table import Table, as_list, as_object, as_text, fault, required
+from luthier.data.formats.table import Table, as_list, as_object, as_text, as_weight, fault, required
 from luthier.data.reading import Row
 from luthier.types import Message
 
@@ -82,22 +82,16 @@ def check_order(row: Row, field: str, messages: Sequence[Message], key: str = "r
         raise fault(row, f"{field}[{last}].{key}", found, mend)
 
 
-def learn_of(row: Row, field: str, turn: dict[str, Any], role: str) -> bool | None:
-    """What a turn's `weight` says: 1 learns it, 0 does not, nothing leaves it open."""
+def weight_of(row: Row, field: str, turn: dict[str, Any], role: str) -> tuple[bool | None, float]:
+    """What a turn's `weight` says: whether it is learned (0: it is not; nothing leaves it open), and how much it counts then."""
     weight = turn.get("weight")
     if weight is None:
-        return None
+        return None, 1.0
     if role != "assistant":
         found = f"a weight stands on a message of the {role}; only answers have one."
         raise fault(row, f"{field}.weight", found, "Remove the weight there.")
-    if weight not in (0, 1):
-        raise fault(
-            row,
-            f"{field}.weight",
-            f"the weight is {weight!r}, expected 0 or 1.",
-            "Write 1 to learn this answer, 0 not to.",
-        )
-    return bool(weight)
+    number = as_weight(row, f"{field}.weight", weight)
+    return number > 0, number or 1.0
 
 
 def unlearned(messages: Sequence[Message]) -> tuple[Message, ...]:

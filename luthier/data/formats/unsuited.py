@@ -168,7 +168,8 @@ def likeness(table: Table) -> Doubt:
     if near is not None:
         return Doubt(f"{near[0]!r} is close to {near[1]!r}.", f"Rename it to {near[1]!r} if you mean that.")
     if prompts and not answers:
-        return Doubt(f"there is {prompts[0]} but no answer to learn.", "Add the answers as completion.")
+        mend = "Add the answers as completion; or set objective.kind to grpo, where the model writes them itself."
+        return Doubt(f"there is {prompts[0]} but no answer to learn.", mend)
     labels = table.columns(LABELS)
     if labels and any(kind == "text" for column, kind in table.kinds.items() if column not in labels):
         found = f"with {labels[0]} they look like rows of classification or labelling."

@@ -14,7 +14,7 @@
     .md                   the whole file as one row
     a folder              the data files in it, by name; what tells about them (README, LICENSE) is passed over
     data/*.jsonl          the files that fit, by name; ** stands for folders within folders
-    owner/name            the split `train` of a data set on the Hugging Face hub
+    owner/name            the split `train` of a data set on the Hugging Face hub; owner/name:configuration:split another part
 
 Text may be packed with gzip, zstd, bzip2 or xz (`rows.jsonl.gz`). It is UTF-8, or UTF-16 with its mark. A name with another
 ending is told by its content. Files that can run code when opened (pickles) are refused unread.

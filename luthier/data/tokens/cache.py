@@ -32,7 +32,7 @@ from luthier.store.files import folder_fault, read_json, remove_folder, sha256_f
 from luthier.version import __version__
 
 KIND = "tokens"
-FORMAT = 1
+FORMAT = 2
 META = "set.json"
 _BYTES_TO_READ_AGAIN = 10**9
 """A set of more is not read through each time it is opened: only the sizes of its files are compared with its manifest."""

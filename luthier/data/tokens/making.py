@@ -6,13 +6,26 @@ kept until all are made: which fault is raised then depends on the rows alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from luthier.data.rendering import Renderer
-from luthier.errors import GateRefusal, LuthierError
-from luthier.types import Example, Labelled, Origin, Record, Rendered, Tagged, TextsAs
+from luthier.errors import DataError, GateRefusal, LuthierError
+from luthier.types import (
+    Conversation,
+    Example,
+    Labelled,
+    Origin,
+    Preference,
+    Ranking,
+    Record,
+    Rendered,
+    Tagged,
+    TextsAs,
+    Verdict,
+    Weighed,
+)
 
 MakeExample = Callable[[Rendered, int, Origin], Example]
 TooLong = Literal["auto", "refuse", "truncate", "drop", "split"]
@@ -20,7 +33,10 @@ TooLong = Literal["auto", "refuse", "truncate", "drop", "split"]
 
 @dataclass(frozen=True)
 class Job:
-    """How records become examples. limit: most tokens of a row. splits: whether texts that have more are cut into pieces."""
+    """How records become examples. limit: most tokens of a row. splits: whether texts that have more are cut into pieces.
+
+    weighs: whether rows and answers may count more or less than others.
+    """
 
     renderer: Renderer
     make_example: MakeExample
@@ -28,6 +44,7 @@ class Job:
     limit: int
     splits: bool
     too_long: TooLong
+    weighs: bool = True
 
 
 @dataclass
@@ -101,6 +118,8 @@ def make(records: Sequence[tuple[Record, Origin]], job: Job) -> Made:
     for record, origin in records:
         summary.num_records += 1
         try:
+            if not job.weighs:
+                _refuse_weights(record, origin)
             pieces = list(job.renderer.pieces(record, job.texts, job.limit if job.splits else None, origin))
         except LuthierError as error:
             summary.unrendered = error
@@ -123,6 +142,35 @@ def _teach(piece: Record, rendered: Rendered, origin: Origin, job: Job, made: Ma
         made.records.append(piece)
     except LuthierError as error:
         summary.unmade = error
+
+
+def _refuse_weights(record: Record, origin: Origin) -> None:
+    """Raise DataError for a record that counts more or less than others, or an answer in it that does."""
+    weight = next((weight for weight in _weights_in(record) if weight != 1), None)
+    if weight is not None:
+        raise DataError(
+            f"the row has the weight {weight:g}, and the objective counts all rows and answers alike.",
+            "Take the weights out, or set objective.kind to one that uses them: sft, clm, distillation, classification, "
+            "regression or token-classification.",
+            file=origin.file,
+            line=origin.line,
+            field="weight",
+        )
+
+
+def _weights_in(record: Record) -> Iterator[float]:
+    match record:
+        case Preference(chosen, rejected):
+            yield from (weight for each in (chosen, rejected) for weight in _weights_in(each))
+        case Ranking(answers):
+            yield from (weight for each in answers for weight in _weights_in(each))
+        case Verdict(answered):
+            yield from _weights_in(answered)
+        case Conversation(messages):
+            yield record.weight
+            yield from (message.weight for message in messages if message.learn is not False)
+        case _ if isinstance(record, Weighed):
+            yield record.weight
 
 
 def labels_in(record: Record) -> tuple[str, ...]:

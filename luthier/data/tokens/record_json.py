@@ -49,8 +49,9 @@ def record_of(line: bytes) -> Record:
 def _values(record: Record) -> list[Any]:
     kind = KINDS.index(type(record))
     match record:
-        case Conversation(messages, tools):
-            return [kind, [[m.role, m.content, m.learn, [[k, v] for k, v in m.extra]] for m in messages], list(tools)]
+        case Conversation(messages, tools, weight):
+            turns = [[m.role, m.content, m.learn, [[k, v] for k, v in m.extra], *_other(m.weight)] for m in messages]
+            return [kind, turns, list(tools), *_other(weight)]
         case Preference(chosen, rejected, margin, probability):
             return [kind, _values(chosen), _values(rejected), margin, probability]
         case Ranking(answers, places):
@@ -63,12 +64,17 @@ def _values(record: Record) -> list[Any]:
             return [kind, *vars(record).values()]
 
 
+def _other(weight: float) -> list[float]:
+    """A weight, where it is another than most have."""
+    return [] if weight == 1 else [weight]
+
+
 def _record(values: list[Any]) -> Record:
     kind, *fields = values
     made = KINDS[kind]
     if made is Conversation:
-        messages, tools = fields
-        return Conversation(tuple(_message(*parts) for parts in messages), tuple(tools))
+        messages, tools, *more = fields
+        return Conversation(tuple(_message(*parts) for parts in messages), tuple(tools), *more)
     if made is Preference:
         chosen, rejected, *more = fields
         return Preference(_answered(chosen), _answered(rejected), *more)
@@ -83,8 +89,8 @@ def _record(values: list[Any]) -> Record:
     return record
 
 
-def _message(role: str, content: str, learn: bool | None, extra: list[list[Any]]) -> Message:
-    return Message(role, content, learn, tuple((key, value) for key, value in extra))
+def _message(role: str, content: str, learn: bool | None, extra: list[list[Any]], weight: float = 1.0) -> Message:
+    return Message(role, content, learn, tuple((key, value) for key, value in extra), weight)
 
 
 def _answered(values: list[Any]) -> Conversation | Completion:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from luthier.data.formats import Reading, nothing_in, reading_of, said_of_empty, summary_of
+from luthier.data.formats.table import ROWS_OF_FORM
 from luthier.data.hub import is_hub_name
 from luthier.data.reading import Row, called, iter_rows
 from luthier.data.reading.class_names import FILES as CLASS_NAMES
@@ -41,8 +42,6 @@ BYTES_TO_HASH = 10**6
 """Files of fewer bytes together are a small set, unread."""
 ROWS_FOR_PROCESSES = 20_000
 """With fewer rows the start of other processes takes longer than they save, unless they are asked for."""
-ROWS_TO_RECOGNISE = 50_000
-"""So many rows tell the form of all; those that come after them are held to it, and never all in memory."""
 ROWS_OF_RUN = 256
 ROWS_BETWEEN_WORDS = 20_000
 _MOST_PROCESSES = 8
@@ -176,7 +175,10 @@ def _wishes_key(wishes: Wishes) -> list[Any]:
 
 @dataclass
 class _Opened:
-    """A source whose first rows are read. said: what was said so far, and is to be said again when it comes from the cache."""
+    """A source whose first rows are read; those that come after them are held to their form, and never all in memory.
+
+    said: what was said so far, and is to be said again when it comes from the cache.
+    """
 
     wanted: Wanted
     form: Reading
@@ -189,7 +191,7 @@ class _Opened:
     @property
     def is_whole(self) -> bool:
         """Whether all rows are read."""
-        return self.num_head < ROWS_TO_RECOGNISE
+        return self.num_head < ROWS_OF_FORM
 
     def say(self, text: str) -> None:
         """Say something that is always said of this source."""
@@ -210,7 +212,7 @@ def _opened(wanted: Wanted, announce: Announce) -> _Opened:
         announce(text)
 
     rows = iter_rows(wanted.source, say, wanted.max_rows)
-    head = list(islice(rows, ROWS_TO_RECOGNISE))
+    head = list(islice(rows, ROWS_OF_FORM))
     form = reading_of(head, wanted.format, wanted.takes, wanted.wishes)
     return _Opened(wanted, form, deque(head), rows, len(head), said, announce)
 
@@ -268,7 +270,7 @@ def _notes(opened: _Opened, converted: _Converted, summary: Summary) -> tuple[st
     job = opened.wanted.job
     notes = [*opened.form.notes, *said_of_empty(converted.num_empty)]
     if not opened.is_whole:
-        notes.append(f"The form of the rows is told from the first {ROWS_TO_RECOGNISE:,}.")
+        notes.append(f"The form of the rows is told from the first {ROWS_OF_FORM:,}.")
     notes += said_of_long(summary, job)
     if summary.num_pieces > summary.num_records:
         texts = counted(summary.num_records, "text")
@@ -317,7 +319,7 @@ def _written(opened: _Opened, keeping: Keeping, put: Put) -> Meta:
     """Make the set's columns and hand them over, piece by piece."""
     file, converted, name = opened.head[0].origin.file, _Converted(opened), opened.wanted.name
     if not opened.is_whole:
-        opened.announce(f"{name}: more than {ROWS_TO_RECOGNISE:,} rows, read as {opened.form.name}.")
+        opened.announce(f"{name}: more than {ROWS_OF_FORM:,} rows, read as {opened.form.name}.")
     writer, summary = Writer(put), Summary()
     for packed, of_run in packed_runs(_runs(converted), opened.wanted.job, keeping.for_rows(opened.num_head)):
         if summary.unrendered is None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field
 
@@ -67,10 +67,13 @@ class Aids:
 class Grader(Settings, ABC):
     """The settings of a grader; `kind` (also written `type`) names it."""
 
-    asks_model: ClassVar[bool] = False
-
     kind: str = Field(alias="type")
     name: str = Field("score", description="What the score is called.")
+
+    @property
+    def asks_model(self) -> bool:
+        """Whether it cannot do without a model to ask."""
+        return False
 
     @abstractmethod
     def grade(self, sample: Sample, item: Item) -> Grade:

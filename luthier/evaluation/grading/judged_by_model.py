@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -48,13 +48,16 @@ class Turn(Settings):
 class ModelGrader(Grader):
     """What graders by a model share: what it is asked, and how it draws."""
 
-    asks_model: ClassVar[bool] = True
-
     input: tuple[Turn, ...] = Field(min_length=1, description="The chat that the model is given.")
     model: str | None = Field(None, description="Which model judges; unset: the one that the caller names.")
     sampling_params: dict[str, Any] = Field(
         default_factory=dict, description="temperature, top_p, seed, max_new_tokens."
     )
+
+    @property
+    def asks_model(self) -> bool:
+        """Whether it cannot do without one."""
+        return True
 
     @property
     @abstractmethod

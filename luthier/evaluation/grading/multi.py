@@ -39,6 +39,11 @@ class Multi(Grader):
             raise fault_at("formula", f"names {unknown[0]!r}, and the graders are {', '.join(self.graders)}")
         return self
 
+    @property
+    def asks_model(self) -> bool:
+        """Whether one of them cannot."""
+        return any(grader.asks_model for grader in self.graders.values())
+
     def grade(self, sample: Sample, item: Item) -> Grade:
         """The grade of one answer."""
         return self.grade_all([sample], [item], Aids(processes=1))[0]

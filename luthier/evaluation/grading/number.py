@@ -29,14 +29,15 @@ _MARKED = (
 def number_in(text: str) -> Fraction | None:
     """The number that the text comes to; None if it holds none."""
     for mark in _MARKED:
-        found = [value for part in mark.findall(text) if (value := _numbers(part))]
+        found = [value for part in mark.findall(text) if (value := numbers_in(part))]
         if found:
             return found[-1][0]
-    numbers = _numbers(text)
+    numbers = numbers_in(text)
     return numbers[-1] if numbers else None
 
 
-def _numbers(text: str) -> list[Fraction]:
+def numbers_in(text: str) -> list[Fraction]:
+    """All numbers in a text, in order."""
     return [value for match in _VALUE.finditer(text) if (value := _value(match)) is not None]
 
 

@@ -94,7 +94,9 @@ def _data(taken: Taken) -> None:
     if template is not None:
         taken.put("data.chat_template", template, "chat_template_jinja")
     named = taken.take("chat_template", "tokenizer_default")
-    if named not in ("tokenizer_default", "jinja"):
+    if named == "chatml":
+        taken.put("data.chat_template", named, "chat_template")
+    elif named not in ("tokenizer_default", "jinja"):
         taken.lose("chat_template", named, "the model's own chat template is used, or the text of data.chat_template")
     for theirs in ("tokens", "added_tokens"):
         if (tokens := taken.take(theirs)) is not None:

@@ -79,7 +79,10 @@ def _data(taken: Taken) -> None:
         taken.put("data.learn", "all", "train_on_prompt")
     elif taken.take("mask_history"):
         taken.put("data.learn", "last_answer", "mask_history")
-    if (template := taken.take("template")) is not None:
+    template = taken.take("template")
+    if template == "chatml":
+        taken.put("data.chat_template", template, "template")
+    elif template is not None:
         taken.lose(
             "template", template, "the model's own chat template is used; see what it makes of rows with luthier check"
         )

@@ -21,6 +21,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from luthier.errors import DiskFull
+from luthier.store.files import remove_file, reserve_file
 from luthier.training.optimizers.adamw import Adam
 from luthier.training.optimizers.adamw_8bit import BLOCK, Adam8bit
 from luthier.training.optimizers.contract import Allocate, Rule, State
@@ -59,7 +61,10 @@ class PagedAdamW8bit(Adam8bit):
 
 
 class MappedFiles:
-    """Tensors of zeros in files of a folder. A file has no name once it is mapped: it is gone with the process."""
+    """Tensors of zeros in files of a folder. A file has no name once it is mapped: it is gone with the process.
+
+    Raises DiskFull where there is no room for one.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -71,9 +76,17 @@ class MappedFiles:
             return torch.zeros(shape, dtype=dtype)
         path = self.folder / f"state-{secrets.token_hex(8)}"
         try:
+            reserve_file(path, count * dtype.itemsize)
             mapped = torch.from_file(str(path), shared=True, size=count, dtype=dtype)
+        except DiskFull as error:
+            raise DiskFull(
+                error.found.replace(str(path), f"The optimizer's {name} in {self.folder}"),
+                "Free some room, write to another disk with --out, or set training.optimizer.kind to adamw-8bit, whose state is "
+                "in memory.",
+                field="training.optimizer.kind",
+            ) from error
         finally:
-            path.unlink(missing_ok=True)
+            remove_file(path)
         return mapped.view(shape)
 
 

@@ -11,6 +11,7 @@ from made_sets import LINE, Rows, checked, rows_of
 
 from luthier.data.checks.checking import Checked, check_data
 from luthier.data.checks.findings import Notes
+from luthier.data.checks.form import ReadAs
 from luthier.data.checks.mending import write_mended
 from luthier.data.checks.options import options_in
 from luthier.data.checks.source import Questions, stream_rows
@@ -246,7 +247,7 @@ def test_a_template_says_which_columns_ask_and_which_answer(tmp_path: Path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     template = RowTemplate(prompt="Q: {left}\n", completion="{right}")
-    result = check_data(str(path), None, lambda text: None, wishes=Wishes(template=template))
+    result = check_data(str(path), None, lambda text: None, read_as=ReadAs(wishes=Wishes(template=template)))
     assert (result.form, result.gives) == ("template", "text")
     assert ("answer-is-prompt", LINE, "right") in places_of(result)
     without = check_data(str(path), None, lambda text: None)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import pytest
 from form_rows import rows_of
 
+import luthier.prepared
+from luthier.cli.main import main
 from luthier.data.formats import recognise_any, to_records
 from luthier.data.settings import NO_WISHES, DataSettings, FormatName, Wishes
+from luthier.errors import NetworkError
 from luthier.recipe.yaml_text import parse_yaml
 from luthier.types import (
     Choice,
@@ -77,6 +81,40 @@ def test_the_examples_of_the_page_become_what_it_says(claim: Claim) -> None:
         assert natural.gives == claim.takes
         assert found.name == natural.name
         assert claim.form == natural.name or (claim.form, natural.name) == ("qa", "classification")
+
+
+def checks() -> list[Any]:
+    """Each form's first example, the command that checks it, and what the page says it prints first."""
+    found = []
+    for part in re.split(r"(?m)^(?=## `)", PAGE.read_text(encoding="utf-8"))[1:]:
+        rows = re.search(r"^```jsonl\n(.*?)^```$", part, re.DOTALL | re.MULTILINE)
+        shown = re.search(r"^```sh\n(luthier check .*)\n```\n```console\n(.*)\n```$", part, re.MULTILINE)
+        if rows is not None and shown is not None:
+            found.append(pytest.param(rows[1], shown[1], shown[2], id=part.split("`")[1]))
+    return found
+
+
+@pytest.mark.parametrize(("rows", "command", "shown"), checks())
+def test_the_check_of_an_example_says_what_the_page_says(
+    rows: str,
+    command: str,
+    shown: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def unreachable(*_: Any) -> Any:
+        raise NetworkError("There is no model within reach.", "Connect to the network.")
+
+    monkeypatch.setattr(luthier.prepared, "check_recipe", unreachable)
+    (tmp_path / "rows.jsonl").write_text(rows, encoding="utf-8")
+    _, check, _, *options = shlex.split(command)
+    main([check, str(tmp_path / "rows.jsonl"), *options])
+    assert capsys.readouterr().out.splitlines()[0] == shown
+
+
+def test_the_page_shows_the_check_of_nearly_every_form() -> None:
+    assert {param.id for param in checks()} == set(get_args(FormatName)) - {"auto", "template", "prompts"}
 
 
 def test_the_page_has_every_form() -> None:

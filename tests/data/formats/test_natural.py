@@ -10,6 +10,7 @@ import pytest
 from form_rows import rows_of, shared_rows
 from hypothesis import given
 from hypothesis import strategies as st
+from shared_sets import REFUSED, TABLE
 
 from luthier.data.formats import FORMS, faults, recognise_any, to_records
 from luthier.errors import DataError
@@ -151,81 +152,6 @@ def test_rows_of_any_content_become_records_or_are_refused_in_words(values: list
 
 
 # ── every shared set ────────────────────────────────────────────────────────────────────────────────────────────────
-
-TABLE: list[tuple[str, str, str, int, int]] = [
-    # file, form, what it gives, records of the rows that are well, rows at fault
-    ("ag_news/classes.txt", "text", "text", 1, 0),
-    ("ag_news/test_4000.csv", "classification", "labels", 4000, 0),
-    ("alpaca_demo/alpaca_en_demo.json", "alpaca", "text", 999, 0),
-    ("alpaca_demo/alpaca_zh_sample.jsonl", "alpaca", "text", 200, 0),
-    ("alpaca_eval_subset/text_davinci_003_outputs.jsonl", "alpaca", "text", 460, 1),
-    ("banking77/test.csv", "classification", "labels", 3080, 0),
-    ("banking77/train.csv", "classification", "labels", 10003, 0),
-    ("bitext_support/test.csv", "classification", "labels", 810, 0),
-    ("bitext_support/train.csv", "classification", "labels", 6480, 0),
-    ("c4_demo/c4_demo.jsonl", "text", "text", 300, 0),
-    ("chat_toolcall/glaive_toolcall_en_demo.json", "sharegpt", "text", 300, 0),
-    ("chat_toolcall/reason_tool_use_demo_50.jsonl", "chat", "text", 50, 0),
-    ("dpo_kto_demo/dpo_en_demo.json", "preferences", "preferences", 299, 0),
-    ("dpo_kto_demo/kto_en_demo.json", "verdicts", "verdicts", 300, 0),
-    ("e2e_nlg/devset.csv", "data-to-text", "text", 4672, 0),
-    ("e2e_nlg/testset_w_refs.csv", "data-to-text", "text", 4693, 0),
-    ("flan_cot/cot_mixture.jsonl", "rationale", "text", 2000, 0),
-    ("flan_cot/strategyqa_train.tsv", "rationale", "text", 2061, 0),
-    ("gsm8k/test.jsonl", "rationale", "text", 1319, 0),
-    ("gsm8k/train_1500.jsonl", "rationale", "text", 1500, 0),
-    ("hh_rlhf_harmless/harmless_base_test.jsonl.gz", "hh-rlhf", "preferences", 2308, 4),
-    ("humaneval/HumanEval.jsonl.gz", "completion", "text", 164, 0),
-    ("legalbench_ccby/ssla_individual_defendants_150.jsonl", "completion", "text", 150, 0),
-    ("legalbench_ccby/tasks.jsonl", "fields", "text", 596, 0),
-    ("oasst1_trees/en_100_tree.jsonl", "oasst", "text", 100, 0),
-    ("pubmedqa/pqal_400.json", "classification", "labels", 400, 0),
-    ("scitldr/test.jsonl", "summary", "text", 618, 0),
-    ("scitldr/train_500.jsonl", "summary", "text", 500, 0),
-    ("self_instruct/seed_tasks.jsonl", "alpaca", "text", 175, 0),
-    ("self_instruct/user_oriented_instructions.jsonl", "alpaca", "text", 252, 0),
-    ("sharegpt_dummy/dummy_conversation.json", "sharegpt", "text", 500, 0),
-    ("sick_nli/test.tsv", "classification", "labels", 4927, 0),
-    ("sick_nli/train.tsv", "classification", "labels", 4500, 0),
-    ("stack_exchange_paired_tiny/stack_exchange_paired_tiny.json", "preferences", "preferences", 25, 0),
-    ("superglue_small/boolq_dev32.jsonl", "classification", "labels", 32, 0),
-    ("superglue_small/boolq_train.jsonl", "classification", "labels", 32, 0),
-    ("superglue_small/boolq_val_600.jsonl", "classification", "labels", 600, 0),
-    ("superglue_small/copa_dev32.jsonl", "choices", "choices", 32, 0),
-    ("superglue_small/copa_train.jsonl", "choices", "choices", 32, 0),
-    ("superglue_small/copa_val.jsonl", "choices", "choices", 100, 0),
-    ("superglue_small/wic_dev32.jsonl", "classification", "labels", 32, 0),
-    ("superglue_small/wic_train.jsonl", "classification", "labels", 32, 0),
-    ("superglue_small/wic_val.jsonl", "classification", "labels", 638, 0),
-    ("the_verdict/the-verdict.txt", "text", "text", 1, 0),
-    ("tiny_shakespeare/input.txt", "text", "text", 1, 0),
-    ("tinystories_sample/tinystories.txt", "text", "text", 1, 0),
-    ("truthfulqa/TruthfulQA.csv", "choices", "choices", 817, 0),
-    ("uci_sentiment/amazon_cells_labelled.txt", "classification", "labels", 1000, 0),
-    ("uci_sentiment/imdb_labelled.txt", "classification", "labels", 1000, 0),
-    ("uci_sentiment/yelp_labelled.txt", "classification", "labels", 1000, 0),
-    ("wikisql_text/test.jsonl", "sql", "text", 100, 0),
-    ("wikisql_text/train.jsonl", "sql", "text", 1000, 0),
-    ("wikisql_text/valid.jsonl", "sql", "text", 100, 0),
-    ("wikitext2/test.txt", "text", "text", 1, 0),
-    ("wikitext2/valid_first_half.txt", "text", "text", 1, 0),
-    ("wnut17_ner/dev.conll", "tags", "tags", 1009, 0),
-    ("wnut17_ner/test.conll", "tags", "tags", 1285, 2),
-    ("wnut17_ner/train.conll", "tags", "tags", 3394, 0),
-    ("xquad_en_zh/xquad.en.json", "qa", "text", 1190, 0),
-    ("xquad_en_zh/xquad.zh.json", "qa", "text", 1190, 0),
-]
-REFUSED: list[tuple[str, str]] = [
-    ("ifeval/input_data.jsonl", "questions without answers, for evaluation"),
-    ("mt_bench/judge_prompts.jsonl", "templates for the prompts of a judge"),
-    ("mt_bench/question.jsonl", "questions without answers, for evaluation"),
-    ("mt_bench/reference_answer_gpt-4.jsonl", "answers without their questions"),
-    ("qlora_gpt4_ratings/pairwise_vicuna.csv", "a judge's verdicts on models, without questions and answers"),
-    ("qlora_gpt4_ratings/relative_vicuna.csv", "a judge's scores of models, without questions and answers"),
-    ("vicuna_bench/question.jsonl", "questions without answers, for evaluation"),
-    ("vicuna_bench/reference_answer_gpt-4.jsonl", "answers without their questions"),
-    ("vicuna_gpt4_judgments/judgments.jsonl", "a judge's verdicts on the answers of two models"),
-]
 
 
 @pytest.mark.parametrize(("name", "form", "gives", "num_records", "num_faults"), TABLE, ids=[line[0] for line in TABLE])

@@ -43,7 +43,11 @@ def test_a_chat_asks_up_to_its_last_answer() -> None:
 
 def test_an_instruction_keeps_its_input() -> None:
     rows = {"instruction": "Translate.", "input": "Good morning.", "output": "Bonjour."}
-    assert prompts_of(rows) == [chat(("user", "Translate.\n\nGood morning."))]
+    (asked,) = prompts_of(rows)
+    assert isinstance(asked.asked, Conversation)
+    (message,) = asked.asked.messages
+    assert (message.role, message.content) == ("user", "Translate.\n\nGood morning.")
+    assert dict(message.extra) == {"input": "Good morning."}
 
 
 def test_a_text_asks_nothing() -> None:

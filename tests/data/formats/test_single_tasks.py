@@ -31,7 +31,11 @@ READ: list[tuple[str, dict[str, Any], Completion]] = [
     ("summary", {"document": "A long day. ", "summary": "Day."}, Completion("A long day.\n", "Day.")),
     ("summary", {"article": "A long day.", "highlights": "Day."}, Completion("A long day.\n", "Day.")),
     ("summary", {"text": "A long day.", "summary": "Day."}, Completion("A long day.\n", "Day.")),
-    ("summary", {"source": ["One.", "Two."], "target": ["First.", "Other."]}, Completion("One. Two.\n", "First.")),
+    (
+        "summary",
+        {"source": ["One.", "Two."], "target": ["First.", "Other.", "First."]},
+        Completion("One. Two.\n", "First.", ("Other.",)),
+    ),
     (
         "sql",
         {"question": "Who?", "context": "CREATE TABLE p (n TEXT)", "answer": "SELECT n FROM p"},

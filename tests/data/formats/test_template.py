@@ -11,7 +11,19 @@ from luthier.data.formats import faults, recognise_any, to_records
 from luthier.data.settings import DataSettings, RowTemplate, Wishes
 from luthier.errors import DataError, RecipeError
 from luthier.recipe import make_recipe
-from luthier.types import Completion, Conversation, Gives, Labelled, PlainText, Preference, Record, Scored, Similar
+from luthier.types import (
+    Choice,
+    Completion,
+    Conversation,
+    Gives,
+    Labelled,
+    PlainText,
+    Preference,
+    Record,
+    Scored,
+    Similar,
+    Verdict,
+)
 
 VALUES = {
     "Best Answer": "Paris",
@@ -21,14 +33,33 @@ VALUES = {
     "ok": True,
     "in": {"a": {"b": "deep"}},
     "l": ["1", "2"],
+    "x2": "2",
+    "none": "",
 }
 
 
-def wishes(**template: str) -> Wishes:
+def wishes(**template: str | tuple[str, ...]) -> Wishes:
     return Wishes(template=RowTemplate(**template))
 
 
-MADE: list[tuple[dict[str, str], Record, Gives]] = [
+MADE: list[tuple[dict[str, str | tuple[str, ...]], Record, Gives]] = [
+    (
+        {"prompt": "{q}", "completion": "{n}", "verdict": "{ok}"},
+        Verdict(Completion("Capital?", "3"), is_good=True),
+        "verdicts",
+    ),
+    ({"question": "{q}", "options": "{l}", "answer": "{x2}"}, Choice("Capital?", ("1", "2"), 1), "choices"),
+    (
+        {"question": "{q}", "options": ("{Best Answer}", "{n} towns", "{none}"), "answer": "B"},
+        Choice("Capital?", ("Paris", "3 towns"), 1),
+        "choices",
+    ),
+    (
+        {"prompt": "{q}", "completion": "{n}", "weight": "{x}"},
+        Completion("Capital?", "3", weight=0.5),
+        "text",
+    ),
+    ({"text": "{q}", "label": "{n}", "weight": "2"}, Labelled("Capital?", None, "3", weight=2.0), "labels"),
     ({"prompt": "Q: {q}\n", "completion": "{Best Answer}"}, Completion("Q: Capital?\n", "Paris"), "text"),
     ({"text": "{q} {{{n}}} {x} {ok}"}, PlainText("Capital? {3} 0.5 true"), "text"),
     ({"text": "{in.a.b}|{ l }"}, PlainText("deep|1\n2"), "text"),
@@ -65,7 +96,7 @@ def test_a_template_of_roles_makes_a_conversation() -> None:
 
 def test_columns_that_the_template_leaves_out_are_named() -> None:
     notes = to_records(rows_of(VALUES), "auto", wishes=wishes(text="{q}")).notes
-    assert notes == ("Ignored columns: Best Answer, n, x, ok, in, l.",)
+    assert notes == ("Ignored columns: Best Answer, n, x, ok, in, l, x2, none.",)
 
 
 def test_a_column_that_is_not_there_is_told_with_one_that_is_near() -> None:
@@ -108,6 +139,34 @@ def test_a_score_that_is_no_number_is_a_fault(values: dict[str, Any], field: str
     fault = fault_of({"a": "1"}, values, "scores", wishes(text="t", score="{a}"))
     assert fault.field == field
     assert found in fault.found
+
+
+@pytest.mark.parametrize(
+    ("said", "is_good"),
+    [(True, True), ("no", False), ("Good", True), ("bad", False), (1, True), (-1, False), (0.0, False), ("1", True)],
+)
+def test_a_verdict_may_be_said_in_several_ways(said: object, is_good: bool) -> None:
+    wish = wishes(prompt="p", completion="c", verdict="{v}")
+    assert records_of({"v": said}, takes="verdicts", wishes=wish) == [Verdict(Completion("p", "c"), is_good)]
+    fault = fault_of({"v": True}, {"v": "so so"}, "verdicts", wish)
+    assert (fault.field, "'so so'" in fault.found) == ("data.template.verdict", True)
+
+
+def test_answers_of_a_template_count_from_what_the_rows_show_and_one_beyond_the_options_is_a_fault() -> None:
+    wish = wishes(question="{q}", options=("{a}", "{b}"), answer="{n}")
+    row = {"q": "Which?", "a": "one", "b": "two"}
+    for numbers, places in (((1, 2, 1), (0, 1, 0)), ((0, 1, 0), (0, 1, 0)), (("A", "two", "b"), (0, 1, 1))):
+        found = to_records(rows_of(*({**row, "n": number} for number in numbers)), "auto", "choices", wish)
+        assert [record.answer for record, _ in found.records if isinstance(record, Choice)] == list(places)
+        assert any("count from 1" in note for note in found.notes) is (numbers[0] == 1)
+    fault = fault_of({**row, "n": 1}, {**row, "n": 7}, "choices", wish)
+    assert (fault.field, "none of the 2 options" in fault.found) == ("data.template.answer", True)
+
+
+def test_a_weight_of_a_template_that_is_none_is_a_fault() -> None:
+    wish = wishes(prompt="p", completion="c", weight="{w}")
+    for wrong in ("-1", "much", float("inf")):
+        assert fault_of({"w": 1}, {"w": wrong}, wishes=wish).field == "data.template.weight"
 
 
 def test_equal_answers_of_a_template_are_a_fault() -> None:
