@@ -134,12 +134,12 @@ def begin(
     models = models_of((*objective.rewards, *objective.watched), others.frozen or model, announce)
     rewards = exits.enter_context(Rewards(objective.rewards, Aids(), objective.watched, models))
     stop_ids = dataset.renderer.stop_ids
-    writer = writer_of(objective.generation, others.attachment, folder)
+    writer = writer_of(objective.generation, others.attachment, folder, compute_in=autocast)
     exits.callback(writer.close)
     longest = max(each.num_tokens for each in (*dataset.train, *dataset.validation))
     writer.check_fits(longest, objective.max_new_tokens, objective.num_answers)
     policy = Policy(model, others.attachment, stop_ids, writer, autocast)
-    passes = Passes(workers, training.tokens_per_micro_batch, progress)
+    passes = Passes(workers, training.tokens_per_micro_batch, progress, compute_in=autocast)
     rollouts = Rollouts(
         objective,
         prompts_of(dataset.train, dataset.train_records),

@@ -59,7 +59,7 @@ from luthier.training.checkpoint import Checkpoint, load_checkpoint, prune_check
 from luthier.training.companions import FOLDER as COMPANIONS_FOLDER
 from luthier.training.loop import Outside, Plan, train
 from luthier.training.memory import give_back
-from luthier.training.progress import Progress, progress_of
+from luthier.training.progress import Progress, progress_of, steps_written
 from luthier.training.run_folder import carried_out, is_free, to_go_on
 from luthier.training.trackers import Tracker, numbers_of, tracking
 from luthier.training.trunk import FOLDER as TRUNK_FOLDER
@@ -177,7 +177,7 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *,
     made_from = provenance_of(model.identity.sha256, dataset, {**hearing.sha256, **mixed_in})
     _settle_provenance(recipe, folder, made_from, model.device, announce)
     checkpoint = _last_checkpoint(recipe, folder, announce)
-    steps_before = 0 if checkpoint is None else checkpoint.step
+    steps_before = 0 if checkpoint is None else steps_written(checkpoint)
     cut_metrics(folder, steps_before)
     values = recipe.model_dump(mode="json")
     with (

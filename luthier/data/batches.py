@@ -57,6 +57,13 @@ class Steps(Iterator[Step]):
     def again(self, step: Step) -> Step:
         """The same step in micro-batches of the size that now holds."""
 
+    def heed(self, measured: Mapping[str, float]) -> Mapping[str, float]:
+        """Take notice of what the step at hand measured, before it changes the weights; what is to be written down beside it.
+
+        Raises: RunMismatch, if the step must not be taken.
+        """
+        return {}
+
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """What has been taken, as small JSON."""

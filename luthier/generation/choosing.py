@@ -98,6 +98,11 @@ class Chooser:
                 answer.matcher = self._grammars.matcher(request.sampling, vocabulary, answer.stop_ids)
 
 
+def _heat(request: Request) -> float:
+    """What the logits of a request are divided by before its log-probabilities are told."""
+    return request.sampling.temperature if request.tempers_logprobs and not request.sampling.is_greedy else 1.0
+
+
 def _tell_logprobs(logits_BV: Tensor, token_B: Tensor, answers: Sequence[Answer]) -> None:
     """Note the log-probabilities of the chosen tokens where they are asked for."""
     asking = [row for row, answer in enumerate(answers) if answer.asked.request.top_logprobs is not None]
@@ -106,6 +111,9 @@ def _tell_logprobs(logits_BV: Tensor, token_B: Tensor, answers: Sequence[Answer]
     if len(asking) < len(answers):
         rows = torch.tensor(asking, device=logits_BV.device)
         logits_BV, token_B = logits_BV[rows], token_B[rows]
+    heat = [_heat(answers[row].asked.request) for row in asking]
+    if any(each != 1 for each in heat):
+        logits_BV = logits_BV / torch.tensor(heat, device=logits_BV.device)[:, None]
     lse_B = torch.logsumexp(logits_BV, dim=-1)
     chosen_B = (logits_BV.gather(-1, token_B[:, None])[:, 0] - lse_B).tolist()
     most = max(answers[row].asked.request.top_logprobs or 0 for row in asking)

@@ -21,7 +21,7 @@ class Request:
     shown_ids: special tokens that the answer's text keeps.
     num_answers: how many answers are drawn; the prompt is computed once for all of them.
     top_logprobs: None tells no log-probabilities; a number tells those of the answer's tokens, and of so many of the
-    likeliest tokens at each place.
+    likeliest tokens at each place. tempers_logprobs: whether they are of the probabilities that the temperature makes.
     """
 
     prompt: tuple[int, ...]
@@ -32,13 +32,15 @@ class Request:
     shown_ids: frozenset[int] = frozenset()
     num_answers: int = 1
     top_logprobs: int | None = None
+    tempers_logprobs: bool = False
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
     """The log-probability of an answer's token, and the likeliest tokens in its place with theirs, likeliest first.
 
-    They are the model's own, in nats: before temperature, limits, penalties, biases and constraints.
+    They are the model's own, in nats: before temperature (but for a request that tempers them), limits, penalties, biases and
+    constraints.
     """
 
     logprob: float

@@ -26,13 +26,14 @@ from luthier.rlhf.experience import Given, chunks_within, example_of
 from luthier.rlhf.policy_losses import clipped, is_clipped
 from luthier.rlhf.rewards import Reward
 from luthier.rlhf.samples import Sample
-from luthier.types import Example, Gives, ModelKind, Origin, Part, Rendered, fault_at
+from luthier.types import Example, Gives, ModelKind, Origin, Part, Rendered, Targets, fault_at
 
 _WORTH = 1e9
 """What imagined answers are worth: more than any bound that a recipe sets."""
 
-OLD, REFERENCE, ADVANTAGE = "old", "reference", "advantage"
-"""What targets come with: log p under the policy that wrote them, and under the reference; the advantage."""
+OLD, REFERENCE, ADVANTAGE, ENGINE = "old", "reference", "advantage", "engine"
+"""What targets come with: log p under the policy that wrote them, and under the reference; the advantage; log p as the engine that
+drew them told it, in a rollout's first step alone, whose policy is the one that drew."""
 
 
 class RolloutObjective(Objective):
@@ -163,7 +164,7 @@ class RolloutObjective(Objective):
     def given_names(self) -> tuple[str, ...]:
         """What targets come with."""
         old = (OLD,) if self.needs_old else ()
-        return (ADVANTAGE, *old, REFERENCE)
+        return (ADVANTAGE, *old, REFERENCE, ENGINE)
 
     # ── rollouts ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -217,31 +218,54 @@ class RolloutObjective(Objective):
         """What it is worth after a rollout."""
         return kl_weight
 
+    def measured_of(self, given: Sequence[Given]) -> dict[str, float]:
+        """What is written down of a rollout, from what its answers are learned by."""
+        return {}
+
+    @property
+    def most_change(self) -> float | None:
+        """The `approx_kl` of a step after which the rest of its rollout is left out; None: never."""
+        return None
+
     # ── losses ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def learned_at(self) -> float:
+        """The temperature of the probabilities that the loss is of: that at which answers are drawn, for ratios are between like ones."""
+        return self.temperature
+
+    def entropy_share(self, targets: Targets) -> Tensor | float:
+        """What a target's entropy counts in the summed loss, before its weight, so that a step has the mean over tokens."""
+        return 1.0
 
     @abstractmethod
     def losses(self, outputs: Outputs) -> Tensor:
-        """The loss of each target, before its weight, shape (N,); outputs are at the temperature."""
+        """The loss of each target, before its weight, shape (N,); outputs are at the temperature `learned_at`."""
 
     def loss_sum(self, outputs: Outputs) -> Tensor:
         """The weighted sum over all targets."""
-        outputs = outputs.at(self.temperature)
+        outputs = outputs.at(self.learned_at)
         loss_N = self.losses(outputs)
         if self.entropy_bonus:
-            loss_N = loss_N - self.entropy_bonus * outputs.entropy_N
+            loss_N = loss_N - self.entropy_bonus * outputs.entropy_N * self.entropy_share(outputs.targets)
         return (loss_N * outputs.targets.weight_N).sum()
 
     def measured(self, outputs: Outputs) -> dict[str, Sums]:
         """How far the policy is from the one that wrote the answers and from the reference, and how sure it is.
 
-        entropy: of the next token, estimated by −log p of the tokens that were drawn. kl: of whole answers.
+        entropy: of the next token, estimated by −log p of the tokens that were drawn. kl: of whole answers. engine_gap: between what
+        the engine that drew the tokens and the trainer say of them, nats a token. Where the policy that wrote was not read anew by
+        the trainer, the engine's numbers stand for its.
         """
         outputs = outputs.at(self.temperature)
         given, logprob_N = outputs.targets.given, outputs.logprob_N.detach()
         count = len(logprob_N)
         found: dict[str, Sums] = {"entropy": (-logprob_N.sum(), count)}
-        if OLD in given:
-            change_N = logprob_N - given[OLD]
+        if ENGINE in given:
+            found["engine_gap"] = (logprob_N - given[ENGINE]).abs().sum(), count
+        old_N = given.get(OLD, given.get(ENGINE))
+        if old_N is not None:
+            change_N = logprob_N - old_N
             found["approx_kl"] = change_N.square().sum() / 2, count
             found["ratio"] = change_N.exp().sum(), count
             found |= self.clipping(change_N.exp(), outputs)
@@ -261,6 +285,26 @@ class ClippedObjective(RolloutObjective):
     clip_high: float | None = Field(
         None, gt=0, description="It counts up to 1 + this; unset: as `clip`. 0.28 with clip 0.2 is DAPO's clip-higher."
     )
+
+    approx_kl_stop: float | None = Field(
+        None,
+        gt=0,
+        description="Most nats a token (approx_kl) that the policy may be from the one that wrote; the steps that are left of a rollout in which it is further are left out. Unset: all are taken.",
+    )
+
+    @model_validator(mode="after")
+    def _has_steps_to_leave_out(self) -> Self:
+        if self.approx_kl_stop is not None and self.steps_per_rollout == 1:
+            raise fault_at(
+                "objective.approx_kl_stop",
+                "Each rollout has one step, so that none is left to leave out; raise reuse or minibatches, or leave this out.",
+            )
+        return self
+
+    @property
+    def most_change(self) -> float | None:
+        """As `approx_kl_stop` has it."""
+        return self.approx_kl_stop
 
     @property
     def high(self) -> float:

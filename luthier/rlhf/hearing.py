@@ -5,7 +5,7 @@ Each answer is read behind its prompt, which its group shares, as the trainer re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,15 @@ from luthier.rlhf.experience import Given, chunks_within, example_of, split_by_s
 from luthier.rlhf.parts import Ear, Policy, Prompts
 from luthier.rlhf.samples import Sample, by_group, with_said
 from luthier.training.companions import Speaker
-from luthier.training.loop import autocast
 from luthier.types import Example, FloatArray
 
-_MOST_APART = {torch.float32: 1e-2}
-_MOST_APART_IN_HALF = 0.3
+_MOST_APART = {torch.float32: 1e-3}
+_MOST_APART_IN_HALF = 0.05
+
+_OTHER_POLICY = (
+    "If the run was resumed, its files under rollouts/ may be of another policy: remove those of the steps to come. Otherwise this is a "
+    "fault of Luthier's: please report it with the recipe. model.dtype: fp32 may go round it."
+)
 
 
 @dataclass(frozen=True)
@@ -37,27 +41,57 @@ class Hearing:
     ear: Ear
     passes: Passes
 
-    def heard(self, samples: Sequence[Sample], budget: int, *, is_first: bool) -> list[Sample]:
+    def heard(self, samples: Sequence[Sample], budget: int) -> list[Sample]:
         """The samples with log-probabilities of the policy and of the reference, and values, as far as they are needed.
 
-        budget: most tokens that are read at once. is_first: whether they are the run's first ones, whose log-probabilities are
-        compared with the writer's in any case.
+        budget: most tokens that are read at once.
 
         Raises: RunMismatch, if writer and trainer are too far apart.
         """
-        objective = self.objective
-        asks_reference, others_wrote = self.ear.reference is not None, self.policy.writer.apart is not None
-        if objective.needs_old or others_wrote or (asks_reference and objective.temperature != 1):
+        if self._reads_policy:
             samples = with_said(samples, "old_T", self._own(samples, budget))
             self._check_apart(samples)
-        elif is_first:
-            self._check_apart(with_said(samples, "old_T", self._own(samples, budget)))
         if self.ear.reference is not None:
             samples = with_said(samples, "reference_T", self._said(self.ear.reference, samples, budget))
         if self.ear.values is not None:
             examples, lengths = self._asked(samples, budget)
             samples = with_said(samples, "value_T", split_by_sample(self.ear.values(examples, self.passes), lengths))
         return list(samples)
+
+    @property
+    def _reads_policy(self) -> bool:
+        """Whether the trainer reads what the policy wrote before it learns from it: where the writer's own numbers are not its."""
+        objective, is_heard = self.objective, self.ear.reference is not None
+        if objective.needs_old or self.policy.writer.apart is not None:
+            return True
+        # in half precision the difference between engine and trainer, summed over an answer, would be part of its reward
+        is_coarse = objective.kl_start > 0 and self.policy.compute_dtype != torch.float32
+        return is_heard and (objective.temperature != 1 or is_coarse)
+
+    @property
+    def _most_apart(self) -> float:
+        return _MOST_APART.get(self.policy.compute_dtype, _MOST_APART_IN_HALF)
+
+    def check_first(self, measured: Mapping[str, float]) -> None:
+        """See that the step that a rollout begins with was taken by the policy that wrote it. measured: its means, by name.
+
+        Raises: RunMismatch, if engine and trainer are too far apart, or the ratio to the policy that wrote is not 1.
+        """
+        if self.policy.writer.apart is None:
+            self._check_gap(measured.get("engine_gap", 0.0))
+        ratio = measured.get("ratio", 1.0)
+        if abs(ratio - 1) > self._most_apart:
+            raise RunMismatch(
+                f"The policy wrote these answers itself, but its ratio to the one that wrote them is {ratio:.4g}, not 1.",
+                _OTHER_POLICY,
+            )
+
+    def _check_gap(self, gap: float) -> None:
+        if gap > self._most_apart:
+            raise RunMismatch(
+                f"The engine that wrote the answers and the trainer give their tokens log-probabilities {gap:.3g} nats apart.",
+                _OTHER_POLICY,
+            )
 
     def room(self, prompt: Example, budget: int) -> int:
         """Most tokens of a prompt with answers: as many as are read at once, but room for an answer in any case."""
@@ -78,11 +112,8 @@ class Hearing:
         apart = self.policy.writer.apart
         if apart is not None:
             apart.check(gap, self.objective.temperature)
-        elif self.objective.temperature == 1 and gap > _MOST_APART.get(self.policy.model.dtype, _MOST_APART_IN_HALF):
-            raise RunMismatch(
-                f"The engine that wrote the answers and the trainer give their tokens log-probabilities {gap:.3g} nats apart.",
-                "This is a fault of Luthier's: please report it with the recipe. model.dtype: fp32 may go round it.",
-            )
+        else:
+            self._check_gap(gap)
 
     def _asked(self, samples: Sequence[Sample], budget: int) -> tuple[list[Example], list[list[int]]]:
         """The answers behind their prompts, as examples, and how long each one's answers are."""
@@ -100,11 +131,10 @@ class Hearing:
     def _said(self, speaker: Speaker, samples: Sequence[Sample], budget: int) -> list[FloatArray]:
         """log p of each answer's tokens, at the temperature."""
         examples, lengths = self._asked(samples, budget)
-        temperature, compute_in = self.objective.temperature, self.policy.autocast
+        temperature = self.objective.temperature
 
         def say(outputs: Any) -> Said:
             return outputs.at(temperature).logprob_N, outputs.targets.row_N
 
-        with autocast(speaker.model.device, compute_in):
-            said = said_of_each(speaker.model, speaker.adapter, examples, say, self.passes, "reading answers")
+        said = said_of_each(speaker.model, speaker.adapter, examples, say, self.passes, "reading answers")
         return split_by_sample([each.float().numpy() for each in said], lengths)

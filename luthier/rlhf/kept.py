@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from luthier.rlhf.samples import Sample, by_group, sample_of
-from luthier.store.files import make_folder
+from luthier.store.files import make_folder, remove_file, write_text
 
 FOLDER = "rollouts"
 
@@ -50,6 +50,22 @@ def make_rollout_folder(folder: Path) -> Path:
     made = folder / FOLDER
     make_folder(made)
     return made
+
+
+def write_rollout(file: Path, samples: Sequence[Sample]) -> None:
+    """Keep answers, one a line."""
+    write_text(file, "".join(sample.line() + "\n" for sample in samples))
+
+
+def unscored_file(file: Path, round_: int) -> Path:
+    """Where a round's answers lie until the rollout of `file` is whole."""
+    return file.with_name(f"{file.stem}.unscored-{round_}")
+
+
+def forget_unscored(file: Path) -> None:
+    """Take away the rounds of a rollout that is whole."""
+    for left in file.parent.glob(f"{file.stem}.unscored-*"):
+        remove_file(left)
 
 
 def read_rollout(file: Path, version: int | None = None) -> list[Sample] | None:

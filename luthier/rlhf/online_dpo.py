@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from luthier.objectives.preference import Pairs, pairs_of
 from luthier.rlhf.contract import REFERENCE, RolloutObjective, given_of
 from luthier.rlhf.experience import Given
 from luthier.rlhf.samples import Sample
+from luthier.types import Targets
 
 
 class OnlineDPO(RolloutObjective):
@@ -69,6 +71,11 @@ class OnlineDPO(RolloutObjective):
         loss_B = dpo(policy, self.beta, self.loss)
         count_B = (policy.chosen_tokens_B + policy.rejected_tokens_B).clamp(min=1)
         return (loss_B / count_B)[targets.row_N]
+
+    def entropy_share(self, targets: Targets) -> Tensor:
+        """A pair has the mean over its tokens, since the step's loss is the mean over pairs."""
+        share_N: Tensor = 1 / torch.bincount(targets.row_N)[targets.row_N]
+        return share_N
 
     def _ratios(self, outputs: Outputs) -> Pairs:
         targets = outputs.targets

@@ -42,13 +42,21 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Policy:
-    """Who answers: a model under the adapter that learns. stop_ids: as a request has them. writer: computes the answers."""
+    """Who answers: a model under the adapter that learns. stop_ids: as a request has them. writer: computes the answers.
+
+    autocast: the number format of matrix products, where it is another than the weights'.
+    """
 
     model: LanguageModel
     attachment: Attachment
     stop_ids: frozenset[int]
     writer: Writer
     autocast: torch.dtype | None = None
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The number format that matrix products are computed in."""
+        return self.model.dtype if self.autocast is None else self.autocast
 
     def requests(self, objective: RolloutObjective, prompts: Sequence[Example], seeds: Sequence[int]) -> list[Request]:
         """The prompts as the engine takes them, each with the seed of its draws."""
@@ -60,6 +68,7 @@ class Policy:
                 self.stop_ids,
                 num_answers=objective.num_answers,
                 top_logprobs=0,
+                tempers_logprobs=True,
             )
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]

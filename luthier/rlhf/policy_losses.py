@@ -52,3 +52,9 @@ def value_loss(value_N: Tensor, old_N: Tensor, return_N: Tensor, clip: float | N
         near_N = old_N + (value_N - old_N).clamp(-clip, clip)
         loss_N = torch.maximum(loss_N, (near_N - return_N).square())
     return loss_N / 2
+
+
+def is_value_clipped(value_N: Tensor, old_N: Tensor, return_N: Tensor, clip: float) -> Tensor:
+    """Whether the clip of `value_loss` takes a value's gradient away, shape (N,)."""
+    near_N = old_N + (value_N - old_N).clamp(-clip, clip)
+    return ((value_N - old_N).abs() > clip) & ((near_N - return_N).abs() > (value_N - return_N).abs())

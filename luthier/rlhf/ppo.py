@@ -30,7 +30,7 @@ from luthier.objectives.contract import Sums
 from luthier.rlhf.advantages import gae, whitened
 from luthier.rlhf.contract import ADVANTAGE, ClippedObjective, given_of
 from luthier.rlhf.experience import Given
-from luthier.rlhf.policy_losses import clipped, value_loss
+from luthier.rlhf.policy_losses import clipped, is_value_clipped, value_loss
 from luthier.rlhf.pretraining import Pretraining, is_pretraining, pretraining_measured, pretraining_sum
 from luthier.rlhf.samples import Sample
 from luthier.types import Targets
@@ -129,6 +129,16 @@ class PPO(ClippedObjective):
         }
         return given_of(samples, **columns)
 
+    def measured_of(self, given: Sequence[Given]) -> dict[str, float]:
+        """1 − Var(G − V) / Var(G) over a rollout's tokens, V as the critic expected them; nothing where all returns are the same."""
+        if not given:
+            return {}
+        return_N, value_N = (
+            np.concatenate([own[name] for own in given]).astype(np.float64) for name in (RETURN, VALUE)
+        )
+        spread = float(return_N.var())
+        return {"explained_variance": 1 - float((return_N - value_N).var()) / spread} if spread > 0 else {}
+
     def policy_losses(self, outputs: Outputs) -> Tensor:
         """The clipped loss of each target, with the dual clip."""
         advantage_N = outputs.targets.given[ADVANTAGE]
@@ -154,16 +164,20 @@ class PPO(ClippedObjective):
         return pretraining_sum(outputs) if is_pretraining(outputs.targets) else super().loss_sum(outputs)
 
     def measured(self, outputs: Outputs) -> dict[str, Sums]:
-        """Also the critic's loss, and the squares from which its explained variance follows; of texts, their loss."""
+        """Also the critic's loss, its squared error, and how many values the clip holds back; of texts, their loss."""
         if is_pretraining(outputs.targets):
             return pretraining_measured(outputs)
         given = outputs.targets.given
-        error_N = _expected(outputs).detach() - given[RETURN]
+        value_N = _expected(outputs).detach()
+        error_N = value_N - given[RETURN]
         count = len(error_N)
         value = {
-            "value_loss": (self._value_losses(_expected(outputs), outputs.targets).detach().sum(), count),
+            "value_loss": (self._value_losses(value_N, outputs.targets).sum(), count),
             "value_error": (error_N.square().sum(), count),
         }
+        if self.value_clip is not None:
+            held_N = is_value_clipped(value_N, given[VALUE], given[RETURN], self.value_clip)
+            value["value_clip_share"] = held_N.float().sum(), count
         return {**super().measured(outputs), **value}
 
 

@@ -28,6 +28,11 @@ class RAFT(RolloutObjective):
     least: float | None = Field(None, description="What an answer must be worth to be learned; unset: nothing.")
 
     @property
+    def learned_at(self) -> float:
+        """1: the best answers are learned as any others are, at whatever temperature they were drawn."""
+        return 1.0
+
+    @property
     def needs_old(self) -> bool:
         """The loss has no ratio."""
         return False

@@ -58,6 +58,12 @@ class RLOO(ClippedObjective):
         """All answers."""
         return float(len(samples)) or 1.0
 
+    def entropy_share(self, targets: Targets) -> Tensor:
+        """An answer has the mean over its tokens, since the step's loss is the mean over answers."""
+        answer_N = answers_of(targets)
+        share_N: Tensor = 1 / torch.bincount(answer_N)[answer_N]
+        return share_N
+
     def losses(self, outputs: Outputs) -> Tensor:
         """The loss of each answer, shared out among its tokens."""
         targets = outputs.targets

@@ -1,8 +1,8 @@
 """Rollouts as the steps of the one loop: prompts are answered by the policy as it is, answers rewarded, and learned from.
 
-A rollout is written down, whole, before anything is learned from it; so a run that is resumed in the middle of one goes on with
-the very same answers, and one that died while they were written or scored writes them again, the same bits. What a rollout
-draws depends on the seed, its number and the prompt alone.
+Answers are written down before they are scored, and a rollout, whole, before anything is learned from it; so a run that is resumed
+goes on with the very same answers, whoever wrote them, and one that died while they were written writes them again. What a
+rollout draws depends on the seed, its number and the prompt alone.
 """
 
 from __future__ import annotations
@@ -24,17 +24,23 @@ from luthier.errors import DataError, NoReward, RunMismatch
 from luthier.generation.requests import Completed
 from luthier.ops.draws import salt_of
 from luthier.prediction.passes import Passes
-from luthier.rlhf.contract import RolloutObjective
+from luthier.rlhf.contract import ENGINE, RolloutObjective
 from luthier.rlhf.diagnosis import Course, course_of, signs
 from luthier.rlhf.experience import Given, chunks_within, example_of
 from luthier.rlhf.hearing import Hearing
-from luthier.rlhf.kept import make_rollout_folder, measures_of, read_rollout
+from luthier.rlhf.kept import (
+    forget_unscored,
+    make_rollout_folder,
+    measures_of,
+    read_rollout,
+    unscored_file,
+    write_rollout,
+)
 from luthier.rlhf.parts import NOBODY, Ear, Policy, Prompts, Size
 from luthier.rlhf.pretraining import Texts
 from luthier.rlhf.rewards import OfAnswers, Worth
 from luthier.rlhf.samples import Sample, by_group
 from luthier.rlhf.writers import importance, weighed
-from luthier.store.files import remove_file, write_text
 from luthier.types import Batch, Example
 
 _SALT = salt_of("rollouts")
@@ -161,10 +167,14 @@ class Rollouts(Steps):
         for chunk in chunks:
             chosen = [samples[index] for index in chunk]
             weights = [self.objective.token_weight(sample) for sample in chosen]
-            given = [rollout.given[id(sample)] for sample in chosen]
+            given = [self._given(rollout, sample) for sample in chosen]
             example = example_of(prompt, chosen, given, weights, document + len(made))
             made.append(self._hearing.fitting(example))
         return made
+
+    def _given(self, rollout: _Rollout, sample: Sample) -> Given:
+        own = rollout.given[id(sample)]
+        return {**own, ENGINE: sample.engine_T} if self._part == 0 else own
 
     # ── rollouts ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -191,7 +201,8 @@ class Rollouts(Steps):
         samples = read_rollout(file, version=self._step)
         if samples is None:
             samples = self._written()
-            write_text(file, "".join(sample.line() + "\n" for sample in samples))
+            write_rollout(file, samples)
+        forget_unscored(file)
         seconds = time.perf_counter() - began
         self._rollout = self._credited(samples, seconds)
         self._look(samples)
@@ -236,6 +247,17 @@ class Rollouts(Steps):
         return [*replaced, *self._heard(kept)]
 
     def _answered(self, rows: Sequence[int], round_: int = 0, first_group: int = 0) -> list[Sample]:
+        """The answers to prompts, without rewards: written now, or by a process of this run that could not have them scored."""
+        file = unscored_file(self._file(self._number), round_)
+        expected = [row for row in rows for _ in range(self.objective.num_answers)]
+        kept = read_rollout(file, version=self._step)
+        if kept is not None and [sample.row for sample in kept] == expected:
+            return kept
+        samples = self._drawn(rows, round_, first_group)
+        write_rollout(file, samples)
+        return samples
+
+    def _drawn(self, rows: Sequence[int], round_: int, first_group: int) -> list[Sample]:
         prompts = [self.prompts.examples[row] for row in rows]
         draws = generator(self.seed, self._number, round_, _SALT + 1)
         seeds = (draws.random(len(rows)) * 2**53).astype(np.int64).tolist()
@@ -274,14 +296,14 @@ class Rollouts(Steps):
         return found
 
     def _heard(self, samples: Sequence[Sample]) -> list[Sample]:
-        return self._hearing.heard(samples, self._budget, is_first=self._number == 0)
+        return self._hearing.heard(samples, self._budget)
 
     def _credited(self, samples: Sequence[Sample], seconds: float) -> _Rollout:
         """The rollout with what each answer is learned by."""
         kept = [sample for sample in samples if not sample.replaced]
         known = [sample for sample in kept if sample.reward is not None]
         given = self.objective.credit(known, self._kl_weight) if known else []
-        apart, numbers = self.policy.writer.apart, measures_of(samples)
+        apart, numbers = self.policy.writer.apart, measures_of(samples) | self.objective.measured_of(given)
         if apart is not None:
             given = weighed(known, given, apart)
             weights = [importance(sample, apart.most_weight) for sample in kept]
@@ -296,6 +318,20 @@ class Rollouts(Steps):
         )
 
     # ── the loop's questions ────────────────────────────────────────────────────────────────────────────────────────
+
+    def heed(self, measured: Mapping[str, float]) -> Mapping[str, float]:
+        """See the base class.
+
+        A rollout's first step is taken by the very policy that wrote it, and must say so. Once the policy is too far from that one,
+        the steps that are left of the rollout are not taken.
+        """
+        if self._part == 1:
+            self._hearing.check_first(measured)
+        most, left = self.objective.most_change, self.objective.steps_per_rollout - self._part
+        if most is None or measured.get("approx_kl", 0.0) <= most or not left:
+            return {}
+        self._part = self.objective.steps_per_rollout
+        return {"left_out_steps": float(left)}
 
     def halve(self) -> int | None:
         """See the base class."""
@@ -335,9 +371,6 @@ class Rollouts(Steps):
             )
         self._taken = int(state.get("taken", self._number * self._prompts_of_rollout))
         self._budget = min(self._budget, int(state["budget"]))
-        for file in sorted(self.folder.glob("*.jsonl")):  # of steps that are taken anew
-            if int(file.stem) > self._number:
-                remove_file(file)
         self.signs = dict(state["signs"])
         watched = [each.called for each in self.objective.watched]
         kept = [read_rollout(self._file(number)) for number in range(self._number)]

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from luthier.errors import LuthierError, RecipeError, RunMismatch
 from luthier.export.peft_folder import Serving, check_served
@@ -39,6 +40,7 @@ from luthier.rlhf.contract import ADVANTAGE
 from luthier.rlhf.experience import Given
 from luthier.rlhf.samples import Sample
 from luthier.store.files import make_folder, remove_folder, write_folder
+from luthier.training.loop import autocast
 from luthier.types import FloatArray
 
 FOLDER = "engine"
@@ -95,13 +97,19 @@ class Writer(ABC):
 class OwnWriter(Writer):
     """The engine of this process, over the base and the adapter beside it, or over both in one."""
 
-    def __init__(self, attachment: Attachment, settings: OwnEngine) -> None:
-        self._attachment, self._settings = attachment, settings
+    def __init__(self, attachment: Attachment, settings: OwnEngine, compute_in: torch.dtype | None = None) -> None:
+        """compute_in: as training computes matrix products. Where that is coarser than the weights nothing is folded into them, for
+        it would round what the policy has learned otherwise than the trainer does."""
+        self._attachment, self._settings, self._compute_in = attachment, settings, compute_in
 
     def write(self, requests: Sequence[Request], version: int, progress: Progress | None = None) -> list[Completed]:
         """See the base class. Raises: as `generate`."""
         attachment, settings = self._attachment, self._settings
-        with attachment.folded() if settings.folds_adapter else nullcontext(attachment.adapter) as adapter:
+        folds = settings.folds_adapter and self._compute_in is None
+        with (
+            attachment.folded() if folds else nullcontext(attachment.adapter) as adapter,
+            autocast(attachment.model.device, self._compute_in),
+        ):
             return generate(
                 attachment.model,
                 [replace(request, adapter=adapter) for request in requests],
@@ -233,11 +241,15 @@ def _not_loaded(found: str, field: str | None) -> RecipeError:
 
 
 def writer_of(
-    settings: OwnEngine | VLLMEngine, attachment: Attachment, folder: Path, sleep: Callable[[float], None] | None = None
+    settings: OwnEngine | VLLMEngine,
+    attachment: Attachment,
+    folder: Path,
+    sleep: Callable[[float], None] | None = None,
+    compute_in: torch.dtype | None = None,
 ) -> Writer:
-    """Who writes the answers of a policy, ready to. Raises: as `VLLMWriter` and `connect`."""
+    """Who writes the answers of a policy, ready to. compute_in: as training computes. Raises: as `VLLMWriter` and `connect`."""
     if isinstance(settings, OwnEngine):
-        return OwnWriter(attachment, settings)
+        return OwnWriter(attachment, settings, compute_in)
     return VLLMWriter(connect(settings, sleep), attachment, settings, folder)
 
 

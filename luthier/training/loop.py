@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from luthier.data.batches import Step, Steps
-from luthier.errors import GateRefusal, Interrupted, NotFinite, ResourceError
+from luthier.errors import GateRefusal, Interrupted, LuthierError, NotFinite, ResourceError, RunMismatch
 from luthier.methods.contract import Attachment, StepDone
 from luthier.models.call import Draws
 from luthier.models.language_model import LanguageModel
@@ -100,7 +100,7 @@ def train(
 
     companions: the other models that the objective hears.
     Raises Interrupted after Ctrl-C or SIGTERM, the state saved; NotFinite when a loss or gradient is NaN or infinite,
-    before it reaches the weights.
+    before it reaches the weights. Whatever else the batches or the evaluation raise on purpose leaves a saved state too.
     """
     is_early = plan.settings.update_in_backward
     if objective.embedding_noise:
@@ -113,28 +113,41 @@ def train(
     if resume_from is not None:
         progress = restore(resume_from, trainables, optimizer, batches, attachment)
 
-    def checkpoint() -> None:
+    def checkpoint(place: dict[str, Any] | None = None) -> None:
         _check_finite(trainables, progress.step)
-        outside.save(snapshot(progress, trainables, optimizer, batches, attachment))
+        outside.save(snapshot(progress, trainables, optimizer, place or batches.state_dict(), attachment))
+
+    def save_what_is_new(place: dict[str, Any] | None = None) -> None:
+        if last_saved != progress.step:
+            checkpoint(place)
 
     last_saved, memory = progress.step, HighWater(model.device, plan.settings.memory_limit_gb)
     with StopRequest() as stop:
-        while progress.step < plan.num_steps and not progress.stopped_early:
-            began = time.perf_counter()
-            step = next(batches)
-            job = _Job(model, attachment, objective, plan, trainables, workers, memory, progress.step + 1, companions)
-            metrics = _metrics_of(job, step, batches, optimizer, outside.announce)
-            progress.step += 1
-            metrics["seconds"] = time.perf_counter() - began
-            metrics["tokens_per_second"] = step.real_tokens / metrics["seconds"]
-            metrics["memory_bytes"] = memory_bytes(model.device)
-            metrics["peak_memory_bytes"] = memory.ever()
-            progress.stopped_early |= step.ends_run
+        while progress.unmeasured is not None or (progress.step < plan.num_steps and not progress.stopped_early):
+            metrics = progress.unmeasured
+            if metrics is None:
+                began = time.perf_counter()
+                save = partial(
+                    save_what_is_new, batches.state_dict()
+                )  # what fails on its way to a step may have left its place
+                with _saved_if_it_fails(save):
+                    step = next(batches)
+                job = _Job(
+                    model, attachment, objective, plan, trainables, workers, memory, progress.step + 1, companions
+                )
+                with _saved_if_it_fails(save, RunMismatch):  # which is raised before the weights change
+                    metrics = _metrics_of(job, step, batches, optimizer, outside.announce)
+                progress.step += 1
+                metrics |= _cost(began, step, memory)
+                progress.stopped_early |= step.ends_run
             is_last = progress.step == plan.num_steps or progress.stopped_early
             if stop.signal is not None and not is_last:
                 outside.announce("Stopping once the state is saved; asked again, at once.")
             if outside.evaluate is not None and (progress.step % plan.evaluate_every == 0 or is_last):
-                held_out = outside.evaluate()
+                progress.unmeasured = metrics
+                with _saved_if_it_fails(save_what_is_new):
+                    held_out = outside.evaluate()
+                progress.unmeasured = None
                 metrics |= {"validation_loss": held_out.loss, **held_out.measured}
                 if held_out.by_task:
                     metrics["validation_loss_by_task"] = dict(held_out.by_task)
@@ -145,13 +158,34 @@ def train(
                 checkpoint()
                 last_saved = progress.step
             if stop.signal is not None and not is_last:
-                if last_saved != progress.step:
-                    checkpoint()
+                save_what_is_new()
                 raise Interrupted(
                     f"Stopped after step {progress.step} of {plan.num_steps}; the state is saved.",
                     exit_code=stop.exit_code,
                 )
     return progress
+
+
+@contextmanager
+def _saved_if_it_fails(save: Callable[[], None], kind: type[LuthierError] = LuthierError) -> Iterator[None]:
+    """Within: an error of a kind leaves once the state is saved; but for that of a broken model, which is not worth keeping."""
+    try:
+        yield
+    except kind as error:
+        if not isinstance(error, NotFinite):
+            save()
+        raise
+
+
+def _cost(began: float, step: Step, memory: HighWater) -> dict[str, Any]:
+    """What a step took, in time and memory. began: by `time.perf_counter`."""
+    seconds = time.perf_counter() - began
+    return {
+        "seconds": seconds,
+        "tokens_per_second": step.real_tokens / seconds,
+        "memory_bytes": memory_bytes(memory.device),
+        "peak_memory_bytes": memory.ever(),
+    }
 
 
 @dataclass(frozen=True)
@@ -206,7 +240,7 @@ def _metrics_of(
 ) -> dict[str, Any]:
     """Take a step in the way that the settings ask for; its metrics."""
     if job.plan.settings.update_in_backward and isinstance(optimizer, PerTensor):
-        return _step_in_backward(job, step, optimizer)
+        return _step_in_backward(job, step, batches, optimizer)
     return _step(job, step, batches, optimizer, announce)
 
 
@@ -223,6 +257,7 @@ def _step(
             f"{CALMER} The first rows of this step are {', '.join(str(row) for row in step.rows[:8])} (counted from 0).",
         )
     job.check_start(loss)
+    told = batches.heed(tally.means())
     clip = plan.settings.clip_norm
     if clip is not None and norm > clip:
         for gradient in gradients:
@@ -230,10 +265,10 @@ def _step(
     optimizer.step(job.lr)
     if attachment.after_step(StepDone(number, plan.num_steps, trainables.by_name(gradients))):
         optimizer.exchange(attachment.groups)
-    return job.metrics(step, loss, norm, tally)
+    return {**job.metrics(step, loss, norm, tally), **told}
 
 
-def _step_in_backward(job: _Job, step: Step, optimizer: PerTensor) -> dict[str, Any]:
+def _step_in_backward(job: _Job, step: Step, batches: Steps, optimizer: PerTensor) -> dict[str, Any]:
     """Compute one step's loss, and update within its backward pass; return its metrics.
 
     Raises ResourceError if memory does not suffice: a step that has moved some tensors cannot be computed anew.
@@ -252,8 +287,9 @@ def _step_in_backward(job: _Job, step: Step, optimizer: PerTensor) -> dict[str, 
         if not math.isfinite(value):
             raise NotFinite(f"At step {job.number} the loss is {value}; the weights were not touched.", CALMER)
         job.check_start(value)
+        told = batches.heed(tally.means())
         norm = descend(loss, optimizer, job.lr)
-    return job.metrics(step, value, norm, tally)
+    return {**job.metrics(step, value, norm, tally), **told}
 
 
 def _gradient_that_fits(

@@ -21,13 +21,17 @@ CALMER = "Begin a new run with a lower training.peak_lr or a longer training.sch
 
 @dataclass
 class Progress:
-    """Where a run stands, apart from its tensors and its place in the data."""
+    """Where a run stands, apart from its tensors and its place in the data.
+
+    unmeasured: the numbers of the last step, if its evaluation did not come to an end; they are written down once it has.
+    """
 
     step: int = 0
     best_loss: float | None = None
     best_step: int | None = None
     evaluations_since_best: int = 0
     stopped_early: bool = False
+    unmeasured: dict[str, Any] | None = None
 
 
 def judge(progress: Progress, loss: float, stopping: EarlyStopping | None) -> None:
@@ -56,13 +60,18 @@ def snapshot(
     progress: Progress,
     trainables: FlatTrainables,
     optimizer: Optimizer,
-    batches: Steps,
+    place: dict[str, Any],
     attachment: Attachment,
 ) -> Checkpoint:
-    """Everything that the next step depends on."""
-    state = {"progress": vars(progress).copy(), "batches": batches.state_dict()}
+    """Everything that the next step depends on. place: of the batches, as their `state_dict`."""
+    state = {"progress": vars(progress).copy(), "batches": place}
     tensors = trainables.named(), optimizer.named_state(), attachment.state()
     return Checkpoint(progress.step, *tensors, state)
+
+
+def steps_written(checkpoint: Checkpoint) -> int:
+    """How many steps' metrics are written down where a checkpoint was kept: all, but for a last one that was not yet measured."""
+    return checkpoint.step - (checkpoint.state["progress"].get("unmeasured") is not None)
 
 
 def restore(

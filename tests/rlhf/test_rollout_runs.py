@@ -80,9 +80,10 @@ def test_a_run_that_dies_at_any_step_goes_on_to_the_same_bits(kind: str, desk: P
 def test_the_first_step_is_taken_by_the_policy_that_wrote_the_answers(kind: str, desk: Path, tmp_path: Path) -> None:
     begin(values_of(desk, kind, training={"steps": 1}), tmp_path / "run")
     (line,) = said(tmp_path / "run")
-    if kind in ("ppo", "grpo"):
-        assert line["ratio"] == pytest.approx(1, abs=1e-5)
-        assert line["clip_share"] == 0
+    assert line["ratio"] == pytest.approx(1, abs=1e-5)
+    assert line["engine_gap"] == pytest.approx(0, abs=1e-5)
+    assert line["approx_kl"] == pytest.approx(0, abs=1e-9)
+    assert line.get("clip_share", 0) == 0
     assert line["kl"] == pytest.approx(0, abs=1e-5)
     assert line["kl_of_answers"] == pytest.approx(0, abs=1e-5)
     assert line["validation_loss"] == -line["validation_reward"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Literal
 
 from pydantic import Field
@@ -13,17 +14,33 @@ from luthier.evaluation.grading.templates import Missing, Template, filled
 
 _FENCED = re.compile(r"```(?:[\w+-]*)\n(.*?)(?:```|\Z)", re.DOTALL)
 
+# The answer runs on a stack of its own, from which `report` cannot be reached, and after all that judges it is bound.
 _PROGRAM = """
-def main(given, report):
-    names = {"__name__": "answer"}
-    exec(compile(given["code"], "answer", "exec"), names)
-    for number, test in enumerate(given["tests"]):
+import _thread
+
+def attempted(code, test):
+    run, make, wrong = exec, compile, BaseException
+    ended, passed = _thread.allocate_lock(), []
+
+    def attempt():
         try:
-            exec(compile(test, f"test {number + 1}", "exec"), dict(names))
-        except BaseException as error:
-            report({"failed": f"test {number + 1}: {type(error).__name__}: {error}"[:300]})
-        else:
-            report({"passed": number})
+            names = {"__name__": "answer"}
+            run(make(code, "answer", "exec"), names)
+            run(make(test, "test", "exec"), names)
+            passed.append(True)
+        except wrong:
+            pass
+        finally:
+            ended.release()
+
+    ended.acquire()
+    _thread.start_new_thread(attempt, ())
+    ended.acquire()
+    return passed == [True]
+
+def main(given, report):
+    if attempted(given["code"], given["test"]):
+        report("passed")
 """
 
 
@@ -34,11 +51,16 @@ def code_in(text: str) -> str:
 
 
 class Code(ProcessGrader):
-    """The share of tests that the answer's Python passes; each test is Python that raises where the code is wrong."""
+    """The share of tests that the answer's Python passes; each test is Python that raises where the code is wrong.
+
+    Each test has a process of its own, in which the answer runs anew.
+    """
 
     kind: Literal["code"] = Field("code", alias="type")
     tests: tuple[Template, ...] = Field(min_length=1, description="Such as assert add(1, 2) == 3, or {{ item.tests }}.")
-    limits: Limits = Field(default_factory=Limits, description="What the code may use.")
+    limits: Limits = Field(
+        default_factory=Limits, description="What the code may use; the seconds are for all tests together."
+    )
 
     def grade(self, sample: Sample, item: Item) -> Grade:
         """See the class. Code that ends the process or takes too long fails the tests that it has not come to."""
@@ -46,6 +68,11 @@ class Code(ProcessGrader):
             tests = [filled(test, sample, item) for test in self.tests]
         except Missing as missing:
             return Grade(None, str(missing))
-        ended = run_limited(_PROGRAM, {"code": code_in(sample.text), "tests": tests}, self.limits)
-        passed = {said["passed"] for said in ended.said if "passed" in said}
-        return Grade.of(len(passed) / len(tests))
+        code, began, passed = code_in(sample.text), time.monotonic(), 0
+        for test in tests:
+            left = self.limits.seconds - (time.monotonic() - began)
+            if left <= 0:
+                break
+            limits = self.limits.model_copy(update={"seconds": left})
+            passed += run_limited(_PROGRAM, {"code": code, "test": test}, limits).said == ("passed",)
+        return Grade.of(passed / len(tests))

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from luthier.evaluation.grading.contract import Grade, Grader, Item, Sample
+from luthier.evaluation.grading.contract import Aids, Grade, Grader, Item, Sample
+from luthier.evaluation.grading.each import grades_of_each
 from luthier.evaluation.grading.libraries import needed
 from luthier.evaluation.grading.templates import Missing, Template, filled
 from luthier.evaluation.metrics import field_accuracy, json_object
 from luthier.types import fault_at
+
+_CHECK = """
+from jsonschema import Draft202012Validator
+
+def checking(given):
+    return Draft202012Validator(given).is_valid
+"""
 
 
 class JsonForm(Grader):
@@ -36,10 +45,21 @@ class JsonForm(Grader):
         return self
 
     def grade(self, sample: Sample, item: Item) -> Grade:
+        """See the class."""
+        return self.grade_all([sample], [item], Aids())[0]
+
+    def grade_all(self, samples: Sequence[Sample], items: Sequence[Item], aids: Aids) -> list[Grade]:
         """See the class. The text `null` is JSON."""
-        if sample.json is None and sample.text.strip() != "null":
-            return Grade.of(0)
-        return Grade.of(needed("jsonschema").Draft202012Validator(self.json_schema).is_valid(sample.json))
+        is_json = [sample.json is not None or sample.text.strip() == "null" for sample in samples]
+        values = [sample.json for sample, one in zip(samples, is_json, strict=True) if one]
+        found = iter(self._grades(values))
+        return [next(found) if one else Grade.of(0) for one in is_json]
+
+    def _grades(self, values: Sequence[Any]) -> list[Grade]:
+        if '"pattern' in json.dumps(self.json_schema):  # some texts hold a pattern up without end
+            return grades_of_each(_CHECK, self.json_schema, values, "a pattern of the schema")
+        is_valid = needed("jsonschema").Draft202012Validator(self.json_schema).is_valid
+        return [Grade.of(is_valid(value)) for value in values]
 
 
 class JsonFields(Grader):

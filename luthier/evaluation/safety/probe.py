@@ -126,7 +126,11 @@ def _room(candidates: Sequence[Candidate]) -> int | None:
 def _answers(candidate: Candidate, requests: Sequence[Request], passes: Passes) -> list[Completed]:
     own = [replace(request, adapter=candidate.adapter) for request in requests]
     task = f"{candidate.name}: requests"
-    return generate(candidate.model, own, progress=lambda done, total: passes.progress(task, done, total))
+
+    def tell(done: int, total: int) -> None:
+        passes.progress(task, done, total)
+
+    return generate(candidate.model, own, cache_bytes=passes.cache_bytes, progress=tell)
 
 
 def _share(name: str, hits: Sequence[Sequence[float]], *, higher_is_better: bool = False) -> list[Measure]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -138,6 +139,32 @@ def test_likeness_is_one_for_the_same_and_less_for_another(metric: str) -> None:
     assert 1 > near > far >= 0
 
 
+CATASTROPHE = "a" * 40 + "!"
+"""What (a+)+$ holds up for longer than anybody waits."""
+
+
+def test_a_text_that_holds_a_pattern_up_has_no_score_and_stops_nobody() -> None:
+    began = time.perf_counter()
+    samples = [Sample(text) for text in ("aaa", CATASTROPHE, "b", "caa")]
+    pattern = grader_of({"type": "pattern", "pattern": "(a+)+$"})
+    found = pattern.grade_all(samples, [{}] * 4, Aids())
+    assert [each.score for each in found] == [1, None, 0, 1]
+    assert found[1].fault == "the pattern took more than 1 s"
+    assert time.perf_counter() - began < 20
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [{"type": "string", "pattern": "(a+)+$"}, {"type": "object", "patternProperties": {"(a+)+$": {"type": "number"}}}],
+)
+def test_a_text_that_holds_a_schema_up_has_no_score(schema: dict[str, Any]) -> None:
+    texts = [json.dumps(text if schema["type"] == "string" else {text: 1}) for text in ("aaa", CATASTROPHE)]
+    form = grader_of({"type": "json_schema", "schema": schema})
+    found = form.grade_all([Sample(text) for text in [*texts, "no JSON"]], [{}] * 3, Aids())
+    assert [each.score for each in found] == [1, None, 0]
+    assert "pattern" in (found[1].fault or "")
+
+
 # ── code ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -146,6 +173,23 @@ def test_code_is_what_stands_in_the_last_fence_or_all() -> None:
     assert code_in("z = 2") == "z = 2"
 
 
+REACHES_REPORT = """
+import sys
+frame = sys._getframe()
+while frame is not None:
+    found = frame.f_locals.get("report")
+    if found is not None:
+        for number in range(3):
+            found("passed")
+            found({"passed": number})
+    frame = frame.f_back
+"""
+IN_MEMORY = """
+import gc
+for each in gc.get_objects():
+    if getattr(each, "__name__", "") == "report":
+        each("passed")
+"""
 TESTS = {"type": "code", "tests": ["assert double(2) == 4", "assert double(0) == 0", "{{ item.test }}"]}
 
 
@@ -155,6 +199,12 @@ TESTS = {"type": "code", "tests": ["assert double(2) == 4", "assert double(0) ==
         ("def double(x): return 2 * x", 1), ("def double(x): return x * x", 2 / 3), ("double = 3", 0), ("def double(", 0),
         ("import sys; sys.exit(0)", 0), ("import os; os._exit(0)", 0),
         ("def double(x):\n    print('passed')\n    raise SystemExit", 0),
+        ("import builtins\nbuiltins.exec = builtins.compile = lambda *a: None", 0),
+        ("import builtins\nbuiltins.BaseException = type('E', (Exception,), {})\ndef double(x): raise KeyboardInterrupt", 0),
+        ("import builtins\nbuiltins.AssertionError = lambda *a: None\ndef double(x): return 1", 0),
+        ("import json, os\njson.dumps = lambda *a: '\"passed\"'\ndef double(x): return 1", 0),
+        (REACHES_REPORT, 0), (IN_MEMORY, 0),
+        ("import collections\ncollections.namedtuple('P', 'x')\ndef double(x): return 2 * x", 1),
     ],
 )  # fmt: skip
 def test_code_scores_the_share_of_tests_that_it_passes(body: str, score: float) -> None:

@@ -11,6 +11,7 @@ from models.tuned import randomize
 
 from luthier.data.rendering import build_renderer
 from luthier.data.settings import DataSettings
+from luthier.errors import ResourceError
 from luthier.evaluation.compare import Candidate
 from luthier.evaluation.safety.probe import (
     FOLDER,
@@ -119,3 +120,14 @@ def test_a_model_and_the_same_with_an_adapter_are_compared_by_every_probe() -> N
     stereotypes = other.parts[-1]
     assert stereotypes.comparisons[0].rises + stereotypes.comparisons[0].falls > 0
     assert not same.said(("base", "tuned"))
+
+
+def test_the_bound_of_memory_holds_for_the_probe_too() -> None:
+    model = tiny_model("llama")
+    settings = DataSettings(train="none.jsonl", validation="none")
+    renderer = build_renderer(settings, model.tokenizer, model.anatomy.family.pooled, model.answer_start)
+    candidates, tuned = [Candidate("base", model)], TextModel(model, renderer, None)
+    with Workers(1) as pool:
+        passes = Passes(pool, 256, silent, cache_bytes=1)
+        with pytest.raises(ResourceError, match="cache"):
+            probe_safety(candidates, tuned, passes, few(), {})
