@@ -160,9 +160,9 @@ def _tokens(model: LanguageModel, text: str) -> IntArray:
 
 
 def stop_at(model: LanguageModel, template: ChatTemplate) -> None:
-    """Add the end of the template's answers to what ends the model's own, so that other programs stop there too."""
-    end = template.end_of_turn
-    if end is None or model.anatomy.encoder is not None or end.id in model.stop_ids:
+    """Add the end of the template's answers to what ends those of a decoder that writes, so that other programs stop there too."""
+    end, anatomy = template.end_of_turn, model.anatomy
+    if end is None or anatomy.purpose != "words" or anatomy.encoder is not None or end.id in model.stop_ids:
         return
     ends = [*sorted(model.stop_ids), end.id]
     model.hf.config.eos_token_id = ends  # transformers writes the other config by this one where it made it
