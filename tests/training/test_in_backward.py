@@ -139,14 +139,6 @@ def test_with_answers_that_are_drawn_it_is_refused(kind: str, tiny_model: Path, 
     assert "ake update_in_backward out" in refused.value.mend
 
 
-def test_a_start_worse_than_a_guess_is_refused_before_a_weight_moves() -> None:
-    run = Run(method=Full(), budget=64, worst_start=0.1, settings=settings(True, AdamW()))
-    before = run.weights()
-    with pytest.raises(GateRefusal, match="worse than a guess"):
-        run.go()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in run.weights().items())
-
-
 def test_a_shortage_ends_the_run_with_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
     def forward(*_: Any, **__: Any) -> Any:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
