@@ -89,7 +89,7 @@ def test_a_candidate_that_has_learned_the_answers_is_found_better(model, rendere
     assert list(measures) == ["loss", "perplexity", "exact match", "token F1", "ROUGE-L"]
     assert measures["exact match"].estimates[1].value == 1.0
     assert [measures[name].verdict(1) for name in ("loss", "exact match", "token F1", "ROUGE-L")] == ["better"] * 4
-    assert result.sentences[0].startswith("tuned is better than base on 12 rows: exact match")
+    assert result.sentences[0].startswith("tuned is better than base on 12 rows: loss ")
     assert [row.reference for row in result.answers] == [row.answers[1] for row in result.answers]
     assert [row.asked for row in result.answers][-2:] == ["Bye", "One and"]
 
