@@ -49,6 +49,17 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", 12)
 
 
+def assert_learns_and_resumes_alike(values: dict[str, Any], folder: Path, cut_at: int) -> None:
+    """A run learns, and one that is cut after a step and resumed ends in the same bits; the unbroken one stays in `whole`."""
+    begin(values, folder / "whole")
+    with pytest.raises(Cut):
+        begin(values, folder / "cut", cut_after(cut_at))
+    go_on(folder / "cut")
+    assert outcome(folder / "cut") == outcome(folder / "whole")
+    losses = [line["loss"] for line in course(folder / "whole")]
+    assert losses[-1] < losses[0]
+
+
 def packed_layers(model: LanguageModel) -> list[QuantizedLinear]:
     """The layers over packed weights."""
     return [module for module in model.hf.modules() if isinstance(module, QuantizedLinear)]
@@ -179,13 +190,7 @@ def test_pissa_over_nf4_trains_is_resumed_to_the_same_bits_and_merges(
     values = recipe_values(
         tiny_model, rows, quantization={"kind": "nf4"}, method={"kind": "pissa"}, training={"peak_lr": 0.003}
     )
-    begin(values, tmp_path / "whole")
-    with pytest.raises(Cut):
-        begin(values, tmp_path / "cut", cut_after(4))
-    go_on(tmp_path / "cut")
-    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
-    losses = [line["loss"] for line in course(tmp_path / "whole")]
-    assert losses[-1] < losses[0]
+    assert_learns_and_resumes_alike(values, tmp_path, cut_at=4)
     tuned = load_run(tmp_path / "whole", nothing)
     merged = load_merged(tmp_path / "whole", recipe_of_run(tmp_path / "whole"), nothing)
     assert packed_layers(merged) == []
@@ -286,13 +291,7 @@ def test_a_run_over_a_files_own_blocks_is_resumed_to_the_same_bits_and_loaded(
 ) -> None:
     values = blocks_values(in_blocks, rows, quantization={"kind": "gguf"})
     values["training"] |= {"steps": 4}
-    begin(values, tmp_path / "whole")
-    with pytest.raises(Cut):
-        begin(values, tmp_path / "cut", cut_after(3))
-    go_on(tmp_path / "cut")
-    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
-    losses = [line["loss"] for line in course(tmp_path / "whole")]
-    assert losses[-1] < losses[0]
+    assert_learns_and_resumes_alike(values, tmp_path, cut_at=3)
     tuned = load_run(tmp_path / "whole", nothing)
     assert len(packed_layers(tuned)) == len(tuned.anatomy.linears) == 7
     kinds = {layer.packed.kind for layer in packed_layers(tuned)}
