@@ -101,8 +101,7 @@ def others_of(recipe: Recipe, model: LanguageModel, attachment: Attachment, anno
 
 def _frozen_copy(recipe: Recipe, objective: RolloutObjective, announce: Announce) -> LanguageModel | None:
     """A copy of the base that trains, as it is now; None where nobody asks it."""
-    asks_models = any(each.model is not None for each in (*objective.rewards, *objective.watched))
-    if not (objective.needs_reference or objective.asks_critic or asks_models):
+    if not objective.asks_base:
         return None
     announce("The base itself trains, so that a frozen copy of it stands beside it.")
     copy = load_base_of(recipe, announce)
@@ -131,7 +130,7 @@ def begin(
     objective, training, dataset = recipe.objective, recipe.training, prepared.dataset
     assert isinstance(objective, RolloutObjective)
     assert training.rows_per_step is not None
-    models = models_of((*objective.rewards, *objective.watched), others.frozen or model, announce)
+    models = models_of(objective.models, others.frozen or model, announce)
     rewards = exits.enter_context(Rewards(objective.rewards, Aids(), objective.watched, models))
     stop_ids = dataset.renderer.stop_ids
     writer = writer_of(objective.generation, others.attachment, folder, compute_in=autocast)

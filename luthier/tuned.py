@@ -15,13 +15,12 @@ from luthier.methods.contract import Attachment
 from luthier.methods.rows_files import read_adapter
 from luthier.models.language_model import LanguageModel
 from luthier.models.loading import load_model
-from luthier.objectives import Reward
 from luthier.prediction.reward import RewardScorer, ScoreHead
 from luthier.prediction.scale import read_scale
 from luthier.quantization.packed import QuantizedLinear
 from luthier.recipe import Recipe
 from luthier.recipe.base import fast_of, head_of, settings_of, wishes_of
-from luthier.recipe.loading import recipe_of_run
+from luthier.recipe.loading import recipe_of_reward_model, recipe_of_run
 from luthier.training.checkpoint import load_checkpoint
 
 Announce = Callable[[str], None]
@@ -94,12 +93,7 @@ def load_reward(
     adapters there are not touched, and the head stays with the scorer. Raises UsageError for a run that learned anything else, and
     for one that cannot stand beside that model.
     """
-    recipe = recipe_of_run(folder)
-    if not isinstance(recipe.objective, Reward):
-        raise UsageError(
-            f"The run {folder} is no reward model: its objective is {recipe.objective.kind}.",
-            "Name a run with objective.kind reward.",
-        )
+    recipe = recipe_of_reward_model(folder)
     output = folder / recipe.method.output_folder
     _require_output(output, folder)
     scale, budget = read_scale(output), recipe.training.tokens_per_micro_batch

@@ -54,6 +54,9 @@ MADE_OF: tuple[tuple[tuple[str, ...], tuple[str, ...], Gives], ...] = (
     (("prompt", "completion", "verdict"), (), "verdicts"),
     (("question", "options", "answer"), (), "choices"),
     (("anchor", "positive"), ("negative",), "similar"),
+    (("tokens", "tags"), (), "tags"),
+    (("prompt", "answers", "ranks"), (), "rankings"),
+    (("prompt", "answers", "scores"), (), "rankings"),
 )
 """The fields that a template may have together, those that may stand beside them, and what it then gives."""
 
@@ -62,7 +65,8 @@ class RowTemplate(Settings):
     """How columns become what is learned: text with {column} in it, under the names of one kind of row."""
 
     prompt: str | None = Field(
-        None, description="What is asked; with completion, with completion and verdict, or with chosen and rejected."
+        None,
+        description="What is asked; with completion, with completion and verdict, with chosen and rejected, or with answers.",
     )
     completion: str | None = Field(None, description="What should follow the prompt; learned.")
     system: str | None = Field(None, description="The system's message, before that of the user.")
@@ -89,6 +93,16 @@ class RowTemplate(Settings):
     anchor: str | None = Field(None, description="A text, for rows of texts that mean the same.")
     positive: str | None = Field(None, description="A text that means the same as the anchor.")
     negative: str | None = Field(None, description="A text that does not.")
+    tokens: str | None = Field(None, description="The one column that lists the words; with tags.")
+    tags: str | None = Field(None, description="The one column that lists a tag for each word.")
+    answers: str | tuple[str, ...] | None = Field(
+        None, description="Several answers to the prompt: a list of texts, one each, or the one column that lists them."
+    )
+    ranks: str | tuple[str, ...] | None = Field(
+        None,
+        description="The place of each answer, 1 being the best: a number each, or the one column that lists them.",
+    )
+    scores: str | tuple[str, ...] | None = Field(None, description="The same as numbers that rise to the best.")
 
     @model_validator(mode="after")
     def _is_one_kind_of_row(self) -> Self:

@@ -12,6 +12,7 @@ from luthier.data.batches import evaluation_batches
 from luthier.data.packing import collate
 from luthier.methods import ADAPTER, Method
 from luthier.methods.contract import Reference
+from luthier.models.heads import Head
 from luthier.models.language_model import FastModel, LanguageModel
 from luthier.models.loading import Wishes
 from luthier.models.outputs import KnownLogprobs, Outputs
@@ -28,7 +29,7 @@ OTHERS = "other models"
 
 @dataclass(frozen=True)
 class Other:
-    """A model beside the one that trains. method: of the adapter that it speaks under, if there is one."""
+    """A model beside the one that trains. method: of the adapter that it speaks under, if there is one. head: in place of words."""
 
     role: str
     config: PreTrainedConfig
@@ -37,13 +38,20 @@ class Other:
     quantization: PackedBase | None
     method: Method | None
     kept: Kept | None
+    head: Head | None = None
 
     def speaker(self, device: torch.device) -> Speaker:
         """The model without its numbers, its adapter at work."""
         method = self.method
         wishes = Wishes() if method is None else Wishes(method.keeps_full, method.prepare_weights)
         model = skeleton(
-            self.config, self.dtype, self.fast, head=None, quantization=self.quantization, wishes=wishes, device=device
+            self.config,
+            self.dtype,
+            self.fast,
+            head=self.head,
+            quantization=self.quantization,
+            wishes=wishes,
+            device=device,
         )
         if method is not None:
             method.attach(model, ADAPTER, 0)

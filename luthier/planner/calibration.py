@@ -44,7 +44,7 @@ def seconds_of(work: Work, trace: Trace) -> float | None:
         """Seconds a token where all models have one layer, but for one that has two."""
         own, *others = [_cut(config, field, 1 + (index == deeper)) for index, (config, field) in enumerate(named)]
         beside = tuple(replace(other, config=config) for other, config in zip(work.others, others, strict=True))
-        return _seconds_a_token(replace(work, config=own, others=beside))
+        return _seconds_a_token(replace(work, config=own, others=beside, scorers=()))
 
     shallow = total = at(None)
     for index, (config, field) in enumerate(named):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ from luthier.objectives import Companion
 from luthier.ops.workers import worker_count
 from luthier.planner.beside import Other
 from luthier.planner.packed import PackedBase, as_in_blocks, as_settings_say, as_stored
+from luthier.planner.scorers import Scorer
 from luthier.planner.work import Work
 from luthier.prepared import Prepared
 from luthier.quantization.settings import QuantizationSettings
 from luthier.recipe import Recipe
 from luthier.recipe.base import fast_of, head_of, settings_of
 from luthier.recipe.companions import base_of, run_of, run_recipe, told_of
+from luthier.recipe.loading import recipe_of_reward_model
 from luthier.rewarded import texts_of
 from luthier.rlhf import RolloutObjective
 from luthier.rlhf.pretraining import Texts
@@ -192,6 +194,7 @@ def work_of(recipe: Recipe, config: PreTrainedConfig, rows: Rows, device: torch.
         tokenizer=rows.tokenizer,
         num_new_tokens=len(recipe.model.add_tokens),
         others=tuple(_other(companion, recipe, is_gpu) for companion in recipe.objective.others),
+        scorers=tuple(_scorer(Path(path), recipe, is_gpu) for path in _scorers_of(recipe)),
         held_out=rows.held_out,
         texts=rows.texts,
         draws=rows.draws,
@@ -213,25 +216,54 @@ def _dtype_of(model: ModelSettings, is_gpu: bool) -> torch.dtype:
 
 def _other(companion: Companion, recipe: Recipe, is_gpu: bool) -> Other:
     """A companion of the recipe's objective. Raises as finding the model does."""
-
-    def announce(sentence: str) -> None:
-        """Say nothing: it was said when the rows were read."""
-
     folder = run_of(companion)
-    base = base_of(companion, recipe.model.device)
     own = None if folder is None else run_recipe(companion, folder, recipe.model.device)
     with told_of(companion):
-        stored = None if _has_shape_alone(base) else as_stored(locate(base, announce, weights=False))
-        chosen = None if own is None or own.quantization is None else as_settings_say(own.quantization)
-        return Other(
-            role=companion.role,
-            config=_config_of(base, announce),
-            dtype=_dtype_of(base, is_gpu),
-            fast=fast_of(recipe),
-            quantization=chosen or stored,
-            method=None if own is None or own.method.tunes_base else own.method,
-            kept=companion.kept,
-        )
+        other = _beside(base_of(companion, recipe.model.device), own, recipe, is_gpu)
+        return replace(other, role=companion.role, kept=companion.kept)
+
+
+def _beside(base: ModelSettings, own: Recipe | None, recipe: Recipe, is_gpu: bool) -> Other:
+    """A model beside a recipe's own. own: the recipe of the run that it came out of. Raises as finding the model does."""
+    stored = None if _has_shape_alone(base) else as_stored(locate(base, _in_silence, weights=False))
+    chosen = None if own is None or own.quantization is None else as_settings_say(own.quantization)
+    return Other(
+        role="",
+        config=_config_of(base, _in_silence),
+        dtype=_dtype_of(base, is_gpu),
+        fast=fast_of(recipe),
+        quantization=chosen or stored,
+        method=None if own is None or own.method.tunes_base else own.method,
+        kept=None,
+    )
+
+
+def _in_silence(sentence: str) -> None:
+    """Announce nothing: it was said when the rows were read."""
+
+
+def _scorers_of(recipe: Recipe) -> list[str]:
+    """The runs of the reward models that an objective asks."""
+    objective = recipe.objective
+    named = objective.models if isinstance(objective, RolloutObjective) else ()
+    return [each.model for each in named if each.model is not None]
+
+
+def _scorer(folder: Path, recipe: Recipe, is_gpu: bool) -> Scorer:
+    """The reward model of a run, beside the policy wherever `load_reward` puts it there. Raises as finding the run and its model do."""
+    own = recipe_of_reward_model(folder)
+    base = own.model.at(folder / own.method.output_folder) if own.method.tunes_base else own.model
+    budget = own.training.tokens_per_micro_batch
+    if not own.method.tunes_base and _is_one_model(base, recipe.model):
+        return Scorer(own.method, None, budget)
+    return Scorer(own.method, replace(_beside(base, own, own, is_gpu), head=head_of(own)), budget)
+
+
+def _is_one_model(one: ModelSettings, other: ModelSettings) -> bool:
+    """Whether two recipes name the same weights."""
+    if _has_shape_alone(one) or _has_shape_alone(other):
+        return one.name == other.name
+    return locate(one, _in_silence, weights=False).folder == locate(other, _in_silence, weights=False).folder
 
 
 def workers_of(recipe: Recipe, device: torch.device) -> int:

@@ -10,7 +10,7 @@ Within, what functions keep of small tensors they keep apart (`luthier.ops.kept`
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -31,6 +31,7 @@ from luthier.models.streaming import Packing, Prepare, Prepared
 from luthier.ops.kept import kept_apart
 from luthier.planner.answers import answers_of, draw
 from luthier.planner.beside import OTHERS, ask, at_hand, heaviest, reference_of, voices_of
+from luthier.planner.scorers import Seated, score
 from luthier.planner.skeleton import skeleton
 from luthier.planner.tracker import Peak, Tracker, all_tensors
 from luthier.planner.work import Load, Work, load_of
@@ -86,7 +87,7 @@ def trace(work: Work, *, for_real: bool = False) -> Trace:
     work = work if for_real else replace(work, device=torch.device("cpu"))
     pretending = nullcontext() if for_real else FakeTensorMode(allow_non_fake_inputs=True)
     tracker = Tracker()
-    with torch.random.fork_rng(), _nothing_collected(), kept_apart():
+    with torch.random.fork_rng(), _nothing_collected(looks_after=for_real), kept_apart():
         asking = _asked_once(work, pretending)
         with pretending, tracker:
             noting = Preparing(work.method.prepare_weights, tracker)
@@ -103,7 +104,7 @@ def trace(work: Work, *, for_real: bool = False) -> Trace:
             loading = noting.peak(tracker) | {
                 each.phase: each for each in tracker.peaks.values() if each.phase == ATTACHING
             }
-            found = _steps(work, model, attachment, load, voices, tracker)
+            found = _steps(work, model, attachment, load, voices, beside.scorers, tracker)
     kept_bytes = sum(other.disk_bytes(work.rows) for other in work.others)
     peaks = {**asking, **loading, **found.peaks}
     return replace(found, peaks=peaks, kept_bytes=kept_bytes, trunk_bytes=load.trunk_bytes)
@@ -175,8 +176,11 @@ def _asked_once(work: Work, pretending: AbstractContextManager[object]) -> Mappi
 
 
 @contextmanager
-def _nothing_collected() -> Iterator[None]:
-    """Within, what refers to itself in a circle stays: when Python looks for such is chance, and the plan is for the worst."""
+def _nothing_collected(*, looks_after: bool) -> Iterator[None]:
+    """Within, what refers to itself in a circle stays: when Python looks for such is chance, and the plan is for the worst.
+
+    looks_after: whether that is looked for at the end, where it is of size.
+    """
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -184,7 +188,8 @@ def _nothing_collected() -> Iterator[None]:
     finally:
         if collects:
             gc.enable()
-            gc.collect()
+            if looks_after:
+                gc.collect()
 
 
 def take_steps(work: Work) -> None:
@@ -242,19 +247,21 @@ class Beside:
         self.work, self.model = work, model
         self.critics = {CRITIC: attachment.critic} if isinstance(attachment, WithCritic) else {}
         objective = work.objective
-        asks_copy = isinstance(objective, RolloutObjective) and objective.needs_reference and not self.critics
-        self.copy = skeleton_of(work) if asks_copy and work.method.tunes_base else None
+        asks_copy = isinstance(objective, RolloutObjective) and objective.asks_base and work.method.tunes_base
+        self.copy = skeleton_of(work) if asks_copy and not self.critics else None
         self.speakers = at_hand(work.others, work.device)
+        frozen = next((each.speaker.model for each in self.critics.values()), self.copy or model)
+        self.scorers = tuple(scorer.seated(frozen, number) for number, scorer in enumerate(work.scorers))
         roles = [companion.role for companion in work.objective.companions if companion.model is None]
         made = work.method.reference(model, work.seed, fast=work.training.fast.lora) if roles else None
         self.references: dict[str, Reference | None] = dict.fromkeys(roles, made)
 
     @property
     def models(self) -> list[LanguageModel]:
-        """Those that are not the one that trains."""
-        found = [speaker.model for speaker in self.speakers.values()]
-        found += [] if self.copy is None else [self.copy]
-        return found + [each.speaker.model for each in self.critics.values() if each.speaker.model is not self.model]
+        """Those that are not the one that trains, each with the adapters upon it."""
+        speakers = [*self.speakers.values(), *(each.speaker for each in (*self.critics.values(), *self.scorers))]
+        found = [speaker.model for speaker in speakers] + ([] if self.copy is None else [self.copy])
+        return [model for model in found if model is not self.model]
 
     def voices(self, load: Load) -> Companions:
         """What they say of the heaviest batch of the work's rows."""
@@ -267,11 +274,19 @@ class Beside:
 
 
 def _steps(
-    work: Work, model: LanguageModel, attachment: Attachment, load: Load, voices: Companions, tracker: Tracker
+    work: Work,
+    model: LanguageModel,
+    attachment: Attachment,
+    load: Load,
+    voices: Companions,
+    scorers: Sequence[Seated],
+    tracker: Tracker,
 ) -> Trace:
     settings = work.training
     trainables = FlatTrainables(attachment.groups, 0 if settings.update_in_backward else work.workers)
     _note_base(model, tracker)
+    for scorer in scorers:
+        tracker.note(scorer.tensors, OTHERS)
     tracker.note((flat.vector.data for flat in trainables.groups), TRAINED)
     tracker.note((vector for vectors in trainables.gradients for vector in vectors), GRADIENTS)
     optimizer = _optimizer(work, attachment, trainables)
@@ -299,6 +314,8 @@ def _steps(
         _as_in_later_steps(tracker)
     for answers in answers_of(work, attachment):
         draw(answers, attachment, tracker)
+    for scorer in scorers:
+        score(scorer, load.rows, tracker)
     standing = {part: count for part, count in tracker.held.items() if count}
     parameters = sum(parameter.numel() for parameter in model.hf.parameters())
     parameters += sum(layer.packed.shape[0] * layer.packed.shape[1] for layer in quantized_of(model))

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
+
+_DEVICE = torch.ops.prim.device.default
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,11 @@ class Tracker(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Carry out an operation and note what it gives."""
+        if func is _DEVICE and isinstance(args[0], FakeTensor):  # asked for more often than anything is computed
+            return args[0].fake_device
         result = _computed(func, args, kwargs or {})
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._count(leaf, self.part)
+        for tensor in _tensors_in(result):
+            self._count(tensor, self.part)
         return result
 
     def _count(self, tensor: Tensor, part: str, *, is_named: bool = False) -> None:
@@ -117,8 +119,17 @@ def all_tensors(module: torch.nn.Module) -> list[Tensor]:
 
 def _computed(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """What an operation gives; of real tensors alone it is real, so that what a batch's masks and indices say can be asked."""
-    given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+    given = [*_tensors_in(args), *_tensors_in(list(kwargs.values()))]
     if not given or any(isinstance(each, FakeTensor) for each in given):
         return func(*args, **kwargs)
     with _disable_current_modes():
         return func(*args, **kwargs)
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors among an operation's arguments or results, which come in lists and tuples at most."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _tensors_in(each)

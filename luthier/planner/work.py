@@ -23,6 +23,7 @@ from luthier.models.trunk import DTYPES
 from luthier.objectives import Objective
 from luthier.planner.beside import Other
 from luthier.planner.packed import PackedBase
+from luthier.planner.scorers import Scorer
 from luthier.rewarded import num_rollout_steps
 from luthier.rlhf import RolloutObjective
 from luthier.rlhf.pretraining import PRETRAINING, Texts
@@ -58,6 +59,7 @@ class Work:
     num_new_tokens: int = 0
     mixture: Mixture | None = None
     others: tuple[Other, ...] = ()
+    scorers: tuple[Scorer, ...] = ()
     held_out: Sequence[Example] = ()
     texts: Texts | None = None
     draws: bool = False

@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from luthier.errors import NotFound, RecipeError
+from luthier.errors import NotFound, RecipeError, UsageError
 from luthier.methods import AdapterMethod, kind_of
+from luthier.objectives import Reward
 from luthier.recipe.faults import recipe_error
 from luthier.recipe.known_methods import KNOWN_METHODS
 from luthier.recipe.paths import with_absolute_paths
@@ -55,6 +56,17 @@ def recipe_of_run(folder: Path) -> Recipe:
                 f"{error.mend} The run was made by luthier {made}, and this is {__version__}: install that version."
             )
         raise
+
+
+def recipe_of_reward_model(folder: Path) -> Recipe:
+    """The recipe of a run that trained a reward model. Raises as `recipe_of_run`; UsageError for a run that learned anything else."""
+    recipe = recipe_of_run(folder)
+    if not isinstance(recipe.objective, Reward):
+        raise UsageError(
+            f"The run {folder} is no reward model: its objective is {recipe.objective.kind}.",
+            "Name a run with objective.kind reward.",
+        )
+    return recipe
 
 
 def _version_in(path: Path) -> str | None:

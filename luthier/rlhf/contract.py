@@ -187,6 +187,16 @@ class RolloutObjective(Objective):
         """Whether it cannot do without log-probabilities of the reference."""
         return False
 
+    @property
+    def models(self) -> tuple[Reward, ...]:
+        """Those of the rewards, watched ones among them, that are reward models."""
+        return tuple(each for each in (*self.rewards, *self.watched) if each.model is not None)
+
+    @property
+    def asks_base(self) -> bool:
+        """Whether somebody else asks the base as it was before training: the reference, the critic, or a reward model upon it."""
+        return self.needs_reference or self.asks_critic or bool(self.models)
+
     def learned(self, samples: Sequence[Sample]) -> list[Sample]:
         """Which of the answers to one prompt are learned from, in the order in which the loss wants them."""
         return [sample for sample in samples if sample.reward is not None]

@@ -51,7 +51,7 @@ def evaluate_rewarded(
     prompts = prompts_of(rows.examples[: len(chosen)], [record for record, _ in chosen])
     asked = sampling or Sampling(max_new_tokens=objective.max_new_tokens)
     answers = [_answers(each, tuned, prompts, asked, passes) for each in candidates]
-    models = models_of((*objective.rewards, *objective.watched), tuned.language_model, announce)
+    models = models_of(objective.models, tuned.language_model, announce)
     with Rewards(objective.rewards, Aids(), objective.watched, models) as rewards:
         worths = [
             rewards([prompts.answer(row, answer.text, answer.tokens) for row, answer in enumerate(own)])

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tiny_model import write_tiny_model
 from tiny_runs import begin, recipe_values
 
@@ -14,8 +16,15 @@ from luthier import api
 from luthier.errors import UsageError
 from luthier.evaluation.best_of_n import BestOfN
 from luthier.evaluation.safety.probe import Probes, read_probes
+from luthier.planner.alone import trace_all
+from luthier.planner.beside import OTHERS
+from luthier.planner.request import work_of
+from luthier.planner.scorers import SCORED
+from luthier.planner.trace import Trace
+from luthier.recipe import make_recipe
 from luthier.rlhf.kept import FOLDER, read_rollout
 from luthier.studies import evaluating_rewards
+from luthier.studies.planning import read_request
 from luthier.tuned import load_reward
 from luthier.types import Conversation, Message
 
@@ -110,6 +119,35 @@ def test_what_only_some_runs_can_be_asked_is_refused_for_others(desk: Path, tmp_
         api.evaluate(tmp_path / "plain", str(desk / "prompts.jsonl"), best_of=4)
     with pytest.raises(UsageError, match="answers in text"):
         api.evaluate(desk / "nice", str(desk / "pairs.jsonl"), safety=True)
+
+
+def traced(desk: Path, reward: Path, *, for_real: bool = False) -> Trace:
+    values = {**values_of(desk, [{"model": str(reward)}]), "model": str(desk / "model")}
+    recipe, config, rows = read_request(make_recipe(values), lambda sentence: None)
+    (found,) = trace_all([work_of(recipe, config, rows, torch.device("cpu"))], for_real=for_real)
+    assert isinstance(found, Trace), found
+    return found
+
+
+@pytest.mark.parametrize("method", [{}, {"kind": "full", "rank": None}], ids=["lora", "full"])
+def test_a_plan_counts_a_reward_model_as_the_run_has_it(method: dict[str, Any], desk: Path, tmp_path: Path) -> None:
+    values = recipe_values(desk / "model", desk / "pairs.jsonl", method=method, training={"steps": 1})
+    begin({**values, "objective": {"kind": "reward"}}, tmp_path / "judge")
+    found, real = (traced(desk, tmp_path / "judge", for_real=for_real) for for_real in (False, True))
+    assert found.standing[OTHERS] == real.standing[OTHERS]
+    files = (tmp_path / "judge").rglob("*.safetensors")
+    wanted = sum(
+        tensor.nbytes for path in files if path.parent.parent.name == "judge" for tensor in load_file(path).values()
+    )
+    assert found.standing[OTHERS] == pytest.approx(wanted, rel=0.05)
+    assert found.peaks[SCORED].num_bytes == pytest.approx(real.peaks[SCORED].num_bytes, rel=0.02)
+    assert found.peaks[SCORED].num_bytes > sum(found.standing.values())
+
+
+def test_a_plan_refuses_what_is_no_reward_model(desk: Path, tmp_path: Path) -> None:
+    begin(recipe_values(desk / "model", desk / "prompts.jsonl", training={"steps": 1}), tmp_path / "plain")
+    with pytest.raises(UsageError, match="is no reward model"):
+        traced(desk, tmp_path / "plain")
 
 
 def test_a_run_that_is_no_reward_model_is_told(desk: Path, tmp_path: Path) -> None:

@@ -35,8 +35,11 @@ def recognise(table: Table) -> Recognition | None:
     """Rows with a list of words and one of tags."""
     words = next((column for column in table.columns(WORDS) if table.mostly(column, _listed)), None)
     tags = next((column for column in table.columns(TAGS) if table.mostly(column, _listed)), None)
-    if words is None or tags is None:
-        return None
+    return None if words is None or tags is None else recognised(table, words, tags)
+
+
+def recognised(table: Table, words: str, tags: str) -> Recognition:
+    """How rows are read that have their words and their tags in these columns."""
     plain, begun = _begins(table, tags)
     by_i = plain > begun
     notes: tuple[str, ...] = (

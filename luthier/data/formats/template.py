@@ -11,10 +11,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
-from luthier.data.formats import choices
-from luthier.data.formats.table import Recognition, Table, as_filled_text, as_number, as_weight, fault
+from luthier.data.formats import choices, rankings, tags
+from luthier.data.formats.table import Recognition, Table, as_filled_text, as_number, as_weight, fault, tabulate
 from luthier.data.formats.weights import weighed_record
 from luthier.data.reading import Row, kind_of
 from luthier.data.settings import BRACES, FormatName, RowTemplate
@@ -62,6 +64,8 @@ def by_template(table: Table, template: RowTemplate) -> Recognition:
         notes = ("The answers of data.template.answer count from 1.",) if start == 1 else ()
         reads = frozenset(heads)
         return Recognition("data.template says so", reads, lambda row: (_choice(row, template, start),), notes)
+    if template.tokens is not None or template.answers is not None:
+        return _of_lists(table, template, frozenset(heads))
     return Recognition("data.template says so", frozenset(heads), lambda row: (to_record(row, template),))
 
 
@@ -150,6 +154,47 @@ def _start(table: Table, template: RowTemplate) -> int:
         if number is not None:
             pairs.append((number, choices.how_many(Row(named, row.origin), places)))
     return choices.counted_from(pairs)
+
+
+# ── lists ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _of_lists(table: Table, template: RowTemplate, reads: frozenset[str]) -> Recognition:
+    """Words with a tag for each, or answers with their places: read as rows are that have them under these names."""
+    if template.tokens is not None:
+        found = tags.recognised(tabulate(_able(table, template)), "data.template.tokens", "data.template.tags")
+        return replace(
+            found,
+            reason="data.template says so",
+            reads=reads,
+            to_records=lambda row: found.to_records(_lists(row, template)),
+        )
+    places = {name: f"data.template.{name}" for name in ("ranks", "scores") if name in template.filled}
+    columns = rankings.Columns("data.template.prompt", "data.template.answers", **places)
+    return Recognition(
+        "data.template says so", reads, lambda row: (rankings.to_record(_lists(row, template), columns),)
+    )
+
+
+def _able(table: Table, template: RowTemplate) -> list[Row]:
+    """The rows that the template fills, by its own names; what is wrong with the others is told later."""
+    found = []
+    for row in table.rows:
+        with suppress(DataError):
+            found.append(_lists(row, template))
+    return found
+
+
+def _lists(row: Row, template: RowTemplate) -> Row:
+    """What the template says of a row, each part under the name of its field."""
+    named: dict[str, Any] = {}
+    for name, text in template.filled.items():
+        if isinstance(text, str):
+            whole = _as_it_is(row, text)
+            named[f"data.template.{name}"] = whole if isinstance(whole, list) else _made(row, text)
+        else:
+            named[f"data.template.{name}"] = [_made(row, each) for each in text]
+    return Row(named, row.origin)
 
 
 # ── values ──────────────────────────────────────────────────────────────────────────────────────────────────────────

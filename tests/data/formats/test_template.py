@@ -17,11 +17,14 @@ from luthier.types import (
     Conversation,
     Gives,
     Labelled,
+    Message,
     PlainText,
     Preference,
+    Ranking,
     Record,
     Scored,
     Similar,
+    Tagged,
     Verdict,
 )
 
@@ -41,6 +44,17 @@ VALUES = {
 def wishes(**template: str | tuple[str, ...]) -> Wishes:
     return Wishes(template=RowTemplate(**template))
 
+
+LISTS = {
+    "w": ["Anna", "in", "Oslo"],
+    "t": ["B-per", "O", "B-loc"],
+    "good": "yes",
+    "bad": "no",
+    "r": {"x": 2},
+    "chat": [{"role": "user", "content": "Well?"}],
+    "all": ["no", "yes"],
+    "s": [0.5, 2],
+}
 
 MADE: list[tuple[dict[str, str | tuple[str, ...]], Record, Gives]] = [
     (
@@ -81,6 +95,62 @@ def test_a_template_makes_any_columns_into_a_record(template: dict[str, str], re
     wish = wishes(**template)
     assert records_of(VALUES, takes=gives, form="template", wishes=wish) == [record]
     assert recognise_any(rows_of(VALUES), wishes=wish)[:3] == ("template", gives, "data.template says so")
+
+
+@pytest.mark.parametrize(
+    ("template", "record"),
+    [
+        ({"tokens": "{w}", "tags": "{t}"}, Tagged(("Anna", "in", "Oslo"), ("B-per", "O", "B-loc"))),
+        (
+            {"prompt": "Well?", "answers": ("{bad}", "{good}!"), "ranks": ("{r.x}", "1")},
+            Ranking((Completion("Well?", "no"), Completion("Well?", "yes!")), (1, 0)),
+        ),
+        (
+            {"prompt": "{chat}", "answers": "{all}", "scores": "{s}"},
+            Ranking(
+                tuple(
+                    Conversation((Message("user", "Well?"), Message("assistant", answer))) for answer in ("no", "yes")
+                ),
+                (1, 0),
+            ),
+        ),
+    ],
+)
+def test_a_template_names_the_columns_of_lists(template: dict[str, Any], record: Record) -> None:
+    gives: Gives = "tags" if isinstance(record, Tagged) else "rankings"
+    wish = wishes(**template)
+    assert records_of(LISTS, takes=gives, form="template", wishes=wish) == [record]
+    assert recognise_any(rows_of(LISTS), wishes=wish)[:3] == ("template", gives, "data.template says so")
+
+
+def test_tags_of_a_template_are_in_the_order_that_the_rows_show() -> None:
+    wish = wishes(tokens="{w}", tags="{t}")
+    begun, plain = {"w": ["a", "b"], "t": ["B-x", "I-x"]}, {"w": ["a", "b"], "t": ["I-x", "I-x"]}
+    found = to_records(rows_of(plain), "auto", "tags", wish)
+    assert [record.tags for record, _ in found.records if isinstance(record, Tagged)] == [("I-x", "I-x")]
+    assert any("begin with I-" in note for note in found.notes)
+    fault = fault_of(begun, plain, "tags", wish)
+    assert (fault.field, "goes on with no entity" in fault.found) == ("data.template.tags[0]", True)
+
+
+@pytest.mark.parametrize(
+    ("values", "field", "found"),
+    [
+        ({"t": ["O"]}, "data.template.tags", "3 words and 1 tags"),
+        ({"w": "Anna"}, "data.template.tokens", "list"),
+        ({"w": None}, "data.template.tokens", "w"),
+    ],
+)
+def test_lists_of_a_template_that_do_not_fit_are_a_fault(values: dict[str, Any], field: str, found: str) -> None:
+    fault = fault_of(LISTS, {**LISTS, **values}, "tags", wishes(tokens="{w}", tags="{t}"))
+    assert found in f"{fault.field}: {fault.found}"
+    assert fault.field in (field, "w")
+
+
+def test_ranks_of_a_template_that_are_none_are_a_fault() -> None:
+    wish = wishes(prompt="Well?", answers=("{good}", "{bad}"), ranks=("1", "{r}"))
+    fault = fault_of({**LISTS, "r": 2}, {**LISTS, "r": "last"}, "rankings", wish)
+    assert (fault.field, "'last'" in fault.found) == ("data.template.ranks[1]", True)
 
 
 def test_a_template_of_roles_makes_a_conversation() -> None:
