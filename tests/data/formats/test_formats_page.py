@@ -1,4 +1,4 @@
-"""Every example of the page of forms becomes what the page says."""
+"""Every example of the pages of forms becomes what its page says."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from luthier.cli.main import main
 from luthier.data.formats import recognise_any, to_records
 from luthier.data.settings import NO_WISHES, DataSettings, FormatName, Wishes
 from luthier.errors import NetworkError
+from luthier.recipe import make_recipe
 from luthier.recipe.yaml_text import parse_yaml
 from luthier.types import (
     Choice,
@@ -34,7 +35,8 @@ from luthier.types import (
     Verdict,
 )
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "formats.md"
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+PAGES = sorted((DOCS / "formats").glob("*.md"))
 
 
 class Claim(NamedTuple):
@@ -49,19 +51,21 @@ class Claim(NamedTuple):
 
 
 def claims() -> list[Any]:
-    """What the page says, with the form and the line as each test's name."""
+    """What the pages say, with the form and the line as each test's name."""
+    return [claim for page in PAGES for claim in claims_of(page)]
+
+
+def claims_of(page: Path) -> list[Any]:
     found: list[Any] = []
-    text = PAGE.read_text(encoding="utf-8")
-    form, rows, wishes, is_first = "", list[dict[str, Any]](), NO_WISHES, True
-    for match in re.finditer(r"^## `([\w-]+)`$|^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
-        if match[1]:
-            form = match[1]
-        elif match[2] == "jsonl":
-            rows, wishes, is_first = [json.loads(line) for line in match[3].splitlines()], NO_WISHES, True
-        elif match[2] == "yaml":
-            wishes = DataSettings.model_validate(parse_yaml(match[3], "recipe.yaml").values["data"]).wishes
-        elif match[2] == "text":
-            head, _, shown = match[3].partition("\n")
+    text, form = page.read_text(encoding="utf-8"), page.stem
+    rows, wishes, is_first = list[dict[str, Any]](), NO_WISHES, True
+    for match in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        if match[1] == "jsonl":
+            rows, wishes, is_first = [json.loads(line) for line in match[2].splitlines()], NO_WISHES, True
+        elif match[1] == "yaml":
+            wishes = DataSettings.model_validate(parse_yaml(match[2], "recipe.yaml").values["data"]).wishes
+        elif match[1] == "text":
+            head, _, shown = match[2].partition("\n")
             takes: Any = head.removeprefix("# ")
             line = text[: match.start()].count("\n") + 1
             found.append(
@@ -86,11 +90,12 @@ def test_the_examples_of_the_page_become_what_it_says(claim: Claim) -> None:
 def checks() -> list[Any]:
     """Each form's first example, the command that checks it, and what the page says it prints first."""
     found = []
-    for part in re.split(r"(?m)^(?=## `)", PAGE.read_text(encoding="utf-8"))[1:]:
-        rows = re.search(r"^```jsonl\n(.*?)^```$", part, re.DOTALL | re.MULTILINE)
-        shown = re.search(r"^```sh\n(luthier check .*)\n```\n```console\n(.*)\n```$", part, re.MULTILINE)
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        rows = re.search(r"^```jsonl\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        shown = re.search(r"^```sh\n(luthier check .*)\n```\n```console\n(.*)\n```$", text, re.MULTILINE)
         if rows is not None and shown is not None:
-            found.append(pytest.param(rows[1], shown[1], shown[2], id=part.split("`")[1]))
+            found.append(pytest.param(rows[1], shown[1], shown[2], id=page.stem))
     return found
 
 
@@ -113,15 +118,29 @@ def test_the_check_of_an_example_says_what_the_page_says(
     assert capsys.readouterr().out.splitlines()[0] == shown
 
 
-def test_the_page_shows_the_check_of_nearly_every_form() -> None:
-    assert {param.id for param in checks()} == set(get_args(FormatName)) - {"auto", "template", "prompts"}
+FORMS = set(get_args(FormatName)) - {"auto"}
 
 
-def test_the_page_has_every_form() -> None:
-    forms = re.findall(r"^## `([\w-]+)`$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    assert set(forms) == set(get_args(FormatName)) - {"auto"}
-    assert len(forms) == len(set(forms))
-    assert {param.values[0].form for param in claims()} == set(forms)
+def test_the_pages_show_the_check_of_nearly_every_form() -> None:
+    assert {param.id for param in checks()} == FORMS - {"template", "prompts"}
+
+
+def test_every_form_has_a_page_and_the_overview_names_it() -> None:
+    assert {page.stem for page in PAGES} == FORMS == {param.values[0].form for param in claims()}
+    overview = (DOCS / "formats.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| \[([\w-]+)\]\(formats/\1\.md\)", overview, re.MULTILINE)) == FORMS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_recipe_of_a_page_learns_from_the_form_and_is_trained(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    form, recipes = page.stem, re.findall(r"^```yaml\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert recipes
+    for values in (parse_yaml(each, "recipe.yaml").values for each in recipes):
+        data = {name: value for name, value in values["data"].items() if name != "train"}
+        own = {} if form == "template" else {"format": form}
+        assert make_recipe({**values, "data": {"train": "owner/rows", **data, **own}}).objective
+    assert form == "template" or "\nluthier train recipe.yaml\n" in text
 
 
 # ── records as the page shows them ──────────────────────────────────────────────────────────────────────────────────

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,27 @@ def test_the_second_time_says_the_same_and_that_it_is_the_second_time(tmp_path: 
     assert "there from before" in second[0]
     assert second[1:] == first
     assert any("note" in text for text in first)
+
+
+def most_held(file: str, **values: Any) -> int:
+    """The most bytes that Python and numpy held at once while a set was made and gone through; maps of files do not count."""
+    tracemalloc.start()
+    try:
+        dataset = loaded(file, validation="none", **values)
+        assert sum(row.num_tokens for row in dataset.train) > 0
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_kept_set_may_be_larger_than_memory(tmp_path: Path, cache: Path) -> None:
+    """What is held grows by less than a tenth of what a set's tokens and texts take that is held in memory."""
+    files = [write_chats(tmp_path / f"{count}.jsonl", count) for count in (300, 3000)]
+    for file in files:
+        loaded(file, cache_gb=0)  # what is made once by the first of all
+    in_memory, kept = ([most_held(file, **values) for file in files] for values in ({"cache_gb": 0}, {}))
+    assert in_memory[1] - in_memory[0] > 1_000_000
+    assert kept[1] - kept[0] < 0.1 * (in_memory[1] - in_memory[0])
 
 
 def test_another_content_name_form_length_or_objective_is_another_set(tmp_path: Path, cache: Path) -> None:
