@@ -28,7 +28,7 @@ from luthier.rlhf.critic import Critic, WithCritic
 from luthier.rlhf.parts import Ear, Policy, Prompts, Size, requests_of
 from luthier.rlhf.ppo import CRITIC, PPO
 from luthier.rlhf.pretraining import Texts
-from luthier.rlhf.rewards import Answer, OfAnswers, Reward, Rewards
+from luthier.rlhf.rewards import Answer, Ensemble, OfAnswers, Reward, Rewards, Scorer
 from luthier.rlhf.rollouts import Rollouts
 from luthier.rlhf.writers import writer_of
 from luthier.training.companions import Companions, Speaker
@@ -247,23 +247,33 @@ def _scorable(answer: Answer) -> Answered:
     return Conversation((*asked.messages, Message("assistant", answer.text)), asked.tools)
 
 
-def models_of(parts: Sequence[Reward], model: LanguageModel, announce: Announce) -> dict[str, ByModel]:
+def models_of(parts: Sequence[Reward], model: LanguageModel, announce: Announce) -> dict[str, Scorer]:
     """The reward models that rewards name, each an adapter of its own beside the policy where that can be.
 
     Raises: as `load_reward`, at the field that names the run.
     """
-    found: dict[str, ByModel] = {}
+    found: dict[str, Scorer] = {}
     for part in parts:
-        if part.model is None:
-            continue
-        folder = Path(part.model)
-        try:
-            scorer = load_reward(folder, announce, beside=model, name=f"{REWARD}-{part.called}")
-            found[part.called] = ByModel(scorer, shares_tokens=True)
-            announce(f"The reward model {part.called} is an adapter on the policy's own base.")
-        except UsageError as error:
-            announce(f"The reward model {part.called} is a model of its own: {error.found}")
-            own = load_reward(folder, announce)
-            alike = _reads_alike(own.language_model.tokenizer, model.tokenizer)
-            found[part.called] = ByModel(own, alike and own.renderer.pooled == "last")
+        named = {part.called: part.model} if part.model else {Path(run).stem: run for run in part.runs}
+        if part.models is not None and len(named) < len(part.models):  # folders of one name
+            named = {f"{part.called}-{number}": run for number, run in enumerate(part.models, 1)}
+        members = [
+            _by_model(name, Path(run), f"{REWARD}-{part.called}-{number}", model, announce)
+            for number, (name, run) in enumerate(named.items())
+        ]
+        if members:
+            found[part.called] = members[0] if part.models is None else Ensemble(members, part.caution)
     return found
+
+
+def _by_model(called: str, folder: Path, name: str, model: LanguageModel, announce: Announce) -> ByModel:
+    """One reward model. name: of its adapter beside the policy."""
+    try:
+        scorer = load_reward(folder, announce, beside=model, name=name)
+    except UsageError as error:
+        announce(f"The reward model {called} is a model of its own: {error.found}")
+        own = load_reward(folder, announce)
+        alike = _reads_alike(own.language_model.tokenizer, model.tokenizer)
+        return ByModel(own, alike and own.renderer.pooled == "last")
+    announce(f"The reward model {called} is an adapter on the policy's own base.")
+    return ByModel(scorer, shares_tokens=True)

@@ -246,7 +246,7 @@ def _scorers_of(recipe: Recipe) -> list[str]:
     """The runs of the reward models that an objective asks."""
     objective = recipe.objective
     named = objective.models if isinstance(objective, RolloutObjective) else ()
-    return [each.model for each in named if each.model is not None]
+    return [run for each in named for run in each.runs]
 
 
 def _scorer(folder: Path, recipe: Recipe, is_gpu: bool) -> Scorer:

@@ -189,8 +189,8 @@ class RolloutObjective(Objective):
 
     @property
     def models(self) -> tuple[Reward, ...]:
-        """Those of the rewards, watched ones among them, that are reward models."""
-        return tuple(each for each in (*self.rewards, *self.watched) if each.model is not None)
+        """Those of the rewards, watched ones among them, that ask reward models."""
+        return tuple(each for each in (*self.rewards, *self.watched) if each.runs)
 
     @property
     def asks_base(self) -> bool:

@@ -2,7 +2,7 @@
 
 The reward stands for what is wished, and a policy finds what the reward does not mean (Gao et al. 2022,
 https://arxiv.org/abs/2210.10760). What tells: an independent measure that falls while the reward rises; answers that grow with the
-reward; answers that repeat themselves; a policy that has become sure of everything; a divergence from the reference beyond what
+reward; reward models that agree no more; answers that repeat themselves; a policy that has become sure of everything; a divergence from the reference beyond what
 rewards are worth. Each sign compares the last rollouts with the first ones, or with the best yet, against the noise of their means.
 The bounds are working values of ours.
 """
@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from luthier.rlhf.samples import Sample
 
-Kind = Literal["watched measure", "length", "repetition", "certainty", "divergence"]
+Kind = Literal["watched measure", "disagreement", "length", "repetition", "certainty", "divergence"]
 
 WINDOW = 4
 """Rollouts that are taken together."""
 _FALLS = 0.05  # of a watched measure's range, below its peak
+_DISAGREES = 2.0
 _GROWS = 1.5
 _LEAST_CORRELATION = 0.3
 _REPEATS = 0.6
@@ -42,7 +43,7 @@ class Sign:
 class Course:
     """What one rollout came to: means over its answers.
 
-    rewards, watched, lengths: of each answer. distinct: the share of pairs of neighbouring tokens that are not a repetition.
+    rewards, watched, lengths: of each answer. spreads: how far the members of ensembles differ. distinct: the share of pairs of neighbouring tokens that are not a repetition.
     """
 
     reward: float
@@ -53,6 +54,7 @@ class Course:
     distinct: float
     entropy: float
     divergence: float | None
+    spreads: dict[str, float] = field(default_factory=dict)
 
 
 def course_of(samples: Sequence[Sample], watched: Sequence[str]) -> Course | None:
@@ -74,6 +76,7 @@ def course_of(samples: Sequence[Sample], watched: Sequence[str]) -> Course | Non
         distinct=float(np.mean([_distinct(sample.tokens) for sample in known])),
         entropy=float(np.mean(np.concatenate([-sample.engine_T for sample in known]))),
         divergence=float(np.mean([sample.ratio_T.sum() for sample in heard])) if asked else None,
+        spreads={name: _mean([sample.spreads.get(name) for sample in known])[0] for name in known[0].spreads},
     )
 
 
@@ -84,6 +87,7 @@ def signs(history: Sequence[Course]) -> list[Sign]:
     first, last = history[:WINDOW], history[-WINDOW:]
     rises = _mean_of(last, "reward") - _mean_of(first, "reward") > 2 * _error_of(first, last)
     found = [_fallen(history, name) for name in history[0].watched] if rises else []
+    found += [_parted(first, last, name) for name in history[0].spreads]
     found += [_grown(first, last), _repeating(first, last), _certain(first, last), _far(last)]
     return [sign for sign in found if sign is not None]
 
@@ -104,6 +108,18 @@ def _fallen(history: Sequence[Course], name: str) -> Sign | None:
         f"The reward rose from {_mean_of(windows[best], 'reward'):.3g} to {_mean_of(windows[-1], 'reward'):.3g} while {name}, which is "
         f"only watched, fell from {means[best]:.3g} to {means[-1]:.3g}: the policy is learning what the reward does not mean. "
         "Stop at the best step of the watched measure, or mend the reward.",
+    )
+
+
+def _parted(first: Sequence[Course], last: Sequence[Course], name: str) -> Sign | None:
+    """Members of an ensemble that differ far more than they did of the first answers."""
+    before, now = (float(np.mean([each.spreads.get(name, 0.0) for each in window])) for window in (first, last))
+    if now <= max(_DISAGREES * before, 1e-6):
+        return None
+    return Sign(
+        "disagreement",
+        f"The models of {name} differ by {now:.3g} in what answers are worth, and by {before:.3g} at first: these answers are unlike those that "
+        "they learned from. Raise its caution or objective.kl, or train them on such answers too.",
     )
 
 

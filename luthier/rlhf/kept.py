@@ -35,6 +35,9 @@ def measures_of(samples: Sequence[Sample]) -> dict[str, float]:
         numbers = [number for sample in samples if (number := sample.parts.get(name)) is not None]
         if numbers:
             found[f"reward_{name}"] = float(np.mean(numbers))
+    for name in dict.fromkeys(name for sample in samples for name in sample.spreads):
+        spreads = [sample.spreads[name] for sample in samples if name in sample.spreads]
+        found[f"spread_{name}"] = float(np.mean(spreads))
     if len(kept := [sample for sample in samples if not sample.replaced]) < len(samples):
         found["replaced_prompts"] = float(len(by_group(samples)) - len(by_group(kept)))
     if all(sample.reference_T is not None for sample in kept):

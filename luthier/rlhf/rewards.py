@@ -4,6 +4,7 @@
       - {grader: {type: number, reference: "{{ item.answer }}"}, weight: 1.0}
       - {function: reward.py, weight: 0.5}
       - {model: runs/helpful}
+      - {models: [runs/kind-1, runs/kind-2, runs/kind-3], caution: 1.0, name: kind}
 
 A function is `reward(prompts, answers, rows) -> list[float]` in a file of its own: texts, and the rows' columns; None in place of
 a number says that there is none to give. It runs in a process of its own, which is stopped when it takes too long.
@@ -14,8 +15,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean, pstdev
 from types import MappingProxyType, TracebackType
 from typing import Any, Protocol, Self
 
@@ -35,6 +37,14 @@ class Reward(Settings):
         None, description="A Python file that defines reward(prompts, answers, rows) -> list of numbers."
     )
     model: str | None = Field(None, description="A run with objective.kind reward, whose scores are the numbers.")
+    models: tuple[str, ...] | None = Field(
+        None, min_length=2, description="Several such runs, an ensemble: the number is the mean of their scores."
+    )
+    caution: float = Field(
+        0.0,
+        ge=0,
+        description="Of an ensemble: how many standard deviations of its members' scores are taken from their mean, so that answers of which they think differently are worth less.",
+    )
     weight: float = Field(1.0, description="What its number is multiplied by; negative to punish.")
     name: str | None = Field(None, min_length=1, description="What it is called; unset: after the grader or the file.")
     timeout_seconds: float = Field(
@@ -50,8 +60,14 @@ class Reward(Settings):
 
     @model_validator(mode="after")
     def _is_one_thing(self) -> Self:
-        if sum(each is not None for each in (self.grader, self.function, self.model)) != 1:
-            raise fault_at("grader", "give one of grader, function and model.")
+        if sum(each is not None for each in (self.grader, self.function, self.model, self.models)) != 1:
+            raise fault_at("grader", "give one of grader, function, model and models.")
+        if self.models is not None and len(set(self.models)) < len(self.models):
+            raise fault_at(
+                "models", "names a run twice: members of an ensemble are runs of other seeds, rows or bases."
+            )
+        if self.caution and self.models is None:
+            raise fault_at("caution", "is about how far several models differ; give models.")
         if self.grader is not None and self.grader.asks_model:
             raise fault_at(
                 "grader",
@@ -63,7 +79,15 @@ class Reward(Settings):
     def with_paths(self, found: Callable[[str], str]) -> Self:
         """The same with the file or the run where it is."""
         named = {"function": self.function, "model": self.model}
-        return self.model_copy(update={name: found(path) for name, path in named.items() if path is not None})
+        update: dict[str, Any] = {name: found(path) for name, path in named.items() if path is not None}
+        if self.models is not None:
+            update["models"] = tuple(map(found, self.models))
+        return self.model_copy(update=update)
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """The runs of the reward models that it asks."""
+        return (self.model,) if self.model is not None else self.models or ()
 
     @property
     def called(self) -> str:
@@ -73,6 +97,8 @@ class Reward(Settings):
         path = self.function or self.model
         if path is not None:
             return Path(path).stem
+        if self.models is not None:
+            return "ensemble"
         assert self.grader is not None
         return self.grader.name if self.grader.name != "score" else self.grader.kind
 
@@ -95,11 +121,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Worth:
-    """reward: None where some part has none to give, and `fault` then says which and why. parts: each by its name, unweighted."""
+    """reward: None where some part has none to give, and `fault` then says which and why. parts: each by its name, unweighted.
+
+    spreads: of the parts that are ensembles, the standard deviation of their members' scores.
+    """
 
     reward: float | None
     parts: Mapping[str, float | None]
     fault: str | None = None
+    spreads: Mapping[str, float] = field(default_factory=dict)
 
 
 class Scorer(Protocol):
@@ -120,6 +150,33 @@ class Graded:
         """See `Scorer`."""
         samples = [Sample(answer.text, answer.prompt) for answer in answers]
         return self.grader.grade_all(samples, [answer.row for answer in answers], self.aids)
+
+
+SPREAD = "spread"
+"""What a grade of an ensemble has among its parts: the standard deviation of its members' scores."""
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The mean of several reward models' scores, less `caution` times their standard deviation σ: r = mean(r_i) - k · σ(r_i).
+
+    Where members disagree, the answers are unlike those that they learned from, and what an ensemble says there is worth little
+    (Coste et al. 2023, https://arxiv.org/abs/2310.02743, section 3, which takes the variance in place of σ).
+    """
+
+    members: Sequence[Scorer]
+    caution: float
+
+    def __call__(self, answers: Sequence[Answer]) -> list[Grade]:
+        """See `Scorer`; an answer that a member gives no number has none."""
+        return [self._joined(grades) for grades in zip(*(member(answers) for member in self.members), strict=True)]
+
+    def _joined(self, grades: Sequence[Grade]) -> Grade:
+        scores = [grade.score for grade in grades if grade.score is not None]
+        if len(scores) < len(grades):
+            return next(grade for grade in grades if grade.score is None)
+        spread = pstdev(scores)
+        return Grade(fmean(scores) - self.caution * spread, parts={SPREAD: spread})
 
 
 NO_MODELS: Mapping[str, Scorer] = MappingProxyType({})
@@ -145,7 +202,7 @@ class Rewards:
         self._watched = {part.called: self._scorer(part, aids) for part in watched}
 
     def _scorer(self, part: Reward, aids: Aids) -> Scorer:
-        if part.model is not None:
+        if part.runs:
             return self._models[part.called]
         if part.grader is not None:
             return Graded(part.grader, aids)
@@ -171,7 +228,7 @@ class Rewards:
         worths = [
             _summed(
                 {name: (of_all[index], weight) for name, (of_all, weight) in grades.items()},
-                {name: of_all[index].score for name, of_all in seen.items()},
+                {name: of_all[index] for name, of_all in seen.items()},
             )
             for index in range(len(answers))
         ]
@@ -184,13 +241,15 @@ class Rewards:
         return worths
 
 
-def _summed(parts: Mapping[str, tuple[Grade, float]], watched: Mapping[str, float | None]) -> Worth:
-    numbers = {name: grade.score for name, (grade, _) in parts.items()}
-    missing = next((name for name, number in numbers.items() if number is None), None)
+def _summed(parts: Mapping[str, tuple[Grade, float]], watched: Mapping[str, Grade]) -> Worth:
+    grades = {name: grade for name, (grade, _) in parts.items()} | watched
+    numbers = {name: grade.score for name, grade in grades.items()}
+    spreads = {name: spread for name, grade in grades.items() if (spread := grade.parts.get(SPREAD)) is not None}
+    missing = next((name for name, (grade, _) in parts.items() if grade.score is None), None)
     if missing is not None:
-        return Worth(None, {**numbers, **watched}, f"{missing}: {parts[missing][0].fault}")
+        return Worth(None, numbers, f"{missing}: {grades[missing].fault}", spreads)
     reward = math.fsum(weight * grade.score for grade, weight in parts.values() if grade.score is not None)
-    return Worth(reward, {**numbers, **watched})
+    return Worth(reward, numbers, spreads=spreads)
 
 
 OfAnswers = Callable[[Sequence[Answer]], list[Worth]]

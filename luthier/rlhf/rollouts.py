@@ -292,7 +292,9 @@ class Rollouts(Steps):
             reward = worth.reward
             if reward is not None and not sample.has_ended:
                 reward -= self.objective.unended_penalty
-            found.append(replace(sample, reward=reward, parts=dict(worth.parts), fault=worth.fault))
+            found.append(
+                replace(sample, reward=reward, parts=dict(worth.parts), fault=worth.fault, spreads=dict(worth.spreads))
+            )
         return found
 
     def _heard(self, samples: Sequence[Sample]) -> list[Sample]:

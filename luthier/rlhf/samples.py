@@ -23,7 +23,8 @@ class Sample:
 
     row: which prompt it answers, as an index into all of them. group: which of the rollout's prompts. prompt, text: in words.
     version: how many optimizer steps the policy that wrote it had taken.
-    reward: None where there is none to give; fault then says why. parts: what it was made of, by name.
+    reward: None where there is none to give; fault then says why. parts: what it was made of, by name. spreads: how far the members of
+    an ensemble differ.
     engine_T: log p of its tokens (nats) as they were drawn. old_T, reference_T, value_T: log p under the policy as the trainer
     computes it, under the reference, and what the critic expects; None where nobody was asked.
     replaced: whether all answers to its prompt were worth the same, so that another prompt took its place.
@@ -40,6 +41,7 @@ class Sample:
     reward: float | None = None
     parts: Mapping[str, float | None] = field(default_factory=dict)
     fault: str | None = None
+    spreads: Mapping[str, float] = field(default_factory=dict)
     old_T: FloatArray | None = None
     reference_T: FloatArray | None = None
     value_T: FloatArray | None = None

@@ -19,10 +19,10 @@ from luthier.generation.requests import Completed, Request
 from luthier.generation.settings import Sampling
 from luthier.prediction.passes import Passes
 from luthier.prediction.text_model import TextModel
-from luthier.rewarded import ByModel, models_of, prompts_of
+from luthier.rewarded import models_of, prompts_of
 from luthier.rlhf.contract import RolloutObjective
 from luthier.rlhf.parts import Prompts, requests_of
-from luthier.rlhf.rewards import Answer, Rewards, Worth
+from luthier.rlhf.rewards import Answer, Rewards, Scorer, Worth
 
 Announce = Callable[[str], None]
 
@@ -81,7 +81,7 @@ def evaluate_rewarded(
     )
 
 
-def _score(model: ByModel) -> Score:
+def _score(model: Scorer) -> Score:
     """A reward model as the probes ask it."""
 
     def score(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,6 +87,14 @@ def test_a_policy_that_is_sure_of_everything_and_earns_nothing_by_it_is_told() -
     assert "certainty" in kinds(history(lambda n, rng: rollout(rng, surprise=2.0 / (1 + n))))
     rightly = history(lambda n, rng: rollout(rng, surprise=2.0 / (1 + n), reward=0.2 * n, gold=0.2 * n))
     assert "certainty" not in kinds(rightly)
+
+
+def test_reward_models_that_agree_no_more_are_told() -> None:
+    def spread(n: int, rng: np.random.Generator, grows: float) -> list[Sample]:
+        return [replace(each, spreads={"kind": 0.2 + grows * n + 0.05 * rng.random()}) for each in rollout(rng)]
+
+    assert kinds(history(lambda n, rng: spread(n, rng, 0.01))) == set()
+    assert kinds(history(lambda n, rng: spread(n, rng, 0.05))) == {"disagreement"}
 
 
 def test_a_policy_far_from_the_reference_is_told() -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -76,6 +77,30 @@ def test_a_reward_model_scores_the_very_answers_as_it_does_alone(
     alone = scorer.scores_of_tokens(prompts, [each.tokens for each in samples])
     assert [each.parts["nice"] for each in samples] == pytest.approx(alone, abs=1e-4)
     assert [each.reward for each in samples] == pytest.approx([2 * score for score in alone], abs=2e-4)
+
+
+def test_an_ensemble_of_reward_models_says_how_far_its_members_differ(desk: Path, tmp_path: Path) -> None:
+    """One beside the policy, and one that stands alone."""
+    for name, method in (("nice", {}), ("whole", {"kind": "full", "rank": None})):
+        values = recipe_values(desk / "model", desk / "pairs.jsonl", method=method, training={"steps": 2})
+        begin({**values, "objective": {"kind": "reward"}, "seed": 8}, tmp_path / name)
+    runs = [desk / "nice", tmp_path / "nice", tmp_path / "whole"]
+    said: list[str] = []
+    part = {"models": [str(run) for run in runs], "caution": 0.5, "name": "kind"}
+    begin(values_of(desk, [part]), tmp_path / "run", announce=said.append)
+    assert sum("adapter on the policy's own base" in sentence for sentence in said) == 2
+    assert sum("a model of its own" in sentence for sentence in said) == 1
+    samples = [each for each in read_rollout(tmp_path / "run" / FOLDER / "000000.jsonl") or [] if each.tokens]
+    chats = [Conversation((Message("user", each.prompt), Message("assistant", each.text))) for each in samples]
+    scores_MN = []
+    for run in runs:
+        scorer = load_reward(run, said.append)
+        prompts = [scorer.renderer.prompt_tokens(chat.messages[:1]) for chat in chats]
+        scores_MN.append(scorer.scores_of_tokens(prompts, [each.tokens for each in samples]))
+    spread_N = np.std(scores_MN, axis=0)
+    assert [each.spreads["kind"] for each in samples] == pytest.approx(spread_N, abs=1e-4)
+    assert [each.reward for each in samples] == pytest.approx(np.mean(scores_MN, axis=0) - 0.5 * spread_N, abs=2e-4)
+    assert "spread_kind" in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
 def test_evaluation_tells_what_base_and_tuned_answers_are_worth(

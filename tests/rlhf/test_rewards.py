@@ -10,9 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from luthier.errors import NotFound, RecipeError, RewardFault
-from luthier.evaluation.grading import Aids
+from luthier.evaluation.grading import Aids, Grade
 from luthier.recipe import make_recipe
-from luthier.rlhf.rewards import Answer, Reward, Rewards
+from luthier.rlhf.rewards import Answer, Ensemble, Reward, Rewards, Scorer
 
 ANSWERS = [Answer("one and one?", "2", {"answer": "2"}), Answer("two and two?", "five", {"answer": "4"})]
 NUMBER = {"type": "number", "reference": "{{ item.answer }}"}
@@ -133,3 +133,49 @@ def test_a_fault_within_a_reward_of_a_recipe_is_told_at_its_whole_place(tmp_path
     with pytest.raises(RecipeError, match="is no JSON schema") as caught:
         make_recipe({"model": "smollm2-135m", "data": {"train": str(rows)}, "objective": objective})
     assert caught.value.field == "objective.rewards[1].grader.schema"
+
+
+# ── ensembles ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def member(*scores: float | None) -> Scorer:
+    return lambda answers: [Grade(score, None if score is not None else "silent") for score in scores]
+
+
+@pytest.mark.parametrize("caution", [0.0, 1.5])
+def test_an_ensemble_is_the_mean_of_its_members_less_what_they_differ_by(caution: float) -> None:
+    ensemble = Ensemble([member(1.0, 2.0), member(4.0, 2.0), member(1.0, 2.0)], caution)
+    part = Reward.model_validate({"models": ["a", "b", "c"], "caution": caution, "weight": 2.0})
+    with Rewards([part], Aids(), models={"ensemble": ensemble}) as both:
+        differing, agreed = both(ANSWERS)
+    spread = 2**0.5  # of 1, 4 and 1
+    assert differing.reward == pytest.approx(2 * (2.0 - caution * spread))
+    assert differing.spreads == {"ensemble": pytest.approx(spread)}
+    assert (agreed.reward, agreed.spreads) == (4.0, {"ensemble": 0.0})
+
+
+def test_an_answer_that_a_member_gives_no_number_has_none() -> None:
+    part = Reward.model_validate({"models": ["a", "b"], "name": "kind"})
+    with Rewards([part], Aids(), models={"kind": Ensemble([member(1.0, 1.0), member(None, 3.0)], 0.0)}) as both:
+        first, second = both(ANSWERS)
+    assert (first.reward, first.fault, first.spreads) == (None, "kind: silent", {})
+    assert second.reward == 2.0
+
+
+@pytest.mark.parametrize(
+    ("part", "found"),
+    [
+        ({"models": ["a"]}, "at least 2"),
+        ({"models": ["a", "b", "a"]}, "names a run twice"),
+        ({"model": "a", "caution": 1.0}, "give models"),
+        ({"model": "a", "models": ["a", "b"]}, "one of grader, function, model and models"),
+    ],
+)
+def test_what_is_no_ensemble_is_refused(part: dict[str, object], found: str) -> None:
+    with pytest.raises(ValidationError, match=found):
+        Reward.model_validate(part)
+
+
+def test_members_are_found_beside_the_recipe() -> None:
+    part = Reward.model_validate({"models": ["a", "b"]}).with_paths(lambda path: f"there/{path}")
+    assert part.runs == ("there/a", "there/b")
