@@ -259,7 +259,8 @@ class Beside:
     @property
     def models(self) -> list[LanguageModel]:
         """Those that are not the one that trains, each with the adapters upon it."""
-        speakers = [*self.speakers.values(), *(each.speaker for each in (*self.critics.values(), *self.scorers))]
+        speakers = [*self.speakers.values(), *(critic.speaker for critic in self.critics.values())]
+        speakers += [scorer.speaker for scorer in self.scorers]
         found = [speaker.model for speaker in speakers] + ([] if self.copy is None else [self.copy])
         return [model for model in found if model is not self.model]
 

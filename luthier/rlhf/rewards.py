@@ -242,7 +242,7 @@ class Rewards:
 
 
 def _summed(parts: Mapping[str, tuple[Grade, float]], watched: Mapping[str, Grade]) -> Worth:
-    grades = {name: grade for name, (grade, _) in parts.items()} | watched
+    grades = {**{name: grade for name, (grade, _) in parts.items()}, **watched}
     numbers = {name: grade.score for name, grade in grades.items()}
     spreads = {name: spread for name, grade in grades.items() if (spread := grade.parts.get(SPREAD)) is not None}
     missing = next((name for name, (grade, _) in parts.items() if grade.score is None), None)
