@@ -82,8 +82,8 @@ def read_texts(count: int) -> list[str]:
     for path in (questions, trees):
         if not path.is_file():
             raise SideFailed(f"{path} is not there.", 4)
-    asked = [json.loads(line)["question"] for line in questions.read_text("utf-8").splitlines()[: count // 2]]
-    opened = [json.loads(line)["prompt"]["text"] for line in trees.read_text("utf-8").splitlines()]
+    asked = [json.loads(line)["question"] for line in questions.read_bytes().splitlines()[: count // 2]]
+    opened = [json.loads(line)["prompt"]["text"] for line in trees.read_bytes().splitlines()]
     return [*asked, *[text for text in opened if len(text) < 500][: count - len(asked)]]
 
 

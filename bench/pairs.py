@@ -66,7 +66,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON, JSONL, or JSONL in gzip. Raises: OSError; ValueError for another form."""
     data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     text = data.decode("utf-8")
-    rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
+    rows = (
+        json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.encode().splitlines()]
+    )
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise ValueError("there are no rows, or some are no objects")
     return rows

@@ -55,7 +55,7 @@ def read_chats(path: Path) -> list[Chat]:
     if not path.is_file():
         raise NotFound("There is no such data file.", "Give a JSONL file with --data.", file=str(path))
     chats = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
         try:

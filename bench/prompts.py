@@ -66,4 +66,4 @@ def read_prompts(folder: Path) -> PromptWork:
 
 def read_questions(path: Path) -> list[str]:
     """The questions of a JSONL file. Raises: OSError; ValueError or KeyError for another form."""
-    return [json.loads(line)["question"] for line in path.read_text("utf-8").splitlines() if line.strip()]
+    return [json.loads(line)["question"] for line in path.read_bytes().splitlines() if line.strip()]

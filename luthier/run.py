@@ -19,7 +19,7 @@ from luthier.courses import Evaluate, of_rollouts, of_rows, plan_of
 from luthier.data.rendering import Renderer
 from luthier.data.settings import files_of
 from luthier.errors import CheckpointNotFound, NotFound, UsageError
-from luthier.evaluation.report import write_loss_plot
+from luthier.evaluation.report import NOTHING, write_loss_plot
 from luthier.evaluation.reward_report import has_rewards, write_reward_plot
 from luthier.evaluation.run_report import ENVIRONMENT, PLOT, REWARDS_PLOT, write_run_report
 from luthier.methods import ADAPTER, Attachment
@@ -37,6 +37,7 @@ from luthier.recipe.provenance import check_same, environment, provenance_of
 from luthier.recipe.settings import Provenance
 from luthier.rlhf import RolloutObjective
 from luthier.rlhf.pretraining import PRETRAINING
+from luthier.rlhf.told import told_of_rollouts
 from luthier.store.files import (
     folder_fault,
     make_folder,
@@ -304,7 +305,8 @@ def _finish(begun: _Begun, progress: Progress, announce: Announce) -> RunResult:
         "Steps": str(progress.step),
         "Result": str(output),
     }
-    write_run_report(folder, facts, numbers.model_dump(), type(recipe.objective))
+    told = told_of_rollouts(folder) if isinstance(recipe.objective, RolloutObjective) else NOTHING
+    write_run_report(folder, facts, numbers.model_dump(), type(recipe.objective), told)
     return _result(folder, metrics, progress)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +23,23 @@ from luthier.store.pictures import rule, write_png
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from luthier.evaluation.verdict import Evaluation
+    from luthier.evaluation.verdict import Evaluation, Table
 
 Metrics = Sequence[Mapping[str, Any]]
 
 _TRAIN, _HELD_OUT, _RATE, _QUIET = "#2563eb", "#ea580c", "#0d9488", "#6b7280"
 _FEWEST_STEPS_TO_SMOOTH = 20
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a run has to show beside its numbers: warnings in words, and tables."""
+
+    warnings: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+
+
+NOTHING = Told()
 
 
 def write_report(
@@ -37,22 +49,25 @@ def write_report(
     evaluation: Evaluation | None = None,
     *,
     objective: type[Objective] = SFT,
+    told: Told = NOTHING,
 ) -> None:
     """Write a run's report to `path` as Markdown; it shows the `loss.png` beside it.
 
     facts: what to say of the run, by name and in order (model, data, method, …), one short text each.
-    evaluation: base against tuned on held-out rows, where that was done. objective: what was learned, which says what its loss is.
+    evaluation: base against tuned on held-out rows, where that was done. objective: what was learned, which says what its loss is. told:
+    what else there is to show.
     Raises: DiskFull.
     """
     sections = [f"# {path.absolute().parent.name}", _table(["", ""], list(facts.items())), "## Training"]
-    told = "\n".join(f"- {line}" for line in training_lines(metrics, objective))
-    sections += [told, "![Loss by step](loss.png)"]
+    course = "\n".join(f"- {line}" for line in training_lines(metrics, objective))
+    sections += [course, *(f"**{warning}**" for warning in told.warnings), "![Loss by step](loss.png)"]
     if has_rewards(metrics):
         sections.append("![Rewards, divergence and lengths](rewards.png)")
+    sections += _tables(told.tables)
     if evaluation is not None:
         head, *rows = evaluation.as_table()
         sections += ["## Held-out rows", *evaluation.sentences, _table(head, rows), *evaluation.remarks]
-        sections += [part for each in evaluation.tables for part in (f"### {each.title}", _table(*_parted(each.rows)))]
+        sections += _tables(evaluation.tables)
     write_text(path, "\n\n".join(sections) + "\n")
 
 
@@ -195,9 +210,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
 
 
-def _parted(rows: Sequence[Sequence[str]]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
-    """The head of a table, and its rows."""
-    return rows[0], rows[1:]
+def _tables(tables: Sequence[Table]) -> list[str]:
+    """Each under its title."""
+    return [part for each in tables for part in (f"### {each.title}", _table(each.rows[0], each.rows[1:]))]
 
 
 def _cell(text: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.evaluation.metrics import best, exact_match, token_f1
-from luthier.evaluation.report import Metrics, training_lines
+from luthier.evaluation.report import NOTHING, Metrics, Told, training_lines
 from luthier.objectives import SFT, Objective
 from luthier.store.files import write_text
 
@@ -67,12 +67,14 @@ def write_page(
     evaluation: Evaluation | None = None,
     *,
     objective: type[Objective] = SFT,
+    told: Told = NOTHING,
 ) -> None:
-    """Write a run's page to `path`. plots: PNGs to put into it. Raises: DiskFull."""
+    """Write a run's page to `path`. plots: PNGs to put into it. told: what else there is to show. Raises: DiskFull."""
     samples = () if evaluation is None else samples_of(evaluation)
     text = _template().render(
         page=page,
         evaluation=evaluation,
+        told=told,
         training=training_lines(metrics, objective),
         plots=[base64.b64encode(plot.read_bytes()).decode("ascii") for plot in plots],
         samples=samples[:_MOST_SAMPLES],

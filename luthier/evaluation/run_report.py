@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.evaluation.report import write_report
+from luthier.evaluation.report import NOTHING, Told, write_report
 from luthier.evaluation.report_page import RunPage, write_page
+from luthier.evaluation.verdict import Table
 from luthier.objectives import Objective
 from luthier.store.files import read_json, write_json
 from luthier.store.runs import RECIPE, RESOLVED, read_metrics
@@ -26,10 +28,14 @@ PLOT, REWARDS_PLOT = "loss.png", "rewards.png"
 
 
 def write_run_report(
-    folder: Path, facts: Mapping[str, str], numbers: Mapping[str, Any], objective: type[Objective]
+    folder: Path,
+    facts: Mapping[str, str],
+    numbers: Mapping[str, Any],
+    objective: type[Objective],
+    told: Told = NOTHING,
 ) -> None:
-    """Write what a run leaves for people to read once it has ended. Raises: DiskFull."""
-    write_json(folder / FACTS, {"facts": dict(facts), "numbers": dict(numbers)})
+    """Write what a run leaves for people to read once it has ended. told: what else there is to show. Raises: DiskFull."""
+    write_json(folder / FACTS, {"facts": dict(facts), "numbers": dict(numbers), "told": asdict(told)})
     _write(folder, facts, objective, None, ())
 
 
@@ -52,6 +58,13 @@ def _facts(folder: Path) -> dict[str, str]:
     return {str(name): str(value) for name, value in facts.items()} if isinstance(facts, dict) else {}
 
 
+def _told(folder: Path) -> Told:
+    found = read_report(folder).get("told")
+    if not isinstance(found, dict):
+        return NOTHING
+    return Told(tuple(found["warnings"]), tuple(Table(**each) for each in found["tables"]))
+
+
 def _write(
     folder: Path,
     facts: Mapping[str, str],
@@ -66,7 +79,8 @@ def _write(
     again = f"luthier train {shlex.quote(str(folder / RECIPE))} --out {shlex.quote(f'{name}-again')}"
     page = RunPage(name, facts, settings.read_text("utf-8"), environment, (again, *commands))
     plots = [folder / plot for plot in (PLOT, REWARDS_PLOT) if (folder / plot).is_file()]
-    write_page(folder / PAGE, page, metrics, plots, evaluation, objective=objective)
+    told = _told(folder)
+    write_page(folder / PAGE, page, metrics, plots, evaluation, objective=objective, told=told)
     write_report(
-        folder / REPORT, metrics, facts, evaluation, objective=objective
+        folder / REPORT, metrics, facts, evaluation, objective=objective, told=told
     )  # last: it says that the run is finished

@@ -75,5 +75,6 @@ def read_rollout(file: Path, version: int | None = None) -> list[Sample] | None:
     """The answers that a file holds; None if there is none, or if they are of another version of the policy than asked."""
     if not file.is_file():
         return None
-    samples = [sample_of(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # an answer may hold other ends of lines
+    samples = [sample_of(line) for line in lines if line]
     return None if version is not None and any(sample.version != version for sample in samples) else samples

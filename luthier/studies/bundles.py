@@ -231,7 +231,7 @@ def read_bundle(path: Path) -> Bundle:
             for name, sha256 in manifest.members.items():
                 _check_member(archive, name, sha256, path)
             recipe = _content(archive, RESOLVED, path).decode("utf-8")
-            lines = _content(archive, METRICS, path).decode("utf-8").splitlines()
+            lines = _content(archive, METRICS, path).splitlines()
             return Bundle(path, manifest, recipe, tuple(json.loads(line) for line in lines))
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
         raise _broken(path, f"it cannot be read as a zip file of text ({error})") from error

@@ -44,6 +44,7 @@ from luthier.rewarded import models_of, prompts_of
 from luthier.rlhf.contract import RolloutObjective
 from luthier.rlhf.parts import Prompts
 from luthier.rlhf.rewards import Reward, Rewards
+from luthier.rlhf.told import signs_of
 from luthier.run import OnStep, resume_run, train_recipe
 from luthier.store.files import make_folder, write_json, write_text
 from luthier.store.runs import is_run, read_metrics, read_run
@@ -354,7 +355,7 @@ class _Stages:
             )  # fmt: skip
         divergences = [line["kl_of_answers"] for line in read_metrics(policy) if "kl_of_answers" in line]
         kl = float(divergences[-1]) if divergences else None
-        return Outcome(self.out, _win_rates(found), kl, found, _signs_of(policy))
+        return Outcome(self.out, _win_rates(found), kl, found, signs_of(policy))
 
 
 def _win_rates(evaluation: Evaluation) -> dict[str, Estimate]:
@@ -365,17 +366,6 @@ def _win_rates(evaluation: Evaluation) -> dict[str, Estimate]:
         ties = measure.num_rows - comparison.rises - comparison.falls
         found[measure.name] = wilson(comparison.rises + ties / 2, measure.num_rows)
     return found
-
-
-def _signs_of(policy: Path) -> tuple[str, ...]:
-    """What the policy's rollouts told of how the reward was earned."""
-    from luthier.training.checkpoint import load_checkpoint
-
-    try:
-        state = load_checkpoint(policy).state["batches"]
-    except LuthierError:
-        return ()
-    return tuple(state.get("signs", {}).values())
 
 
 def going_on(recipe: Recipe, begins: Path) -> Recipe:
