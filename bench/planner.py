@@ -22,6 +22,7 @@ from bench.contest import RESULTS, carried_out, machine, say
 from bench.figures import gigabytes, table
 from bench.processes import run_module
 
+_LEAST_BATCH, _VIRTUAL = 512, 20
 METHODS: tuple[dict[str, Any], ...] = (
     {"kind": "full"},
     {"kind": "lora", "rank": 16},
@@ -32,7 +33,7 @@ METHODS: tuple[dict[str, Any], ...] = (
     {"kind": "pfeiffer"},
     {"kind": "houlsby"},
     {"kind": "ia3"},
-    {"kind": "prefix-tuning", "num_virtual_tokens": 20},
+    {"kind": "prefix-tuning", "num_virtual_tokens": _VIRTUAL},
     {"kind": "ladder"},
     {"kind": "top-layers", "num_layers": 2},
 )
@@ -80,7 +81,7 @@ def draw_case(draw: random.Random, number: int) -> Case:
         "vocab_size": draw.choice((2000, 8000, 32000)),
         "tie_word_embeddings": draw.random() < 0.5,
     }
-    most = draw.choice((128, 256, 512))
+    most = draw.choice((128, 256, _LEAST_BATCH - _VIRTUAL))
     return Case(
         number,
         config,
@@ -90,7 +91,7 @@ def draw_case(draw: random.Random, number: int) -> Case:
             "gradient_checkpointing": draw.random() < 0.4,
             "optimizer": draw.choice(OPTIMIZERS),
             "workers": 1,
-            "tokens_per_micro_batch": draw.choice((512, 1024, 2048)),
+            "tokens_per_micro_batch": draw.choice((_LEAST_BATCH, 1024, 2048)),
             "rows_per_step": 16,
         },
         draw.choice(("fp32", "fp32", "bf16")),

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from luthier.errors import LuthierError
-from luthier.evaluation.run_report import Told
+from luthier.evaluation.report import Told
 from luthier.evaluation.verdict import Table
 from luthier.rlhf.kept import FOLDER, read_rollout
 from luthier.rlhf.samples import Sample
