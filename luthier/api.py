@@ -16,7 +16,6 @@ from luthier.data import tokenizer_training
 from luthier.data.reading import called
 from luthier.data.rendering import Renderer, build_renderer
 from luthier.data.settings import files_of
-from luthier.data.template import read_template
 from luthier.data.tokenizer_training import TokenizerSettings, TrainedTokenizer
 from luthier.errors import NotFound, UsageError
 from luthier.evaluation.compare import Candidate, evaluate_records, questions_of
@@ -29,8 +28,6 @@ from luthier.faults import setting_fault
 from luthier.generation.settings import Sampling
 from luthier.methods import ADAPTER
 from luthier.models.language_model import LanguageModel
-from luthier.models.loading import load_model
-from luthier.models.settings import ModelSettings
 from luthier.models.sources import names_a_model
 from luthier.objectives import Embedding, Objective, Reward
 from luthier.ops.workers import Workers
@@ -57,7 +54,7 @@ from luthier.studies.evaluating import (
     evaluate_run,
     rows_to_evaluate,
 )
-from luthier.tuned import load_at_step, load_base, load_reward, load_run
+from luthier.tuned import load_at_step, load_base, load_plain_text, load_reward, load_run
 from luthier.types import Message
 
 __all__ = [
@@ -193,9 +190,7 @@ def base_of(run: str | Path, tuned: Model, announce: Announce = _log.info) -> Mo
 
 def load_plain(name: str, announce: Announce = _log.info) -> TextModel:
     """A model without a run: a built-in name, a folder, a hub id or a .gguf file."""
-    model = load_model(ModelSettings(name=name), announce)
-    renderer = Renderer(model.tokenizer, read_template(None, model.tokenizer), answer_start=model.answer_start)
-    return TextModel(model, renderer, None)
+    return load_plain_text(name, announce)
 
 
 def load_any(name: str, announce: Announce = _log.info) -> TextModel | Reader:

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import torch
 
-from luthier.data.rendering import build_renderer
+from luthier.data.rendering import Renderer, build_renderer
+from luthier.data.template import read_template
 from luthier.errors import NotFound, RecipeError, UsageError
 from luthier.methods import ADAPTER, AdapterMethod
 from luthier.methods.contract import Attachment
 from luthier.methods.rows_files import read_adapter
 from luthier.models.language_model import LanguageModel
 from luthier.models.loading import load_model
+from luthier.models.settings import ModelSettings
 from luthier.prediction.reward import RewardScorer, ScoreHead
 from luthier.prediction.scale import read_scale
+from luthier.prediction.text_model import TextModel
 from luthier.quantization.packed import QuantizedLinear
 from luthier.recipe import Recipe
 from luthier.recipe.base import fast_of, head_of, settings_of, wishes_of
@@ -82,6 +85,20 @@ def load_at_step(folder: Path, step: int, announce: Announce) -> LanguageModel:
 def load_base(folder: Path, announce: Announce) -> LanguageModel:
     """The base model that a run began from."""
     return load_base_of(recipe_of_run(folder), announce)
+
+
+def load_plain_text(name: str, announce: Announce) -> TextModel:
+    """A model without a run that writes: a built-in name, a folder, a hub id or a .gguf file."""
+    model = load_model(ModelSettings(name=name), announce)
+    renderer = Renderer(model.tokenizer, read_template(None, model.tokenizer), answer_start=model.answer_start)
+    return TextModel(model, renderer, None)
+
+
+def load_run_text(folder: Path, announce: Announce) -> TextModel:
+    """The model of a run, as one that writes."""
+    recipe, model = recipe_of_run(folder), load_run(folder, announce)
+    renderer = build_renderer(recipe.data, model.tokenizer, model.anatomy.family.pooled, model.answer_start)
+    return TextModel(model, renderer, None if recipe.method.tunes_base else ADAPTER)
 
 
 def load_reward(

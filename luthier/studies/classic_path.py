@@ -4,7 +4,7 @@ Ziegler et al. 2019, https://arxiv.org/abs/1909.08593; Ouyang et al. 2022, https
 place under one folder, and each left as it is once it is finished, so that a path that was broken off goes on where it stood:
 
     sft/            a model that answers, tuned on answers (or a run that is there already)
-    pairs.jsonl     comparisons: given, or of answers that the tuned model drew, told apart by rewards or by a person
+    pairs.jsonl     comparisons: given, or of answers that the tuned model drew, told apart by rewards, a judge or a person
     reward/         a reward model of them
     policy/         the tuned model, tuned further by the reward
     report.md       both on the same held-out prompts: how often the policy's answer is worth more, and how far it went
@@ -22,15 +22,15 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from luthier.data.rendering import build_renderer
 from luthier.errors import Interrupted, LuthierError, NotFound, RecipeError
 from luthier.evaluation.compare import Candidate
 from luthier.evaluation.grading import Aids
 from luthier.evaluation.intervals import Estimate, wilson
 from luthier.evaluation.rows import Rows
 from luthier.evaluation.verdict import Evaluation
-from luthier.methods import ADAPTER
-from luthier.models.language_model import LanguageModel
+from luthier.generation.requests import Completed
+from luthier.models.settings import ModelSettings
+from luthier.models.sources import locate
 from luthier.ops.workers import Workers
 from luthier.prediction.passes import Passes, Progress, silent
 from luthier.prediction.text_model import TextModel
@@ -49,13 +49,14 @@ from luthier.run import OnStep, resume_run, train_recipe
 from luthier.store.files import make_folder, write_json, write_text
 from luthier.store.runs import is_run, read_metrics, read_run
 from luthier.studies.evaluating_rewards import evaluate_rewarded
+from luthier.studies.judged_pairs import judge_of, judged_pairs
 from luthier.studies.own_pairs import Sampled, answer_rows, best_and_worst, drawn
-from luthier.tuned import load_run
+from luthier.tuned import load_plain_text, load_run_text
 from luthier.types import Settings
 
 Announce = Callable[[str], None]
-SFT, PAIRS, ANSWERS, REWARD, POLICY, RESULT, REPORT = (
-    "sft", "pairs.jsonl", "answers.jsonl", "reward", "policy", "rlhf.json", "report.md",
+SFT, PAIRS, ANSWERS, JUDGMENTS, REWARD, POLICY, RESULT, REPORT = (
+    "sft", "pairs.jsonl", "answers.jsonl", "judgments.jsonl", "reward", "policy", "rlhf.json", "report.md",
 )  # fmt: skip
 _SHOWN = 5
 
@@ -215,6 +216,14 @@ class _Stages:
                 recipe = self._recipe(name, values, finds_files=False)
                 if isinstance(recipe.objective, RolloutObjective):
                     self._check_rewards(recipe.objective)
+        judge = None if isinstance(self.path.pairs, str) else self.path.pairs.judge
+        if judge is not None and self._run(judge) is None:
+            with _of_judge():
+                locate(ModelSettings(name=judge), self.announce, weights=False)
+
+    def _run(self, name: str) -> Path | None:
+        """The run of that name, beside the path's file or in the working folder; None where there is none."""
+        return next((each for each in (self.base / name, Path(name)) if is_run(each)), None)
 
     def _check_rewards(self, objective: RolloutObjective) -> None:
         """Raise RecipeError for names that two measures of the comparison have, NotFound for files and runs that are not there."""
@@ -233,8 +242,9 @@ class _Stages:
             (watched, "compare.watched"),
         ):
             for part in self._with_paths(parts):
-                name = part.function or part.model
-                if name is not None and Path(name) != self.out / REWARD and not Path(name).exists():
+                for name in (*part.runs, *((part.function,) if part.function else ())):
+                    if Path(name) == self.out / REWARD or Path(name).exists():
+                        continue
                     raise NotFound(
                         f"There is no {name}, which the reward {part.called} names.",
                         f"It is looked for in {self.base} and in the working folder; correct its name.",
@@ -254,7 +264,7 @@ class _Stages:
         """The run of the first stage."""
         if not isinstance(self.path.sft, str):
             return self.trained(SFT, self.path.sft, None)
-        folder = next((each for each in (self.base / self.path.sft, Path(self.path.sft)) if is_run(each)), None)
+        folder = self._run(self.path.sft)
         if folder is None or read_run(folder).state != "finished":
             raise RecipeError(
                 f"{self.path.sft} is no finished run.", "Name a run that is, or give data and training.", field=SFT
@@ -289,36 +299,63 @@ class _Stages:
         self.announce("── pairs ──")
         model, prompts = self._to_answer(sft, wanted)
         answers = drawn(model, prompts, wanted, self.path.seed, self.progress)
-        rows = list(answer_rows(prompts, answers))
+        rows, asked = list(answer_rows(prompts, answers)), self.out / ANSWERS
+        if wanted.by != "rewards":
+            _write_rows(asked, rows)
         if wanted.by == "person":
-            asked = self.out / ANSWERS
-            write_text(asked, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
             command = f"luthier judge {shlex.quote(str(asked))} --out {shlex.quote(str(self.out / 'judged.jsonl'))} --pairs {shlex.quote(str(made))}"
             raise Interrupted(
                 f"The answers to be judged are in {asked}.",
                 f"Judge them with '{command}' (with --judge MODEL added a model judges), then begin again.",
                 exit_code=0,
             )
+        found = (
+            self._judged(wanted, asked)
+            if wanted.judge is not None
+            else self._told_apart(wanted, model, prompts, answers, rows)
+        )
+        if not found:
+            raise RecipeError(
+                "No prompt has two answers of which one is better: there is no pair.",
+                "Give other prompts, or somebody else who tells answers apart.",
+                field="pairs",
+            )
+        self.announce(f"{len(found)} pairs of {len(rows)} prompts.")
+        _write_rows(made, found)
+        return str(made.absolute())
+
+    def _told_apart(
+        self,
+        wanted: Sampled,
+        model: TextModel,
+        prompts: Prompts,
+        answers: Sequence[Sequence[Completed]],
+        rows: Sequence[Mapping[str, Any]],
+    ) -> list[dict[str, Any]]:
+        """The best and the worst answer to each prompt, by rewards."""
         parts = self._with_paths(wanted.rewards)
         models = models_of(parts, model.language_model, self.announce)
         with Rewards(parts, Aids(), models=models) as rewards:
             worths = rewards(
                 [prompts.answer(row, answer.text, answer.tokens) for row, own in enumerate(answers) for answer in own]
             )
-        scores = [worth.reward for worth in worths]
-        found = list(best_and_worst(rows, scores, wanted.num_answers))
-        if not found:
-            raise RecipeError(
-                "All answers to every prompt are worth the same: there is no pair.",
-                "Give other rewards or prompts.",
-                field="pairs",
-            )
-        self.announce(f"{len(found)} of {len(rows)} prompts gave a pair.")
-        write_text(made, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
-        return str(made.absolute())
+        return list(best_and_worst(rows, [worth.reward for worth in worths], wanted.num_answers))
+
+    def _judged(self, wanted: Sampled, answers: Path) -> list[dict[str, Any]]:
+        """The pairs in whose winner a model is sure."""
+        assert wanted.judge is not None
+        judge = judge_of(wanted.judge, self._judge(wanted.judge), wanted.guideline)
+        return judged_pairs(
+            answers, self.out / JUDGMENTS, judge, wanted.pairs_per_prompt, self.path.seed, self.announce, self.progress
+        )
+
+    def _judge(self, name: str) -> TextModel:
+        folder = self._run(name)
+        with _of_judge():
+            return load_plain_text(name, self.announce) if folder is None else load_run_text(folder, self.announce)
 
     def _to_answer(self, sft: Path, wanted: Sampled) -> tuple[TextModel, Prompts]:
-        model = text_model(sft, self.announce)
+        model = load_run_text(sft, self.announce)
         own = _policy_values(self.path, self.out / REWARD)
         stub = {**own, "data": {**dict(own.get("data", {})), "train": wanted.prompts, "validation": "none"}}
         recipe = self._recipe("pairs", stub)
@@ -335,7 +372,7 @@ class _Stages:
         assert isinstance(objective, RolloutObjective)
         watched = (*objective.watched, *self._with_paths(self.path.compare.watched))
         objective = objective.model_copy(update={"watched": watched})
-        models = [text_model(each, self.announce) for each in (sft, policy)]
+        models = [load_run_text(each, self.announce) for each in (sft, policy)]
         loaded = models[1].language_model
         dataset, _ = read_dataset(recipe, loaded.hf.config, loaded.tokenizer, self.announce, loaded.answer_start)
         examples, records = dataset.validation, dataset.validation_records
@@ -377,12 +414,8 @@ def going_on(recipe: Recipe, begins: Path) -> Recipe:
     return recipe.model_copy(update={"model": before.model, "method": before.method.continued(begins)})
 
 
-def text_model(folder: Path, announce: Announce) -> TextModel:
-    """The model of a run that answers."""
-    recipe = recipe_of_run(folder)
-    model: LanguageModel = load_run(folder, announce)
-    renderer = build_renderer(recipe.data, model.tokenizer, model.anatomy.family.pooled, model.answer_start)
-    return TextModel(model, renderer, None if recipe.method.tunes_base else ADAPTER)
+def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 @contextmanager
@@ -393,4 +426,14 @@ def _of_stage(stage: str) -> Iterator[None]:
     except LuthierError as error:
         if error.field is not None and not error.field.startswith(f"{stage}."):
             error.field = f"{stage}.{error.field}"
+        raise
+
+
+@contextmanager
+def _of_judge() -> Iterator[None]:
+    """Within: a fault of a model is told at the field that names the judge."""
+    try:
+        yield
+    except LuthierError as error:
+        error.field = "pairs.judge"
         raise

@@ -25,15 +25,22 @@ class Sampled(Settings):
     num_answers: int = Field(4, ge=2, description="How many answers to each; the best and the worst become a pair.")
     temperature: float = Field(1.0, gt=0, description="As generation has it.")
     max_new_tokens: int = Field(128, ge=1, description="Most tokens of an answer.")
-    by: Literal["rewards", "person"] = Field(
+    by: Literal["rewards", "judge", "person"] = Field(
         "rewards", description="Who tells them apart; a person does with 'luthier judge'."
     )
     rewards: tuple[Reward, ...] = Field((), description="What an answer is worth, with by: rewards.")
+    judge: str | None = Field(
+        None, description="The model that judges, with by: judge: a run that writes, or a model as a recipe names it."
+    )
+    guideline: str | None = Field(None, description="What the judge is to judge by.")
+    pairs_per_prompt: int = Field(1, ge=1, description="Most pairs of a prompt's answers that the judge compares.")
 
     @model_validator(mode="after")
     def _told_apart(self) -> Self:
         if (self.by == "rewards") != bool(self.rewards):
-            raise fault_at("pairs.rewards", "by: rewards needs rewards, and by: person has none; give one of both.")
+            raise fault_at("pairs.rewards", f"by: {self.by} {'needs' if self.by == 'rewards' else 'has no'} rewards.")
+        if (self.by == "judge") != (self.judge is not None):
+            raise fault_at("pairs.judge", f"by: {self.by} {'needs' if self.by == 'judge' else 'has no'} judge.")
         names = [reward.called for reward in self.rewards]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:

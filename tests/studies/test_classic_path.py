@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from tiny_model import write_tiny_model
 from tiny_runs import Cut, nothing, write_rows
 
-from luthier.errors import Interrupted, NotFound, RecipeError
+from luthier.errors import Interrupted, JudgeFault, NotFound, RecipeError
+from luthier.evaluation.judged.verdicts import Compared, Verdict
 from luthier.recipe.loading import read_yaml
 from luthier.recipe.yaml_text import Parsed, Source
 from luthier.store.files import read_json
+from luthier.studies import classic_path
 from luthier.studies.classic_path import PAIRS, REPORT, RESULT, Outcome, read_path, walk
 
 TRAINING = {
@@ -137,6 +139,67 @@ def test_functions_and_reward_models_tell_answers_apart_wherever_the_path_is_wal
     assert (tmp_path / "again" / PAIRS).stat().st_size
 
 
+class BriefIsBetter:
+    """A judge that is right in both orders, or that always takes the answer that it is shown first."""
+
+    name = "brief"
+    settings: ClassVar = {"kind": "model", "orders": 2}
+    at_once = 4
+
+    def __init__(self, *, takes_the_first: bool = False) -> None:
+        self.takes_the_first = takes_the_first
+        self.asked = 0
+
+    def verdicts(self, compared: Sequence[Compared]) -> Iterator[tuple[int, Verdict]]:
+        for place, each in enumerate(compared):
+            self.asked += 1
+            is_first = self.takes_the_first or (len(each.first), each.first) < (len(each.second), each.second)
+            yield place, Verdict(1.0 if is_first else 0.0, "said")
+
+
+JUDGED = {
+    "prompts": "prompts.jsonl", "num_prompts": 6, "num_answers": 3, "max_new_tokens": 8, "by": "judge", "judge": "model",
+    "pairs_per_prompt": 3, "guideline": "Brief is better.",
+}  # fmt: skip
+
+
+def test_a_model_judges_pairs_and_is_not_asked_twice(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = BriefIsBetter()
+    monkeypatch.setattr(classic_path, "judge_of", lambda name, model, guideline: judge)
+    monkeypatch.chdir(desk)
+    said: list[str] = []
+    walked(desk, tmp_path / "out", values_of(pairs=JUDGED), said=said)
+    rows = [json.loads(line) for line in (tmp_path / "out" / PAIRS).read_text().splitlines()]
+    assert len(rows) > 6
+    assert all(len(row["chosen"]) <= len(row["rejected"]) for row in rows)
+    assert any("verdict in both orders, 100.0% of them the same" in sentence for sentence in said)
+    asked = judge.asked
+    (tmp_path / "out" / PAIRS).unlink()
+    walked(desk, tmp_path / "out", values_of(pairs=JUDGED))
+    assert judge.asked == asked
+
+
+def test_a_judge_that_takes_what_it_is_shown_first_gives_no_pair(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classic_path, "judge_of", lambda *_: BriefIsBetter(takes_the_first=True))
+    monkeypatch.chdir(desk)
+    with pytest.raises(RecipeError, match="there is no pair"):
+        walked(desk, tmp_path / "out", values_of(pairs=JUDGED))
+
+
+def test_a_judge_that_answers_nonsense_ends_the_path_and_says_so(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of random weights."""
+    monkeypatch.chdir(desk)
+    with pytest.raises(JudgeFault, match="verdict"):
+        walked(desk, tmp_path / "out", values_of(pairs=JUDGED))
+    assert not (tmp_path / "out" / PAIRS).exists()
+
+
 def test_a_person_is_told_how_to_judge_and_the_path_goes_on_after(desk: Path, tmp_path: Path) -> None:
     sampled = {"prompts": "prompts.jsonl", "num_prompts": 3, "num_answers": 2, "max_new_tokens": 4, "by": "person"}
     with pytest.raises(Interrupted) as caught:
@@ -165,6 +228,13 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
         {"policy": {**values_of()["policy"], "objective": {"kind": "ppoo"}}},
         "policy.objective.kind",
         "ppoo",
+    ),
+    "a judge that is not there": ({"pairs": {**JUDGED, "judge": "./none"}}, "pairs.judge", "none"),
+    "a judge without a name": ({"pairs": {**JUDGED, "judge": None}}, "pairs.judge", "needs judge"),
+    "a judge beside rewards": (
+        {"pairs": {"prompts": "prompts.jsonl", "rewards": [LENGTH], "judge": "model"}},
+        "pairs.judge",
+        "has no judge",
     ),
     "nobody to tell answers apart": ({"pairs": {"prompts": "prompts.jsonl"}}, "pairs.rewards", "needs rewards"),
     "no stage of that name": ({"sftt": {}}, "sftt", "no field"),
