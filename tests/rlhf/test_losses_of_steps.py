@@ -128,3 +128,59 @@ def test_a_bound_of_change_is_refused_where_every_rollout_has_one_step() -> None
         algorithm(GRPO, approx_kl_stop=0.1)
     assert algorithm(GRPO, approx_kl_stop=0.1, reuse=2).most_change == 0.1
     assert algorithm(PPO).most_change is None
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize("kind", [GRPO, RLOO, ReinforcePlusPlus])
+def test_the_gradient_for_answers_of_its_own_is_reinforce_at_the_temperature_they_were_drawn_at(
+    kind: type[RolloutObjective], temperature: float
+) -> None:
+    """Σ A ∇(−log π_τ), Williams 1992: ratios are 1, and their gradient is that of log π_τ."""
+    generator = torch.Generator().manual_seed(4)
+    logits_NV = torch.randn(sum(LENGTHS), 6, generator=generator, requires_grad=True)
+    advantage_N = torch.tensor([0.5, -1.0, 2.0, -1.5]).repeat_interleave(torch.tensor(LENGTHS))
+    outputs = known(logits_NV, **{ADVANTAGE: advantage_N})
+    loss = algorithm(kind, temperature=temperature, kl=0.0).loss_sum(outputs)
+    (found_NV,) = torch.autograd.grad(loss, logits_NV)
+    (wanted_NV,) = torch.autograd.grad(-(advantage_N * outputs.at(temperature).logprob_N).sum(), logits_NV)
+    torch.testing.assert_close(found_NV, wanted_NV)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_the_loss_of_a_pair_that_the_policy_wrote_is_that_of_dpo(temperature: float) -> None:
+    """−log σ(β [(log π(w) − log π_ref(w)) − (log π(l) − log π_ref(l))]), the better answer standing first."""
+    generator = torch.Generator().manual_seed(5)
+    logits_NV = torch.randn(sum(LENGTHS), 6, generator=generator)
+    reference_N = -torch.rand(sum(LENGTHS), generator=generator)
+    outputs = known(logits_NV, **{REFERENCE: reference_N})
+    ratio_N = (outputs.at(temperature).logprob_N - reference_N).tolist()
+    ends = np.cumsum(LENGTHS)
+    better_a, worse_a, better_b, worse_b = (
+        sum(ratio_N[end - length : end]) for end, length in zip(ends, LENGTHS, strict=True)
+    )
+    wanted = sum(np.log1p(np.exp(-0.3 * gap)) for gap in (better_a - worse_a, better_b - worse_b))
+    online = algorithm(OnlineDPO, beta=0.3, temperature=temperature)
+    assert float(online.loss_sum(outputs)) == pytest.approx(wanted, rel=1e-5)
+    assert online.divisor(answers()) == 2
+
+
+@pytest.mark.parametrize("baseline", ["none", "group"])
+def test_a_token_s_advantage_is_its_return_beside_those_of_all_tokens(baseline: str) -> None:
+    """(A − mean A) / std A with A_t = r − β Σ_{k ≥ t} log π / π_ref, token by token."""
+    rng = np.random.default_rng(6)
+    samples = []
+    for index, length in enumerate(LENGTHS):
+        engine_T, reference_T = (-rng.random(length).astype(np.float32) for _ in range(2))
+        one = Sample(index // 2, index // 2, "", "", (1,) * length, "stop", 0, engine_T, reward=float(rng.random()))
+        samples.append(replace(one, reference_T=reference_T))
+    rewards = [sample.reward or 0.0 for sample in samples]
+    if baseline == "group":
+        rewards = [reward - np.mean(rewards[2 * (i // 2) : 2 * (i // 2) + 2]) for i, reward in enumerate(rewards)]
+    returns = [
+        [reward - 0.2 * sum(float(sample.ratio_T[k]) for k in range(t, n)) for t in range(n)]
+        for sample, reward, n in zip(samples, rewards, LENGTHS, strict=True)
+    ]
+    flat = np.concatenate(returns)
+    given = algorithm(ReinforcePlusPlus, baseline=baseline, kl=0.2).credit(samples, 0.2)
+    for own, wanted in zip(given, returns, strict=True):
+        np.testing.assert_allclose(own[ADVANTAGE], (np.array(wanted) - flat.mean()) / flat.std(ddof=1), atol=1e-5)
