@@ -14,7 +14,8 @@ from luthier.data.apart import laid_apart
 from luthier.data.dataset import Asked, Dataset, Examples, load_dataset, load_examples
 from luthier.data.drawn import Drawing, Vary
 from luthier.data.facts import facts_of
-from luthier.data.gate import GateReport, Rules, check_gate, marked_text
+from luthier.data.gate import GateReport, Rules, check_gate
+from luthier.data.marked import marked_text
 from luthier.data.placeholders import with_placeholders
 from luthier.data.sequences import joined, mapped
 from luthier.data.settings import DataSettings

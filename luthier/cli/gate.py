@@ -12,7 +12,8 @@ from luthier.cli.output import emit, print_error, say
 from luthier.errors import DataError
 
 if TYPE_CHECKING:
-    from luthier.data.gate import GateReport, MarkedRow
+    from luthier.data.gate import GateReport
+    from luthier.data.marked import MarkedRow
     from luthier.recipe import Recipe
 
 _MOST_SHOWN = 20
@@ -115,7 +116,7 @@ def _learned(report: GateReport) -> str:
 
 
 def _marked(row: MarkedRow, colours: bool) -> str:
-    from luthier.data.gate import marked_text
+    from luthier.data.marked import marked_text
 
     if not colours:
         return marked_text(row)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from types import MappingProxyType
 from typing import get_args
 
@@ -20,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from luthier.data.dataset import Dataset
 from luthier.data.facts import KINDS, facts_of, kinds_of
+from luthier.data.marked import MarkedRow, is_learned, shown_row, tokens_of
 from luthier.data.rendering import learned_messages
 from luthier.data.sequences import Chosen, Joined
 from luthier.data.template import FIELD
@@ -27,7 +27,6 @@ from luthier.data.tokens.making import labels_in
 from luthier.data.whole_texts import Whole
 from luthier.errors import DataError, GateRefusal
 from luthier.types import (
-    Choice,
     Conversation,
     Example,
     IntArray,
@@ -35,23 +34,11 @@ from luthier.types import (
     Origin,
     Prompt,
     Record,
-    Scored,
-    Similar,
     Tagged,
 )
 
 NUM_SHOWN = 3
 NUM_SAMPLED = 64  # about so many rows, spread over the data, where judging every row would take long
-
-
-@dataclass(frozen=True)
-class MarkedRow:
-    """A row as text: its pieces in order, each with whether it is learned."""
-
-    origin: Origin
-    pieces: tuple[tuple[str, bool], ...]
-    num_tokens: int
-    num_learned: int
 
 
 @dataclass(frozen=True)
@@ -125,7 +112,10 @@ def check_gate(
     facts_R = counted.train_R
     shown = zip(dataset.train_records, examples[:NUM_SHOWN], strict=False)
     return GateReport(
-        rows=tuple(_shown_row(record, example, tokenizer, rules) for record, example in shown),
+        rows=tuple(
+            shown_row(record, example, tokenizer, ranks=rules.ranks, in_place=rules.in_place)
+            for record, example in shown
+        ),
         num_rows=len(examples),
         num_held_out=len(dataset.validation),
         num_tokens=int(facts_R["tokens"].sum()),
@@ -316,11 +306,11 @@ def _refuse_other_prompts(dataset: Dataset) -> None:
             ) from error
         if not prompt:
             continue
-        tokens = _tokens(example) if example.source_S is None else example.source_S
+        tokens = tokens_of(example) if example.source_S is None else example.source_S
         is_same = tokens[: len(prompt)].tolist() == prompt[: len(tokens)]
         if example.source_S is not None:
             is_same = tokens[:-1].tolist() == prompt[: len(tokens) - 1]  # where it is cut, its last token closes it
-        if is_same and (len(tokens) <= len(prompt) or bool(_is_learned(example)[len(prompt)])):
+        if is_same and (len(tokens) <= len(prompt) or bool(is_learned(example)[len(prompt)])):
             continue
         raise GateRefusal(
             "In training the answer follows other tokens than in serving: the model would be asked in a way that it was "
@@ -393,99 +383,3 @@ def _difference(trained: list[int], served: list[int], tokenizer: PreTrainedToke
 
 def _refusal(found: str, mend: str, first: Origin, number: int, of: int) -> GateRefusal:
     return GateRefusal(f"{found} It is so for {number} of {of} rows.", mend, file=first.file, line=first.line)
-
-
-# ── rows with what is learned marked ────────────────────────────────────────────────────────────────────────────────
-
-
-def _shown_row(record: Record, example: Example, tokenizer: PreTrainedTokenizerBase, rules: Rules) -> MarkedRow:
-    """The row's text in pieces; of a text that is read as a whole, what is to be said of it is what is learned."""
-    if rules.ranks:
-        return ranked_row(example, tokenizer)
-    if not isinstance(record, Whole):
-        return marked_row(example, tokenizer, rules)
-    text = str(tokenizer.decode(example.parts[0].tokens_T.tolist(), clean_up_tokenization_spaces=False))
-    pieces = ((f"{text} → ", False), (answer_of(record), True))
-    return MarkedRow(example.origin, pieces, example.num_tokens, example.num_learned)
-
-
-def answer_of(record: Whole) -> str:
-    """What is to be said of a text that is read as a whole."""
-    match record:
-        case Labelled(_, _, label):
-            return label
-        case Scored(_, _, score):
-            return f"{score:g}"
-        case Tagged(_, tags):
-            return " ".join(tags)
-        case Choice(_, options, answer):
-            return options[answer]
-        case Similar(_, positive, _):
-            return positive
-
-
-def ranked_row(example: Example, tokenizer: PreTrainedTokenizerBase) -> MarkedRow:
-    """Answers one after another, behind what they share, each with its place, or how often it is found the best."""
-    pieces: list[tuple[str, bool]] = []
-    ends, answer = np.cumsum([len(part.tokens_T) for part in example.parts]), 0
-    for part, end in zip(example.parts, ends.tolist(), strict=True):
-        text = str(tokenizer.decode(part.tokens_T.tolist(), clean_up_tokenization_spaces=False))
-        if answer == example.num_learned or example.source_N[answer] >= end:
-            pieces.append((text, False))
-            continue
-        share = float(example.weight_N[answer])
-        told = f"{share:.2g} of votes" if 0 < share < 1 else f"place {int(example.token_N[answer]) + 1}"
-        pieces += [(f"{text} → ", False), (told, True), ("\n", False)]
-        answer += 1
-    return MarkedRow(example.origin, tuple(pieces), example.num_tokens, example.num_learned)
-
-
-def marked_row(example: Example, tokenizer: PreTrainedTokenizerBase, rules: Rules = Rules()) -> MarkedRow:
-    """The row's text in pieces that are learned or not, in turn; for an encoder-decoder the source first.
-
-    What is learned in its own place is shown there, rather than what hides it.
-    """
-    tokens_P, learned_P = _tokens(example), _is_learned(example)
-    if rules.in_place:
-        tokens_P[example.source_N], learned_P[:] = example.token_N, False
-        learned_P[example.source_N] = True
-    pieces: list[tuple[str, bool]] = []
-    if example.source_S is not None:
-        source = tokenizer.decode(example.source_S.tolist(), clean_up_tokenization_spaces=False)
-        pieces.append((f"{source} → ", False))
-    tokens: list[int] = tokens_P.tolist()
-    end, written = 0, ""
-    for is_learned, run in groupby(learned_P.tolist()):
-        end += len(list(run))
-        # The growing text, not each run on its own: a tokenizer may drop the space before a first word.
-        text = str(tokenizer.decode(tokens[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False))
-        pieces.append((text[len(written) :], is_learned))
-        written = text
-    return MarkedRow(example.origin, tuple(pieces), example.num_tokens, example.num_learned)
-
-
-def marked_text(row: MarkedRow) -> str:
-    """The row as plain text, what is learned in ⟦…⟧."""
-    return "".join(f"⟦{text}⟧" if is_learned else text for text, is_learned in row.pieces)
-
-
-def _tokens(example: Example) -> IntArray:
-    return np.concatenate([part.tokens_T for part in example.parts])
-
-
-def _is_learned(example: Example) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """For each token of the example's parts laid end to end, whether it is learned.
-
-    A target is the token after its source; after a part's last token that is the first token of each part that follows it.
-    """
-    starts = np.cumsum([0, *(len(part.tokens_T) for part in example.parts)])
-    tokens_P, learned_P = _tokens(example), np.zeros(starts[-1], dtype=np.bool_)
-    targets = set(zip(example.source_N.tolist(), example.token_N.tolist(), strict=True))
-    for source, token in targets:
-        part = int(np.searchsorted(starts, source, side="right")) - 1
-        after = [source + 1]
-        if source + 1 == starts[part + 1]:
-            after = [int(starts[i]) for i, other in enumerate(example.parts) if other.parent == part]
-        for place in after:
-            learned_P[place] |= tokens_P[place] == token
-    return learned_P

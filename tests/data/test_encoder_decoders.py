@@ -14,7 +14,8 @@ from small_examples import example_of, row_of
 from small_tokenizers import CHATML, byte_level
 
 from luthier.data.dataset import Dataset, load_dataset
-from luthier.data.gate import check_gate, marked_row, marked_text
+from luthier.data.gate import check_gate
+from luthier.data.marked import marked_row, marked_text
 from luthier.data.packing import collate, plan_micro_batches
 from luthier.data.placeholders import with_placeholders
 from luthier.data.rendering import Renderer, build_renderer

@@ -25,7 +25,8 @@ from small_tokenizers import (
 from transformers import PreTrainedTokenizerBase
 
 from luthier.data.dataset import Dataset, load_dataset
-from luthier.data.gate import check_gate, marked_row, marked_text
+from luthier.data.gate import check_gate
+from luthier.data.marked import marked_row, marked_text
 from luthier.data.rendering import Renderer, build_renderer
 from luthier.data.settings import DataSettings
 from luthier.errors import GateRefusal, RecipeError

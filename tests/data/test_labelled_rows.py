@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from luthier.data.dataset import Asked, Dataset, load_dataset
 from luthier.data.formats import faults, to_records
-from luthier.data.gate import check_gate, marked_text
+from luthier.data.gate import check_gate
+from luthier.data.marked import marked_text
 from luthier.data.reading import Row
 from luthier.data.rendering import Renderer
 from luthier.data.settings import DataSettings
