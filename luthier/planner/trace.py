@@ -34,8 +34,9 @@ from luthier.planner.beside import OTHERS, ask, at_hand, heaviest, reference_of,
 from luthier.planner.scorers import Seated, score
 from luthier.planner.skeleton import skeleton
 from luthier.planner.tracker import Peak, Tracker, all_tensors
+from luthier.planner.unpacking import UnpackedOnce
 from luthier.planner.work import Load, Work, load_of
-from luthier.quantization.packed import QuantizedLinear
+from luthier.quantization.packed import QuantizedLinear, unpacked_by
 from luthier.rlhf import RolloutObjective
 from luthier.rlhf.critic import Critic, WithCritic
 from luthier.rlhf.ppo import CRITIC, PPO
@@ -87,7 +88,8 @@ def trace(work: Work, *, for_real: bool = False) -> Trace:
     work = work if for_real else replace(work, device=torch.device("cpu"))
     pretending = nullcontext() if for_real else FakeTensorMode(allow_non_fake_inputs=True)
     tracker = Tracker()
-    with torch.random.fork_rng(), _nothing_collected(looks_after=for_real), kept_apart():
+    unpacked = nullcontext() if for_real else unpacked_by(UnpackedOnce(tracker))
+    with torch.random.fork_rng(), _nothing_collected(looks_after=for_real), kept_apart(), unpacked:
         asking = _asked_once(work, pretending)
         with pretending, tracker:
             noting = Preparing(work.method.prepare_weights, tracker)

@@ -96,10 +96,15 @@ class Tracker(TorchDispatchMode):
             self.held[known] -= size
         self._known[key] = part
         self.held[part] += size
-        before = self.peaks.get(self.phase)
-        if before is None or self.num_bytes > before.num_bytes:
+        self.pass_through(0)
+
+    def pass_through(self, num_bytes: int) -> None:
+        """Count a height that is reached for a moment: so many bytes of the part at hand beyond what is held."""
+        most, before = self.num_bytes + num_bytes, self.peaks.get(self.phase)
+        if before is None or most > before.num_bytes:
             parts = {name: count for name, count in self.held.items() if count}
-            self.peaks[self.phase] = Peak(self.num_bytes, parts, self.phase)
+            parts[self.part] = parts.get(self.part, 0) + num_bytes
+            self.peaks[self.phase] = Peak(most, parts, self.phase)
 
     def _forget(self, key: int, size: int) -> None:
         part = self._known.pop(key, None)

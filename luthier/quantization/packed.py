@@ -7,6 +7,9 @@ backward, and never kept. The backward pass keeps the packed weight only, of the
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +20,19 @@ from luthier.ops.products import Packed, frozen_linear
 
 BUFFERS = Buffers()
 """Where each thread unpacks the weight that it multiplies with: as large as the largest one, whatever their number."""
+
+
+_UNPACK: ContextVar[Callable[[PackedWeight, Tensor], None] | None] = ContextVar("unpack", default=None)
+
+
+@contextmanager
+def unpacked_by(unpack: Callable[[PackedWeight, Tensor], None]) -> Iterator[None]:
+    """Within, weights are unpacked by this function: for a look at what that takes, where nothing is computed."""
+    token = _UNPACK.set(unpack)
+    try:
+        yield
+    finally:
+        _UNPACK.reset(token)
 
 
 class PackedWeight(nn.Module, Packed):
@@ -56,15 +72,19 @@ class PackedWeight(nn.Module, Packed):
         """As `Packed` says."""
         rows, columns = self.shape
         out_N = BUFFERS.take("weight", rows * columns, self.compute or dtype, self.device)
-        self.unpack_into(out_N)
+        self._unpack(out_N)
         return out_N.view(rows, columns)
 
     @torch.no_grad()
     def dense(self, dtype: torch.dtype) -> Tensor:
         """As `Packed` says."""
         out_N = torch.empty(self.shape[0] * self.shape[1], dtype=dtype, device=self.device)
-        self.unpack_into(out_N)
+        self._unpack(out_N)
         return out_N.view(self.shape)
+
+    def _unpack(self, out_N: Tensor) -> None:
+        unpack = _UNPACK.get()
+        self.unpack_into(out_N) if unpack is None else unpack(self, out_N)
 
 
 class QuantizedLinear(nn.Module):
