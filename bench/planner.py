@@ -14,6 +14,7 @@ import random
 import statistics
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,9 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--cases", type=int, default=60, help="combinations (default: 60)")
     parser.add_argument("--seed", type=int, help="of the draw; unset: the time")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="cases side by side, each in processes of its own (default: 1)"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for all figures (default: bench/results)")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     return parser.parse_args(arguments)
@@ -117,7 +121,8 @@ def bench(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], st
     say(f"{options.cases} combinations drawn with seed {seed}")
     draw = random.Random(seed)
     cases = [draw_case(draw, number) for number in range(1, options.cases + 1)]
-    found = [_measured(case, folder) for case in cases]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        found = list(pool.map(lambda case: _measured(case, folder), cases))
     document = {"work": {"name": "drawn"}, "seed": seed, "machine": machine(), "cases": found}
     document["missed"] = missed(found)
     document["passed"] = not document["missed"]

@@ -18,7 +18,7 @@ from luthier.errors import RecipeError
 from luthier.evaluation.compare import Candidate
 from luthier.evaluation.loss import held_out_by_task
 from luthier.evaluation.while_training import AnswerMetrics, answer_metrics
-from luthier.methods import Attachment
+from luthier.methods import Attachment, Method
 from luthier.models.language_model import LanguageModel
 from luthier.ops.workers import Workers, worker_count
 from luthier.prediction.surprise import FEWEST_WORDS
@@ -170,15 +170,14 @@ def plan_of(recipe: Recipe, num_steps: int, model: LanguageModel) -> Plan:
     assert training.peak_lr is not None
     assert training.evaluate_every is not None
     assert training.checkpoint_every is not None
-    # trained fp32 weights among frozen bf16 ones meet only in autocast
-    is_mixed = recipe.method.tunes_base and len({parameter.dtype for parameter in model.hf.parameters()}) > 1
-    if is_mixed and training.autocast == "none":
+    mixed = is_mixed(recipe.method, model)
+    if mixed and training.autocast == "none":
         raise RecipeError(
             "The trained layers are held in fp32 and the frozen ones in half precision, which only autocast computes.",
             "Leave training.autocast out, or set model.dtype to fp32.",
             field="training.autocast",
         )
-    wants = training.autocast == "bf16" or (training.autocast == "auto" and (is_mixed or _pays(model)))
+    wants = training.autocast == "bf16" or (training.autocast == "auto" and (mixed or _pays(model)))
     return Plan(
         settings=training,
         seed=recipe.seed,
@@ -189,6 +188,11 @@ def plan_of(recipe: Recipe, num_steps: int, model: LanguageModel) -> Plan:
         autocast=torch.bfloat16 if wants else None,
         worst_start=worst_start(model, recipe) if recipe.objective.is_likelihood else None,
     )
+
+
+def is_mixed(method: Method, model: LanguageModel) -> bool:
+    """Whether weights train in fp32 among frozen ones in half precision: they meet only in autocast."""
+    return method.tunes_base and len({parameter.dtype for parameter in model.hf.parameters()}) > 1
 
 
 def worst_start(model: LanguageModel, recipe: Recipe) -> float | None:

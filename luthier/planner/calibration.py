@@ -21,7 +21,7 @@ from luthier.models.language_model import LanguageModel
 from luthier.models.outputs import Outputs
 from luthier.objectives import JointObjective
 from luthier.ops.workers import Workers
-from luthier.planner.trace import Beside, Trace, attached, skeleton_of
+from luthier.planner.trace import Beside, Trace, attached, computed_as_run, skeleton_of
 from luthier.planner.work import Work, load_of
 from luthier.quantization.packed import QuantizedLinear
 from luthier.training.companions import with_beside
@@ -68,6 +68,7 @@ def _seconds_a_token(work: Work) -> float:
     model = skeleton_of(work)
     _fill(model)
     attachment = attached(work, model)
+    work = computed_as_run(work, model)
     load = load_of(work, model, attachment)
     batch = load.batch.to(model.device)
     others = Beside(work, model, attachment)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from luthier.courses import is_mixed
 from luthier.methods import ADAPTER, Attachment
 from luthier.methods.contract import Reference
 from luthier.models.anatomy import Anatomy
@@ -97,6 +98,7 @@ def trace(work: Work, *, for_real: bool = False) -> Trace:
             _note_base(model, tracker)
             with tracker.doing(ATTACHING, PREPARED):
                 attachment = attached(work, model)
+            work = computed_as_run(work, model)
             beside = Beside(work, model, attachment)
             for other in beside.models:
                 tracker.note(all_tensors(other.hf), OTHERS)
@@ -199,6 +201,7 @@ def take_steps(work: Work) -> None:
     with torch.random.fork_rng():
         model = skeleton_of(work)
         attachment = attached(work, model)
+        work = computed_as_run(work, model)
         beside = Beside(work, model, attachment)
         load = load_of(work, model, attachment)
         voices = beside.voices(load)
@@ -240,6 +243,12 @@ def attached(work: Work, model: LanguageModel) -> Attachment:
     fast = work.training.fast.lora
     critic = Critic(base, objective.critic_rank, work.seed + 1, {}, objective.value_slope, fast=fast)
     return WithCritic(attachment, critic, objective.value_lr_factor)
+
+
+def computed_as_run(work: Work, model: LanguageModel) -> Work:
+    """The work in the number format that a run computes it in, once the method is attached."""
+    mixed = work.training.autocast == "auto" and is_mixed(work.method, model)
+    return replace(work, autocast=torch.bfloat16) if mixed else work
 
 
 class Beside:

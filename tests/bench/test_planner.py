@@ -40,5 +40,5 @@ def test_a_target_that_is_missed_is_told_and_ends_in_1(
     assert all(word in sentence for word, sentence in zip(words, found, strict=True))
     left = iter(cases)
     monkeypatch.setattr(planner, "_measured", lambda drawn, folder: next(left))
-    options = argparse.Namespace(cases=len(cases), seed=1, results=tmp_path, json=False)
+    options = argparse.Namespace(cases=len(cases), seed=1, results=tmp_path, json=False, jobs=1)
     assert planner.carried_out(planner.bench, options, "planner") == (1 if words else 0)

@@ -59,10 +59,10 @@ NEED_RUNS = ("adapter-fusion", "warp")
 ROWS = Path(__file__)  # a file that is there: rows are imagined
 
 
-def work(config: dict[str, Any] | None = None, **parts: Any) -> Work:
+def work(config: dict[str, Any] | None = None, dtype: str = "auto", **parts: Any) -> Work:
     """The work of a recipe over rows as long as it allows."""
     values = recipe_values(Path("model"), ROWS, **parts)
-    recipe = make_recipe(values)
+    recipe = make_recipe({**values, "model": {"name": "model", "dtype": dtype}})
     made = AutoConfig.for_model(**(config or WIDE))
     return work_of(recipe, made, imagined_rows(recipe, made), torch.device("cpu"))
 
@@ -77,6 +77,9 @@ COMBINATIONS: dict[str, Work] = {
     "houlsby": work(method={"kind": "houlsby", "rank": None}),
     "ladder": work(method={"kind": "ladder", "rank": None}),
     "top": work(method={"kind": "top-layers", "rank": None, "num_layers": 1}),
+    "top over bf16": work(dtype="bf16", method={"kind": "top-layers", "rank": None, "num_layers": 1}),
+    "full, bf16": work(dtype="bf16", method={"kind": "full", "rank": None}),
+    "nf4 over bf16": work(dtype="bf16", quantization={"kind": "nf4"}),
     "prefixes": work(method={"kind": "prefix-tuning", "rank": None, "num_virtual_tokens": 4}, data={"max_length": 96}),
     "a prompt": work(method={"kind": "p-tuning", "rank": None, "num_virtual_tokens": 4}, data={"max_length": 96}),
     "loftq": work(method={"kind": "loftq"}, quantization={"kind": "nf4"}),
