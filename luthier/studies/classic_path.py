@@ -217,9 +217,21 @@ class _Stages:
                 if isinstance(recipe.objective, RolloutObjective):
                     self._check_rewards(recipe.objective)
         judge = None if isinstance(self.path.pairs, str) else self.path.pairs.judge
-        if judge is not None and self._run(judge) is None:
+        if judge is not None:
+            self._check_judge(judge)
+
+    def _check_judge(self, name: str) -> None:
+        """Raise RecipeError for a run that writes no text; as finding a model does, for a name of none."""
+        folder = self._run(name)
+        if folder is None:
             with _of_judge():
-                locate(ModelSettings(name=judge), self.announce, weights=False)
+                locate(ModelSettings(name=name), self.announce, weights=False)
+        elif not recipe_of_run(folder).objective.writes:
+            raise RecipeError(
+                f"The run {folder} writes no text, so it gives no verdict in words.",
+                "Name a model that writes; a reward model tells answers apart with by: rewards.",
+                field="pairs.judge",
+            )
 
     def _run(self, name: str) -> Path | None:
         """The run of that name, beside the path's file or in the working folder; None where there is none."""

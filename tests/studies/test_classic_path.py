@@ -137,6 +137,9 @@ def test_functions_and_reward_models_tell_answers_apart_wherever_the_path_is_wal
     judged = {**sampled, "rewards": [{"model": str(tmp_path / "out" / "reward"), "name": "judge"}]}
     walked(desk, tmp_path / "again", values_of(pairs=judged, sft=str(tmp_path / "out" / "sft")))
     assert (tmp_path / "again" / PAIRS).stat().st_size
+    with pytest.raises(RecipeError, match="writes no text") as caught:
+        walked(desk, tmp_path / "third", values_of(pairs={**JUDGED, "judge": str(tmp_path / "out" / "reward")}))
+    assert caught.value.field == "pairs.judge"
 
 
 class BriefIsBetter:
