@@ -492,7 +492,8 @@ class Batch:
     `documents` gives for each segment the document that it came from: random draws are keyed by it.
     `sources`, in a bucketed batch for an encoder-decoder, is what the encoder reads; all else is the decoder's.
     types_BT: 1 for the tokens of a row's second text; None where no row has one.
-    rows: the document of each example that it is made of, in order, as `Targets.row_N` counts them.
+    rows: the document of each example that it is made of, in order, as `Targets.row_N` counts them. tasks: of a mixture, the
+    task of each; else none.
     """
 
     layout: Layout
@@ -505,6 +506,7 @@ class Batch:
     sources: Sources | None = None
     types_BT: torch.Tensor | None = None
     rows: tuple[int, ...] = ()
+    tasks: tuple[str, ...] = ()
 
     @property
     def num_real_tokens(self) -> int:

@@ -55,7 +55,7 @@ def test_a_run_broken_off_in_the_middle_of_a_mixture_goes_on_to_the_same_bits(
     assert outcome(tmp_path / "broken") == outcome(tmp_path / "whole")
 
 
-def test_the_held_out_loss_is_told_by_task_in_training_and_in_evaluation(tmp_path: Path, tiny_model: Path) -> None:
+def test_losses_are_told_by_task_in_training_and_in_evaluation(tmp_path: Path, tiny_model: Path) -> None:
     values = recipe_values(tiny_model, Path("unused"), data=mixture(tmp_path))
     run = tmp_path / "run"
     begin(values, run)
@@ -63,6 +63,9 @@ def test_the_held_out_loss_is_told_by_task_in_training_and_in_evaluation(tmp_pat
     of_tasks = last["validation_loss_by_task"]
     assert list(of_tasks) == ["a", "later"]
     assert min(of_tasks.values()) <= last["validation_loss"] <= max(of_tasks.values())
+    assert {task for line in course(run) for task in line["loss_by_task"]} == {"a", "later"}
+    for line in course(run):
+        assert min(line["loss_by_task"].values()) - 1e-5 <= line["loss"] <= max(line["loss_by_task"].values()) + 1e-5
     said: list[str] = []
     evaluation = api.evaluate(str(run), announce=said.append)
     tuned = {measure.name: measure.estimates[1].value for measure in evaluation.measures}

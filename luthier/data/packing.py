@@ -171,7 +171,8 @@ def collate(examples: Sequence[Example], layout: Layout, pad_id: int, *, shares_
     else:
         prefix = shared_prefix(examples) if shares_prefix else 0
         batch = _packed_behind(prefix, examples) if prefix else _packed(examples)
-    return replace(batch, rows=tuple(example.document for example in examples))
+    tasks = tuple(example.origin.task for example in examples if example.origin.task is not None)
+    return replace(batch, rows=tuple(example.document for example in examples), tasks=tasks)
 
 
 def shared_prefix(examples: Sequence[Example]) -> int:

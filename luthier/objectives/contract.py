@@ -26,8 +26,8 @@ Corrupt = Callable[[Example, np.random.Generator], Example]
 """Makes of a text the example of one epoch, from draws that belong to the text and the epoch alone."""
 
 
-Sums = tuple[Tensor, int]
-"""A sum, of shape (), and how many numbers it is of: their mean over a step is that of any cut into micro-batches."""
+Sums = tuple[Tensor, float]
+"""A sum, of shape (), and the number or weight of what it is of: their mean over a step is that of any cut into micro-batches."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,10 @@ class Objective(Settings, ABC):
     def held_out_sum(self, outputs: Outputs) -> Tensor:
         """The same as it is measured on held-out rows: without what only training adds to it."""
         return self.loss_sum(outputs)
+
+    def row_losses(self, outputs: Outputs) -> Tensor | None:
+        """`held_out_sum` row by row, shape (R,): what the tasks of a mixture cost; None where it is not told by task in training."""
+        return None
 
     @property
     def embedding_noise(self) -> float:

@@ -18,6 +18,7 @@ from torch import Tensor
 from luthier.models.heads import ClassHead
 from luthier.models.outputs import Outputs
 from luthier.objectives.contract import Objective
+from luthier.objectives.likelihood import nll_sum, row_nll
 from luthier.objectives.pooling import apart, pooled_at
 from luthier.objectives.regression import SCORE
 from luthier.types import Example, Gives, Origin, Rendered
@@ -45,9 +46,16 @@ class MultipleChoice(Objective):
 
     def loss_sum(self, outputs: Outputs) -> Tensor:
         """Negative log-likelihood of the right options, summed."""
-        targets = outputs.targets
-        logprob_N = grouped_log_softmax(outputs.logits_NC[:, 0], targets.row_N, targets.num_rows)
-        return -(logprob_N * targets.weight_N).sum()
+        return nll_sum(_logprobs(outputs), outputs.targets.weight_N)
+
+    def row_losses(self, outputs: Outputs) -> Tensor:
+        """See the base class."""
+        return row_nll(_logprobs(outputs), outputs.targets)
+
+
+def _logprobs(outputs: Outputs) -> Tensor:
+    """log p of each option among those of its question, shape (N,)."""
+    return grouped_log_softmax(outputs.logits_NC[:, 0], outputs.targets.row_N, outputs.targets.num_rows)
 
 
 def grouped_log_softmax(score_N: Tensor, row_N: Tensor, num_rows: int) -> Tensor:

@@ -127,6 +127,10 @@ class PreferenceObjective(Objective):
         """The pairs' losses, summed."""
         return self.losses(outputs).sum()
 
+    def row_losses(self, outputs: Outputs) -> Tensor:
+        """See the base class."""
+        return self.losses(outputs)
+
     def policy(self, outputs: Outputs) -> Pairs:
         """The pairs under the model that trains."""
         return pairs_of(outputs.logprob_N, outputs.targets)

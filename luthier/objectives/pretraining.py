@@ -10,7 +10,7 @@ from torch import Tensor
 from luthier.errors import RecipeError
 from luthier.models.outputs import Outputs
 from luthier.objectives.contract import Objective
-from luthier.objectives.likelihood import nll_sum
+from luthier.objectives.likelihood import nll_sum, row_nll
 from luthier.types import Example, FloatArray, IntArray, Origin, Part, Rendered
 
 
@@ -27,6 +27,10 @@ class Pretraining(Objective):
     def loss_sum(self, outputs: Outputs) -> Tensor:
         """Negative log-likelihood of the targets, summed."""
         return nll_sum(outputs.logprob_N, outputs.targets.weight_N)
+
+    def row_losses(self, outputs: Outputs) -> Tensor:
+        """See the base class."""
+        return row_nll(outputs.logprob_N, outputs.targets)
 
 
 _NONE: IntArray = np.zeros(0, dtype=np.int64)

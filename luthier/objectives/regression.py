@@ -14,6 +14,7 @@ from torch import Tensor
 from luthier.models.heads import ClassHead
 from luthier.models.outputs import Outputs
 from luthier.objectives.contract import Objective
+from luthier.objectives.likelihood import summed_by_row
 from luthier.objectives.pooling import pooled_at
 from luthier.types import Example, Gives, Origin, Part, Rendered
 
@@ -53,6 +54,15 @@ class Regression(Objective):
 
     def loss_sum(self, outputs: Outputs) -> Tensor:
         """Squared errors, summed."""
-        targets = outputs.targets
-        assert targets.value_N is not None
-        return ((outputs.logits_NC[:, 0] - targets.value_N).square() * targets.weight_N).sum()
+        return _squared_errors(outputs).sum()
+
+    def row_losses(self, outputs: Outputs) -> Tensor:
+        """See the base class."""
+        return summed_by_row(_squared_errors(outputs), outputs.targets)
+
+
+def _squared_errors(outputs: Outputs) -> Tensor:
+    """Each score's squared error by its weight, shape (N,)."""
+    targets = outputs.targets
+    assert targets.value_N is not None
+    return (outputs.logits_NC[:, 0] - targets.value_N).square() * targets.weight_N

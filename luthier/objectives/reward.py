@@ -126,7 +126,11 @@ class Reward(Objective):
 
     def held_out_sum(self, outputs: Outputs) -> Tensor:
         """The same without margins, noise and centring: of pairs ln 2 where nothing is told apart."""
-        return self.losses(outputs.logits_NC[:, 0], outputs.targets, is_trained=False).sum()
+        return self.row_losses(outputs).sum()
+
+    def row_losses(self, outputs: Outputs) -> Tensor:
+        """See the base class."""
+        return self.losses(outputs.logits_NC[:, 0], outputs.targets, is_trained=False)
 
     def measured(self, outputs: Outputs) -> dict[str, Sums]:
         """Over all pairs of which one is better: how often it has the higher score (a tie counts half), by how much, and both scores."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from luthier.models.outputs import Outputs
 from luthier.objectives.contract import Objective
-from luthier.objectives.likelihood import nll_sum
+from luthier.objectives.likelihood import nll_sum, row_nll
 from luthier.ops.head import Spread
 from luthier.types import Example, Origin, Part, Rendered
 
@@ -60,6 +60,10 @@ class SFT(Objective):
     def held_out_sum(self, outputs: Outputs) -> Tensor:
         """Weighted negative log-likelihood, summed."""
         return nll_sum(outputs.logprob_N, outputs.targets.weight_N)
+
+    def row_losses(self, outputs: Outputs) -> Tensor:
+        """See the base class."""
+        return row_nll(outputs.logprob_N, outputs.targets)
 
 
 def smoothed(spread: Spread, epsilon: float) -> Tensor:

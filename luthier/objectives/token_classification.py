@@ -14,7 +14,7 @@ from torch import Tensor
 from luthier.models.heads import ClassHead
 from luthier.models.outputs import Outputs
 from luthier.objectives.classes import OverClasses
-from luthier.objectives.likelihood import nll_sum
+from luthier.objectives.likelihood import nll_sum, row_nll
 from luthier.types import Example, Gives, Origin, Part, Rendered
 
 
@@ -50,3 +50,7 @@ class TokenClassification(OverClasses):
     def loss_sum(self, outputs: Outputs) -> Tensor:
         """Negative log-likelihood of the tags, summed."""
         return nll_sum(outputs.logprob_N, outputs.targets.weight_N)
+
+    def row_losses(self, outputs: Outputs) -> Tensor:
+        """See the base class."""
+        return row_nll(outputs.logprob_N, outputs.targets)

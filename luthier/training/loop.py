@@ -222,6 +222,7 @@ class _Job:
 
     def metrics(self, step: Step, loss: float, norm: float, tally: Tally) -> dict[str, Any]:
         """What is written down of the step."""
+        of_tasks = tally.losses_by_task()
         return {
             "step": self.number,
             "epoch": step.epoch,
@@ -231,6 +232,7 @@ class _Job:
             "lr": self.lr,
             "grad_norm": norm,
             **tally.means(),
+            **({"loss_by_task": of_tasks} if of_tasks else {}),
             **step.measured,
         }
 
@@ -281,7 +283,7 @@ def _step_in_backward(job: _Job, step: Step, batches: Steps, optimizer: PerTenso
     ):
         with autocast(job.model.device, job.plan.autocast):
             forward = _forward(job, batch.to(job.model.device))
-            loss_of = tally.noting(job.objective, job.objective.loss_sum)
+            loss_of = tally.noting(job.objective, job.objective.loss_sum, batch)
             loss = job.attachment.loss_sum(forward, loss_of) / step.learned_weight
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -341,7 +343,7 @@ def _gradient(job: _Job, step: Step) -> tuple[float, list[Tensor], Tally]:
                     continue
                 on_device = batch.to(model.device)
                 with autocast(model.device, job.plan.autocast):
-                    noted = tallies[worker].noting(job.objective, loss_of)
+                    noted = tallies[worker].noting(job.objective, loss_of, batch)
                     loss = job.attachment.loss_sum(_forward(job, on_device), noted)
                 job.memory.check()  # highest between the two passes, or, where layers are recomputed, in the second
                 trainables.add_gradients(worker, torch.autograd.grad(loss, trainables.tensors, allow_unused=True))

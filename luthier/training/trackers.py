@@ -55,8 +55,9 @@ def tracking(
 def numbers_of(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The numbers among a step's metrics, without the step itself."""
     given = {key: float(value) for key, value in metrics.items() if key != "step" and isinstance(value, int | float)}
-    of_tasks = metrics.get("validation_loss_by_task", {})
-    return given | {f"validation_loss/{task}": float(loss) for task, loss in of_tasks.items()}
+    for name in ("loss", "validation_loss"):
+        given |= {f"{name}/{task}": float(loss) for task, loss in metrics.get(f"{name}_by_task", {}).items()}
+    return given
 
 
 def _library(name: str, extra: str) -> ModuleType:

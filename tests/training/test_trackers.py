@@ -14,6 +14,11 @@ def test_numbers_leave_out_the_step_and_what_is_no_number():
     assert numbers_of(METRICS) == {"loss": 1.5, "lr": 1e-4, "learned_tokens": 7.0}
 
 
+def test_losses_by_task_are_numbers_of_their_own():
+    told = {**METRICS, "loss_by_task": {"a": 1.0, "b": 2}, "validation_loss_by_task": {"a": 3.0}}
+    assert numbers_of(told) == numbers_of(METRICS) | {"loss/a": 1.0, "loss/b": 2.0, "validation_loss/a": 3.0}
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorboard_holds_every_number_of_every_step(tmp_path: Path):
     (tracker,) = open_trackers(("tensorboard",), tmp_path, {})
