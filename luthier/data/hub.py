@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -60,6 +61,40 @@ def fetch_values(source: str, announce: Callable[[str], None], limit: int | None
 
     Raises: NotFound, DataError if the set cannot be loaded as it is, NetworkError if the hub cannot be reached.
     """
+    with _asking(source, announce) as hub:
+        try:
+            rows = hub.load(streaming=limit is not None)
+        except hub.unreachable:
+            if limit is None:
+                raise
+            rows = hub.load(streaming=False)  # may be on the disk from before
+        yield from islice(_values(rows), limit)
+
+
+def stored_files(source: str, announce: Callable[[str], None]) -> tuple[Path, ...]:
+    """The files on the disk that hold the set of a hub name, fetched where they are not there yet; raises as `fetch_values`."""
+    with _asking(source, announce) as hub:
+        return tuple(Path(file["filename"]) for file in hub.load(streaming=False).cache_files)
+
+
+@dataclass(frozen=True)
+class _Hub:
+    """The library, and which set it is asked for. unreachable: what it raises where there is no network."""
+
+    datasets: Any
+    wanted: HubSet
+    unreachable: tuple[type[Exception], ...]
+
+    def load(self, *, streaming: bool) -> Any:
+        """The set, on the disk or row by row from the network."""
+        wanted = self.wanted
+        named = () if wanted.configuration is None else (wanted.configuration,)
+        return self.datasets.load_dataset(wanted.name, *named, split=wanted.split, streaming=streaming)
+
+
+@contextmanager
+def _asking(source: str, announce: Callable[[str], None]) -> Iterator[_Hub]:
+    """Within: what the library raises is told as this tool's own errors, as `fetch_values` has them."""
     try:
         import datasets
     except ModuleNotFoundError as error:
@@ -76,13 +111,7 @@ def fetch_values(source: str, announce: Callable[[str], None], limit: int | None
         f"There is no local file {source}; fetching the split {wanted.split!r}{of} of that data set from the Hugging Face hub."
     )
     try:
-        try:
-            rows = _load(datasets, wanted, streaming=limit is not None)
-        except unreachable:
-            if limit is None:
-                raise
-            rows = _load(datasets, wanted, streaming=False)  # may be on the disk from before
-        yield from islice(_values(rows), limit)
+        yield _Hub(datasets, wanted, unreachable)
     except DatasetNotFoundError as error:
         found = "there is no such local file, and the hub shows no data set of that name."
         mend = "Check the name or path. A private or gated set needs `hf auth login` and its terms accepted."
@@ -101,11 +130,6 @@ def fetch_values(source: str, announce: Callable[[str], None], limit: int | None
             found = f"the hub's data set cannot be loaded as it is: {error}."
             unknown = found, "Download the file you want and give its path."
         raise DataError(*unknown, file=source) from error
-
-
-def _load(datasets: Any, wanted: HubSet, *, streaming: bool) -> Any:
-    named = () if wanted.configuration is None else (wanted.configuration,)
-    return datasets.load_dataset(wanted.name, *named, split=wanted.split, streaming=streaming)
 
 
 def _unknown_part(datasets: Any, wanted: HubSet, failures: tuple[type[Exception], ...]) -> tuple[str, str] | None:

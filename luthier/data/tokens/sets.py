@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from luthier.data.formats import Reading, nothing_in, reading_of, said_of_empty, summary_of
 from luthier.data.formats.table import ROWS_OF_FORM
-from luthier.data.hub import is_hub_name
+from luthier.data.hub import is_hub_name, stored_files
 from luthier.data.reading import Row, called, iter_rows
 from luthier.data.reading.class_names import FILES as CLASS_NAMES
 from luthier.data.reading.places import places_of
@@ -114,10 +114,11 @@ def token_set(wanted: Wanted, keeping: Keeping, announce: Announce) -> TokenSet:
 
     Raises: the errors of reading, recognising and rendering rows; GateRefusal for rows that are too long.
     """
-    files = _files(wanted.names)
+    cache, announce = keeping.cache, _saying_once(announce)
+    may_keep = cache is not None and wanted.key is not None
+    files = _files(wanted, announce, fetches=may_keep)
     num_bytes = sum(path.stat().st_size for _, path in files or ())
-    cache = keeping.cache
-    if cache is None or files is None or wanted.key is None or num_bytes < BYTES_TO_HASH:
+    if cache is None or files is None or not may_keep or num_bytes < BYTES_TO_HASH:
         return _without_cache(wanted, keeping, num_bytes, announce)
     reads = [wanted.names, wanted.format, wanted.takes, wanted.max_rows, _wishes_key(wanted.wishes)]
     name = set_name(called(wanted.names[0]), [*reads, list(file_keys(files, CLASS_NAMES)), wanted.key])
@@ -158,11 +159,33 @@ def labels_before(wanted: Wanted) -> set[str]:
         return set()
 
 
-def _files(names: Sequence[str]) -> list[tuple[str, Path]] | None:
-    """The files that are read, with their names; None where some rows come from the hub."""
-    if any(is_hub_name(name) for name in names):
-        return None
-    return [(place.name, place.path) for name in names for place in places_of(name, lambda text: None)]
+def _files(wanted: Wanted, announce: Announce, *, fetches: bool) -> list[tuple[str, Path]] | None:
+    """The files that are read, with their names; None where some rows come from the hub and it is not known which files hold them.
+
+    fetches: whether sets of the hub are fetched to know them, but for those of which a few rows are wanted.
+    """
+    found: list[tuple[str, Path]] = []
+    for name in wanted.names:
+        if not is_hub_name(name):
+            found += [(place.name, place.path) for place in places_of(name, lambda text: None)]
+            continue
+        files = stored_files(name, announce) if fetches and wanted.max_rows is None else ()
+        if not files:
+            return None
+        found += [(f"{name} {number}", file) for number, file in enumerate(files, start=1)]
+    return found
+
+
+def _saying_once(announce: Announce) -> Announce:
+    """Says no sentence twice: a set is looked for, and then read."""
+    said = set[str]()
+
+    def say(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            announce(text)
+
+    return say
 
 
 def _wishes_key(wishes: Wishes) -> list[Any]:

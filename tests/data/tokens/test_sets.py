@@ -16,6 +16,7 @@ import pytest
 from failing_disk import FailingAt, Fault, Kind, every_fault
 from token_sets import content, loaded, write_chats
 
+from luthier.data.dataset import Dataset
 from luthier.data.gate import check_gate
 from luthier.data.tokens import sets
 from luthier.data.tokens.columns import KeptExamples
@@ -301,3 +302,45 @@ def test_the_gate_refuses_a_kept_set_as_it_does_one_in_memory(tmp_path: Path, ca
             check_gate(loaded(file, validation="none"))
         found.append((refused.value.found, refused.value.line))
     assert found == [(found[0][0], 12)] * 2
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that the library finds whatever set of the hub it is asked for."""
+    datasets = pytest.importorskip("datasets")
+    file, load = tmp_path / "rows.jsonl", datasets.load_dataset
+
+    def load_local(name: str, **options: Any) -> Any:
+        return load("json", data_files=str(file), cache_dir=str(tmp_path / "hub"), **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_local)
+    return file
+
+
+def tokens_of(dataset: Dataset) -> list[list[int]]:
+    return [example.parts[0].tokens_T.tolist() for example in dataset.train]
+
+
+def test_a_set_of_the_hub_is_kept_and_found_again_by_its_content(tmp_path: Path, cache: Path, hub: Path) -> None:
+    write_chats(hub, 60)
+    first, second = list[str](), list[str]()
+    made = loaded("nobody/chats", first, validation="none")
+    found = loaded("nobody/chats", second, validation="none")
+    assert len(names_in(cache)) == 1
+    assert isinstance(found.train, KeptExamples)
+    assert content(found) == content(made)
+    assert tokens_of(found) == tokens_of(loaded(str(hub), validation="none"))
+    assert sum("fetching" in text for text in first) == 1
+    assert any("there from before" in text for text in second)
+
+    write_chats(hub, 61)
+    other = loaded("nobody/chats", validation="none")
+    assert len(other.train) == 61
+    assert len(names_in(cache)) == 3  # with that of the file itself
+
+
+def test_of_a_set_of_the_hub_no_more_is_fetched_than_the_rows_wanted(cache: Path, hub: Path) -> None:
+    write_chats(hub, 60)
+    part = loaded("nobody/chats", validation="none", max_rows=30)
+    assert len(part.train) == 30
+    assert not cache.exists() or names_in(cache) == []
