@@ -23,9 +23,12 @@ from transformers import (
 )
 
 from luthier.recipe import load_recipe
+from luthier.recipe.yaml_text import Parsed, parse_yaml
 from luthier.run import train_recipe
+from luthier.studies.classic_path import read_path, walk
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+PATHS = {path.stem: path for path in sorted((REPOSITORY / "recipes" / "rlhf").glob("*.yaml"))}
 RECIPES = {path.stem: path for path in sorted((REPOSITORY / "recipes").glob("*.yaml"))}
 NUM_ROWS = 24
 
@@ -60,20 +63,26 @@ PAIRS = {"pairs.jsonl": lines(lambda i: {"prompt": f"What is {i}?", "chosen": f"
 
 TEXTS = {"texts.jsonl": lines(lambda i: {"text": f"Text {i} " + "goes on and on " * 40})}
 
+HARMLESS = lines(
+    lambda i: {
+        "chosen": f"\n\nHuman: What is {i}?\n\nAssistant: It is {i}.",
+        "rejected": f"\n\nHuman: What is {i}?\n\nAssistant: No idea.",
+    }
+)
+PAPERS = lines(lambda i: {"source": [f"We study {i}.", "It works."], "target": [f"On {i}.", "Another."]})
+
+PATH_ROWS: dict[str, dict[str, str]] = {
+    "helpful-harmless": {"pairs.jsonl": HARMLESS},
+    "summarisation": {"papers.jsonl": PAPERS},
+}
+
 ROWS: dict[str, dict[str, str]] = {
     **dict.fromkeys(
         ("domain-pretraining", "prefix-lm", "mlm-adaptation", "t5-span-corruption", "ul2", "denoising"), TEXTS
     ),
     "fim": {"files.jsonl": lines(lambda i: {"text": f"def add_{i}(n):\n    return n + {i}\n"})},
     **dict.fromkeys(("dpo", "orpo", "simpo", "cpo"), PAIRS),
-    "reward": {
-        "harmless.jsonl": lines(
-            lambda i: {
-                "chosen": f"\n\nHuman: What is {i}?\n\nAssistant: It is {i}.",
-                "rejected": f"\n\nHuman: What is {i}?\n\nAssistant: No idea.",
-            }
-        )
-    },
+    "reward": {"harmless.jsonl": HARMLESS},
     "kto": {
         "verdicts.jsonl": lines(lambda i: {"prompt": f"What is {i}?", "completion": f"It is {i}.", "label": i % 3 > 0})
     },
@@ -121,9 +130,7 @@ ROWS: dict[str, dict[str, str]] = {
     "sentiment": {
         "reviews.tsv": "".join(f"The {i}. film was {'good' if i % 2 else 'bad'}.\t{i % 2}\n" for i in range(NUM_ROWS))
     },
-    "summarisation": {
-        "papers.jsonl": lines(lambda i: {"source": [f"We study {i}.", "It works."], "target": [f"On {i}.", "Another."]})
-    },
+    "summarisation": {"papers.jsonl": PAPERS},
     "text-classification": {"labelled.jsonl": lines(lambda i: {"text": f"Text {i}", "label": ("a", "b", "c")[i % 3]})},
     "text-to-sql": {
         "queries.jsonl": lines(
@@ -219,3 +226,26 @@ def test_a_shipped_recipe_trains(
 
 def test_every_shipped_recipe_has_rows_here() -> None:
     assert set(ROWS) == set(RECIPES)
+    assert set(PATH_ROWS) == set(PATHS)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_shipped_path_is_walked_to_its_report(name: str, tmp_path: Path, folder_of: Callable[[str], Path]) -> None:
+    for file, text in PATH_ROWS[name].items():
+        (tmp_path / file).write_text(text)
+    parsed = parse_yaml(PATHS[name].read_text(), name)
+    values = parsed.values
+    values["model"] = {"name": str(folder_of("decoder")), "device": "cpu"}
+    for stage in ("sft", "reward", "policy"):
+        values[stage]["training"] |= {"steps": 2, "rows_per_step": 2, "workers": 1}
+        values[stage]["training"].pop("epochs", None)
+    values["policy"]["objective"]["max_new_tokens"] = 4
+    values["compare"] = {**values.get("compare", {}), "num_prompts": 2, "safety": False}
+    if isinstance(values["pairs"], dict):
+        values["pairs"] |= {"num_prompts": 6, "num_answers": 3, "max_new_tokens": 24}
+        # what random weights write overlaps with nothing, so that here lengths tell their answers apart
+        values["pairs"]["rewards"] = [{"grader": {"type": "length", "most": 9, "margin": 9}}]
+    path = read_path(Parsed(values, parsed.sources))
+    outcome = walk(path, tmp_path, tmp_path / "out", announce=[].append, on_step=lambda metrics: None)
+    assert "reward model" in outcome.win_rate
+    assert (tmp_path / "out" / "report.md").is_file()

@@ -101,6 +101,13 @@ _ASKED: tuple[Form, ...] = tuple(
 )
 
 
+_PREFERRED: tuple[Form, ...] = tuple(
+    FurtherForm(form.NAME, "text", form.COLUMNS, partial(preferences.recognise_preferred, form))
+    for form in (hh_rlhf, preferences)
+)
+"""Pairs of which the better answer alone is learned: read so where a recipe names the form, as it then means to."""
+
+
 def forms_for(takes: Gives) -> tuple[Form, ...]:
     """The forms that give what an objective learns from, in the order in which they are tried.
 
@@ -108,6 +115,14 @@ def forms_for(takes: Gives) -> tuple[Form, ...]:
     """
     own = tuple(form for form in _WITH_PROMPTS if serves(form.GIVES, takes))
     return (*own, *_ASKED, prompts.BY_NAME) if takes == "prompts" else own
+
+
+def _possible(format: FormatName, takes: Gives) -> tuple[Form, ...]:
+    """The forms among which a recipe leaves the choice."""
+    if format == "auto":
+        return forms_for(takes)
+    named = (*forms_for(takes), *(_PREFERRED if takes == "text" else ()))
+    return tuple(form for form in named if format == form.NAME)
 
 
 def serves(given: Gives, takes: Gives) -> bool:
@@ -119,7 +134,7 @@ def gives(format: FormatName, takes: Gives, wishes: Wishes = NO_WISHES) -> bool:
     """Whether rows of a form, if they are of it, give what an objective learns from; "auto" may."""
     if wishes.template is not None:
         return serves(wishes.template.gives, takes)
-    return format == "auto" or any(format == form.NAME for form in forms_for(takes))
+    return bool(_possible(format, takes))
 
 
 def objectives_for(format: FormatName, wishes: Wishes = NO_WISHES) -> tuple[str, ...]:
@@ -282,11 +297,10 @@ def _recognise(table: Table, format: FormatName, takes: Gives) -> tuple[FormatNa
             found = f"data.template makes rows that give {template.gives}, and the objective learns from {takes}."
             raise DataError(found, "Change data.template, or objective.kind.", field="data.template")
         return "template", by_template(table, template)
-    for form in forms_for(takes):
-        if format in ("auto", form.NAME):
-            recognition = _unless_unsuited(table, form, format, file)
-            if recognition is not None:
-                return form.NAME, recognition
+    for form in _possible(format, takes):
+        recognition = _unless_unsuited(table, form, format, file)
+        if recognition is not None:
+            return form.NAME, recognition
     raise _nothing_fits(table, format, file, takes)
 
 

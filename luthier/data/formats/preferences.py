@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from luthier.data.formats import chat, sharegpt
 from luthier.data.formats.table import (
@@ -37,7 +37,7 @@ from luthier.data.formats.table import (
 from luthier.data.formats.turns import check_order, tools_of, turn_column, unlearned, with_system
 from luthier.data.reading import Row
 from luthier.data.settings import FormatName
-from luthier.types import Completion, Conversation, Gives, Message, Preference
+from luthier.types import Completion, Conversation, Gives, Message, Preference, Record
 
 NAME: FormatName = "preferences"
 GIVES: Gives = "preferences"
@@ -84,6 +84,33 @@ def recognise(table: Table) -> Recognition | None:
     beside = ("system", "tools", "functions", "margin", "score_chosen", "score_rejected", *SHARES)
     reads = {column for column in (*pair, turns, columns.prompt, given, *beside) if column is not None}
     return Recognition(reason, frozenset(reads), one(to_record, columns=columns))
+
+
+class Paired(Protocol):
+    """A form whose rows are pairs of answers."""
+
+    def recognise(self, table: Table) -> Recognition | None:
+        """How these rows are read, if they have this form."""
+
+
+def recognise_preferred(form: Paired, table: Table) -> Recognition | None:
+    """How the better answers of pairs are read, for what learns to write them; of a tie, neither."""
+    found = form.recognise(table)
+    if found is None:
+        return None
+    read = found.to_records
+
+    def to_records(row: Row) -> Sequence[Record]:
+        return tuple(better for pair in read(row) if isinstance(pair, Preference) and (better := _better(pair)))
+
+    note = "Of each pair the better answer is learned, and the other left out."
+    return Recognition(found.reason, found.reads, to_records, (note, *found.notes))
+
+
+def _better(pair: Preference) -> Completion | Conversation | None:
+    if pair.probability == 0.5:
+        return None
+    return pair.chosen if pair.probability > 0.5 else pair.rejected
 
 
 def to_record(row: Row, columns: Columns = Columns("chosen", "rejected", "prompt")) -> Preference:

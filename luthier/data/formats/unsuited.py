@@ -212,10 +212,11 @@ def _by_template(prompt: str, answer: str) -> str:
 
 def _preference(preferred: str, other: str) -> Doubt:
     found = f"they are preference pairs ({preferred} and {other}), which sft does not take."
-    mend = f"To learn which is better, set objective.kind to dpo. To learn the answers in {preferred} alone, write them as prompt and completion, or as messages."
-    return Doubt(
-        found, f'{mend} Where they are text, data.template does that: {{prompt: …, completion: "{{{preferred}}}"}}.'
-    )
+    mend = f"To learn which is better, set objective.kind to dpo. To learn the answers in {preferred} alone,"
+    if (preferred, other) not in PREFERENCES:
+        return Doubt(found, f"{mend} write them as prompt and completion, or as messages.")
+    named = "name the form in data.format: preferences, or hh-rlhf for transcripts with Human: and Assistant:."
+    return Doubt(found, f"{mend} {named}")
 
 
 def _pair(table: Table) -> tuple[str, str] | None:

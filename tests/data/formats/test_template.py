@@ -297,7 +297,7 @@ def test_forms_go_with_the_objectives_that_learn_from_them(form: str, kind: str)
     assert recipe_with(kind, format=form).data.format == form
 
 
-@pytest.mark.parametrize("form", ["tags", "choices", "scores", "similar", "preferences", "hh-rlhf", "verdicts"])
+@pytest.mark.parametrize("form", ["tags", "choices", "scores", "similar", "rankings", "verdicts"])
 def test_forms_that_sft_does_not_learn_from_are_refused_in_the_recipe(form: str) -> None:
     with pytest.raises(RecipeError, match=r"not what objective\.kind sft learns from"):
         recipe_with(format=form)
@@ -308,7 +308,7 @@ def test_forms_that_sft_does_not_learn_from_are_refused_in_the_recipe(form: str)
     [
         ("chat", "classification", "or set objective.kind to sft."),
         ("classification", "sft", "or set objective.kind to classification."),
-        ("hh-rlhf", "sft", "or set objective.kind to dpo."),
+        ("verdicts", "sft", "or set objective.kind to kto."),
     ],
 )
 def test_a_form_for_another_objective_is_refused_with_the_objective_for_it(form: str, kind: str, mend: str) -> None:

@@ -10,7 +10,8 @@ import pytest
 from form_rows import fault_of, records_of, rows_of, said, shared_rows
 
 from luthier.data.formats import faults, to_records
-from luthier.types import Conversation, Preference
+from luthier.errors import DataError
+from luthier.types import Completion, Conversation, Preference
 
 GUANACO = {"text": "### Human: Hi### Assistant: Hello.\n### Human: And?\n### Assistant: Bye."}
 
@@ -73,6 +74,33 @@ def test_shared_turns_are_the_prompt_and_the_answers_that_differ_are_compared() 
     assert isinstance(record.rejected, Conversation)
     assert said(record.chosen.messages) == [*asked, ("assistant", "Sure", None)]
     assert said(record.rejected.messages) == [*asked, ("assistant", "No", None)]
+
+
+def test_where_sft_names_the_form_the_preferred_answer_is_learned_after_the_turns_that_both_share() -> None:
+    found = to_records(rows_of(HH), "hh-rlhf", "text")
+    ((record, _),) = found.records
+    assert isinstance(record, Conversation)
+    asked = [("user", "Hi", None), ("assistant", "Hello", False), ("user", "Help", None)]
+    assert said(record.messages) == [*asked, ("assistant", "Sure", None)]
+    assert "the other left out" in found.notes[0]
+
+
+@pytest.mark.parametrize(("probability", "learned"), [(None, "Yes"), (0.8, "Yes"), (0.5, None), (0.2, "No")])
+def test_of_pairs_that_were_voted_on_the_better_answer_is_learned_and_of_a_tie_neither(
+    probability: float | None, learned: str | None
+) -> None:
+    pair = {"prompt": "Well?", "chosen": "Yes", "rejected": "No", "probability": probability}
+    other = {"prompt": "And?", "chosen": "So", "rejected": "Not", "probability": 1.0}
+    found = to_records(rows_of(pair, other), "preferences", "text")
+    answers = [record.completion for record, _ in found.records if isinstance(record, Completion)]
+    assert answers == ([] if learned is None else [learned]) + ["So"]
+
+
+def test_where_nobody_names_the_form_sft_does_not_leave_out_half_of_a_pair() -> None:
+    with pytest.raises(DataError) as caught:
+        to_records(rows_of(HH), "auto", "text")
+    assert "preference pairs" in caught.value.found
+    assert "data.format: preferences, or hh-rlhf" in caught.value.mend
 
 
 def test_where_the_two_part_earlier_all_turns_after_that_are_compared() -> None:
