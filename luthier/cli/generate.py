@@ -65,6 +65,14 @@ def generate(
     regex: Regex = None,
     json_schema: JsonSchema = None,
     answers: Annotated[int, typer.Option("--answers", min=1, help="So many answers to each prompt.")] = 1,
+    best_by: Annotated[
+        str | None,
+        typer.Option(
+            "--best-by",
+            metavar="RUN|FILE.py",
+            help="Of these the best alone: by a reward model's run, or a file with reward(prompts, answers, rows).",
+        ),
+    ] = None,
     logprobs: Annotated[
         int | None,
         typer.Option(
@@ -81,7 +89,7 @@ def generate(
     texts = list(prompt or [_standard_in()])
     if not plain_allocator:
         keep_freed_memory(say)
-    from luthier.api import base_of, load_any
+    from luthier.api import RUNS, base_of, load_any
     from luthier.prediction.contract import Reader
     from luthier.prediction.text_model import make_sampling
 
@@ -104,7 +112,12 @@ def generate(
     loaded = load_any(model, say)
     if isinstance(loaded, Reader):
         asks_for_text = (
-            system is not None or bool(settings) or answers > 1 or logprobs is not None or cache_gb is not None
+            system is not None
+            or bool(settings)
+            or answers > 1
+            or best_by is not None
+            or logprobs is not None
+            or cache_gb is not None
         )
         if (base and not loaded.base_answers) or asks_for_text:
             raise _draws_nothing(model, loaded)
@@ -115,11 +128,23 @@ def generate(
     if base:
         loaded = base_of(model, loaded, say)
     prompts: list[Prompt] = [text if system is None else _chat(system, text) for text in texts]
+    if best_by is not None:
+        from luthier.studies.best_answers import best_answers, reward_named
+
+        reward = reward_named(best_by, RUNS)
+        best = best_answers(loaded, prompts, sampling, answers, reward, say, top_logprobs=logprobs, cache_gb=cache_gb)
+        told = [
+            {**_told_answer(loaded, text, one.answer), "reward": one.reward, "rewards": list(one.rewards)}
+            for text, one in zip(texts, best, strict=True)
+        ]
+        _print_answers(model, loaded, told, sampling, as_json)
+        return
     if len(prompts) == 1 and answers == 1 and not as_json:
         _print_stream(loaded, prompts[0], sampling, cache_gb)
         return
     completed = loaded.complete(prompts, sampling, num_answers=answers, top_logprobs=logprobs, cache_gb=cache_gb)
-    _print_answers(model, loaded, texts, completed, sampling, as_json)
+    told = [_told_answer(loaded, texts[index // answers], answer) for index, answer in enumerate(completed)]
+    _print_answers(model, loaded, told, sampling, as_json)
 
 
 def _draws_nothing(model: str, reader: Reader) -> UsageError:
@@ -132,17 +157,16 @@ def _draws_nothing(model: str, reader: Reader) -> UsageError:
 
 
 def _print_answers(
-    model: str, asked: TextModel, texts: list[str], answers: list[Completed], sampling: Sampling, as_json: bool
+    model: str, asked: TextModel, answers: list[dict[str, object]], sampling: Sampling, as_json: bool
 ) -> None:
-    """What a model that writes answers to the texts, as many times to each."""
-    times = len(answers) // len(texts)
+    """What a model that writes answers."""
     document = {
         "model": model,
         "adapter": asked.adapter,
         "sampling": sampling.model_dump(mode="json"),
-        "answers": [_told_answer(asked, texts[index // times], answer) for index, answer in enumerate(answers)],
+        "answers": answers,
     }
-    emit(document, "\n".join(answer.text for answer in answers), as_json)
+    emit(document, "\n".join(str(answer["text"]) for answer in answers), as_json)
 
 
 def _told_answer(model: TextModel, prompt: str, answer: Completed) -> dict[str, object]:
