@@ -266,11 +266,7 @@ def evaluate(
     Raises: NotFound for a run, a judge or data that is not there; DataError for rows that cannot be used; UsageError for
     graders of a model that writes no answers, or that want a judge where none is named.
     """
-    if unknown := [name for name in metrics if name not in NAMES]:
-        raise UsageError(f"There is no metric {unknown[0]!r}.", f"There are {', '.join(NAMES)}.")
-    asking = [grader.name for grader in graders if grader.asks_model]
-    if asking and judge is None:
-        raise UsageError(f"The grader {asking[0]!r} asks a model, and none is named.", "Name one with --judge MODEL.")
+    _check_measures(graders, metrics, judge)
     if suites:
         check_suites(suites)
         if graders or metrics or also or best_of or safety or sampling is not None:
@@ -283,6 +279,27 @@ def evaluate(
         evaluation = _evaluated_run(run, also, asked_for, announce, progress)
     else:
         evaluation = _evaluated_model(str(run), also, asked_for, announce, progress)
+    return _with_measures(evaluation, graders, metrics, judge, announce, progress)
+
+
+def _check_measures(graders: Sequence[Grader], metrics: Sequence[str], judge: str | None) -> None:
+    """Raise UsageError for measures that there are not, or that nobody is there to give."""
+    if unknown := [name for name in metrics if name not in NAMES]:
+        raise UsageError(f"There is no metric {unknown[0]!r}.", f"There are {', '.join(NAMES)}.")
+    asking = [grader.name for grader in graders if grader.asks_model]
+    if asking and judge is None:
+        raise UsageError(f"The grader {asking[0]!r} asks a model, and none is named.", "Name one with --judge MODEL.")
+
+
+def _with_measures(
+    evaluation: Evaluation,
+    graders: Sequence[Grader],
+    metrics: Sequence[str],
+    judge: str | None,
+    announce: Announce,
+    progress: Progress,
+) -> Evaluation:
+    """An evaluation with further measures of its answers."""
     if not graders and not metrics:
         return evaluation
     asked = None if judge is None else _asked(load_any_text(judge, announce))
@@ -349,6 +366,9 @@ def compare(
     *,
     limit: int | None = None,
     sampling: Sampling | None = None,
+    graders: Sequence[Grader] = (),
+    metrics: Sequence[str] = (),
+    judge: str | None = None,
     announce: Announce = _log.info,
     progress: Progress = silent,
 ) -> Evaluation:
@@ -358,6 +378,7 @@ def compare(
 
     Raises: as `evaluate`; UsageError for runs that learned anything else, or that read prompts in another way than the first.
     """
+    _check_measures(graders, metrics, judge)
     first = recipe_of_run(find_run(str(runs[0]), RUNS))
     if first.objective.splits or first.objective.takes != "text":
         raise UsageError(
@@ -383,4 +404,5 @@ def compare(
             candidates, rows.records, examples, models[0].renderer, sampling or Sampling(), pool,
             tokens_per_micro_batch=budget, progress=progress,
         )  # fmt: skip
-    return replace(evaluation, notes=(*rows.notes, *evaluation.notes))
+    evaluation = replace(evaluation, notes=(*rows.notes, *evaluation.notes))
+    return _with_measures(evaluation, graders, metrics, judge, announce, progress)

@@ -172,6 +172,9 @@ def test_base_and_tuned_are_measured_by_which_answers_they_find_likelier(desk: P
     assert found.measures[0].estimates[1].value >= found.measures[0].estimates[0].value
     again = api.evaluate(tmp_path / "run", str(desk / "pairs-held-out.jsonl"))
     assert again.measures[3].estimates[1].value == pytest.approx(tuned, rel=1e-5)
+    beside = api.evaluate(tmp_path / "run", also=[f"{tmp_path / 'run'}@24", str(desk / "model")])
+    assert beside.candidates == ("base", "tuned", f"{tmp_path / 'run'}@24", str(desk / "model"))
+    assert [estimate.value for estimate in beside.measures[3].estimates] == pytest.approx([base, tuned, tuned, base])
     gains = tuned - base  # on held-out rows, of which the held-out loss is a function
     assert last["validation_loss"] >= math.log1p(math.exp(-0.5 * gains)) - 1e-4, "Jensen"
 

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from luthier.cli.evaluate import ProgressLines, evaluation_text
+from luthier.cli.measuring import (
+    SHOWN,
+    GraderFiles,
+    GradersJudge,
+    Metrics,
+    ProgressLines,
+    evaluation_text,
+    graders_of,
+    names_of,
+)
 from luthier.cli.options import Json, MaxNewTokens
 from luthier.cli.output import aligned, emit, say
 
@@ -26,10 +35,17 @@ def compare(
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first so many rows.")] = None,
     max_new_tokens: MaxNewTokens = None,
+    grader: GraderFiles = None,
+    metric: Metrics = None,
+    judge: GradersJudge = None,
+    show: Annotated[int, typer.Option("--show", min=0, help="So many rows with all answers to them.")] = SHOWN,
     plot: Annotated[Path | None, typer.Option("--plot", help="Write the curves of all runs as a PNG.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show in what runs differ, how their losses went and what they cost; with --answers also which model is better."""
+    """Show in what runs differ, how their losses went and what they cost; with --answers also which model is better.
+
+    --data, --grader and --metric ask for answers too.
+    """
     from luthier import api
     from luthier.prediction.text_model import make_sampling
     from luthier.store.places import expanded
@@ -41,16 +57,19 @@ def compare(
         write_curves(compared, expanded(plot))
         say(f"Curves: {plot}")
     evaluation = None
-    if answers or data is not None:
+    if answers or data is not None or grader or metric:
         sampling = None if max_new_tokens is None else make_sampling({"max_new_tokens": max_new_tokens})
-        evaluation = api.compare(runs, data, limit=limit, sampling=sampling, announce=say, progress=ProgressLines())
+        evaluation = api.compare(
+            runs, data, limit=limit, sampling=sampling, graders=graders_of(grader, metric), metrics=names_of(metric),
+            judge=judge, announce=say, progress=ProgressLines(),
+        )  # fmt: skip
     document: dict[str, Any] = compared.as_json()
     if evaluation is not None:
         document["evaluation"] = evaluation.as_json()
-    emit(document, _text(compared, evaluation), as_json)
+    emit(document, _text(compared, evaluation, show), as_json)
 
 
-def _text(compared: RunsCompared, evaluation: Evaluation | None) -> str:
+def _text(compared: RunsCompared, evaluation: Evaluation | None, show: int) -> str:
     from luthier.studies.run_comparison import shown
 
     lines = aligned(compared.as_table())
@@ -58,5 +77,5 @@ def _text(compared: RunsCompared, evaluation: Evaluation | None) -> str:
     rows += [[name, *map(shown, values)] for name, values in compared.differences]
     lines += ["", *(aligned(rows) if len(rows) > 1 else ["Their recipes are the same."])]
     if evaluation is not None:
-        lines += ["", evaluation_text(evaluation)]
+        lines += ["", evaluation_text(evaluation, show)]
     return "\n".join(lines)

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import shlex
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from luthier.cli.measuring import (
+    GraderFiles,
+    GradersJudge,
+    Metrics,
+    ProgressLines,
+    evaluation_text,
+    graders_of,
+    names_of,
+)
 from luthier.cli.options import CacheGB, Json, MaxNewTokens, PlainAllocator
-from luthier.cli.output import aligned, emit, say
+from luthier.cli.output import emit, say
 from luthier.cli.process import keep_freed_memory
 from luthier.errors import LuthierError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from luthier.evaluation.grading import Grader
     from luthier.evaluation.verdict import Evaluation
-
-_SHOWN = 3
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 def evaluate(
@@ -44,24 +46,9 @@ def evaluate(
     max_new_tokens: MaxNewTokens = None,
     cache_gb: CacheGB = None,
     plain_allocator: PlainAllocator = False,
-    grader: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--grader", help="A further measure of the answers: a YAML or JSON file with a grader; repeatable."
-        ),
-    ] = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--metric",
-            metavar="NAME|FILE.py",
-            help="A further measure of the answers: accuracy, macro-f1, rouge-1, rouge-2, bleu, chrf, json-valid, json-fields, "
-            "number, or a Python file that defines metric(row, answer); repeatable.",
-        ),
-    ] = None,
-    judge: Annotated[
-        str | None, typer.Option("--judge", help="The model that graders by a model ask: a run, or as in a recipe.")
-    ] = None,
+    grader: GraderFiles = None,
+    metric: Metrics = None,
+    judge: GradersJudge = None,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -124,8 +111,8 @@ def evaluate(
         limit=limit,
         sampling=sampling,
         cache_gb=cache_gb,
-        graders=[*_graders(grader or ()), *_own_metrics(metric or ())],
-        metrics=[name for name in metric or () if not name.endswith(".py")],
+        graders=graders_of(grader, metric),
+        metrics=names_of(metric),
         judge=judge,
         shots=shots,
         also=also or (),
@@ -157,19 +144,6 @@ def _write_picture(run: str, evaluation: Evaluation, plot: Path) -> None:
     say(f"As a picture: {plot}")
 
 
-def _graders(files: Sequence[Path]) -> list[Grader]:
-    """The graders of all files."""
-    from luthier.evaluation.grading import graders_in
-    from luthier.recipe.loading import read_yaml
-    from luthier.store.places import expanded
-
-    found = [each for file in files for each in graders_in(read_yaml(expanded(file)).values, str(file))]
-    names = [each.name for each in found]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UsageError(f"Two graders are called {twice!r}.", "Give each a name of its own.", field="name")
-    return found
-
-
 def _write_reports(run: str, evaluation: Evaluation, context: typer.Context) -> None:
     """Write the run's reports anew, with what was found and the command that found it."""
     from luthier import api
@@ -185,46 +159,3 @@ def _write_reports(run: str, evaluation: Evaluation, context: typer.Context) -> 
         say(f"The reports of {folder} could not be written: {error}")
     else:
         say(f"Report: {folder / PAGE}")
-
-
-def _own_metrics(named: Sequence[str]) -> list[Grader]:
-    """The metrics that are Python files, called as these are."""
-    from luthier.errors import NotFound
-    from luthier.evaluation.grading import grader_of
-    from luthier.store.places import expanded
-
-    found = []
-    for path in (expanded(name) for name in named if name.endswith(".py")):
-        try:
-            source = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise NotFound(
-                f"{path} cannot be read: {error}.", "Give a Python file that defines metric(row, answer)."
-            ) from error
-        found.append(grader_of({"type": "metric", "name": path.stem, "source": source}))
-    return found
-
-
-class ProgressLines:
-    """Says how far each task is, at most every few seconds; several threads may call it."""
-
-    def __init__(self) -> None:
-        self._said_at = time.monotonic()
-
-    def __call__(self, task: str, done: int, total: int) -> None:
-        """Take what is being done, how much of it is done, and how much there is."""
-        now = time.monotonic()
-        if now - self._said_at >= _SECONDS_BETWEEN_LINES:
-            self._said_at = now
-            say(f"{task}: {done} of {total}")
-
-
-def evaluation_text(evaluation: Evaluation) -> str:
-    """The measures, what they come to, and the first answers."""
-    lines = [*aligned(evaluation.as_table()), "", *evaluation.sentences, *evaluation.remarks]
-    for table in evaluation.tables:
-        lines += ["", table.title, *aligned(table.rows)]
-    for answered in evaluation.answers[:_SHOWN]:
-        lines += ["", f"{answered.origin}: {answered.asked}", f"  reference: {answered.reference}"]
-        lines += [f"  {name}: {answer}" for name, answer in zip(evaluation.candidates, answered.answers, strict=True)]
-    return "\n".join(lines)

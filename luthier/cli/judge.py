@@ -166,7 +166,7 @@ def _answered(
     """The prompts with an answer of each model, generated now as far as they are not kept beside the judgments."""
     from luthier.api import load_any_text
     from luthier.cli.display import TaskBar
-    from luthier.cli.evaluate import ProgressLines
+    from luthier.cli.measuring import ProgressLines
     from luthier.evaluation.judged.questions import prompts_in
     from luthier.prediction.text_model import make_sampling
     from luthier.store.runs import find_run

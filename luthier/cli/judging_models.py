@@ -127,7 +127,7 @@ def judged_by_model(
 ) -> int:
     """Have the model judge the pairs that it has not judged yet; how many are left: none. Raises as `judge_by_model`."""
     from luthier.cli.display import TaskBar
-    from luthier.cli.evaluate import ProgressLines
+    from luthier.cli.measuring import ProgressLines
     from luthier.evaluation.judged.blind import pairs_of
     from luthier.evaluation.judged.model_session import judge_by_model
 

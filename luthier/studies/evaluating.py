@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from luthier.data.dataset import load_examples
+from luthier.data.rendering import Renderer
 from luthier.errors import DataError, NetworkError, NotFound, UsageError
 from luthier.evaluation.classification import evaluate_classes
 from luthier.evaluation.compare import Candidate, evaluate_records, questions_of
@@ -41,7 +42,7 @@ from luthier.recipe import Recipe, make_recipe
 from luthier.recipe.loading import recipe_of_run
 from luthier.rlhf import RolloutObjective
 from luthier.studies.evaluating_rewards import evaluate_rewarded
-from luthier.types import Example, Record
+from luthier.types import Completion, Conversation, Example, Origin, Record
 
 Announce = Callable[[str], None]
 
@@ -164,9 +165,10 @@ def evaluate_run(
     candidate = Candidate("tuned", tuned.language_model, tuned.adapter)
     trained = _training_records(recipe, tuned, announce)
     answers = isinstance(tuned, TextModel) and recipe.objective.takes == "text" and not recipe.objective.splits
-    if not answers and (asked.shots or others):
-        option = "--shots" if asked.shots else "--also"
-        raise UsageError(f"The run {folder} did not learn to answer in text.", f"Leave {option} out.")
+    if not answers and asked.shots:
+        raise UsageError(f"The run {folder} did not learn to answer in text.", "Leave --shots out.")
+    if others and not isinstance(tuned, TextModel):
+        raise UsageError(f"The run {folder} writes no text, so no other stands beside it.", "Leave --also out.")
     if asked.best_of and not isinstance(recipe.objective, RolloutObjective):
         raise UsageError(f"The run {folder} learned from no reward that could choose.", "Leave --best-of out.")
     if asked.safety and not (isinstance(tuned, TextModel) and tuned.asking.causal):
@@ -177,11 +179,10 @@ def evaluate_run(
             evaluation = _with_new_head(tuned, candidate, rows, passes, asked.limit)
         else:
             base = load_base()
-            candidates = [Candidate("base", base.language_model, base.adapter), candidate]
-            if answers:
-                assert isinstance(tuned, TextModel)
-                shown = _shown(candidates[0], asked, rows, trained, recipe.seed)
-                candidates = [candidates[0], *shown, candidate, *_further(others, tuned, rows, asked)]
+            first = Candidate("base", base.language_model, base.adapter)
+            shown = _shown(first, asked, rows, trained, recipe.seed)
+            further = _further(others, tuned, rows, asked) if isinstance(tuned, TextModel) else []
+            candidates = [first, *shown, candidate, *further]
             evaluation = _measured(recipe, tuned, candidates, rows, passes, asked, announce)
             if isinstance(tuned, TextModel):
                 evaluation = _probed(evaluation, candidates, tuned, passes, asked)
@@ -244,16 +245,24 @@ def _shown(
 def _further(others: Others, tuned: TextModel, rows: Rows, asked: AskedFor) -> list[Candidate]:
     """The further models. Raises: UsageError for one that is asked in other tokens."""
     records = rows.records[: asked.limit]
-    questions = questions_of(records, tuned.renderer)
     found = []
     for name, model in ((each.name, each.model) for each in others):
-        if not isinstance(model, TextModel) or questions_of(records, model.renderer) != questions:
+        if not isinstance(model, TextModel) or not _read_alike(records, model.renderer, tuned.renderer):
             raise UsageError(
                 f"{name} makes other tokens of a prompt, or none: its answers would be to different questions.",
-                "Compare runs of one tokenizer and one chat template that learned to answer.",
+                "Compare runs of one tokenizer and one chat template that learned to write.",
             )
         found.append(Candidate(name, model.language_model, model.adapter))
     return found
+
+
+def _read_alike(records: Sequence[tuple[Record, Origin]], one: Renderer, other: Renderer) -> bool:
+    """Whether two models are asked the same tokens: by these rows where they are answered, else by any text and any question."""
+    if all(isinstance(record, Conversation | Completion) for record, _ in records):
+        return questions_of(records, one) == questions_of(records, other)
+    asked = Completion("?", "")
+    is_one_vocabulary = one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+    return is_one_vocabulary and one.record_prompt(asked) == other.record_prompt(asked)
 
 
 def _training_records(recipe: Recipe, tuned: TextModel | Reader, announce: Announce) -> Sequence[Record] | None:

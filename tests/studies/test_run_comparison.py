@@ -82,3 +82,21 @@ def test_the_command_tells_all_and_draws(desk: Path, tmp_path: Path, capsys: pyt
     document = json.loads(capsys.readouterr().out)
     assert document["differences"]["method.rank"] == [2, 4]
     assert document["evaluation"]["rows"] == 10
+
+
+def test_the_command_measures_answers_and_shows_as_many_as_asked(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "long.py").write_text("def metric(row, answer):\n    return len(answer)\n")
+    measures = ["--metric", "chrf", "--metric", str(tmp_path / "long.py")]
+    words = ["compare", str(desk / "a"), str(desk / "b"), "--limit", "4", "--max-new-tokens", "4", *measures]
+    assert main([*words, "--json"]) == 0
+    evaluation = json.loads(capsys.readouterr().out)["evaluation"]
+    names = [measure["name"] for measure in evaluation["measures"]]
+    assert {"chrf", "long"} <= set(names)
+    assert main([*words, "--show", "1"]) == 0
+    told = capsys.readouterr().out
+    assert "chrf" in told
+    assert told.count("reference:") == 1
+    assert main([*words, "--metric", "chaff"]) == 2
+    assert "chrf" in capsys.readouterr().err

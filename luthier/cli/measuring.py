@@ -1,0 +1,104 @@
+"""How commands are asked for measures of answers, and how they tell what came of them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from luthier.cli.output import aligned, say
+from luthier.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from luthier.evaluation.grading import Grader
+    from luthier.evaluation.verdict import Evaluation
+
+SHOWN = 3
+_SECONDS_BETWEEN_LINES = 10.0
+
+GraderFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--grader", help="A further measure of the answers: a YAML or JSON file with a grader; repeatable."),
+]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        metavar="NAME|FILE.py",
+        help="A further measure of the answers: accuracy, macro-f1, rouge-1, rouge-2, bleu, chrf, json-valid, json-fields, "
+        "number, or a Python file that defines metric(row, answer); repeatable.",
+    ),
+]
+GradersJudge = Annotated[
+    str | None, typer.Option("--judge", help="The model that graders by a model ask: a run, or as in a recipe.")
+]
+
+
+def graders_of(files: Sequence[Path] | None, metrics: Sequence[str] | None) -> list[Grader]:
+    """The graders of all files, and those that measure by a Python file. Raises: UsageError, NotFound."""
+    return [*_graders_in(files or ()), *_own_metrics(metrics or ())]
+
+
+def names_of(metrics: Sequence[str] | None) -> list[str]:
+    """The metrics that go by a name."""
+    return [name for name in metrics or () if not name.endswith(".py")]
+
+
+def _graders_in(files: Sequence[Path]) -> list[Grader]:
+    """The graders of all files."""
+    from luthier.evaluation.grading import graders_in
+    from luthier.recipe.loading import read_yaml
+    from luthier.store.places import expanded
+
+    found = [each for file in files for each in graders_in(read_yaml(expanded(file)).values, str(file))]
+    names = [each.name for each in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError(f"Two graders are called {twice!r}.", "Give each a name of its own.", field="name")
+    return found
+
+
+def _own_metrics(named: Sequence[str]) -> list[Grader]:
+    """The metrics that are Python files, called as these are."""
+    from luthier.errors import NotFound
+    from luthier.evaluation.grading import grader_of
+    from luthier.store.places import expanded
+
+    found = []
+    for path in (expanded(name) for name in named if name.endswith(".py")):
+        try:
+            source = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise NotFound(
+                f"{path} cannot be read: {error}.", "Give a Python file that defines metric(row, answer)."
+            ) from error
+        found.append(grader_of({"type": "metric", "name": path.stem, "source": source}))
+    return found
+
+
+class ProgressLines:
+    """Says how far each task is, at most every few seconds; several threads may call it."""
+
+    def __init__(self) -> None:
+        self._said_at = time.monotonic()
+
+    def __call__(self, task: str, done: int, total: int) -> None:
+        """Take what is being done, how much of it is done, and how much there is."""
+        now = time.monotonic()
+        if now - self._said_at >= _SECONDS_BETWEEN_LINES:
+            self._said_at = now
+            say(f"{task}: {done} of {total}")
+
+
+def evaluation_text(evaluation: Evaluation, shown: int = SHOWN) -> str:
+    """The measures, what they come to, and so many of the answers."""
+    lines = [*aligned(evaluation.as_table()), "", *evaluation.sentences, *evaluation.remarks]
+    for table in evaluation.tables:
+        lines += ["", table.title, *aligned(table.rows)]
+    for answered in evaluation.answers[:shown]:
+        lines += ["", f"{answered.origin}: {answered.asked}", f"  reference: {answered.reference}"]
+        lines += [f"  {name}: {answer}" for name, answer in zip(evaluation.candidates, answered.answers, strict=True)]
+    return "\n".join(lines)
