@@ -47,7 +47,7 @@ DTYPES_OF: Mapping[To, tuple[str, ...]] = {
     "ollama": get_args(GGUFDtype),
     "vllm": (),
 }
-MODEL_GGUF, ADAPTER_GGUF = "model.gguf", "adapter.gguf"
+MODEL_GGUF, ADAPTER_GGUF, TEMPLATE = "model.gguf", "adapter.gguf", "chat_template.jinja"
 _CHECKED_WITH = "base.gguf"
 
 
@@ -267,6 +267,9 @@ def _write_gguf_adapter(job: Job) -> None:
 def _write_peft(job: Job) -> None:
     copy_adapter(job.adapter_folder, job.partial, job.recipe.method.kind)
     _check_adapter(job)
+    if job.recipe.model.add_tokens or job.recipe.data.chat_template is not None:
+        job.gate.model.tokenizer.save_pretrained(job.partial)
+        job.notes.append(f"Its tokenizer is another than the base's: load it from {job.partial}.")
 
 
 def _check_adapter(job: Job) -> None:
@@ -285,13 +288,17 @@ def _write_vllm(job: Job) -> None:
     config = copy_adapter(job.adapter_folder, job.partial, job.recipe.method.kind)
     serving = check_served(config, job.gate.model.anatomy)
     _check_adapter(job)
+    template = ""
+    if job.gate.template is not None and job.gate.template.source is not None:
+        write_text(job.partial / TEMPLATE, job.gate.template.source)
+        template = f" --chat-template {job.partial / TEMPLATE}"  # a server would take the base's
     job.notes.append(
         f"Serve it: vllm serve {job.recipe.model.name} --enable-lora --max-lora-rank {serving.max_rank} "
-        f"--lora-modules tuned={job.partial}"
+        f"--lora-modules tuned={job.partial}{template}"
     )
     job.notes.append(
         f"Or: python -m sglang.launch_server --model-path {job.recipe.model.name} --max-lora-rank {serving.max_rank} "
-        f"--lora-paths tuned={job.partial}"
+        f"--lora-paths tuned={job.partial}{template}"
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from gguf import GGUFReader
 from models.rows import batch_of
 from near import assert_near
 from safetensors.torch import load_file
@@ -198,39 +199,44 @@ def test_every_form_says_what_the_run_says_over_the_very_base_it_was_trained_on(
     assert result.as_json()["checked"][-1]["kl"] == last.parity.kl
 
 
-@pytest.mark.parametrize(
-    "method", [{"kind": "dora"}, {"kind": "pissa"}, {"kind": "prompt-tuning", "num_virtual_tokens": 3}]
-)
-def test_adapters_of_other_kinds_are_read_back_by_peft(
-    method: dict[str, Any], tiny_model: Path, rows: Path, tmp_path: Path
-) -> None:
-    rank = {} if "num_virtual_tokens" not in method else {"rank": None}
-    run = tuned(tiny_model, rows, tmp_path / "run", method={**method, **rank})
-    (checked,) = exported(run, tmp_path / "out", to="peft").checked
-    assert checked.reader == "peft"
-    assert checked.parity.difference < 1e-5
-
-
-def test_an_adapter_of_a_model_with_new_tokens_is_read_back_by_peft(
-    tiny_model: Path, rows: Path, tmp_path: Path
-) -> None:
-    values = recipe_values(tiny_model, rows, data={"validation": str(rows)})
-    run = tmp_path / "run"
+def tuned_by(method: dict[str, Any], model: Any, rows: Path, folder: Path) -> Path:
+    values = recipe_values(Path("unused"), rows, data={"validation": str(rows)}, method=method)
     with one_thread():
-        begin({**values, "model": {"name": str(tiny_model), "add_tokens": ["<|order|>"]}}, run)
+        begin({**values, "model": model}, folder)
+    return folder
+
+
+@pytest.mark.parametrize("to", ["peft", "merged", "ollama"])
+@pytest.mark.parametrize("kind", ["dora", "pissa"])
+def test_methods_beside_lora_are_written_for_all(
+    kind: str, to: Any, tiny_model: Path, rows: Path, tmp_path: Path
+) -> None:
+    run = tuned_by({"kind": kind}, str(tiny_model), rows, tmp_path / "run")
+    last = exported(run, tmp_path / "out", to=to).checked[-1]
+    assert last.parity.difference < (1e-5 if to == "peft" else 1e-4)
+    assert last.parity.agreement == 1
+
+
+@pytest.mark.parametrize("to", ["peft", "merged", "ollama"])
+def test_new_tokens_go_with_the_model_wherever_it_goes(to: Any, tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    model = {"name": str(tiny_model), "add_tokens": ["<|order|>"]}
+    run, out = tuned_by({}, model, rows, tmp_path / "run"), tmp_path / "out"
+    last = exported(run, out, to=to).checked[-1]
+    assert last.parity.difference < (1e-5 if to == "peft" else 1e-4)
+    assert last.parity.agreement == 1
+    if to == "ollama":
+        field = GGUFReader(out / "model.gguf").fields["tokenizer.ggml.tokens"]
+        assert "<|order|>" in field.contents()
+    else:
+        assert "<|order|>" in AutoTokenizer.from_pretrained(out).get_vocab()
+
+
+def test_a_soft_prompt_is_read_back_by_peft(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    method = {"kind": "prompt-tuning", "num_virtual_tokens": 3, "rank": None}
+    run = tuned_by(method, str(tiny_model), rows, tmp_path / "run")
     (checked,) = exported(run, tmp_path / "out", to="peft").checked
     assert checked.reader == "peft"
     assert checked.parity.difference < 1e-5
-
-
-def test_an_adapter_is_checked_on_a_base_that_there_must_be_room_for(
-    lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: usage._replace(free=9_000))
-    with pytest.raises(DiskFull, match=r"9,000 bytes free, [\d,]{6,} needed"):
-        exported(lora, tmp_path / "out", to="gguf-lora")
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "q8_0", "q4_0"])
@@ -402,6 +408,12 @@ def test_the_chat_template_of_the_runs_data_goes_with_the_model(tiny_model: Path
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == template
     exported(run, tmp_path / "ollama", to="ollama")
     assert "<|im_end|>\n\n" in (tmp_path / "ollama" / "Modelfile").read_text()
+    exported(run, tmp_path / "peft", to="peft")
+    assert AutoTokenizer.from_pretrained(tmp_path / "peft").chat_template == template
+    served = exported(run, tmp_path / "vllm", to="vllm")
+    file = tmp_path / "vllm" / "chat_template.jinja"
+    assert file.read_text() == template
+    assert all(f" --chat-template {file}" in note for note in served.notes if "serve" in note.lower())
 
 
 NAMED_ROWS = [
