@@ -12,23 +12,20 @@ place under one folder, and each left as it is once it is finished, so that a pa
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
 
-from luthier.errors import Interrupted, LuthierError, NotFound, RecipeError
+from luthier.errors import LuthierError, NotFound, RecipeError
 from luthier.evaluation.compare import Candidate
-from luthier.evaluation.grading import Aids
 from luthier.evaluation.intervals import Estimate, wilson
 from luthier.evaluation.rows import Rows
 from luthier.evaluation.verdict import Evaluation
-from luthier.generation.requests import Completed
 from luthier.models.settings import ModelSettings
 from luthier.models.sources import locate
 from luthier.ops.workers import Workers
@@ -40,24 +37,22 @@ from luthier.recipe.faults import recipe_error
 from luthier.recipe.loading import recipe_from, recipe_of_run, tuples_of
 from luthier.recipe.paths import finder
 from luthier.recipe.yaml_text import Parsed
-from luthier.rewarded import models_of, prompts_of
+from luthier.rewarded import prompts_of
 from luthier.rlhf.contract import RolloutObjective
 from luthier.rlhf.parts import Prompts
-from luthier.rlhf.rewards import Reward, Rewards
+from luthier.rlhf.rewards import Reward
 from luthier.rlhf.told import signs_of
 from luthier.run import OnStep, resume_run, train_recipe
 from luthier.store.files import make_folder, write_json, write_text
 from luthier.store.runs import is_run, read_metrics, read_run
 from luthier.studies.evaluating_rewards import evaluate_rewarded
-from luthier.studies.judged_pairs import judge_of, judged_pairs
-from luthier.studies.own_pairs import Sampled, answer_rows, best_and_worst, drawn
+from luthier.studies.own_pairs import Sampled
+from luthier.studies.path_pairs import PAIRS, PairStage, make_pairs
 from luthier.tuned import load_plain_text, load_run_text
 from luthier.types import Settings
 
 Announce = Callable[[str], None]
-SFT, PAIRS, ANSWERS, JUDGMENTS, REWARD, POLICY, RESULT, REPORT = (
-    "sft", "pairs.jsonl", "answers.jsonl", "judgments.jsonl", "reward", "policy", "rlhf.json", "report.md",
-)  # fmt: skip
+SFT, REWARD, POLICY, RESULT, REPORT = "sft", "reward", "policy", "rlhf.json", "report.md"
 _SHOWN = 5
 
 
@@ -302,64 +297,21 @@ class _Stages:
 
     def pairs(self, sft: Path) -> str:
         """The file of comparisons."""
-        wanted, made = self.path.pairs, self.out / PAIRS
+        wanted = self.path.pairs
         if isinstance(wanted, str):
             return wanted
+        made = self.out / PAIRS
         if made.is_file():
             self.announce(f"pairs: made before, in {made}.")
             return str(made.absolute())
         self.announce("── pairs ──")
         model, prompts = self._to_answer(sft, wanted)
-        answers = drawn(model, prompts, wanted, self.path.seed, self.progress)
-        rows, asked = list(answer_rows(prompts, answers)), self.out / ANSWERS
-        if wanted.by != "rewards":
-            _write_rows(asked, rows)
-        if wanted.by == "person":
-            command = f"luthier judge {shlex.quote(str(asked))} --out {shlex.quote(str(self.out / 'judged.jsonl'))} --pairs {shlex.quote(str(made))}"
-            raise Interrupted(
-                f"The answers to be judged are in {asked}.",
-                f"Judge them with '{command}' (with --judge MODEL added a model judges), then begin again.",
-                exit_code=0,
-            )
-        found = (
-            self._judged(wanted, asked)
-            if wanted.judge is not None
-            else self._told_apart(wanted, model, prompts, answers, rows)
+        judge = None if wanted.judge is None else partial(self._judge, wanted.judge)
+        rewards = self._with_paths(wanted.rewards)
+        make_pairs(
+            PairStage(wanted, rewards, judge, self.path.seed, self.out, self.announce, self.progress), model, prompts
         )
-        if not found:
-            raise RecipeError(
-                "No prompt has two answers of which one is better: there is no pair.",
-                "Give other prompts, or somebody else who tells answers apart.",
-                field="pairs",
-            )
-        self.announce(f"{len(found)} pairs of {len(rows)} prompts.")
-        _write_rows(made, found)
         return str(made.absolute())
-
-    def _told_apart(
-        self,
-        wanted: Sampled,
-        model: TextModel,
-        prompts: Prompts,
-        answers: Sequence[Sequence[Completed]],
-        rows: Sequence[Mapping[str, Any]],
-    ) -> list[dict[str, Any]]:
-        """The best and the worst answer to each prompt, by rewards."""
-        parts = self._with_paths(wanted.rewards)
-        models = models_of(parts, model.language_model, self.announce)
-        with Rewards(parts, Aids(), models=models) as rewards:
-            worths = rewards(
-                [prompts.answer(row, answer.text, answer.tokens) for row, own in enumerate(answers) for answer in own]
-            )
-        return list(best_and_worst(rows, [worth.reward for worth in worths], wanted.num_answers))
-
-    def _judged(self, wanted: Sampled, answers: Path) -> list[dict[str, Any]]:
-        """The pairs in whose winner a model is sure."""
-        assert wanted.judge is not None
-        judge = judge_of(wanted.judge, self._judge(wanted.judge), wanted.guideline)
-        return judged_pairs(
-            answers, self.out / JUDGMENTS, judge, wanted.pairs_per_prompt, self.path.seed, self.announce, self.progress
-        )
 
     def _judge(self, name: str) -> TextModel:
         folder = self._run(name)
@@ -424,10 +376,6 @@ def going_on(recipe: Recipe, begins: Path) -> Recipe:
         tuned = begins / before.method.output_folder
         return recipe.model_copy(update={"model": before.model.at(tuned), "method": before.method})
     return recipe.model_copy(update={"model": before.model, "method": before.method.continued(begins)})
-
-
-def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 @contextmanager

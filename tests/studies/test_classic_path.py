@@ -16,8 +16,9 @@ from luthier.evaluation.judged.verdicts import Compared, Verdict
 from luthier.recipe.loading import read_yaml
 from luthier.recipe.yaml_text import Parsed, Source
 from luthier.store.files import read_json
-from luthier.studies import classic_path
-from luthier.studies.classic_path import PAIRS, REPORT, RESULT, Outcome, read_path, walk
+from luthier.studies import path_pairs
+from luthier.studies.classic_path import REPORT, RESULT, Outcome, read_path, walk
+from luthier.studies.path_pairs import PAIRS
 
 TRAINING = {
     "steps": 2,
@@ -170,7 +171,7 @@ def test_a_model_judges_pairs_and_is_not_asked_twice(
     desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge = BriefIsBetter()
-    monkeypatch.setattr(classic_path, "judge_of", lambda name, model, guideline: judge)
+    monkeypatch.setattr(path_pairs, "judge_of", lambda name, model, guideline: judge)
     monkeypatch.chdir(desk)
     said: list[str] = []
     walked(desk, tmp_path / "out", values_of(pairs=JUDGED), said=said)
@@ -187,7 +188,7 @@ def test_a_model_judges_pairs_and_is_not_asked_twice(
 def test_a_judge_that_takes_what_it_is_shown_first_gives_no_pair(
     desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(classic_path, "judge_of", lambda *_: BriefIsBetter(takes_the_first=True))
+    monkeypatch.setattr(path_pairs, "judge_of", lambda *_: BriefIsBetter(takes_the_first=True))
     monkeypatch.chdir(desk)
     with pytest.raises(RecipeError, match="there is no pair"):
         walked(desk, tmp_path / "out", values_of(pairs=JUDGED))
