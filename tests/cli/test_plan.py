@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from program import luthier, within
+from program import within
 from tiny_runs import recipe_values, write_rows
 
 from luthier.cli.plan import table_text
@@ -42,7 +42,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 def test_a_plan_says_how_much_when_and_whether_it_is_there(tmp_path: Path, tiny_model: Path) -> None:
     recipe = written(tmp_path, tiny_model)
-    ended = luthier("plan", recipe, "--price-per-hour", "3600", "--json", folder=tmp_path)
+    ended = within("plan", recipe, "--price-per-hour", "3600", "--json", folder=tmp_path)
     plan = ended.document
     assert ended.code == 0
     assert plan["verdict"] == "fits"
@@ -58,7 +58,7 @@ def test_a_plan_says_how_much_when_and_whether_it_is_there(tmp_path: Path, tiny_
 
 def test_what_does_not_fit_is_told_with_what_would_help(tmp_path: Path, tiny_model: Path) -> None:
     recipe = written(tmp_path, tiny_model, method={"kind": "full", "rank": None})
-    ended = luthier("plan", recipe, "--device-memory", "300MB", "--no-time", folder=tmp_path)
+    ended = within("plan", recipe, "--device-memory", "300MB", "--no-time", folder=tmp_path)
     assert ended.code == 0
     assert "does not fit into 300.0 MB" in ended.out
     assert "method: {kind: lora}" in ended.out
@@ -109,8 +109,8 @@ def test_a_named_shape_needs_no_files_and_shards_share_it(tmp_path: Path) -> Non
     values = {"model": "tinyllama-1.1b", "data": {"train": rows, "validation": "none"}}
     recipe.write_text(yaml.safe_dump({**values, "training": {"gradient_checkpointing": True}}))
     options = ("--gpu", "--device-memory", "24GiB", "--json")
-    alone = luthier("plan", recipe, *options, folder=tmp_path).document
-    shared = luthier("plan", recipe, *options, "--shards", "2", folder=tmp_path).document
+    alone = within("plan", recipe, *options, folder=tmp_path).document
+    shared = within("plan", recipe, *options, "--shards", "2", folder=tmp_path).document
     assert alone["num_parameters"] - alone["num_trainable"] == pytest.approx(1.1e9, rel=0.01)
     assert alone["parts"]["weights"] == pytest.approx(2.2e9, rel=0.01)
     assert shared["parts"]["weights"] == pytest.approx(1.1e9, rel=0.01)
@@ -118,7 +118,7 @@ def test_a_named_shape_needs_no_files_and_shards_share_it(tmp_path: Path) -> Non
 
 
 def test_a_table_compares_methods_and_forms_of_the_base(tmp_path: Path, tiny_model: Path) -> None:
-    ended = luthier("plan", written(tmp_path, tiny_model), "--table", "--json", folder=tmp_path)
+    ended = within("plan", written(tmp_path, tiny_model), "--table", "--json", folder=tmp_path)
     rows = {(row["method"], row["quantization"], row["gradient_checkpointing"]): row for row in ended.document["rows"]}
     assert rows["full", None, False]["peak_bytes"] > rows["lora", None, False]["peak_bytes"]
     assert ("full", "nf4", False) not in rows
@@ -135,6 +135,6 @@ def test_a_table_compares_methods_and_forms_of_the_base(tmp_path: Path, tiny_mod
 
 
 def test_a_gpu_that_is_not_here_needs_its_memory_named(tmp_path: Path, tiny_model: Path) -> None:
-    ended = luthier("plan", written(tmp_path, tiny_model), "--gpu", folder=tmp_path)
+    ended = within("plan", written(tmp_path, tiny_model), "--gpu", folder=tmp_path)
     assert ended.code == 2
     assert "--device-memory" in ended.err

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from program import luthier, within
+from program import within
 
 
 def test_inspect_tells_the_rank_to_keep_and_draws_a_picture(trained: Path) -> None:
-    told = luthier("inspect", "latest", folder=trained)
+    told = within("inspect", "latest", folder=trained)
     assert told.code == 0, told.err
     assert "would keep 99 %" in told.out
     document = within("inspect", "runs/recipe-1", "--json", folder=trained).document
@@ -18,7 +18,7 @@ def test_inspect_tells_the_rank_to_keep_and_draws_a_picture(trained: Path) -> No
 
 
 def test_shrink_writes_the_smaller_adapter_and_says_what_it_keeps(trained: Path, tmp_path: Path) -> None:
-    ended = luthier("shrink", "latest", "--rank", "1", "--out", str(tmp_path / "small"), "--json", folder=trained)
+    ended = within("shrink", "latest", "--rank", "1", "--out", str(tmp_path / "small"), "--json", folder=trained)
     assert ended.code == 0, ended.err
     document = ended.document
     assert set(document["ranks"].values()) == {1}
@@ -31,7 +31,7 @@ def test_shrink_writes_the_smaller_adapter_and_says_what_it_keeps(trained: Path,
 
 def test_combine_of_a_run_with_itself_at_half_weights_is_the_run(trained: Path, tmp_path: Path) -> None:
     words = ("merge", "latest", "latest", "--weight", "0.5", "--weight", "0.5", "--out", str(tmp_path / "mean"))
-    ended = luthier(*words, "--json", folder=trained)
+    ended = within(*words, "--json", folder=trained)
     assert ended.code == 0, ended.err
     assert ended.document["relative_error"] < 1e-5
     assert within("merge", "latest", "latest", "--weight", "1", "--out", "x", folder=trained).code != 0
@@ -47,7 +47,7 @@ def test_inspect_of_a_text_names_the_heads_whose_look_moved(trained: Path) -> No
 
 
 def test_export_writes_a_model_and_says_what_quantizing_lost(trained: Path, tmp_path: Path) -> None:
-    ended = luthier("export", "latest", "--quantize", "nf4", "--out", str(tmp_path / "model"), folder=trained)
+    ended = within("export", "latest", "--quantize", "nf4", "--out", str(tmp_path / "model"), folder=trained)
     assert ended.code == 0, ended.err
     assert "Quantizing moved them by" in ended.out
     assert ended.out.rstrip().endswith(str(tmp_path / "model"))
