@@ -154,4 +154,4 @@ def test_shots_are_earlier_turns_in_a_chat_and_come_before_a_plain_prompt(desk: 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_verdict_on_a_run_of_which_it_is_known_is_right(name: str, shared_data: Path, tmp_path: Path) -> None:
     verdict, sentence = verdict_of(KINDS[name], 0, shared_data / "stories260k_llama", tmp_path / name)
-    assert verdict == KINDS[name].expected, sentence
+    assert verdict in KINDS[name].expected, sentence
