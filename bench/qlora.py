@@ -1,8 +1,9 @@
 """QLoRA against LoRA and against the peers' QLoRA on a CPU: time, memory, and what is learned.
 
     python -m bench.qlora          rounds of the three, each in a process of its own, in alternation
-    python -m bench.qlora --learn  held-out loss of LoRA and QLoRA after as many steps (default 200) of eight rows; with --gguf
-                                   also of QLoRA over the blocks that a file has its weights in
+    python -m bench.qlora --learn  held-out loss of LoRA and QLoRA after as many steps (default 200) of eight rows; with --loftq
+                                   also of an adapter that begins with what the four bits lost, and with --gguf of QLoRA over the
+                                   blocks that a file has its weights in
 
 The peer's losses must be those of our QLoRA within a small bound: its scales differ in a few codes, and nothing else does.
 """
@@ -14,6 +15,7 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,19 +84,28 @@ def bench(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], st
     return document, text
 
 
+@dataclass(frozen=True)
+class Learned:
+    """A model, the form of its base, and the method that learns over it."""
+
+    model: str
+    quantization: dict[str, str] | None
+    method: str = "lora"
+
+
 def learn(options: argparse.Namespace) -> int:
     """Held-out loss of LoRA and of QLoRA after as many steps; 0 if that over NF4 is within 2 % of LoRA's."""
-    cases: dict[str, tuple[str, dict[str, str] | None]] = {
-        "LoRA": (options.model, None),
-        "QLoRA": (options.model, {"kind": "nf4"}),
-    }
+    nf4 = {"kind": "nf4"}
+    cases: dict[str, Learned] = {"LoRA": Learned(options.model, None), "QLoRA": Learned(options.model, nf4)}
+    if options.loftq:
+        cases["LoftQ"] = Learned(options.model, nf4, "loftq")
     if options.gguf is not None:
-        cases["QLoRA over the file's blocks"] = (str(options.gguf), {"kind": "gguf"})
+        cases["QLoRA over the file's blocks"] = Learned(str(options.gguf), {"kind": "gguf"})
     losses = {}
     with tempfile.TemporaryDirectory(prefix="luthier-bench-") as folder:
-        for name, (model, quantization) in cases.items():
+        for name, case in cases.items():
             began = time.perf_counter()
-            curve = held_out_curve(model, quantization, options, Path(folder) / name)
+            curve = held_out_curve(case, options, Path(folder) / name)
             losses[name] = curve[-1]
             curve_text = ", ".join(f"{loss:.4f}" for loss in curve)
             say(f"{name}: held-out loss {curve_text} ({time.perf_counter() - began:.0f} s)")
@@ -104,17 +115,16 @@ def learn(options: argparse.Namespace) -> int:
     return 0 if abs(shares["QLoRA"]) <= 0.02 else 1
 
 
-def held_out_curve(
-    model: str, quantization: dict[str, str] | None, options: argparse.Namespace, out: Path
-) -> list[float]:
+def held_out_curve(case: Learned, options: argparse.Namespace, out: Path) -> list[float]:
     """The held-out losses of one run, every 50 steps."""
     from luthier.recipe import make_recipe
     from luthier.run import train_recipe
 
     values = {
-        "model": model,
+        "model": case.model,
         "data": {"train": str(DATA / "gsm8k" / "test.jsonl"), "validation_fraction": 0.05, "max_length": 640},
-        "quantization": quantization,
+        "method": {"kind": case.method},
+        "quantization": case.quantization,
         "training": {
             "steps": options.steps, "rows_per_step": options.rows_per_step, "tokens_per_micro_batch": 1280,
             "peak_lr": options.peak_lr, "evaluate_every": 50,
@@ -134,6 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--learn", action="store_true", help="compare held-out losses instead")
     parser.add_argument("--rows-per-step", type=int, default=8, help="with --learn (default 8)")
     parser.add_argument("--peak-lr", type=float, default=1e-3, help="with --learn (default 1e-3)")
+    parser.add_argument("--loftq", action="store_true", help="with --learn: LoftQ too")
     parser.add_argument("--gguf", type=Path, metavar="FILE", help="with --learn: the same model as a .gguf file")
     parser.set_defaults(budget=2048, mixed=True)
     options = parser.parse_args(arguments)
