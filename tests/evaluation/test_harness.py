@@ -108,7 +108,8 @@ def test_settings_of_generation_are_taken_or_refused() -> None:
 
 
 def test_without_the_harness_the_line_that_installs_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    for name in ("lm_eval", "lm_eval.evaluator"):  # another test of the process may have imported it
+        monkeypatch.setitem(sys.modules, name, None)
     (tmp_path / "task.yaml").write_text("")
     with pytest.raises(UsageError) as caught:
         check_suites([f"lm-eval:{tmp_path / 'task.yaml'}"])

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from processes import end_of, last_step, signal_at, start
 from rollout_desk import VOWELS, write_desk
-from tiny_runs import course, outcome, recipe_values
+from tiny_runs import begin, course, one_thread, outcome, recipe_values
 
 from luthier.rlhf.kept import FOLDER
 
@@ -20,7 +20,7 @@ SLOWLY = "import time\n" + VOWELS.replace("return", "time.sleep(0.2)\n    return
 """A reward that takes its time, so that there is a moment in which it is asked."""
 
 
-def write_recipe(folder: Path) -> None:
+def write_recipe(folder: Path) -> dict[str, Any]:
     write_desk(folder)
     (folder / "vowels.py").write_text(SLOWLY)
     values = recipe_values(
@@ -30,9 +30,11 @@ def write_recipe(folder: Path) -> None:
         training={"steps": 8, "rows_per_step": 4, "tokens_per_micro_batch": 128, "checkpoint_every": 3},
     )
     objective: dict[str, Any] = {
-        "kind": "grpo", "rewards": [{"function": "vowels.py"}], "max_new_tokens": 24, "num_answers": 4, "kl": 0.1,
+        "kind": "grpo", "rewards": [{"function": str(folder / "vowels.py")}], "max_new_tokens": 24, "num_answers": 4, "kl": 0.1,
     }  # fmt: skip
-    (folder / "recipe.yaml").write_text(yaml.safe_dump({**values, "objective": objective}))
+    values["objective"] = objective
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    return values
 
 
 def written(run: Path) -> dict[str, str]:
@@ -44,9 +46,8 @@ def said(run: Path) -> list[dict[str, Any]]:
 
 
 def test_kills_in_drawing_in_scoring_and_in_learning_change_nothing_in_the_end(tmp_path: Path) -> None:
-    write_recipe(tmp_path)
-    code, _, err = end_of(start("train", "recipe.yaml", "--out", "whole", folder=tmp_path))
-    assert code == 0, err
+    with one_thread():
+        begin(write_recipe(tmp_path), tmp_path / "whole")
     run = tmp_path / "killed"
 
     def is_there(name: str) -> bool:
