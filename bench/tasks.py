@@ -227,6 +227,7 @@ def carry_out(name: str, options: argparse.Namespace) -> dict[str, Any]:
         return found
     from luthier.api import base_of, load_plain, load_text
     from luthier.evaluation.intervals import bootstrap_difference, bootstrap_mean
+    from luthier.store.runs import read_metrics
     from luthier.types import Message
 
     task, began = TASKS[name], time.perf_counter()
@@ -241,7 +242,9 @@ def carry_out(name: str, options: argparse.Namespace) -> dict[str, Any]:
     folder = options.results / f"tasks-{name}"
     trained = time.perf_counter()
     tune(folder, rows, task, options)
-    seconds = time.perf_counter() - trained
+    waited = time.perf_counter() - trained
+    # a run that was begun before tells how long its steps took then
+    seconds = max(waited, sum(line["seconds"] for line in read_metrics(folder / "run")))
     tuned = load_text(folder / "run", say)
     base = base_of(folder / "run", tuned, say)
     shown = [m for row in examples_of(rows) for m in (Message("user", row.prompt), Message("assistant", row.answer))]
@@ -261,7 +264,7 @@ def carry_out(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "tuned": vars(estimates[1]),
         "gain": vars(estimates[2]),
         "train_seconds": seconds,
-        "seconds": time.perf_counter() - began,
+        "seconds": time.perf_counter() - began - waited + seconds,
         "by_task": by_task(held_out, scores),
         "answers": [[row.answer, *texts] for row, *texts in zip(held_out, before, after, strict=True)],
     }
