@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from luthier.generation.settings import Sampling
     from luthier.prediction.contract import Reader
     from luthier.prediction.text_model import Prompt, TextModel
+    from luthier.rlhf.rewards import Reward
 
 
 def generate(
@@ -89,7 +90,7 @@ def generate(
     texts = list(prompt or [_standard_in()])
     if not plain_allocator:
         keep_freed_memory(say)
-    from luthier.api import RUNS, base_of, load_any
+    from luthier.api import base_of, load_any
     from luthier.prediction.contract import Reader
     from luthier.prediction.text_model import make_sampling
 
@@ -109,16 +110,11 @@ def generate(
         json_schema=schema_of(json_schema),
     )
     sampling = make_sampling(settings)
+    reward = None if best_by is None else _reward(best_by)
     loaded = load_any(model, say)
     if isinstance(loaded, Reader):
-        asks_for_text = (
-            system is not None
-            or bool(settings)
-            or answers > 1
-            or best_by is not None
-            or logprobs is not None
-            or cache_gb is not None
-        )
+        unset = all(each is None for each in (system, best_by, logprobs, cache_gb))
+        asks_for_text = not unset or bool(settings) or answers > 1
         if (base and not loaded.base_answers) or asks_for_text:
             raise _draws_nothing(model, loaded)
         _print_told(model, base_of(model, loaded, say) if base else loaded, texts, option or [], as_json)
@@ -128,10 +124,9 @@ def generate(
     if base:
         loaded = base_of(model, loaded, say)
     prompts: list[Prompt] = [text if system is None else _chat(system, text) for text in texts]
-    if best_by is not None:
-        from luthier.studies.best_answers import best_answers, reward_named
+    if reward is not None:
+        from luthier.studies.best_answers import best_answers
 
-        reward = reward_named(best_by, RUNS)
         best = best_answers(loaded, prompts, sampling, answers, reward, say, top_logprobs=logprobs, cache_gb=cache_gb)
         told = [
             {**_told_answer(loaded, text, one.answer), "reward": one.reward, "rewards": list(one.rewards)}
@@ -145,6 +140,14 @@ def generate(
     completed = loaded.complete(prompts, sampling, num_answers=answers, top_logprobs=logprobs, cache_gb=cache_gb)
     told = [_told_answer(loaded, texts[index // answers], answer) for index, answer in enumerate(completed)]
     _print_answers(model, loaded, told, sampling, as_json)
+
+
+def _reward(name: str) -> Reward:
+    """What chooses among answers; looked for before the model is read."""
+    from luthier.api import RUNS
+    from luthier.studies.best_answers import reward_named
+
+    return reward_named(name, RUNS)
 
 
 def _draws_nothing(model: str, reader: Reader) -> UsageError:

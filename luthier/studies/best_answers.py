@@ -69,7 +69,8 @@ def best_answers(
         )
     models = models_of((reward,), model.language_model, announce)
     drawn = model.complete(prompts, sampling, num_answers=num_answers, top_logprobs=top_logprobs, cache_gb=cache_gb)
-    asked = [_answer(model, prompts[index // num_answers], sampling, answer) for index, answer in enumerate(drawn)]
+    read = [(prompt, model.request(prompt, sampling).prompt) for prompt in prompts]
+    asked = [_answer(*read[index // num_answers], answer) for index, answer in enumerate(drawn)]
     with Rewards((reward,), Aids(), models=models) as rewards:
         worths = [worth.reward for worth in rewards(asked)]
     return [
@@ -89,9 +90,8 @@ def _best(answers: Sequence[Completed], worths: Sequence[float | None]) -> Best:
     return Best(answers[-place], worth, tuple(worths))
 
 
-def _answer(model: TextModel, prompt: Prompt, sampling: Sampling, answer: Completed) -> Answer:
-    """An answer as rewards read it; there is no row behind it."""
-    tokens = model.request(prompt, sampling).prompt
+def _answer(prompt: Prompt, tokens: tuple[int, ...], answer: Completed) -> Answer:
+    """An answer as rewards read it, to a prompt in words and in tokens; there is no row behind it."""
     if isinstance(prompt, str):
         return Answer(prompt, answer.text, {}, prompt, tokens, answer.tokens)
     asked = Conversation(tuple(message_of(each) for each in prompt))

@@ -95,14 +95,14 @@ FORMS: tuple[Form, ...] = (
 )
 _WITH_PROMPTS: tuple[Form, ...] = (*FORMS, prompts)
 _ASKED: tuple[Form, ...] = tuple(
-    FurtherForm(form.NAME, "prompts", form.COLUMNS, partial(prompts.recognise_asked, form))
+    FurtherForm(form.NAME, "prompts", form.COLUMNS, partial(prompts.recognise_asked, form.recognise))
     for form in FORMS
     if form.GIVES in ("text", "preferences") and form is not text
 )
 
 
 _PREFERRED: tuple[Form, ...] = tuple(
-    FurtherForm(form.NAME, "text", form.COLUMNS, partial(preferences.recognise_preferred, form))
+    FurtherForm(form.NAME, "text", form.COLUMNS, partial(preferences.recognise_preferred, form.recognise))
     for form in (hh_rlhf, preferences)
 )
 """Pairs of which the better answer alone is learned: read so where a recipe names the form, as it then means to."""

@@ -19,10 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from luthier.data.formats import chat, sharegpt
 from luthier.data.formats.table import (
+    Recognise,
     Recognition,
     Table,
     as_filled_text,
@@ -86,28 +87,15 @@ def recognise(table: Table) -> Recognition | None:
     return Recognition(reason, frozenset(reads), one(to_record, columns=columns))
 
 
-class Paired(Protocol):
-    """A form whose rows are pairs of answers."""
-
-    def recognise(self, table: Table) -> Recognition | None:
-        """How these rows are read, if they have this form."""
-
-
-def recognise_preferred(form: Paired, table: Table) -> Recognition | None:
+def recognise_preferred(recognise_pairs: Recognise, table: Table) -> Recognition | None:
     """How the better answers of pairs are read, for what learns to write them; of a tie, neither."""
-    found = form.recognise(table)
-    if found is None:
-        return None
-    read = found.to_records
-
-    def to_records(row: Row) -> Sequence[Record]:
-        return tuple(better for pair in read(row) if isinstance(pair, Preference) and (better := _better(pair)))
-
+    found = recognise_pairs(table)
     note = "Of each pair the better answer is learned, and the other left out."
-    return Recognition(found.reason, found.reads, to_records, (note, *found.notes))
+    return None if found is None else found.remade(_better, notes=(note, *found.notes))
 
 
-def _better(pair: Preference) -> Completion | Conversation | None:
+def _better(pair: Record) -> Completion | Conversation | None:
+    assert isinstance(pair, Preference), "pairs were asked for"
     if pair.probability == 0.5:
         return None
     return pair.chosen if pair.probability > 0.5 else pair.rejected

@@ -12,11 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from luthier.data.formats.chat import message
 from luthier.data.formats.completion import PROMPTS
-from luthier.data.formats.table import FurtherForm, Recognition, Table, as_filled_text, as_list, fault, one, required
+from luthier.data.formats.table import (
+    FurtherForm,
+    Recognise,
+    Recognition,
+    Table,
+    as_filled_text,
+    as_list,
+    fault,
+    one,
+    required,
+)
 from luthier.data.formats.turns import tools_of
 from luthier.data.reading import Row
 from luthier.data.settings import FormatName
@@ -27,19 +36,6 @@ GIVES: Gives = "prompts"
 COLUMNS = "prompt (or question, input, query, instruction, problem) or messages: a text, or a list of messages"
 
 NAMES = (*PROMPTS, "problem")
-
-
-class Answered(Protocol):
-    """A form whose rows hold what is asked, and answers."""
-
-    @property
-    def NAME(self) -> FormatName: ...
-
-    @property
-    def COLUMNS(self) -> str: ...
-
-    def recognise(self, table: Table) -> Recognition | None:
-        """How these rows are read, if they have this form."""
 
 
 def recognise(table: Table) -> Recognition | None:
@@ -98,14 +94,7 @@ def asked_of(record: Record) -> Prompt | None:
             raise AssertionError("records of other forms ask nothing")
 
 
-def recognise_asked(form: Answered, table: Table) -> Recognition | None:
+def recognise_asked(recognise_answered: Recognise, table: Table) -> Recognition | None:
     """How the prompts of rows are read that another form reads with their answers, if it does."""
-    found = form.recognise(table)
-    if found is None:
-        return None
-    read = found.to_records
-
-    def to_records(row: Row) -> Sequence[Record]:
-        return tuple(asked for record in read(row) if (asked := asked_of(record)) is not None)
-
-    return Recognition(f"{found.reason}, and what is asked is the prompt", found.reads, to_records, found.notes)
+    found = recognise_answered(table)
+    return None if found is None else found.remade(asked_of, reason=f"{found.reason}, and what is asked is the prompt")

@@ -8,7 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from luthier.data.reading import Row, kind_of
@@ -91,6 +91,19 @@ class Recognition:
     to_records: Callable[[Row], Sequence[Record]]
     notes: tuple[str, ...] = ()
 
+    def remade(self, remake: Callable[[Record], Record | None], **said: Any) -> Recognition:
+        """The same rows read as what is made of their records; None: nothing. said: another reason or other notes."""
+        read = self.to_records
+
+        def to_records(row: Row) -> Sequence[Record]:
+            return tuple(made for record in read(row) if (made := remake(record)) is not None)
+
+        return replace(self, to_records=to_records, **said)
+
+
+Recognise = Callable[[Table], Recognition | None]
+"""How rows are read as some form, if they have it."""
+
 
 @dataclass(frozen=True)
 class FurtherForm:
@@ -99,7 +112,7 @@ class FurtherForm:
     NAME: FormatName
     GIVES: Gives
     COLUMNS: str
-    recognise: Callable[[Table], Recognition | None]
+    recognise: Recognise
 
 
 def one(to_record: Callable[..., Record], **columns: Any) -> Callable[[Row], Sequence[Record]]:
