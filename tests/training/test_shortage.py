@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from held import graph_tensors
-from models.rows import random_rows
 from near import assert_near
+from training.limits import CPU, WHOLE, limited
 from training.runs import Run
 
 from luthier.data.batches import StepBatches
 from luthier.errors import ResourceError
 from luthier.models.language_model import LanguageModel, Outputs
 from luthier.training.checkpoint import Checkpoint
-from luthier.training.memory import HighWater, give_back, memory_bytes, peak_memory_bytes
+from luthier.training.memory import HighWater, memory_bytes
 from luthier.training.settings import TrainingSettings
 from luthier.types import Batch
 
 BUDGET = 32
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -36,6 +38,13 @@ def room(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(LanguageModel, "forward", forward)
     return room
+
+
+@pytest.fixture(scope="module")
+def fresh_process() -> Iterator[ProcessPoolExecutor]:
+    """A process that holds nothing of other tests."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        yield pool
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -123,49 +132,18 @@ def test_a_limit_of_ones_own_is_a_shortage_too() -> None:
     assert said, "it tried smaller micro-batches first"
 
 
-LONG = 60
-ROWS = 192
-WHOLE = LONG * ROWS
-"""Tokens of a step of one micro-batch, which takes tens of megabytes."""
-
-
-def wide_run(budget: int, recomputes: bool, limit_gb: float | None = None, **others: Any) -> Run:
-    """Two steps of many rows, in micro-batches of so many tokens, in a process that keeps nothing of the run before."""
-    give_back(CPU)
-    settings = TrainingSettings(memory_limit_gb=limit_gb)
-    rows = random_rows([LONG] * ROWS)
-    run = Run(rows=rows, steps=2, rows_per_step=ROWS, budget=budget, settings=settings, checkpoint_every=1, **others)
-    if recomputes:
-        run.model.checkpoint_layers()
-    return run
-
-
-def most_held(run: Run) -> int:
-    """The most bytes that the process holds while a run goes."""
-    HighWater(CPU, limit_gb=1e-6).begin()
-    run.go()
-    return peak_memory_bytes(CPU)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lowers the mark of the most that was held")
 @pytest.mark.parametrize("recomputes", [False, True])
-def test_a_limit_that_halves_reach_is_kept_with_the_same_losses_and_by_a_resumed_run(recomputes: bool) -> None:
-    free, half = wide_run(WHOLE, recomputes), wide_run(WHOLE // 2, recomputes)
-    most, most_of_half = most_held(free), most_held(half)
-    assert most - most_of_half > 5e6
-    said: list[str] = []
-    limit_gb = (most + 2 * most_of_half) / 3 / 1e9
-    limited = wide_run(WHOLE, recomputes, limit_gb, announce=said.append)
-    limited.go()
-    assert [sentence.partition(" It is")[0] for sentence in said] == ["Memory did not suffice for step 1."]
-    losses = [[metrics["loss"] for metrics in run.metrics] for run in (limited, free)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    first = limited.saved[0]
-    assert first.state["batches"]["budget"] == WHOLE // 2
-    again = wide_run(WHOLE, recomputes, limit_gb, announce=said.append)
-    again.go(Checkpoint(**vars(first)))
-    assert len(said) == 1, "it knew the size"
-    assert all(torch.equal(again.weights()[name], tensor) for name, tensor in limited.weights().items())
+def test_a_limit_that_halves_reach_is_kept_with_the_same_losses_and_by_a_resumed_run(
+    fresh_process: ProcessPoolExecutor, recomputes: bool
+) -> None:
+    seen = fresh_process.submit(limited, recomputes).result()
+    assert seen.spared > 20e6
+    assert [sentence.partition(" It is")[0] for sentence in seen.said] == ["Memory did not suffice for step 1."]
+    assert seen.losses == pytest.approx(seen.losses_of_free, rel=1e-5)
+    assert seen.kept_budget == WHOLE // 2
+    assert seen.said_by_resumed == [], "it knew the size"
+    assert seen.resumed_is_same
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lowers the mark of the most that was held")
