@@ -50,12 +50,17 @@ def run_module(module: str, arguments: Sequence[str], log: Path, *, offline: boo
     """Run `python -m MODULE` to its end, its output in the log. Raises: SideFailed."""
     environment = {name: value for name, value in os.environ.items() if name not in _THREAD_LIMITS}
     environment |= _QUIET if offline else {}
-    with log.open("wb") as out:
-        command = [sys.executable, "-m", module, *arguments]
-        code = subprocess.run(command, cwd=ROOT, env=environment, stdout=out, stderr=out, check=False).returncode
+    code = exit_code_of(module, arguments, environment, log)
     if code != 0:
         lines = log.read_text("utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
         raise SideFailed("\n".join([f"{module} ended with exit code {code}:", *lines]), code)
+
+
+def exit_code_of(module: str, arguments: Sequence[str], environment: dict[str, str], log: Path) -> int:
+    """Run `python -m MODULE` in a fresh process of this environment; the code that it ends with."""
+    command = [sys.executable, "-m", module, *arguments]
+    with log.open("wb") as out:
+        return subprocess.run(command, cwd=ROOT, env=environment, stdout=out, stderr=out, check=False).returncode
 
 
 def run_side(module: str, flags: Sequence[str], work: Path, log: Path) -> Outcome:
