@@ -25,6 +25,7 @@ from luthier.prediction.surprise import FEWEST_WORDS
 from luthier.prepared import Prepared, check_lengths, placed_draws, placed_rows
 from luthier.recipe import Recipe
 from luthier.recipe.base import default_lr_of
+from luthier.recipe.grader_files import graders_of
 from luthier.rewarded import begin, check_policy, num_rollout_steps, others_of
 from luthier.rlhf import RolloutObjective
 from luthier.training.companions import Companions
@@ -253,7 +254,7 @@ def _with_answers(
 ) -> Evaluate | None:
     """The same, and metrics of what the model answers to held-out rows, where the recipe asks for them.
 
-    Raises DataError, if none of them can be asked or measured.
+    Raises DataError, if none of them can be asked or measured; UsageError, NotFound, where a grader's file is at fault.
     """
     settings = recipe.training.evaluate_generated
     if evaluate is None or settings is None:
@@ -262,7 +263,8 @@ def _with_answers(
         (record, example.origin) for record, example in zip(dataset.validation_records, dataset.validation, strict=True)
     ]
     candidate = Candidate("policy", model, attachment.adapter)
-    answers = answer_metrics(settings, candidate, rows, dataset.renderer, plan.autocast)
+    graders = graders_of(settings.graders)
+    answers = answer_metrics(settings, graders, candidate, rows, dataset.renderer, plan.autocast)
     return lambda: _joined(evaluate(), answers)
 
 

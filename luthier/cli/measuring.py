@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from luthier.cli.output import aligned, say
-from luthier.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,43 +39,15 @@ GradersJudge = Annotated[
 
 def graders_of(files: Sequence[Path] | None, metrics: Sequence[str] | None) -> list[Grader]:
     """The graders of all files, and those that measure by a Python file. Raises: UsageError, NotFound."""
-    return [*_graders_in(files or ()), *_own_metrics(metrics or ())]
+    from luthier.recipe.grader_files import graders_of as graders_in_files
+
+    own = [name for name in metrics or () if name.endswith(".py")]
+    return graders_in_files([*(files or ()), *own])
 
 
 def names_of(metrics: Sequence[str] | None) -> list[str]:
     """The metrics that go by a name."""
     return [name for name in metrics or () if not name.endswith(".py")]
-
-
-def _graders_in(files: Sequence[Path]) -> list[Grader]:
-    """The graders of all files."""
-    from luthier.evaluation.grading import graders_in
-    from luthier.recipe.loading import read_yaml
-    from luthier.store.places import expanded
-
-    found = [each for file in files for each in graders_in(read_yaml(expanded(file)).values, str(file))]
-    names = [each.name for each in found]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UsageError(f"Two graders are called {twice!r}.", "Give each a name of its own.", field="name")
-    return found
-
-
-def _own_metrics(named: Sequence[str]) -> list[Grader]:
-    """The metrics that are Python files, called as these are."""
-    from luthier.errors import NotFound
-    from luthier.evaluation.grading import grader_of
-    from luthier.store.places import expanded
-
-    found = []
-    for path in (expanded(name) for name in named if name.endswith(".py")):
-        try:
-            source = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise NotFound(
-                f"{path} cannot be read: {error}.", "Give a Python file that defines metric(row, answer)."
-            ) from error
-        found.append(grader_of({"type": "metric", "name": path.stem, "source": source}))
-    return found
 
 
 class ProgressLines:

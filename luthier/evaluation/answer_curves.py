@@ -9,6 +9,11 @@ PREFIX = "validation_"
 _OTHERS = ("validation_loss", "validation_reward", "validation_answer_tokens")
 
 
+def is_free(name: str) -> bool:
+    """Whether a metric of answers may be called so: the other columns of held-out rows may not."""
+    return not f"{PREFIX}{name}".startswith(_OTHERS)
+
+
 def answer_columns(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     """The columns of metrics.jsonl that hold them, in the order in which they come."""
     names = dict.fromkeys(name for row in metrics for name in row if name.startswith(PREFIX))

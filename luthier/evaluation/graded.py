@@ -37,12 +37,13 @@ class Grading:
 
 def columns_of(origins: Iterable[Origin]) -> Columns:
     """The columns of the rows at these places. Files that can no longer be read give none."""
-    files = dict.fromkeys(origin.file for origin in origins)
+    places = {(origin.file, origin.line) for origin in origins}
     columns: dict[tuple[str, int], Mapping[str, Any]] = {}
-    for name in files:
+    for name in dict.fromkeys(file for file, _ in sorted(places)):
         if Path(name).exists():
             for row in read_rows(name, lambda text: None):
-                columns[row.origin.file, row.origin.line] = row.values
+                if (row.origin.file, row.origin.line) in places:
+                    columns[row.origin.file, row.origin.line] = row.values
     return columns
 
 
@@ -60,20 +61,21 @@ def graded(evaluation: Evaluation, grading: Grading, progress: Callable[[str, in
     texts = [
         [answered.answers[index] for answered in evaluation.answers] for index in range(len(evaluation.candidates))
     ]
-    measured = {measure.name for measure in evaluation.measures}
-    for name in (each for each in grading.named if each not in measured):
+    there = {measure.name for measure in evaluation.measures}
+    for name in (each for each in grading.named if each not in there):
         measure, note = named_measure(name, texts, references)
         measures.append(measure)
         notes += note
     for number, grader in enumerate(grading.graders):
         progress("grading", number, len(grading.graders))
-        measure, note = _measured(grader, grading, evaluation.answers)
+        measure, note = measured(grader, grading, evaluation.answers)
         measures.append(measure)
         notes += note
     return replace(evaluation, measures=(*evaluation.measures, *measures), notes=(*evaluation.notes, *notes))
 
 
-def _measured(grader: Grader, grading: Grading, answers: Sequence[Answered]) -> tuple[Measure, list[str]]:
+def measured(grader: Grader, grading: Grading, answers: Sequence[Answered]) -> tuple[Measure, list[str]]:
+    """What a grader measures of answers, and what is to be said of those without a score. Raises: DataError, if none has one."""
     items = [grading.item(answered) for answered in answers]
     num_candidates = len(answers[0].answers)
     grades_CR = [grader.grade_all(_samples(answers, index), items, grading.aids) for index in range(num_candidates)]

@@ -19,6 +19,7 @@ from luthier.models.builtin import BUILTIN_NAMES
 from luthier.recipe.settings import Recipe
 from luthier.recipe.yaml_text import Parsed, Source, dotted
 from luthier.store.places import expanded
+from luthier.training.settings import TrainingSettings
 
 
 def with_absolute_paths(recipe: Recipe, folder: Path, parsed: Parsed) -> Recipe:
@@ -69,8 +70,23 @@ def with_absolute_paths(recipe: Recipe, folder: Path, parsed: Parsed) -> Recipe:
     if isinstance(method, AdapterMethod):
         method = method.with_paths(lambda path: _find(path, folder) or path)
     objective = recipe.objective.with_paths(finder(folder))
+    training = _with_graders_found(recipe.training, folder, parsed)
     data = data.model_copy(update={"train": train, "validation": validation, "chat_template": template})
-    return recipe.model_copy(update={"data": data, "model": model, "method": method, "objective": objective})
+    parts = {"data": data, "model": model, "method": method, "objective": objective, "training": training}
+    return recipe.model_copy(update=parts)
+
+
+def _with_graders_found(training: TrainingSettings, folder: Path, parsed: Parsed) -> TrainingSettings:
+    """The same with the files of graders where they are. Raises: NotFound."""
+    asked = training.evaluate_generated
+    if asked is None or not asked.graders:
+        return training
+    keys = ("training", "evaluate_generated", "graders")
+    found = [_find(name, folder) for name in asked.graders]
+    for index, (name, path) in enumerate(zip(asked.graders, found, strict=True)):
+        if path is None:
+            raise _missing(name, folder, parsed.source_of((*keys, index)), dotted((*keys, index)))
+    return training.model_copy(update={"evaluate_generated": asked.model_copy(update={"graders": tuple(found)})})
 
 
 def finder(folder: Path) -> Callable[[str], str]:

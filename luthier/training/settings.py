@@ -36,10 +36,20 @@ class GeneratedMetrics(Settings):
     """Metrics of what the model answers to held-out rows, greedily, whenever their loss is measured."""
 
     metrics: tuple[MetricName, ...] = Field(
-        ("accuracy",), min_length=1, description="Which metrics; docs/evaluation.md says what each is."
+        ("accuracy",), description="Which metrics; docs/evaluation.md says what each is."
+    )
+    graders: tuple[str, ...] = Field(
+        (),
+        description="Files with measures of your own: graders (YAML or JSON, docs/grading.md), or Python that defines metric(row, answer).",
     )
     rows: int = Field(32, ge=1, description="How many of the held-out rows are answered: the first ones.")
     max_new_tokens: int = Field(128, ge=1, description="Most tokens of one answer.")
+
+    @model_validator(mode="after")
+    def _measures(self) -> Self:
+        if not self.metrics and not self.graders:
+            raise fault_at("metrics", "names no metric, and there are no graders; name one, such as accuracy.")
+        return self
 
 
 class FastPaths(Settings):

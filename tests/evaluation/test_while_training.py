@@ -10,11 +10,11 @@ import pytest
 from tiny_runs import Cut, begin, course, cut_after, go_on, outcome, recipe_values, trained_files, write_rows
 
 from luthier.cli.display import Course
-from luthier.errors import DataError, RecipeError
+from luthier.errors import DataError, LuthierError, NotFound, RecipeError
 from luthier.evaluation.answer_curves import answer_columns, answer_lines
 from luthier.evaluation.named_metrics import NAMES
 from luthier.evaluation.report import write_loss_plot
-from luthier.recipe import make_recipe
+from luthier.recipe import load_recipe, make_recipe
 from luthier.training.settings import MetricName
 
 ANSWERS = {"metrics": ["chrf", "rouge-1"], "rows": 3, "max_new_tokens": 6}
@@ -59,9 +59,60 @@ def test_what_can_not_be_measured_is_said_before_the_first_step(tiny_model: Path
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+LONG_ENOUGH = "def metric(row, answer):\n    return len(answer) + len(row['prompt'])\n"
+
+
+def test_graders_and_python_files_are_curves_of_their_own(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "likeness.yaml").write_text(
+        "{type: text_similarity, name: likeness, evaluation_metric: rouge_1, input: '{{ sample.output_text }}', "
+        "reference: '{{ item.reference }}'}"
+    )
+    (tmp_path / "length.py").write_text(LONG_ENOUGH)
+    files = {"graders": [str(tmp_path / "likeness.yaml"), str(tmp_path / "length.py")]}
+    begin(
+        values(tiny_model, tmp_path, evaluate_generated={**ANSWERS, "metrics": ["rouge-1"], **files}), tmp_path / "run"
+    )
+    lines = [line for line in course(tmp_path / "run") if "validation_rouge-1" in line]
+    assert answer_columns(lines) == ["validation_rouge-1", "validation_likeness", "validation_length"]
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    for line in lines:
+        assert line["validation_likeness"] == pytest.approx(line["validation_rouge-1"])
+        assert line["validation_length"] > len("p")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{type: score_model, name: taste, model: m, input: [{role: user, content: hm}]}", "asks a model that judges"),
+        ("{type: string_check, name: loss, operation: eq, input: a, reference: a}", "as another curve"),
+        ("{type: string_check, name: chrf, operation: eq, input: a, reference: a}", "as another curve"),
+        ("just words", "no grader|mapping"),
+    ],
+)
+def test_graders_that_make_no_curve_are_refused_before_the_first_step(
+    tiny_model: Path, tmp_path: Path, text: str, said: str
+) -> None:
+    (tmp_path / "grader.yaml").write_text(text)
+    recipe = values(tiny_model, tmp_path, evaluate_generated={**ANSWERS, "graders": [str(tmp_path / "grader.yaml")]})
+    with pytest.raises(LuthierError, match=said):
+        begin(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_grader_s_file_is_looked_for_beside_the_recipe(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = values(tiny_model, tmp_path, evaluate_generated={**ANSWERS, "graders": ["likenes.yaml"]})
+    (tmp_path / "likeness.yaml").write_text("{}")
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    with pytest.raises(NotFound, match=r"likenes\.yaml") as caught:
+        load_recipe(tmp_path / "recipe.yaml")
+    assert "likeness.yaml" in caught.value.mend
+    assert caught.value.field == "training.evaluate_generated.graders[0]"
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ({"training": {"evaluate_generated": {"metrics": []}}}, "names no metric"),
         ({"data": {"validation": "none"}}, "data.validation is none"),
         ({"objective": {"kind": "clm"}}, "does not learn to answer"),
         ({"training": {"evaluate_generated": {"metrics": ["beauty"]}}}, "beauty|metrics"),
