@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sacrebleu
+from nltk.translate.gleu_score import sentence_gleu
 from rouge_score.rouge_scorer import RougeScorer
 
 from luthier.errors import DataError
-from luthier.evaluation.metrics import expected_calibration_error, rouge_l, rouge_n
+from luthier.evaluation.metrics import expected_calibration_error, gleu, rouge_l, rouge_n, rouge_words
 from luthier.evaluation.named_metrics import (
     NAMES,
     OF_ANSWERS,
@@ -85,6 +86,8 @@ def test_metrics_equal_their_packages_on_a_thousand_real_pairs(real_pairs: list[
         expected = scorer.score(reference, answer)
         for name, score in own.items():
             assert score(answer, reference) == pytest.approx(expected[name].fmeasure, abs=1e-12)
+        words = rouge_words(reference), rouge_words(answer)
+        assert gleu(answer, reference) == pytest.approx(sentence_gleu([words[0]], words[1]), abs=1e-12)
 
 
 def test_every_named_metric_is_1_for_the_references_themselves_and_better_than_for_nothing() -> None:

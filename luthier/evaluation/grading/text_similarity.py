@@ -10,16 +10,16 @@ from pydantic import Field
 from luthier.evaluation.grading.contract import Grade, Grader, Item, Sample
 from luthier.evaluation.grading.libraries import needed
 from luthier.evaluation.grading.templates import Missing, Template, filled
-from luthier.evaluation.metrics import rouge_l, rouge_n
+from luthier.evaluation.metrics import gleu, rouge_l, rouge_n
 
-Metric = Literal["fuzzy_match", "bleu", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l"]
+Metric = Literal["fuzzy_match", "bleu", "gleu", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l"]
 
 
 class TextSimilarity(Grader):
     """From 0 to 1.
 
     fuzzy_match: twice the longest common subsequence of letters over both lengths (rapidfuzz). bleu: of one sentence, its
-    counts smoothed (sacrebleu). rouge_1 … rouge_l: the F-measure over runs of words.
+    counts smoothed (sacrebleu). gleu: runs of up to four words in common over those of the text that has more. rouge_1 … rouge_l: the F-measure over runs of words.
     """
 
     kind: Literal["text_similarity"] = Field("text_similarity", alias="type")
@@ -41,6 +41,8 @@ def _similarity(metric: Metric) -> Callable[[str, str], float]:
         return lambda given, wanted: float(needed("rapidfuzz").fuzz.ratio(given, wanted)) / 100
     if metric == "bleu":
         return lambda given, wanted: float(needed("sacrebleu").sentence_bleu(given, [wanted]).score) / 100
+    if metric == "gleu":
+        return gleu
     if metric == "rouge_l":
         return rouge_l
     return lambda given, wanted: rouge_n(given, wanted, int(metric[-1]))

@@ -128,7 +128,7 @@ def test_rouge_n_is_that_of_rouge_score(n: int) -> None:
         assert grade(values, answer, {"r": reference}).score == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("metric", ["fuzzy_match", "bleu", "rouge_l"])
+@pytest.mark.parametrize("metric", ["fuzzy_match", "bleu", "gleu", "rouge_l"])
 def test_likeness_is_one_for_the_same_and_less_for_another(metric: str) -> None:
     values = {"type": "text_similarity", "reference": "{{ item.r }}", "evaluation_metric": metric}
     reference = "the parcel left the house on monday morning"
