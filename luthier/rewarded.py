@@ -28,8 +28,9 @@ from luthier.rlhf.critic import Critic, WithCritic
 from luthier.rlhf.parts import Ear, Policy, Prompts, Size, requests_of
 from luthier.rlhf.ppo import CRITIC, PPO
 from luthier.rlhf.pretraining import Texts
-from luthier.rlhf.rewards import Answer, Ensemble, OfAnswers, Reward, Rewards, Scorer
+from luthier.rlhf.rewards import Ensemble, OfAnswers, Reward, Rewards, Scorer
 from luthier.rlhf.rollouts import Rollouts
+from luthier.rlhf.worth import Answer
 from luthier.rlhf.writers import writer_of
 from luthier.training.companions import Companions, Speaker
 from luthier.training.loop import HeldOut

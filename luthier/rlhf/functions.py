@@ -20,13 +20,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, Any, Self
 
 from luthier.errors import NotFound, RewardFault
 from luthier.evaluation.grading import Grade
-
-if TYPE_CHECKING:
-    from luthier.rlhf.rewards import Answer
+from luthier.rlhf.worth import Answer
 
 _CHILD = Path(__file__).with_name("function_child.py")
 _START_SECONDS = 120.0  # to start Python and import what the file imports

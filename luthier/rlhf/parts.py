@@ -15,7 +15,7 @@ from luthier.methods.contract import Attachment
 from luthier.models.language_model import LanguageModel
 from luthier.prediction.passes import Passes
 from luthier.rlhf.contract import RolloutObjective
-from luthier.rlhf.rewards import Answer
+from luthier.rlhf.worth import Answer
 from luthier.rlhf.writers import Writer
 from luthier.training.companions import Speaker
 from luthier.types import Conversation, Example, FloatArray

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, pstdev
 from types import MappingProxyType, TracebackType
@@ -26,7 +26,8 @@ from pydantic import Field, field_validator, model_validator
 from luthier.errors import NoReward
 from luthier.evaluation.grading import Aids, AnyGrader, Grade, Grader, Sample
 from luthier.rlhf.functions import FunctionProcess
-from luthier.types import Conversation, Settings, fault_at
+from luthier.rlhf.worth import Answer, Worth
+from luthier.types import Settings, fault_at
 
 
 class Reward(Settings):
@@ -101,35 +102,6 @@ class Reward(Settings):
             return "ensemble"
         assert self.grader is not None
         return self.grader.name if self.grader.name != "score" else self.grader.kind
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What is rewarded: the answer's text, the prompt's (of a chat, its last message), and the columns of the row.
-
-    asked: the whole prompt; None: as `prompt` has it. tokens, prompt_tokens: as they were read and drawn; none where that is not
-    known.
-    """
-
-    prompt: str
-    text: str
-    row: Mapping[str, Any]
-    asked: Conversation | str | None = None
-    prompt_tokens: tuple[int, ...] = ()
-    tokens: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Worth:
-    """reward: None where some part has none to give, and `fault` then says which and why. parts: each by its name, unweighted.
-
-    spreads: of the parts that are ensembles, the standard deviation of their members' scores.
-    """
-
-    reward: float | None
-    parts: Mapping[str, float | None]
-    fault: str | None = None
-    spreads: Mapping[str, float] = field(default_factory=dict)
 
 
 class Scorer(Protocol):

@@ -38,8 +38,9 @@ from luthier.rlhf.kept import (
 )
 from luthier.rlhf.parts import NOBODY, Ear, Policy, Prompts, Size
 from luthier.rlhf.pretraining import Texts
-from luthier.rlhf.rewards import OfAnswers, Worth
+from luthier.rlhf.rewards import OfAnswers
 from luthier.rlhf.samples import Sample, by_group
+from luthier.rlhf.worth import Worth
 from luthier.rlhf.writers import importance, weighed
 from luthier.types import Batch, Example
 

@@ -17,7 +17,8 @@ from luthier.generation.requests import Completed
 from luthier.generation.settings import Sampling
 from luthier.prediction.text_model import Prompt, TextModel, message_of
 from luthier.rewarded import models_of
-from luthier.rlhf.rewards import Answer, Reward, Rewards
+from luthier.rlhf.rewards import Reward, Rewards
+from luthier.rlhf.worth import Answer
 from luthier.store.runs import find_run
 from luthier.types import Conversation
 

@@ -22,7 +22,8 @@ from luthier.prediction.text_model import TextModel
 from luthier.rewarded import models_of, prompts_of
 from luthier.rlhf.contract import RolloutObjective
 from luthier.rlhf.parts import Prompts, requests_of
-from luthier.rlhf.rewards import Answer, Rewards, Scorer, Worth
+from luthier.rlhf.rewards import Rewards, Scorer
+from luthier.rlhf.worth import Answer, Worth
 
 Announce = Callable[[str], None]
 

@@ -34,8 +34,8 @@ from luthier.rewarded import check_policy, others_of
 from luthier.rlhf import ALGORITHMS, RolloutObjective
 from luthier.rlhf.parts import Ear, Policy, Prompts, Size
 from luthier.rlhf.ppo import CRITIC
-from luthier.rlhf.rewards import Answer, Worth
 from luthier.rlhf.rollouts import Rollouts
+from luthier.rlhf.worth import Answer, Worth
 from luthier.rlhf.writers import OwnWriter
 from luthier.training.checkpoint import Checkpoint
 from luthier.training.companions import Companions

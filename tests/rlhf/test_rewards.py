@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from luthier.errors import NotFound, RecipeError, RewardFault
 from luthier.evaluation.grading import Aids, Grade
 from luthier.recipe import make_recipe
-from luthier.rlhf.rewards import Answer, Ensemble, Reward, Rewards, Scorer
+from luthier.rlhf.rewards import Ensemble, Reward, Rewards, Scorer
+from luthier.rlhf.worth import Answer
 
 ANSWERS = [Answer("one and one?", "2", {"answer": "2"}), Answer("two and two?", "five", {"answer": "4"})]
 NUMBER = {"type": "number", "reference": "{{ item.answer }}"}
