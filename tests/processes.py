@@ -1,4 +1,4 @@
-"""The installed program in processes of their own, which a test may end as roughly as it likes."""
+"""The program in processes of their own, which a test may end as roughly as it likes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from forks import Surroundings, forked
 
 PROGRAM = Path(sys.executable).with_name("luthier")
 PATIENCE_SECONDS = 900
@@ -22,17 +27,41 @@ def environment(home: Path) -> dict[str, str]:
     return {**kept, "HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 
 
-def start(*words: str | Path, folder: Path) -> subprocess.Popen[str]:
+@dataclass(frozen=True)
+class Started:
+    """A process that runs, and the files that hold what it said."""
+
+    process: BaseProcess
+    within: Surroundings
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def poll(self) -> int | None:
+        """The exit code, minus the number of a signal that nobody caught; None while it runs."""
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, if it still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def start(*words: str | Path, folder: Path) -> Started:
     """Begin `luthier WORDS` in a folder, which is its home too; `end_of` ends the wait for it."""
-    return subprocess.Popen(
-        [str(PROGRAM), *map(str, words)],
-        cwd=folder,
-        env=environment(folder),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    said = Path(tempfile.mkdtemp(prefix="said-", dir=folder.parent))
+    arguments = [str(PROGRAM), *map(str, words)]
+    within = Surroundings(folder, environment(folder), arguments, said / "out", said / "err")
+    return Started(forked(_program, within=within), within)
+
+
+def _program() -> None:
+    from luthier.cli.main import main
+
+    sys.exit(main())
 
 
 def luthier(*words: str | Path, folder: Path, given: str = "") -> tuple[int, str, str]:
@@ -50,13 +79,17 @@ def luthier(*words: str | Path, folder: Path, given: str = "") -> tuple[int, str
     return done.returncode, done.stdout, done.stderr
 
 
-def end_of(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+def end_of(started: Started) -> tuple[int, str, str]:
     """The exit code (minus the number of a signal that nobody caught), standard out and standard error."""
-    out, err = process.communicate(timeout=PATIENCE_SECONDS)
-    return process.returncode, out, err
+    started.process.join(PATIENCE_SECONDS)
+    code = started.poll()
+    if code is None:
+        started.send_signal(signal.SIGKILL)
+        raise AssertionError(f"it runs on: {started.within.err.read_text('utf-8')}")
+    return code, started.within.out.read_text("utf-8"), started.within.err.read_text("utf-8")
 
 
-def signal_at(process: subprocess.Popen[str], number: int, moment: Callable[[], bool]) -> None:
+def signal_at(process: Started, number: int, moment: Callable[[], bool]) -> None:
     """Send a signal at a moment. The process stands still while the moment is looked at, so that it is not missed."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
@@ -68,11 +101,11 @@ def signal_at(process: subprocess.Popen[str], number: int, moment: Callable[[], 
                 return
             process.send_signal(signal.SIGCONT)
         time.sleep(0.001)
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     raise AssertionError(f"the moment did not come: {end_of(process)}")
 
 
-def wait_for(process: subprocess.Popen[str], moment: Callable[[], bool]) -> None:
+def wait_for(process: Started, moment: Callable[[], bool]) -> None:
     """Wait until a moment has come."""
     signal_at(process, signal.SIGCONT, moment)
 
@@ -89,7 +122,7 @@ def saved_steps(run: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
 
 
-def is_owner(run: Path, process: subprocess.Popen[str]) -> bool:
+def is_owner(run: Path, process: Started) -> bool:
     """Whether the run's status names this process."""
     path = run / "status.json"
     return path.is_file() and f"-{process.pid}-" in path.read_text(encoding="utf-8")

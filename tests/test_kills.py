@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from processes import end_of, is_owner, last_step, saved_steps, signal_at, start, wait_for
+from processes import Started, end_of, is_owner, last_step, saved_steps, signal_at, start, wait_for
 from tiny_model import write_tiny_model
 from tiny_runs import files_of, outcome, recipe_values, write_rows
 
@@ -35,7 +34,7 @@ class Workshop:
         values = recipe_values(self.folder / "model", rows, training=training, method={"dropout": 0.2})
         (self.folder / name).write_text(yaml.safe_dump(values))
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
+    def start(self, *words: str) -> Started:
         return start(*words, folder=self.folder)
 
 

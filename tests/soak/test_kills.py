@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from processes import end_of, last_step, saved_steps, start
+from processes import PATIENCE_SECONDS, PROGRAM, environment, last_step, saved_steps
 from tiny_model import write_tiny_model
 from tiny_runs import course, files_of, recipe_values, trained_files, write_rows
 
@@ -35,7 +35,7 @@ def test_fifty_kills_at_random_moments_change_nothing_in_the_end(tmp_path: Path)
     )
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     began = time.monotonic()
-    end_well(start("train", "recipe.yaml", "--out", "unbroken", folder=tmp_path))
+    end_well(begin_or_resume(tmp_path / "unbroken"))
     whole_seconds = time.monotonic() - began
 
     num_kills = num_runs = 0
@@ -58,12 +58,21 @@ def test_fifty_kills_at_random_moments_change_nothing_in_the_end(tmp_path: Path)
 def begin_or_resume(run: Path) -> subprocess.Popen[str]:
     is_begun = (run / "recipe.yaml").is_file()
     words = ["resume", run.name] if is_begun else ["train", "recipe.yaml", "--out", run.name]
-    return start(*words, folder=run.parent)
+    # the program itself, whose first seconds are killed too
+    return subprocess.Popen(
+        [str(PROGRAM), *words],
+        cwd=run.parent,
+        env=environment(run.parent),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def end_well(process: subprocess.Popen[str]) -> None:
-    code, _, err = end_of(process)
-    assert code == 0, err
+    _, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0, err
 
 
 def is_killed(process: subprocess.Popen[str], run: Path, draws: random.Random, whole_seconds: float) -> bool:
@@ -78,6 +87,6 @@ def is_killed(process: subprocess.Popen[str], run: Path, draws: random.Random, w
         process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
-        end_of(process)
+        process.communicate(timeout=PATIENCE_SECONDS)
         return True
     return False
