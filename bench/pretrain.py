@@ -44,10 +44,10 @@ class Case:
 
 
 CASES = {
-    "decoder": Case("llama-2m", {"kind": "clm"}, 300, 4096, 3e-3, 256, 0.25),
+    "decoder": Case("llama-2m", {"kind": "clm"}, 230, 4096, 3e-3, 256, 0.25),
     # Positions by rotation: with learned ones (bert-2m) context is not read before five minutes are over.
     "encoder": Case("modernbert-2m", {"kind": "mlm"}, 800, 1024, 2e-3, 128, 0.10),
-    "encoder-decoder": Case("t5-2m", {"kind": "span-corruption"}, 1000, 1024, 3e-3, 160, 0.10),
+    "encoder-decoder": Case("t5-2m", {"kind": "span-corruption"}, 850, 1024, 3e-3, 160, 0.10),
 }
 
 

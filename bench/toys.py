@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -109,31 +110,33 @@ def logprobs(model: Any, prompt: list[int], answers: list[tuple[int, ...]]) -> t
     return (chosen * counts).sum(-1)
 
 
-def value_of(environment: Environment, policy: Path, reference: Path) -> tuple[float, float]:
-    """What a policy has, and the best that can be had: over all answers and prompts."""
+def value_of(environment: Environment, policy: Path, reference: Path) -> tuple[float, float, float]:
+    """What a policy has, the best that can be had, and the reward alone: over all answers and prompts."""
     from transformers import AutoModelForCausalLM
 
     models = [AutoModelForCausalLM.from_pretrained(folder) for folder in (policy, reference)]
     answers = answers_of(environment.length)
-    had, best = [], []
+    had, best, earned = [], [], []
     for prompt in environment.prompts:
         tokens = [WORDS.index(word) for word in prompt.split()]
         own, other = (logprobs(model, tokens, answers) for model in models)
         texts = [tuple(WORDS[token] for token in answer if token < len(WORDS)) for answer in answers]
         worth = torch.tensor([environment.worth(text, prompt) for text in texts], dtype=torch.float64)
         chance, beta = own.exp(), environment.beta
-        had.append(float((chance * worth).sum() - beta * (chance * (own - other)).sum()))
+        earned.append(float((chance * worth).sum()))
+        had.append(earned[-1] - beta * float((chance * (own - other)).sum()))
         best.append(float(beta * torch.logsumexp(other + worth / beta, 0)) if beta else 1.0)
-    return sum(had) / len(had), sum(best) / len(best)
+    return fmean(had), fmean(best), fmean(earned)
 
 
-def recipe_of(environment: Environment, kind: str, folder: Path, seed: int, steps: int) -> dict[str, Any]:
-    """The run of an algorithm in an environment; its files are written into the folder."""
+def recipe_of(environment: Environment, kind: str, folder: Path, seed: int, steps: int, told: str) -> dict[str, Any]:
+    """The run of an algorithm in an environment; its files are written into the folder. told: as `solve` takes it."""
     rows = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in environment.prompts)
     (folder / "rows.jsonl").write_text(rows)
     (folder / "worth.py").write_text(
         "def reward(prompts, answers, rows):\n"
-        f"    return [float({environment.body}) for words, prompt in zip(map(str.split, answers), prompts)]\n"
+        f"    worth = [float({environment.body}) for words, prompt in zip(map(str.split, answers), prompts)]\n"
+        f"    return {told}\n"
     )
     settings = ALGORITHMS[kind]
     return {
@@ -152,8 +155,12 @@ def recipe_of(environment: Environment, kind: str, folder: Path, seed: int, step
     }  # fmt: skip
 
 
-def solve(name: str, kind: str, seed: int, steps: int = STEPS) -> dict[str, Any]:
-    """Let an algorithm learn in an environment; what it comes to."""
+def solve(name: str, kind: str, seed: int, steps: int = STEPS, told: str = "worth") -> dict[str, Any]:
+    """Let an algorithm learn in an environment; what it comes to.
+
+    told: the rewards that it hears of, as Python of `worth`, what the answers are worth; with others than these it has nothing to
+    learn from, or something else.
+    """
     from luthier.recipe import make_recipe
     from luthier.run import train_recipe
 
@@ -161,15 +168,16 @@ def solve(name: str, kind: str, seed: int, steps: int = STEPS) -> dict[str, Any]
     folder = Path(tempfile.mkdtemp(prefix="luthier-toys-"))
     try:
         write_model(folder / "model", seed)
-        values = recipe_of(environment, kind, folder, seed, steps)
+        values = recipe_of(environment, kind, folder, seed, steps, told)
         began = time.perf_counter()
         quiet: Callable[[object], None] = lambda value: None  # noqa: E731
         train_recipe(make_recipe(values), folder / "run", announce=quiet, on_step=quiet)
         seconds = time.perf_counter() - began
-        had, best = value_of(environment, folder / "run" / "model", folder / "model")
+        had, best, reward = value_of(environment, folder / "run" / "model", folder / "model")
     finally:
         shutil.rmtree(folder)
-    return {"environment": name, "algorithm": kind, "seed": seed, "value": had, "best": best, "seconds": seconds}
+    found = {"value": had, "best": best, "reward": reward, "seconds": seconds}
+    return {"environment": name, "algorithm": kind, "seed": seed, **found}
 
 
 def is_solved(found: Mapping[str, Any]) -> bool:

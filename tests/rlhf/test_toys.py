@@ -16,6 +16,19 @@ def test_an_algorithm_finds_the_best_policy(name: str, kind: str, steps: int) ->
     assert is_solved(found), found
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("told", "most"),
+    [
+        pytest.param("[-one for one in worth]", 0.05, id="the worst for the best"),
+        pytest.param("worth[1:] + worth[:1]", 0.35, id="another answer's"),
+    ],
+)
+def test_with_rewards_that_are_not_the_answers_own_the_best_policy_is_not_found(told: str, most: float) -> None:
+    found = solve("one of four", "rloo", seed=0, steps=80, told=told)
+    assert 0 <= found["reward"] <= most, found
+
+
 def test_all_answers_are_gone_through_once() -> None:
     for environment in ENVIRONMENTS.values():
         answers = answers_of(environment.length)
