@@ -44,10 +44,10 @@ class Case:
 
 
 CASES = {
-    "decoder": Case("llama-2m", {"kind": "clm"}, 230, 4096, 3e-3, 256, 0.25),
+    "decoder": Case("llama-2m", {"kind": "clm"}, 250, 4096, 3e-3, 256, 0.25),
     # Positions by rotation: with learned ones (bert-2m) context is not read before five minutes are over.
     "encoder": Case("modernbert-2m", {"kind": "mlm"}, 800, 1024, 2e-3, 128, 0.10),
-    "encoder-decoder": Case("t5-2m", {"kind": "span-corruption"}, 850, 1024, 3e-3, 160, 0.10),
+    "encoder-decoder": Case("t5-2m", {"kind": "span-corruption"}, 900, 1024, 3e-3, 160, 0.10),
 }
 
 
@@ -60,7 +60,7 @@ def recipe_of(case: Case, tokenizer: Path, data: Path, steps: int) -> dict[str, 
         "method": {"kind": "full"},
         "training": {
             "steps": steps, "tokens_per_step": case.tokens_per_step, "tokens_per_micro_batch": max(case.max_length, case.tokens_per_step // 2), "peak_lr": case.peak_lr,
-            "schedule": {"kind": "cosine", "warmup_fraction": 0.05}, "evaluate_every": max(1, steps // 4),
+            "schedule": {"kind": "cosine", "warmup_fraction": 0.05}, "evaluate_every": math.ceil(steps / 2),
             "optimizer": {"kind": "adamw", "weight_decay": 0.01},
         },
     }  # fmt: skip
