@@ -47,7 +47,7 @@ CASES = {
     "decoder": Case("llama-2m", {"kind": "clm"}, 250, 4096, 3e-3, 256, 0.25),
     # Positions by rotation: with learned ones (bert-2m) context is not read before five minutes are over.
     "encoder": Case("modernbert-2m", {"kind": "mlm"}, 800, 1024, 2e-3, 128, 0.10),
-    "encoder-decoder": Case("t5-2m", {"kind": "span-corruption"}, 900, 1024, 3e-3, 160, 0.10),
+    "encoder-decoder": Case("t5-2m", {"kind": "span-corruption"}, 800, 1024, 3e-3, 160, 0.10),
 }
 
 
