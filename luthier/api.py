@@ -18,7 +18,8 @@ from luthier.data.rendering import Renderer, build_renderer
 from luthier.data.settings import files_of
 from luthier.data.tokenizer_training import TokenizerSettings, TrainedTokenizer
 from luthier.errors import NotFound, UsageError
-from luthier.evaluation.compare import Candidate, evaluate_records, questions_of
+from luthier.evaluation.candidates import Candidate
+from luthier.evaluation.compare import evaluate_records, questions_of
 from luthier.evaluation.graded import Grading, columns_of, graded
 from luthier.evaluation.grading import Aids, Ask, Grader
 from luthier.evaluation.harness.suite import check_suites

@@ -15,7 +15,7 @@ from luthier.data.dataset import Dataset
 from luthier.data.drawn import Drawing
 from luthier.data.mixture import by_task
 from luthier.errors import RecipeError
-from luthier.evaluation.compare import Candidate
+from luthier.evaluation.candidates import Candidate
 from luthier.evaluation.loss import held_out_by_task
 from luthier.evaluation.while_training import AnswerMetrics, answer_metrics
 from luthier.methods import Attachment, Method

@@ -14,7 +14,9 @@ from tiny_runs import begin, nothing, recipe_values, write_rows
 from luthier import api
 from luthier.data.dataset import load_dataset
 from luthier.errors import DataError, GateRefusal
-from luthier.evaluation.compare import Candidate, Question, check_room, losses_by_row
+from luthier.evaluation.candidates import Candidate
+from luthier.evaluation.compare import Question, check_room
+from luthier.evaluation.loss_by_row import losses_by_row
 from luthier.generation.engine import Request, generate
 from luthier.generation.settings import Sampling
 from luthier.methods import ADAPTER

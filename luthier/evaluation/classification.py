@@ -14,8 +14,9 @@ from functools import partial
 import numpy as np
 import torch
 
-from luthier.evaluation.compare import Candidate, comparisons, mean_loss
+from luthier.evaluation.candidates import Candidate, comparisons
 from luthier.evaluation.intervals import wilson
+from luthier.evaluation.loss_by_row import mean_loss
 from luthier.evaluation.measure import Measure
 from luthier.evaluation.metrics import macro_f1
 from luthier.evaluation.rows import Rows, calibration_measure, statistic_measure

@@ -1,50 +1,32 @@
-"""Base against tuned on the same held-out rows: the loss, and how near the answers come to the references.
-
-Shapes: R rows, N learned targets of a batch, S segments of a batch.
-"""
+"""Base against tuned on the same held-out rows: the loss, and how near the answers come to the references."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from luthier.data.batches import evaluation_batches
-from luthier.data.mixture import by_task
-from luthier.data.placeholders import with_placeholders
 from luthier.data.rendering import Renderer
 from luthier.errors import DataError
+from luthier.evaluation.candidates import Candidate, comparisons
 from luthier.evaluation.final_answer import FINAL_ANSWER, marks_answer, same_final_answer
-from luthier.evaluation.intervals import Estimate, bootstrap_difference, bootstrap_mean, sign_test, wilson
-from luthier.evaluation.measure import LOSS_MARGIN, Comparison, Measure
-from luthier.evaluation.metrics import best, exact_match, perplexity, rouge_l, token_f1
+from luthier.evaluation.intervals import bootstrap_mean, wilson
+from luthier.evaluation.loss_by_row import RowLosses, loss_measures, losses_by_row, task_measures
+from luthier.evaluation.measure import Measure
+from luthier.evaluation.metrics import best, exact_match, rouge_l, token_f1
 from luthier.evaluation.shots import with_shots
 from luthier.evaluation.verdict import Answered, Evaluation
 from luthier.generation.engine import MAX_ROWS, Request, generate
 from luthier.generation.settings import Sampling
-from luthier.models.language_model import LanguageModel
 from luthier.objectives.sft import SFT
 from luthier.ops.workers import Workers
 from luthier.prediction.passes import TOO_LONG, Progress, check_fits, check_numbers, held, silent
-from luthier.types import Batch, Completion, Example, Origin, Record
+from luthier.types import Completion, Example, Origin, Record
 
 SCORES: tuple[tuple[str, Callable[[str, str], float]], ...] = (
     ("exact match", exact_match),
     ("token F1", token_f1),
     ("ROUGE-L", rouge_l),
 )
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model under a name, and the adapter to use on it; None is the model as it is. shots: rows that it is shown first."""
-
-    name: str
-    model: LanguageModel
-    adapter: str | None = None
-    shots: tuple[Record, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,38 +75,27 @@ def evaluate_records(
 
     Raises: DataError, if there are no records, no learned token and no question in them, or a prompt is too long.
     """
-    if not records:
-        raise DataError("There are no rows to evaluate on.", "Give a file that holds at least one row.")
     chosen = records[:limit]
+    rows = _rows_of(chosen, examples, renderer)
     notes = [] if len(chosen) == len(records) else [f"The first {len(chosen)} of {len(records)} rows were used."]
-    questions = questions_of(chosen, renderer)
-    learned = [example for example in examples if example.document < len(chosen) and example.num_learned]
-    if not questions and not learned:
-        raise DataError(
-            "No row has an answer, so there is nothing to measure.",
-            "Give rows with answers, or plain text.",
-            file=chosen[0][1].file,
-        )
-    asked = [_Rows(questions, learned).behind(candidate.shots, chosen, renderer) for candidate in candidates]
+    asked = [rows.behind(candidate.shots, chosen, renderer) for candidate in candidates]
     for candidate, own in zip(candidates, asked, strict=True):
         check_room(candidate, own.questions, own.learned)
-    notes += _left_out(len(chosen), len(questions), len(learned))
+    notes += _left_out(len(chosen), len(rows.questions), len(rows.learned))
     measures: list[Measure] = []
-    if learned:
+    if rows.learned:
         losses = [
-            losses_by_row(candidate, own.learned, len(chosen), tokens_per_micro_batch, workers, progress)
+            _losses(candidate, own.learned, rows.learned, len(chosen), tokens_per_micro_batch, workers, progress)
             for candidate, own in zip(candidates, asked, strict=True)
         ]
-        for candidate, rows in zip(candidates, losses, strict=True):
-            check_numbers(list(rows.nats_R), [e for e in learned if e.weight_N.any()], f"{candidate.name}: loss")
         measures += loss_measures(losses)
-        measures += task_measures(losses, [example for example in learned if example.weight_N.any()])
+        measures += task_measures(losses, _taught(rows.learned))
     answers = [
         _answers(candidate, own.questions, renderer, sampling, max_rows, cache_bytes, progress)
         for candidate, own in zip(candidates, asked, strict=True)
     ]
-    if questions:
-        references = [question.references for question in questions]
+    if rows.questions:
+        references = [question.references for question in rows.questions]
         measures += score_measures(answers, references)
         measures += final_answer_measures(answers, references)
         notes += _several(references)
@@ -133,17 +104,51 @@ def evaluate_records(
         num_rows=len(chosen),
         measures=tuple(measures),
         notes=tuple(notes),
-        answers=tuple(
-            Answered(
-                question.origin,
-                question.asked,
-                question.reference,
-                tuple(texts[i] for texts in answers),
-                question.others,
-            )
-            for i, question in enumerate(questions)
-        ),
+        answers=_answered(rows.questions, answers),
     )
+
+
+def _losses(
+    candidate: Candidate,
+    own: Sequence[Example],
+    learned: Sequence[Example],
+    num_rows: int,
+    tokens_per_micro_batch: int,
+    workers: Workers,
+    progress: Progress,
+) -> RowLosses:
+    """The losses of a candidate. own: its rows, behind its shots. learned: the same without. Raises: NotFinite."""
+    found = losses_by_row(candidate, own, num_rows, tokens_per_micro_batch, workers, progress)
+    check_numbers(list(found.nats_R), _taught(learned), f"{candidate.name}: loss")
+    return found
+
+
+def _taught(learned: Sequence[Example]) -> list[Example]:
+    """The rows of which some token weighs anything."""
+    return [example for example in learned if example.weight_N.any()]
+
+
+def _answered(questions: Sequence[Question], answers: Sequence[Sequence[str]]) -> tuple[Answered, ...]:
+    """Each question with what all candidates answered."""
+    return tuple(
+        Answered(each.origin, each.asked, each.reference, tuple(texts[row] for texts in answers), each.others)
+        for row, each in enumerate(questions)
+    )
+
+
+def _rows_of(chosen: Sequence[tuple[Record, Origin]], examples: Sequence[Example], renderer: Renderer) -> _Rows:
+    """What rows ask and teach. Raises: DataError, if that is nothing."""
+    if not chosen:
+        raise DataError("There are no rows to evaluate on.", "Give a file that holds at least one row.")
+    questions = questions_of(chosen, renderer)
+    learned = [example for example in examples if example.document < len(chosen) and example.num_learned]
+    if not questions and not learned:
+        raise DataError(
+            "No row has an answer, so there is nothing to measure.",
+            "Give rows with answers, or plain text.",
+            file=chosen[0][1].file,
+        )
+    return _Rows(questions, learned)
 
 
 @dataclass(frozen=True)
@@ -239,99 +244,6 @@ def _left_out(num_rows: int, num_questions: int, num_learned: int) -> list[str]:
     return notes
 
 
-# ── the loss ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class RowLosses:
-    """Each row's loss summed over its learned tokens (nats, weighted), and the sum of their weights."""
-
-    nats_R: Tensor
-    weight_R: Tensor
-
-    def __add__(self, other: RowLosses) -> RowLosses:
-        return RowLosses(self.nats_R + other.nats_R, self.weight_R + other.weight_R)
-
-
-def losses_by_row(
-    candidate: Candidate, examples: Sequence[Example], num_rows: int, budget: int, workers: Workers, progress: Progress
-) -> RowLosses:
-    """The candidate's losses, on all worker threads; only rows with learned tokens, in their order."""
-    model = candidate.model
-    virtual = model.num_virtual(candidate.adapter), model.num_virtual_answer(candidate.adapter)
-    placed = [with_placeholders(example, *virtual) for example in examples]
-    budget = max(budget, *(example.num_tokens for example in placed))  # a row too long for training can be measured
-    batches = evaluation_batches(placed, budget, workers.count, model.layout, model.pad_id)
-    task = f"{candidate.name}: loss"
-    done: list[int] = []  # appending is atomic: workers share it
-
-    def share_of(worker: int) -> Callable[[], RowLosses]:
-        def compute() -> RowLosses:
-            total = RowLosses(*torch.zeros(2, num_rows, dtype=torch.float64))
-            for batch in batches[worker :: workers.count]:
-                if workers.are_stopping.is_set():
-                    break
-                total += row_losses(model, candidate.adapter, batch, num_rows)
-                done.append(len(set(batch.documents)))
-                progress(task, sum(done), len(examples))
-            return total
-
-        return compute
-
-    busy = range(min(workers.count, len(batches)))
-    first, *others = workers.run([share_of(worker) for worker in busy])
-    total = sum(others, start=first)
-    counts = total.weight_R > 0
-    return RowLosses(total.nats_R[counts], total.weight_R[counts])
-
-
-def row_losses(model: LanguageModel, adapter: str | None, batch: Batch, num_rows: int) -> RowLosses:
-    """The loss of one batch, told apart by the document that each target belongs to; rows not in it are 0."""
-    on_device = batch.to(model.device)
-    with torch.inference_mode():
-        logprob_N = model.forward(on_device, adapter).logprob_N.double().cpu()
-    targets = batch.targets
-    weight_N = targets.weight_N.double()
-    start_S = torch.tensor([segment.start for segment in batch.segments])
-    document_S = torch.tensor(batch.documents)
-    document_N = document_S[torch.bucketize(targets.source_N, start_S, right=True) - 1]
-    zeros_R = torch.zeros(num_rows, dtype=torch.float64)
-    nats_R = zeros_R.index_add(0, document_N, -logprob_N * weight_N)
-    return RowLosses(nats_R, zeros_R.index_add(0, document_N, weight_N))
-
-
-def loss_measures(losses: Sequence[RowLosses]) -> list[Measure]:
-    """Loss per learned token over all rows, with rows as what is drawn anew; and perplexity, its exponential."""
-    weights = losses[0].weight_R.tolist()
-    means = [(row.nats_R / row.weight_R).tolist() for row in losses]
-    estimates = tuple(bootstrap_mean(mean, weights) for mean in means)
-    exponentials = tuple(Estimate(perplexity(e.value), perplexity(e.low), perplexity(e.high)) for e in estimates)
-    only_a_scale = tuple(Comparison(None, None) for _ in losses[1:])
-    return [
-        Measure("loss", False, len(weights), estimates, comparisons(means, weights), LOSS_MARGIN, "likelihood"),
-        Measure("perplexity", False, len(weights), exponentials, only_a_scale),
-    ]
-
-
-def mean_loss(losses: Sequence[Sequence[float]]) -> Measure:
-    """The mean of each candidate's losses, one a row."""
-    estimates = tuple(bootstrap_mean(each) for each in losses)
-    return Measure("loss", False, len(losses[0]), estimates, comparisons(losses), LOSS_MARGIN, "likelihood")
-
-
-def task_measures(losses: Sequence[RowLosses], examples: Sequence[Example]) -> list[Measure]:
-    """The loss of each task, where the rows are of several; losses: a row an example that learns something."""
-    tasks = by_task(examples)
-    if len(tasks) == 1:
-        return []
-    measures = []
-    for task in tasks:
-        is_of_R = torch.tensor([(example.origin.task or "") == task for example in examples])
-        own = [RowLosses(rows.nats_R[is_of_R], rows.weight_R[is_of_R]) for rows in losses]
-        measures.append(replace(loss_measures(own)[0], name=f"loss: {task or 'no task'}", witness="part"))
-    return measures
-
-
 # ── answers ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -400,14 +312,3 @@ def _several(references: Sequence[Sequence[str]]) -> list[str]:
     """What is to be said of rows with more than one right answer."""
     several = sum(len(rights) > 1 for rights in references)
     return [f"{several} of {len(references)} rows have several references: the nearest counts."] if several else []
-
-
-def comparisons(values: Sequence[Sequence[float]], weights: Sequence[float] | None = None) -> tuple[Comparison, ...]:
-    """Each later candidate's values, one a row, against the first one's."""
-    first, found = values[0], []
-    for later in values[1:]:
-        changes = [after - before for before, after in zip(first, later, strict=True)]
-        rises, falls = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
-        difference = bootstrap_difference(first, later, weights)
-        found.append(Comparison(difference, sign_test(changes), rises, falls))
-    return tuple(found)

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from luthier.evaluation.compare import Candidate, comparisons, mean_loss
+from luthier.evaluation.candidates import Candidate, comparisons
 from luthier.evaluation.intervals import bootstrap_mean, wilson
+from luthier.evaluation.loss_by_row import mean_loss
 from luthier.evaluation.measure import Measure
 from luthier.evaluation.rows import Rows
 from luthier.evaluation.verdict import Answered, Evaluation

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from luthier.evaluation.compare import Candidate, comparisons, mean_loss
+from luthier.evaluation.candidates import Candidate, comparisons
 from luthier.evaluation.intervals import wilson
+from luthier.evaluation.loss_by_row import mean_loss
 from luthier.evaluation.measure import Measure
 from luthier.evaluation.rows import Rows, calibration_measure
 from luthier.evaluation.verdict import Answered, Evaluation

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.errors import DataError
-from luthier.evaluation.compare import comparisons
+from luthier.evaluation.candidates import comparisons
 from luthier.evaluation.final_answer import FINAL_ANSWER, same_final_answer
 from luthier.evaluation.grading.libraries import needed
 from luthier.evaluation.grading.number import number_in

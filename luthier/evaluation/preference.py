@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.evaluation.compare import Candidate, comparisons
+from luthier.evaluation.candidates import Candidate, comparisons
 from luthier.evaluation.intervals import bootstrap_mean
 from luthier.evaluation.measure import SCORE_MARGIN, Measure, open_scale_of
 from luthier.evaluation.rows import Rows

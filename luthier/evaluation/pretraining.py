@@ -13,8 +13,9 @@ from functools import partial
 
 import torch
 
-from luthier.evaluation.compare import Candidate, RowLosses, comparisons, loss_measures, task_measures
+from luthier.evaluation.candidates import Candidate, comparisons
 from luthier.evaluation.intervals import bootstrap_mean
+from luthier.evaluation.loss_by_row import RowLosses, loss_measures, task_measures
 from luthier.evaluation.measure import Measure
 from luthier.evaluation.rows import Rows, Texts
 from luthier.evaluation.verdict import Answered, Evaluation

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.evaluation.compare import Candidate, comparisons
+from luthier.evaluation.candidates import Candidate, comparisons
 from luthier.evaluation.intervals import bootstrap_mean
 from luthier.evaluation.measure import Measure, open_scale_of
 from luthier.evaluation.metrics import pearson, spearman

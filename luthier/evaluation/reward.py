@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from luthier.evaluation.compare import comparisons
+from luthier.evaluation.candidates import comparisons
 from luthier.evaluation.intervals import Estimate, bootstrap_mean
 from luthier.evaluation.measure import Measure
 from luthier.evaluation.pairwise import (

@@ -15,8 +15,8 @@ from functools import partial
 import numpy as np
 
 from luthier.data.entities import are_span_tags, spans_of
+from luthier.evaluation.candidates import Candidate, comparisons
 from luthier.evaluation.classification import MAJORITY
-from luthier.evaluation.compare import Candidate, comparisons
 from luthier.evaluation.intervals import bootstrap_mean
 from luthier.evaluation.measure import LOSS_MARGIN, SCORE_MARGIN, Measure, Witness
 from luthier.evaluation.rows import Rows, statistic_measure

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from luthier.evaluation.compare import comparisons
+from luthier.evaluation.candidates import comparisons
 from luthier.evaluation.grading.contract import Grade
 from luthier.evaluation.intervals import bootstrap_mean
 from luthier.evaluation.measure import Measure, open_scale_of, scale_of

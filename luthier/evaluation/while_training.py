@@ -11,7 +11,8 @@ import torch
 from luthier.data.rendering import Renderer
 from luthier.errors import DataError, NotFinite, UsageError
 from luthier.evaluation.answer_curves import PREFIX, is_free
-from luthier.evaluation.compare import Candidate, Question, check_room, questions_of
+from luthier.evaluation.candidates import Candidate
+from luthier.evaluation.compare import Question, check_room, questions_of
 from luthier.evaluation.graded import Grading, columns_of, measured
 from luthier.evaluation.grading import Grader
 from luthier.evaluation.measure import Measure

@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from luthier.errors import LuthierError, NotFound, RecipeError
-from luthier.evaluation.compare import Candidate
+from luthier.evaluation.candidates import Candidate
 from luthier.evaluation.intervals import Estimate, wilson
 from luthier.evaluation.rows import Rows
 from luthier.evaluation.verdict import Evaluation

@@ -9,8 +9,9 @@ from pathlib import Path
 from luthier.data.dataset import load_examples
 from luthier.data.rendering import Renderer
 from luthier.errors import DataError, NetworkError, NotFound, UsageError
+from luthier.evaluation.candidates import Candidate
 from luthier.evaluation.classification import evaluate_classes
-from luthier.evaluation.compare import Candidate, evaluate_records, questions_of
+from luthier.evaluation.compare import evaluate_records, questions_of
 from luthier.evaluation.contamination import contamination, text_of
 from luthier.evaluation.embedding import evaluate_embedding
 from luthier.evaluation.forgetting.probe import forgetting, read_probe

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from luthier.errors import DataError
 from luthier.evaluation.best_of_n import BestOfN, curve
-from luthier.evaluation.compare import Candidate
+from luthier.evaluation.candidates import Candidate
 from luthier.evaluation.grading import Aids
 from luthier.evaluation.measure import Measure
 from luthier.evaluation.rows import Rows

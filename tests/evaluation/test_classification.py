@@ -12,8 +12,8 @@ from models.tiny import CLASSES, tiny_model
 from near import assert_near
 
 from luthier.errors import DataError
+from luthier.evaluation.candidates import Candidate
 from luthier.evaluation.classification import Guesses, class_measures, evaluate_classes, majority
-from luthier.evaluation.compare import Candidate
 from luthier.evaluation.metrics import macro_f1
 from luthier.evaluation.rows import Rows
 from luthier.methods import PromptTuning

@@ -7,14 +7,9 @@ from luthier.data.batches import evaluation_batches
 from luthier.data.rendering import build_renderer
 from luthier.data.settings import DataSettings
 from luthier.errors import DataError
-from luthier.evaluation.compare import (
-    Candidate,
-    evaluate_records,
-    loss_measures,
-    losses_by_row,
-    questions_of,
-    row_losses,
-)
+from luthier.evaluation.candidates import Candidate
+from luthier.evaluation.compare import evaluate_records, questions_of
+from luthier.evaluation.loss_by_row import loss_measures, losses_by_row, row_losses
 from luthier.generation.settings import Sampling
 from luthier.methods.lora import LoRA
 from luthier.models.loading import load_model

@@ -14,7 +14,7 @@ from tiny_runs import begin, recipe_values, write_rows
 
 from luthier.api import load_plain
 from luthier.errors import DataError, NotFound, UsageError
-from luthier.evaluation.compare import Candidate
+from luthier.evaluation.candidates import Candidate
 from luthier.evaluation.harness.scoring import Scored, sampling_of
 from luthier.evaluation.harness.suite import _measure, _scale, check_suites, evaluate_suite
 from luthier.ops.workers import Workers

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from luthier.data.rendering import Renderer
-from luthier.evaluation.compare import Candidate, comparisons
+from luthier.evaluation.candidates import Candidate, comparisons
 from luthier.evaluation.forgetting.found import Forgetting
 from luthier.evaluation.intervals import bootstrap_mean, wilson
 from luthier.evaluation.measure import Measure

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from luthier.errors import UsageError
-from luthier.evaluation.compare import Candidate
+from luthier.evaluation.candidates import Candidate
 from luthier.generation.engine import Request, generate
 from luthier.generation.settings import Sampling
 from luthier.prediction.passes import Passes, likelihoods, said_of_each

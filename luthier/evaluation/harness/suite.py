@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import DataError, NetworkError, NotFound, UsageError
-from luthier.evaluation.compare import Candidate, comparisons
+from luthier.evaluation.candidates import Candidate, comparisons
 from luthier.evaluation.harness.scoring import Scored
 from luthier.evaluation.intervals import bootstrap_mean
 from luthier.evaluation.measure import SCORE_MARGIN, Measure, scale_of

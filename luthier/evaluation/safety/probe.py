@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from luthier.evaluation.compare import Candidate, comparisons
+from luthier.evaluation.candidates import Candidate, comparisons
 from luthier.evaluation.intervals import wilson
 from luthier.evaluation.measure import Measure
 from luthier.evaluation.safety.found import Safety

@@ -12,7 +12,7 @@ from models.tuned import randomize
 from luthier.data.rendering import build_renderer
 from luthier.data.settings import DataSettings
 from luthier.errors import ResourceError
-from luthier.evaluation.compare import Candidate
+from luthier.evaluation.candidates import Candidate
 from luthier.evaluation.safety.probe import (
     FOLDER,
     STEREOTYPES,

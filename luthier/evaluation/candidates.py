@@ -1,0 +1,32 @@
+"""The models that are compared, and what is told of each beside the first one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from luthier.evaluation.intervals import bootstrap_difference, sign_test
+from luthier.evaluation.measure import Comparison
+from luthier.models.language_model import LanguageModel
+from luthier.types import Record
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model under a name, and the adapter to use on it; None is the model as it is. shots: rows that it is shown first."""
+
+    name: str
+    model: LanguageModel
+    adapter: str | None = None
+    shots: tuple[Record, ...] = ()
+
+
+def comparisons(values: Sequence[Sequence[float]], weights: Sequence[float] | None = None) -> tuple[Comparison, ...]:
+    """Each later candidate's values, one a row, against the first one's."""
+    first, found = values[0], []
+    for later in values[1:]:
+        changes = [after - before for before, after in zip(first, later, strict=True)]
+        rises, falls = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
+        difference = bootstrap_difference(first, later, weights)
+        found.append(Comparison(difference, sign_test(changes), rises, falls))
+    return tuple(found)
