@@ -14,9 +14,9 @@ from luthier.training.settings import TrainingSettings
 
 CPU = torch.device("cpu")
 LONG = 60
-ROWS = 192
+ROWS = 96
 WHOLE = LONG * ROWS
-"""Tokens of a step of one micro-batch, which takes about 50 MB more than two of half the size."""
+"""Tokens of a step of one micro-batch, which takes about 10 MB more than two of half the size."""
 
 
 @dataclass
@@ -52,11 +52,11 @@ def most_held(run: Run) -> int:
 
 
 def limited(recomputes: bool) -> Limited:
-    """A limit two thirds of the way from what the whole needs down to what halves need, and what comes of it."""
+    """A limit half-way between what the whole needs and what halves need, and what comes of it."""
     most_held(wide_run(WHOLE, recomputes, steps=1))  # what is read and made once
     free, half = wide_run(WHOLE, recomputes), wide_run(WHOLE // 2, recomputes, steps=1)
     most, most_of_half = most_held(free), most_held(half)
-    limit_gb = (most + 2 * most_of_half) / 3 / 1e9
+    limit_gb = (most + most_of_half) / 2 / 1e9
     run = wide_run(WHOLE, recomputes, limit_gb)
     seen = Limited(most - most_of_half, _losses(free), [], 0)
     run.announce = seen.said.append
