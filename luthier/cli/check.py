@@ -135,6 +135,7 @@ def _whole_document(checked: Checked, mended: Mended | None, gate: _Gate, recipe
         "refused": checked.refusal is not None,
         "findings": [finding.as_json() for finding in checked.findings],
         "counts": checked.counts,
+        "notes": [word.as_json() for word in checked.common],
         "statistics": statistics_of(checked, _tokens_of_row(checked, gate, recipe)),
         **({"fixed": mended.as_json()} if mended is not None else {}),
         "gate": _gate_document(gate),
@@ -186,13 +187,15 @@ def _became(mended: Mended) -> str:
 
 
 def _print_findings(checked: Checked, gate: _Gate) -> None:
-    """The findings on standard error, errors first, at most so many; then the refusal."""
+    """The findings on standard error, errors first, at most so many; what is too common to be told singly; then the refusal."""
     ordered = sorted(checked.findings, key=lambda finding: finding.severity)
     for finding in ordered[:_MOST_SHOWN]:
         say(f"{finding.severity}: {finding.where}: {finding.kind}: {finding.found}")
         say(f"  {finding.mend}")
     if len(ordered) > _MOST_SHOWN:
         say(f"... and {len(ordered) - _MOST_SHOWN:,} more; --json gives them all.")
+    for word in checked.common:
+        say(f"note: {word.said}")
     refusal = checked.refusal or gate.refusal
     if refusal is not None:
         print_error(refusal, as_json=False)

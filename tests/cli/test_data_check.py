@@ -90,6 +90,19 @@ def test_of_near_copies_it_is_said_that_the_automatic_split_may_part_them(
     assert "data.validation: auto" not in capsys.readouterr().out
 
 
+def test_what_many_rows_have_is_told_once_and_is_no_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write(tmp_path / "rows.jsonl", *((line, " Yours, [Your Name]") for line in range(3, 40)))
+    code, document = document_of(capsys, "rows.jsonl", "--strict", "--report", "page")
+    assert (code, document["ok"], document["findings"]) == (0, True, [])
+    (word,) = document["notes"]
+    found = (word["kind"], word["number"], word["of"], Path(word["file"]).name, word["line"], word["field"])
+    assert found == ("unfilled-placeholder", 37, 60, "rows.jsonl", 3, "completion")
+    assert main(["check", "rows.jsonl"]) == 0
+    assert capsys.readouterr().err.count(f"note: {word['said']}") == 1
+    page = (tmp_path / "page" / "report.md").read_text()
+    assert f"| unfilled-placeholder | 37 of 60 | {word['file']}, line 3, field 'completion' |" in page
+
+
 def test_drop_faulty_alone_is_a_usage_error(tmp_path: Path):
     write(tmp_path / "rows.jsonl")
     assert main(["check", "rows.jsonl", "--drop-faulty"]) == 2

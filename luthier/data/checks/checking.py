@@ -12,7 +12,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
@@ -35,7 +35,7 @@ from luthier.data.checks import (
     turns,
 )
 from luthier.data.checks.duplicates import Copies, Digests, digest_rows
-from luthier.data.checks.findings import Finding, Notes, by_place
+from luthier.data.checks.findings import Common, Finding, Notes, by_kind, by_place
 from luthier.data.checks.form import NATURALLY, ReadAs
 from luthier.data.checks.labels import Labels
 from luthier.data.checks.lengths import Lengths
@@ -97,7 +97,7 @@ class Checked:
 
     languages: by field, how many texts are of each. characters: by script.
     form, gives: what the rows are read as; None where they are refused, or several sources are not read alike. reason: why.
-    refusal: why nothing can be learned from them.
+    refusal: why nothing can be learned from them. common: of each kind of fault that too many have to be told one by one, a word.
     """
 
     num_rows: int
@@ -112,6 +112,7 @@ class Checked:
     languages: Mapping[str, Mapping[str, int]]
     characters: Mapping[str, int]
     refusal: DataError | None = None
+    common: tuple[Common, ...] = ()
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -164,16 +165,24 @@ def check_data(
                 if before // ROWS_BETWEEN_WORDS != total.num_rows // ROWS_BETWEEN_WORDS:
                     announce(f"{total.num_rows:,} rows are looked through.")
             findings = list(copies.settled(total.notes))
-    findings += [*total.notes.findings, *total.notes.settled(), *total.labels.settled(), *total.lengths.settled()]
+    rare, common = total.notes.settled()
+    findings += [*total.notes.findings, *rare, *total.labels.settled(), *total.lengths.settled()]
     return _checked(
         total,
         num_held_out,
         found,
         by_place([questions.in_article(each) for each in _said_once(findings)], _order_of_files(train, held_out)),
+        tuple(replace(each, example=questions.in_article(each.example)) for each in common),
     )
 
 
-def _checked(total: Seen, num_held_out: int, found: Natural | DataError, findings: Sequence[Finding]) -> Checked:
+def _checked(
+    total: Seen,
+    num_held_out: int,
+    found: Natural | DataError,
+    findings: Sequence[Finding],
+    common: tuple[Common, ...],
+) -> Checked:
     form = found if isinstance(found, Natural) else None
     return Checked(
         total.num_rows - num_held_out,
@@ -188,6 +197,7 @@ def _checked(total: Seen, num_held_out: int, found: Natural | DataError, finding
         total.spoken.by_peer,
         dict(total.spoken.characters),
         None if isinstance(found, Natural) else found,
+        common,
     )
 
 
@@ -240,6 +250,7 @@ def _of_sources(found: Sequence[Checked]) -> Checked:
         _added(each.languages for each in found),
         characters,
         None if refused is None else refused.refusal,
+        by_kind(word for each in found for word in each.common),
     )
 
 

@@ -2,13 +2,14 @@
 
 A finding is a fault at a place. A suspicion is something that is a fault only where it is rare: an answer without a full
 stop is cut off among a thousand that have one, and ordinary where half of them have none. Suspicions are kept with the
-number of peers that were looked at, and become findings when the whole set has been seen.
+number of peers that were looked at, and become findings when the whole set has been seen. Those that are too common to be
+told one by one are told in one word on the whole set, which is no finding.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -71,6 +72,50 @@ class Suspicion:
     finding: Finding
 
 
+@dataclass(frozen=True)
+class Common:
+    """Suspicions of one kind that are too common among their peers to be told one by one: a word on the set, and no finding.
+
+    number: how many there are. of: how many peers were looked at. example: the first of them. has_told: whether rarer ones of
+    the kind are findings.
+    """
+
+    kind: str
+    number: int
+    of: int
+    example: Finding
+    has_told: bool
+
+    @property
+    def said(self) -> str:
+        """The word on the set."""
+        more = " more" if self.has_told else ""
+        return (
+            f"{self.kind}: {self.number:,}{more} of {self.of:,} that were looked at may have it, too many to be told one by one. "
+            f"See whether the set is meant to be so; look first at {self.example.where}: {self.example.found}"
+        )
+
+    def as_json(self) -> dict[str, object]:
+        """The word as `--json` prints it."""
+        example = {
+            key: value for key, value in self.example.as_json().items() if key in ("file", "line", "field", "found")
+        }
+        return {"kind": self.kind, "number": self.number, "of": self.of, **example, "said": self.said}
+
+    def joined(self, other: Common) -> Common:
+        """The same of two sets of peers."""
+        has_told = self.has_told or other.has_told
+        return Common(self.kind, self.number + other.number, self.of + other.of, self.example, has_told)
+
+
+def by_kind(words: Iterable[Common]) -> tuple[Common, ...]:
+    """One word a kind, in the order of the kinds' names."""
+    found: dict[str, Common] = {}
+    for word in words:
+        found[word.kind] = found[word.kind].joined(word) if word.kind in found else word
+    return tuple(found[kind] for kind in sorted(found))
+
+
 @dataclass
 class Notes:
     """What was noted of some rows. Notes of two runs of rows are put together with `take`.
@@ -115,11 +160,23 @@ class Notes:
             kept += more[:room]
             self.uncounted[key] += len(more[room:])
 
-    def settled(self) -> Iterator[Finding]:
-        """The suspicions that are rare enough to be faults; of those that are not, one word on the whole set."""
+    def settled(self) -> tuple[list[Finding], tuple[Common, ...]]:
+        """The suspicions that are rare enough to be faults; of each kind that has others, one word on the whole set."""
+        findings: list[Finding] = []
+        common: list[Common] = []
         for (kind, peer), suspicions in self.suspicions.items():
             num_peers = self.peers[kind, peer] if (kind, peer) in self.peers else self.texts[peer]
-            yield from self._rare(suspicions, num_peers, self.uncounted[kind, peer])
+            num_uncounted = self.uncounted[kind, peer]
+            rare = list(self._rare(suspicions, num_peers, num_uncounted))
+            findings += rare
+            told = set(rare)
+            left = dict.fromkeys(each.finding for each in suspicions if each.finding not in told)
+            if left:
+                number = len(left) + num_uncounted
+                # peers are none where so many rows ask the same that several answers to one question seem meant
+                of = max(number, num_peers or self.num_rows)
+                common.append(Common(kind, number, of, next(iter(left)), bool(rare)))
+        return findings, by_kind(common)
 
     def _rare(self, suspicions: list[Suspicion], num_peers: int, num_uncounted: int) -> Iterator[Finding]:
         """Level by level, as long as all so far are few: of their peers, and the rows that they are in of all rows."""

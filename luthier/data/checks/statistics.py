@@ -105,6 +105,7 @@ def page(checked: Checked, tokens_of_row: float | None = None) -> str:
         "## What was found",
         "",
         *_table(("kind", "found"), [(kind, f"{count:,}") for kind, count in checked.counts.items()]),
+        *_common(checked),
         "## How long the rows are",
         "",
         *_table(
@@ -143,6 +144,14 @@ def page(checked: Checked, tokens_of_row: float | None = None) -> str:
             *_table(("label", "rows"), [(name, f"{n:,}") for name, n in counts.items()]),
         ]
     return "\n".join([*lines, *_findings(checked)]) + "\n"
+
+
+def _common(checked: Checked) -> list[str]:
+    if not checked.common:
+        return []
+    rows = [(one.kind, f"{one.number:,} of {one.of:,}", one.example.where, one.example.found) for one in checked.common]
+    said = "Too common to be told one by one, and not counted above; see whether the set is meant to be so:"
+    return [said, "", *_table(("kind", "of those looked at", "the first", "found"), rows)]
 
 
 def _findings(checked: Checked) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 from made_sets import LINE, SETS, checked, rows_of
 
 from luthier.data.checks.checking import Checked, check_data
+from luthier.data.checks.findings import MOST_KEPT, Finding, Notes
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -258,6 +259,40 @@ def test_texts_that_all_end_at_one_length_were_cut(tmp_path: Path):
         rows[number]["completion"] = (rows[number]["completion"] * 3)[:311].rstrip(". ").ljust(311, "x")
     found = [one.line for one in checked(tmp_path, rows).findings if one.kind == "length-limit"]
     assert found == [11, 21, 31, 41]
+
+
+# ── what is too common to be told one by one ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("many", [2, 30])
+def test_faults_are_told_one_by_one_while_few_have_them_and_else_in_one_word(many: int, tmp_path: Path):
+    rows = rows_of("answers")
+    for row in rows[10 : 10 + many]:
+        row["completion"] += " Yours, [Your Name]"
+    result = checked(tmp_path, rows)
+    if many == 2:
+        assert [(one.kind, one.line) for one in result.findings] == [("unfilled-placeholder", n) for n in (11, 12)]
+        assert result.common == ()
+        return
+    assert result.findings == ()
+    (word,) = result.common
+    assert (word.kind, word.number, word.of, word.example.line) == ("unfilled-placeholder", 30, 200, 11)
+    assert "30 of 200" in word.said
+    assert "[Your Name]" in word.said
+    assert "\n" not in word.said
+
+
+def test_the_word_counts_what_was_not_kept_and_all_sorts_of_peers():
+    notes = Notes(num_rows=100_000)
+    for line in range(MOST_KEPT + 5):
+        notes.suspect("text", Finding("cut-text", "error", "rows", line, "text", "cut.", "Mend it."), 0.01)
+    notes.suspect("title", Finding("cut-text", "error", "rows", 1, "title", "cut.", "Mend it."), 0.01)
+    for line in range(3):
+        notes.suspect("body", Finding("cut-text", "error", "rows", line, "body", "cut.", "Mend it."), 0.01)
+    notes.texts.update({"text": 90_000, "title": 50, "body": 70})
+    findings, (word,) = notes.settled()
+    assert [finding.field for finding in findings] == ["title"]
+    assert (word.number, word.of) == (MOST_KEPT + 5 + 3, 90_000 + 70)
 
 
 # ── files that are not whole ────────────────────────────────────────────────────────────────────────────────────────
