@@ -28,6 +28,11 @@ The message says what was found and what was expected, `mend` what to do about i
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from luthier.types import RowLengths
+
 
 class LuthierError(Exception):
     """Something that a person can mend: what was found, where, and what to do."""
@@ -123,7 +128,9 @@ class DataError(LuthierError):
 
 
 class GateRefusal(DataError):
-    """The rows can be read, but training on them would give a broken model."""
+    """The rows can be read, but training on them would give a broken model. lengths: those of the rows, where all are tokens."""
+
+    lengths: RowLengths | None = None
 
 
 class RunMismatch(LuthierError):

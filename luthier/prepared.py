@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -77,7 +78,6 @@ def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
     dataset, objective = read_dataset(recipe, config, tokenizer, announce, answer_start)
     drawing = drawing_of(recipe, objective, tokenizer, answer_start)
     drawn = dataset if drawing is None else replace(dataset, train=drawn_rows(drawing, dataset.train))
-    check_lengths(drawn, config)
     only_asks = objective.takes == "prompts"
     rules = Rules(
         learns_ends=objective.learns_ends,
@@ -86,13 +86,25 @@ def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
         ranks=objective.takes == "rankings",
     )
     trusted = recipe.model.trust_tokenizer
-    gate = check_gate(drawn, int(config.vocab_size), rules, marks_of(config), trusts_tokenizer=trusted)
-    for companion, own in companions:
-        with told_of(companion):
-            check_lengths(drawn, own)
+    with _with_lengths(dataset):
+        check_lengths(drawn, config)
+        gate = check_gate(drawn, int(config.vocab_size), rules, marks_of(config), trusts_tokenizer=trusted)
+        for companion, own in companions:
+            with told_of(companion):
+                check_lengths(drawn, own)
     words = {companion.role: int(own.vocab_size) for companion, own in companions}
     texts = texts_beside(recipe, dataset, config, announce)
     return Prepared(dataset, objective, tokenizer, gate, drawing, int(config.vocab_size), words, texts)
+
+
+@contextmanager
+def _with_lengths(dataset: Dataset) -> Iterator[None]:
+    """Within: a refusal says how long the rows are."""
+    try:
+        yield
+    except GateRefusal as refusal:
+        refusal.lengths = dataset.lengths
+        raise
 
 
 def marks_of(config: PreTrainedConfig) -> dict[str, int]:

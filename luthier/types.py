@@ -299,8 +299,17 @@ class Rendered:
     @property
     def num_tokens(self) -> int:
         """Tokens of the record, those of the source included; of several texts, of the longest."""
-        own = len(self.tokens_T) + (0 if self.source_S is None else len(self.source_S))
-        return max([own, *(text.num_tokens for text in self.beside)])
+        return max(text.num_own_tokens for text in self.texts)
+
+    @property
+    def num_own_tokens(self) -> int:
+        """Tokens of this text and its source."""
+        return len(self.tokens_T) + (0 if self.source_S is None else len(self.source_S))
+
+    @property
+    def num_learned(self) -> int:
+        """Learned tokens and tags of all texts."""
+        return sum(int(np.count_nonzero(text.weight_T)) + len(text.tags) for text in self.texts)
 
     def cut(self, length: int) -> Rendered:
         """The row cut at its end to so many tokens; what closes the text stays.
@@ -327,6 +336,42 @@ class Rendered:
         is_left = self.tag_K < length - self.num_closing
         tags = tuple(tag for tag, left in zip(self.tags, is_left.tolist(), strict=True) if left)
         return replace(cut, tags=tags, tag_K=self.tag_K[is_left])
+
+
+@dataclass(frozen=True)
+class RowLengths:
+    """How many tokens rows have uncut, and what cutting them at a limit loses, whether or not they are cut.
+
+    limit: most tokens of a row. num_long: how many rows have more. num_tokens, num_learned: of all rows, of all their texts.
+    beyond, learned_beyond: how many of these lie beyond the limit. longest: tokens of the longest row.
+    """
+
+    limit: int = 0
+    num_rows: int = 0
+    num_long: int = 0
+    num_tokens: int = 0
+    num_learned: int = 0
+    beyond: int = 0
+    learned_beyond: int = 0
+    longest: int = 0
+
+    def joined(self, others: Sequence[RowLengths]) -> RowLengths:
+        """Those of these rows and others together."""
+        each = [self, *others]
+        return RowLengths(
+            limit=max(one.limit for one in each),
+            num_rows=sum(one.num_rows for one in each),
+            num_long=sum(one.num_long for one in each),
+            num_tokens=sum(one.num_tokens for one in each),
+            num_learned=sum(one.num_learned for one in each),
+            beyond=sum(one.beyond for one in each),
+            learned_beyond=sum(one.learned_beyond for one in each),
+            longest=max(one.longest for one in each),
+        )
+
+
+NO_LENGTHS = RowLengths()
+"""Those of no rows."""
 
 
 # ── examples: token ids and what is learned ─────────────────────────────────────────────────────────────────────────

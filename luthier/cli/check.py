@@ -16,13 +16,15 @@ import typer
 from luthier.cli.gate import document_of, text_of
 from luthier.cli.options import Json, Overrides
 from luthier.cli.output import emit, print_error, say
-from luthier.errors import DataError, LuthierError, NetworkError, NotFound, ResourceError, UsageError
+from luthier.errors import DataError, GateRefusal, LuthierError, NetworkError, NotFound, ResourceError, UsageError
 
 if TYPE_CHECKING:
     from luthier.data.checks.checking import Checked
     from luthier.data.checks.mending import Mended
+    from luthier.data.checks.statistics import Tokens
     from luthier.data.gate import GateReport
     from luthier.recipe import Recipe
+    from luthier.types import RowLengths
 
 _MOST_SHOWN = 20
 _ACROSS = "Of rows that ask the same, data.validation: auto never holds some out and trains on others; of near-duplicates it may."
@@ -75,8 +77,8 @@ def check(
     needs_model = is_recipe or model is not None
     gate = _Gate() if checked.refusal else _gate(recipe, is_asked=is_chosen or needs_model, needs_model=needs_model)
     if report is not None:
-        write_report(checked, report, _tokens_of_row(checked, gate, recipe))
-    emit(_whole_document(checked, mended, gate, recipe), _whole_text(checked, mended, gate, recipe), as_json)
+        write_report(checked, report, _tokens(checked, gate))
+    emit(_whole_document(checked, mended, gate), _whole_text(checked, mended, gate, recipe), as_json)
     if not as_json:
         _print_findings(checked, gate)
     if not _is_sound(checked, gate) or (strict and checked.findings):
@@ -90,6 +92,14 @@ class _Gate:
     report: GateReport | None = None
     refusal: DataError | None = None
     unasked: LuthierError | None = None
+
+    @property
+    def lengths(self) -> RowLengths | None:
+        """How long the rows are in tokens; None where they did not all become tokens."""
+        if self.report is not None:
+            return self.report.lengths
+        error = self.refusal or self.unasked
+        return error.lengths if isinstance(error, GateRefusal) else None
 
 
 def _gate(recipe: Recipe, *, is_asked: bool, needs_model: bool) -> _Gate:
@@ -113,15 +123,20 @@ def _is_sound(checked: Checked, gate: _Gate) -> bool:
     return not checked.errors and checked.refusal is None and gate.refusal is None
 
 
-def _tokens_of_row(checked: Checked, gate: _Gate, recipe: Recipe) -> float | None:
-    """The mean of the rows' tokens; None where no tokenizer wrote all of them whole."""
-    report = gate.report
-    if report is None or report.longest_row >= recipe.data.max_length:
-        return None
-    return report.mean_row if report.num_rows + report.num_held_out == checked.num_rows + checked.num_held_out else None
+def _tokens(checked: Checked, gate: _Gate) -> Tokens:
+    """What the model's tokenizer says of the rows. Their mean is none where it read other rows, or pieces of them."""
+    from luthier.data.checks.statistics import Tokens
+
+    lengths = gate.lengths
+    if lengths is None:
+        return Tokens()
+    is_all = lengths.num_rows == checked.num_rows + checked.num_held_out
+    if gate.report is not None and is_all and not lengths.num_long:
+        return Tokens(gate.report.mean_row, lengths)  # in which what two texts share counts once
+    return Tokens(lengths.num_tokens / lengths.num_rows if is_all else None, lengths)
 
 
-def _whole_document(checked: Checked, mended: Mended | None, gate: _Gate, recipe: Recipe) -> dict[str, Any]:
+def _whole_document(checked: Checked, mended: Mended | None, gate: _Gate) -> dict[str, Any]:
     from luthier.data.checks.statistics import statistics_of
 
     refusal = checked.refusal or gate.refusal
@@ -136,7 +151,7 @@ def _whole_document(checked: Checked, mended: Mended | None, gate: _Gate, recipe
         "findings": [finding.as_json() for finding in checked.findings],
         "counts": checked.counts,
         "notes": [word.as_json() for word in checked.common],
-        "statistics": statistics_of(checked, _tokens_of_row(checked, gate, recipe)),
+        "statistics": statistics_of(checked, _tokens(checked, gate)),
         **({"fixed": mended.as_json()} if mended is not None else {}),
         "gate": _gate_document(gate),
         **({"error": refusal.as_json()["error"]} if refusal is not None else {}),
@@ -153,6 +168,8 @@ def _gate_document(gate: _Gate) -> dict[str, Any]:
 
 
 def _whole_text(checked: Checked, mended: Mended | None, gate: _Gate, recipe: Recipe) -> str:
+    from luthier.data.checks.statistics import said_of_lengths
+
     num_errors = len(checked.errors)
     held_out = f" and {checked.num_held_out:,} for validation" if checked.num_held_out else ""
     lines = [f"{checked.num_rows:,} row{'' if checked.num_rows == 1 else 's'}{held_out}; {_form(checked)}."]
@@ -166,6 +183,9 @@ def _whole_text(checked: Checked, mended: Mended | None, gate: _Gate, recipe: Re
         lines += ["", text_of(gate.report)]
     elif gate.unasked is not None:
         lines += ["", f"Tokens were not looked at: {gate.unasked.found} {gate.unasked.mend}"]
+    lengths = gate.lengths
+    if lengths is not None and lengths.num_long:
+        lines += [said_of_lengths(lengths)]
     return "\n".join(lines)
 
 

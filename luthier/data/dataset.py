@@ -21,7 +21,7 @@ from luthier.data.tokens.making import Job, MakeExample, counted
 from luthier.data.tokens.sets import Keeping, TokenSet, Wanted, labels_before, token_set
 from luthier.errors import GateRefusal
 from luthier.store.cache import cache_root
-from luthier.types import Example, Gives, Pooled, Record, TextsAs
+from luthier.types import NO_LENGTHS, Example, Gives, Pooled, Record, RowLengths, TextsAs
 
 Announce = Callable[[str], None]
 OfLabels = Callable[[tuple[str, ...]], MakeExample]
@@ -57,6 +57,7 @@ class Examples:
     Those of a large set are made when they are asked for.
     reason: why the rows were taken for this form. notes: what a user should know of them. sha256: of the rows' content.
     labels: of the rows. sizes: how many rows each source has; tasks: what the sources are called, "" for files alone.
+    lengths: of the rows, uncut, those that were left out included.
     """
 
     records: Sequence[Record]
@@ -68,6 +69,7 @@ class Examples:
     labels: frozenset[str] = frozenset()
     sizes: tuple[int, ...] = ()
     tasks: tuple[str, ...] = ()
+    lengths: RowLengths = NO_LENGTHS
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Dataset:
     format, reason: the form of the training rows, and why they were taken for it; of a mixture, of its first source.
     sha256: of the training rows' content, before any are held out. labels: those of the training rows likewise, each once,
     sorted. mixture: how many rows of each source an epoch takes; None where it takes all. first_held_out: the number of the
-    first document held out, where those have a file of their own.
+    first document held out, where those have a file of their own. lengths: of all rows, as `Examples` has them.
     """
 
     train: Sequence[Example]
@@ -94,6 +96,7 @@ class Dataset:
     labels: tuple[str, ...] = ()
     mixture: Mixture | None = None
     first_held_out: int = 0
+    lengths: RowLengths = NO_LENGTHS
 
 
 def load_dataset(
@@ -180,6 +183,7 @@ def _split(
         labels=loader.labels,
         mixture=mixture,
         first_held_out=first_held_out,
+        lengths=source.lengths.joined([held_out.lengths] if held_out else []),
     )
 
 
@@ -230,6 +234,7 @@ class _Loader:
             labels=frozenset(label for each in sets for label in each.meta.labels),
             sizes=tuple(len(each.examples) for each in sets),
             tasks=tasks,
+            lengths=sets[0].meta.lengths.joined([each.meta.lengths for each in sets[1:]]),
         )
 
     def wanted(self, source: DataSource, max_rows: int | None) -> Wanted:

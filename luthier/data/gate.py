@@ -27,6 +27,7 @@ from luthier.data.tokens.making import labels_in
 from luthier.data.whole_texts import Whole
 from luthier.errors import DataError, GateRefusal
 from luthier.types import (
+    NO_LENGTHS,
     Conversation,
     Example,
     IntArray,
@@ -34,6 +35,7 @@ from luthier.types import (
     Origin,
     Prompt,
     Record,
+    RowLengths,
     Tagged,
 )
 
@@ -46,7 +48,7 @@ class GateReport:
     """What passed the gate: numbers over the training rows, up to three of them marked, and what a user should know.
 
     classes: where rows are texts with classes, how many training rows each class has, the most frequent first. ranks: as `Rules` has
-    it: what is learned are then answers.
+    it: what is learned are then answers. lengths: of all rows uncut, those left out included.
     """
 
     rows: tuple[MarkedRow, ...]
@@ -59,6 +61,7 @@ class GateReport:
     notes: tuple[str, ...]
     classes: tuple[tuple[str, int], ...] = ()
     ranks: bool = False
+    lengths: RowLengths = NO_LENGTHS
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ def check_gate(
         notes=tuple(notes),
         classes=tuple(classes.most_common()),
         ranks=rules.ranks,
+        lengths=dataset.lengths,
     )
 
 

@@ -153,6 +153,23 @@ def test_check_tells_twenty_faults_and_how_many_more(desk: Path, run: Run):
     assert "5 more" in ended.err
 
 
+def test_check_counts_what_a_limit_would_cut_of_rows_that_it_refuses(desk: Path, run: Run):
+    long = json.dumps({"prompt": "Where is it?", "completion": "The parcel is here. " * 50})
+    (desk / "rows.jsonl").write_text((desk / "rows.jsonl").read_text() + long)
+    ended = run("check", "recipe.yaml", "--json", "--report", "page", folder=desk)
+    assert ended.code == 3
+    assert ended.document["error"]["line"] == 41
+    lost, tokens = ended.document["statistics"]["truncation"], ended.document["statistics"]["tokens_are"]
+    assert (lost["max_length"], lost["rows"], lost["longer_rows"], tokens) == (128, 41, 1, "counted")
+    assert lost["tokens_beyond"] == lost["longest_row"] - 128
+    assert lost["learned_tokens_beyond"] == lost["tokens_beyond"] - 1  # the line break after the end of the turn
+    said = "1 of 41 rows is longer than data.max_length (128 tokens)"
+    assert said in (desk / "page" / "report.md").read_text()
+    assert said in run("check", "recipe.yaml", folder=desk).out
+    cut = run("check", "recipe.yaml", "--set", "data.too_long=truncate", "--json", folder=desk)
+    assert (cut.document["gate"]["ok"], cut.document["statistics"]["truncation"]) == (True, lost)
+
+
 def test_check_refuses_rows_that_the_models_positions_do_not_reach(desk: Path, run: Run):
     long = json.dumps({"prompt": "a", "completion": "word " * 1100})
     (desk / "rows.jsonl").write_text((desk / "rows.jsonl").read_text() + long)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from small_examples import example_of
@@ -13,7 +13,7 @@ from small_tokenizers import CHATML, byte_level
 from luthier.data.dataset import Dataset, load_dataset
 from luthier.data.settings import DataSettings
 from luthier.errors import GateRefusal, NotFound, RecipeError
-from luthier.types import Completion, PlainText
+from luthier.types import Completion, PlainText, RowLengths
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -167,6 +167,31 @@ def test_rows_that_are_too_long_can_be_cut_and_the_loss_is_said(mixed: tuple[str
         assert after.token_N.tolist() == before.token_N[before.source_N + 1 < allowed].tolist()
     lost = sum(max(0, length - allowed) for length in lengths)
     assert any("2 rows of 6" in text and f"{lost} tokens lost" in text for text in said)
+
+
+@pytest.mark.parametrize("too_long", ["refuse", "drop", "truncate"])
+def test_what_a_limit_loses_is_known_whatever_becomes_of_the_long_rows(
+    mixed: tuple[str, list[int]], too_long: Literal["refuse", "drop", "truncate"]
+) -> None:
+    file, lengths = mixed
+    allowed = lengths[0] + 4
+    whole = load(file, validation="none").train
+    if too_long == "refuse":
+        with pytest.raises(GateRefusal) as refused:
+            load(file, max_length=allowed, too_long=too_long, validation="none")
+        found = refused.value.lengths
+    else:
+        found = load(file, max_length=allowed, too_long=too_long, validation="none").lengths
+    assert found == RowLengths(
+        limit=allowed,
+        num_rows=6,
+        num_long=2,
+        num_tokens=sum(lengths),
+        num_learned=sum(row.num_learned for row in whole),
+        beyond=sum(max(0, length - allowed) for length in lengths),
+        learned_beyond=sum(int((row.source_N + 1 >= allowed).sum()) for row in whole),
+        longest=max(lengths),
+    )
 
 
 def test_a_row_whose_answer_is_cut_away_is_refused(tmp_path: Path) -> None:

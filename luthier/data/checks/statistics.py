@@ -13,6 +13,7 @@ from luthier.data.checks.languages import UNTOLD
 from luthier.data.checks.lengths import quantile
 from luthier.store.files import write_bytes, write_text
 from luthier.store.pictures import png_of
+from luthier.types import RowLengths
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +30,17 @@ _MOST_LABELS = 30
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """What a tokenizer says of the rows. of_row: their mean, where it wrote all of them; lengths: None where it measured none."""
+
+    of_row: float | None = None
+    lengths: RowLengths | None = None
+
+
+UNTOLD_TOKENS = Tokens()
+
+
+@dataclass(frozen=True)
 class TokenLength:
     """How many characters of the rows a token has. is_counted: whether a tokenizer wrote them; else it is told from scripts."""
 
@@ -42,6 +54,40 @@ class TokenLength:
         return f"{self.characters:.1f} characters a token, {how}"
 
 
+def said_of_lengths(lengths: RowLengths) -> str:
+    """What cutting the rows at their limit loses, in words."""
+    limit = f"data.max_length ({lengths.limit:,} tokens)"
+    if not lengths.num_long:
+        return f"None of {lengths.num_rows:,} rows is longer than {limit}: the longest has {lengths.longest:,}."
+    lost = f"{lengths.beyond:,} of {lengths.num_tokens:,} tokens ({_share(lengths.beyond, lengths.num_tokens)})"
+    if lengths.num_learned:
+        share = _share(lengths.learned_beyond, lengths.num_learned)
+        lost += f", {lengths.learned_beyond:,} of them learned ({share} of what is learned)"
+    return (
+        f"{lengths.num_long:,} of {lengths.num_rows:,} rows {'is' if lengths.num_long == 1 else 'are'} longer than {limit}: the longest has {lengths.longest:,}. "
+        f"Cutting there loses {lost}."
+    )
+
+
+def _share(part: int, of: int) -> str:
+    return f"{part / max(1, of):.1%}"
+
+
+def _truncation(lengths: RowLengths) -> dict[str, Any]:
+    """The same as `--json` has it."""
+    return {
+        "max_length": lengths.limit,
+        "rows": lengths.num_rows,
+        "longer_rows": lengths.num_long,
+        "longest_row": lengths.longest,
+        "tokens": lengths.num_tokens,
+        "tokens_beyond": lengths.beyond,
+        "share_beyond": lengths.beyond / max(1, lengths.num_tokens),
+        "learned_tokens": lengths.num_learned,
+        "learned_tokens_beyond": lengths.learned_beyond,
+    }
+
+
 def token_length(checked: Checked, tokens_of_row: float | None = None) -> TokenLength:
     """How many characters a token has. tokens_of_row: of all rows on average, whole, where a tokenizer has written them."""
     rows, num_rows = checked.rows_by_length, max(1, sum(checked.rows_by_length.values()))
@@ -53,17 +99,15 @@ def token_length(checked: Checked, tokens_of_row: float | None = None) -> TokenL
     return TokenLength(sum(known.values()) / tokens if tokens else CHARACTERS_OF_TOKEN["Latin"], is_counted=False)
 
 
-def statistics_of(checked: Checked, tokens_of_row: float | None = None) -> dict[str, Any]:
-    """Lengths in characters, what a limit on tokens would cut, how often each label comes, and which languages there are.
-
-    tokens_of_row: as `token_length` has it.
-    """
-    rows, token = Counter(checked.rows_by_length), token_length(checked, tokens_of_row)
+def statistics_of(checked: Checked, tokens: Tokens = UNTOLD_TOKENS) -> dict[str, Any]:
+    """Lengths in characters, what a limit on tokens would cut, how often each label comes, and which languages there are."""
+    rows, token = Counter(checked.rows_by_length), token_length(checked, tokens.of_row)
     return {
         "characters_of_row": _quantiles(rows),
         "characters_of_field": {peer: _quantiles(Counter(counts)) for peer, counts in checked.texts_by_length.items()},
         "characters_of_token": round(token.characters, 3),
         "tokens_are": "counted" if token.is_counted else "estimated",
+        "truncation": None if tokens.lengths is None else _truncation(tokens.lengths),
         "cut_at_tokens": {str(limit): _cut(rows, limit * token.characters) for limit in LIMITS},
         "labels": {peer: dict(Counter(counts).most_common(_MOST_LABELS)) for peer, counts in checked.labels.items()},
         "languages": {peer: dict(Counter(counts).most_common()) for peer, counts in checked.languages.items()},
@@ -84,15 +128,15 @@ def _cut(rows: Mapping[int, int], limit: float) -> dict[str, float]:
     return {"rows": longer / max(1, total), "characters": beyond / max(1, characters)}
 
 
-def write_report(checked: Checked, folder: Path, tokens_of_row: float | None = None) -> None:
-    """Write the page (Markdown) and its picture (PNG) into a folder. tokens_of_row: as `token_length` has it."""
-    write_text(folder / PAGE, page(checked, tokens_of_row))
+def write_report(checked: Checked, folder: Path, tokens: Tokens = UNTOLD_TOKENS) -> None:
+    """Write the page (Markdown) and its picture (PNG) into a folder."""
+    write_text(folder / PAGE, page(checked, tokens))
     write_bytes(folder / PICTURE, picture(checked))
 
 
-def page(checked: Checked, tokens_of_row: float | None = None) -> str:
-    """The page as Markdown. tokens_of_row: as `token_length` has it."""
-    statistics = statistics_of(checked, tokens_of_row)
+def page(checked: Checked, tokens: Tokens = UNTOLD_TOKENS) -> str:
+    """The page as Markdown."""
+    statistics = statistics_of(checked, tokens)
     form = f"read as {checked.form}: {checked.reason}" if checked.form else checked.reason
     lines = [
         "# Data check",
@@ -115,7 +159,8 @@ def page(checked: Checked, tokens_of_row: float | None = None) -> str:
                 for name, each in (("row", statistics["characters_of_row"]), *statistics["characters_of_field"].items())
             ],
         ),
-        f"At {token_length(checked, tokens_of_row).said}, `data.max_length` would cut:",
+        *([] if tokens.lengths is None else [said_of_lengths(tokens.lengths), ""]),
+        f"At {token_length(checked, tokens.of_row).said}, `data.max_length` would cut:",
         "",
         *_table(
             ("data.max_length", "rows cut", "of all text lost"),

@@ -29,10 +29,11 @@ from luthier.errors import NotFound
 from luthier.store import disk
 from luthier.store.cache import list_kind, mark_used
 from luthier.store.files import folder_fault, read_json, remove_folder, sha256_file, write_folder, write_json
+from luthier.types import RowLengths
 from luthier.version import __version__
 
 KIND = "tokens"
-FORMAT = 2
+FORMAT = 3
 META = "set.json"
 _BYTES_TO_READ_AGAIN = 10**9
 """A set of more is not read through each time it is opened: only the sizes of its files are compared with its manifest."""
@@ -53,6 +54,7 @@ class Meta:
     sha256: str
     labels: tuple[str, ...]
     files: tuple[str, ...]
+    lengths: RowLengths
 
 
 Put = Callable[[str, NDArray[Any]], None]
@@ -82,7 +84,7 @@ class TokenCache:
         given: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
-        meta = Meta(**given)
+        meta = Meta(**{**given, "lengths": RowLengths(**given["lengths"])})
         mark_used(path)
         return Kept(columns, meta.files), meta
 

@@ -21,6 +21,7 @@ from luthier.types import (
     Ranking,
     Record,
     Rendered,
+    RowLengths,
     Tagged,
     TextsAs,
     Verdict,
@@ -49,9 +50,10 @@ class Job:
 
 @dataclass
 class Tally:
-    """Rows that are too long: how many, the first and its tokens, the most that one has, and what cutting them cost.
+    """Rows that are too long: how many, the first and its tokens, the most that one has, and what cutting them costs.
 
-    halved, emptied: those whose second text, or whose answer, was cut off. lost: tokens.
+    halved, emptied: those whose second text, or whose answer, was cut off. lost, lost_learned: tokens, and learned ones, of all
+    texts, whether or not they are cut.
     """
 
     count: int = 0
@@ -63,6 +65,7 @@ class Tally:
     emptied: int = 0
     first_emptied: Origin | None = None
     lost: int = 0
+    lost_learned: int = 0
 
     def add(self, later: Tally) -> None:
         """Count rows that come after these."""
@@ -75,18 +78,23 @@ class Tally:
         self.halved += later.halved
         self.emptied += later.emptied
         self.lost += later.lost
+        self.lost_learned += later.lost_learned
 
 
 @dataclass
 class Summary:
     """What is to be said of rows, beside what they teach.
 
-    num_records, num_pieces: how many there were, and how many rows they became, those left out included. unrendered, unmade:
-    the first fault of each kind. labels: those of the rows that stay.
+    num_records, num_pieces: how many there were, and how many rows they became, those left out included. num_tokens,
+    num_learned, longest: of all these rows, uncut. unrendered, unmade: the first fault of each kind. labels: those of the rows
+    that stay.
     """
 
     num_records: int = 0
     num_pieces: int = 0
+    num_tokens: int = 0
+    num_learned: int = 0
+    longest: int = 0
     tally: Tally = field(default_factory=Tally)
     unrendered: LuthierError | None = None
     unmade: LuthierError | None = None
@@ -96,10 +104,33 @@ class Summary:
         """Count rows that come after these."""
         self.num_records += later.num_records
         self.num_pieces += later.num_pieces
+        self.num_tokens += later.num_tokens
+        self.num_learned += later.num_learned
+        self.longest = max(self.longest, later.longest)
         self.tally.add(later.tally)
         self.unrendered = self.unrendered or later.unrendered
         self.unmade = self.unmade or later.unmade
         self.labels |= later.labels
+
+    def count(self, rendered: Rendered) -> None:
+        """Count a row's tokens."""
+        self.num_tokens += sum(text.num_own_tokens for text in rendered.texts)
+        self.num_learned += rendered.num_learned
+        self.longest = max(self.longest, rendered.num_tokens)
+
+    def lengths(self, limit: int) -> RowLengths:
+        """How long the rows are, and what cutting them at a limit loses; the one that they were made with."""
+        tally = self.tally
+        return RowLengths(
+            limit,
+            self.num_pieces,
+            tally.count,
+            self.num_tokens,
+            self.num_learned,
+            tally.lost,
+            tally.lost_learned,
+            self.longest,
+        )
 
 
 @dataclass
@@ -125,6 +156,7 @@ def make(records: Sequence[tuple[Record, Origin]], job: Job) -> Made:
             summary.unrendered = error
             break
         for piece, rendered in pieces:
+            summary.count(rendered)
             kept = _within(rendered, origin, job, summary.tally)
             if kept is not None:
                 _teach(piece, kept, origin, job, made)
@@ -188,21 +220,30 @@ def _within(rendered: Rendered, origin: Origin, job: Job, tally: Tally) -> Rende
     num_tokens = rendered.num_tokens
     if num_tokens <= job.limit:
         return rendered
-    cut = rendered.cut(job.limit) if job.too_long == "truncate" else None
+    cut = rendered.cut(job.limit)
     own = Tally(1, origin, num_tokens, num_tokens)
-    if cut is not None:
-        own.lost = num_tokens - cut.num_tokens
+    pairs = zip(rendered.texts, cut.texts, strict=True)
+    own.lost = sum(whole.num_own_tokens - left.num_own_tokens for whole, left in pairs)
+    own.lost_learned = rendered.num_learned - cut.num_learned
+    if job.too_long == "truncate":
         if job.limit - rendered.num_closing < rendered.num_needed:
             own.halved, own.first_halved = 1, origin
         if rendered.weight_T.any() and not cut.weight_T.any():
             own.emptied, own.first_emptied = 1, origin
     tally.add(own)
-    return cut
+    return cut if job.too_long == "truncate" else None
 
 
 def said_of_long(summary: Summary, job: Job) -> list[str]:
-    """What is to be said of rows that were too long. Raises: GateRefusal."""
-    tally, num_rows = summary.tally, summary.num_pieces
+    """What is to be said of rows that were too long. Raises: GateRefusal, with the rows' lengths."""
+    try:
+        return _said_of_long(summary.tally, summary.num_pieces, job)
+    except GateRefusal as refusal:
+        refusal.lengths = summary.lengths(job.limit)
+        raise
+
+
+def _said_of_long(tally: Tally, num_rows: int, job: Job) -> list[str]:
     if not tally.count:
         return []
     said = f"{counted(tally.count, 'row')} of {num_rows}, longer than data.max_length ({job.limit} tokens)"

@@ -308,7 +308,8 @@ def _notes(opened: _Opened, converted: _Converted, summary: Summary) -> tuple[st
 def _meta(opened: _Opened, converted: _Converted, summary: Summary, files: tuple[str, ...]) -> Meta:
     notes = _notes(opened, converted, summary)
     form, labels = opened.form, tuple(sorted(summary.labels))
-    return Meta(tuple(opened.said), notes, form.name, form.reason, converted.sha256, labels, files)
+    lengths = summary.lengths(opened.wanted.job.limit)
+    return Meta(tuple(opened.said), notes, form.name, form.reason, converted.sha256, labels, files, lengths)
 
 
 # ── sets in memory and in columns ───────────────────────────────────────────────────────────────────────────────────
