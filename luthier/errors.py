@@ -128,9 +128,14 @@ class DataError(LuthierError):
 
 
 class GateRefusal(DataError):
-    """The rows can be read, but training on them would give a broken model. lengths: those of the rows, where all are tokens."""
+    """The rows can be read, but training on them would give a broken model.
+
+    lengths: those of the rows, where all are tokens. is_of_rows: whether the rows themselves are at fault, and no model, template
+    or limit that was chosen for them.
+    """
 
     lengths: RowLengths | None = None
+    is_of_rows: bool = False
 
 
 class RunMismatch(LuthierError):

@@ -16,7 +16,16 @@ import typer
 from luthier.cli.gate import document_of, text_of
 from luthier.cli.options import Json, Overrides
 from luthier.cli.output import emit, print_error, say
-from luthier.errors import DataError, GateRefusal, LuthierError, NetworkError, NotFound, ResourceError, UsageError
+from luthier.errors import (
+    DataError,
+    GateRefusal,
+    LuthierError,
+    NetworkError,
+    NotFound,
+    RecipeError,
+    ResourceError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from luthier.data.checks.checking import Checked
@@ -103,7 +112,8 @@ class _Gate:
 
 
 def _gate(recipe: Recipe, *, is_asked: bool, needs_model: bool) -> _Gate:
-    """The gate's verdict. Of a bare file it is not asked where the model is out of reach or the rows are no text to learn.
+    """The gate's verdict. Of a bare file it counts where the rows themselves are at fault, whatever learns from them; the model
+    may then be out of reach.
 
     is_asked: a model or an objective was named, so that the verdict counts. needs_model: a model was.
     """
@@ -112,7 +122,12 @@ def _gate(recipe: Recipe, *, is_asked: bool, needs_model: bool) -> _Gate:
     try:
         return _Gate(report=check_recipe(recipe, say).gate)
     except DataError as error:
-        return _Gate(refusal=error) if is_asked else _Gate(unasked=error)
+        counts = is_asked or (isinstance(error, GateRefusal) and error.is_of_rows)
+        return _Gate(refusal=error) if counts else _Gate(unasked=error)
+    except RecipeError as error:
+        if is_asked:
+            raise
+        return _Gate(unasked=error)
     except (NotFound, NetworkError, ResourceError) as error:
         if needs_model:
             raise
@@ -182,11 +197,21 @@ def _whole_text(checked: Checked, mended: Mended | None, gate: _Gate, recipe: Re
     if gate.report is not None:
         lines += ["", text_of(gate.report)]
     elif gate.unasked is not None:
-        lines += ["", f"Tokens were not looked at: {gate.unasked.found} {gate.unasked.mend}"]
+        lines += ["", _not_counted(gate.unasked, recipe)]
     lengths = gate.lengths
     if lengths is not None and lengths.num_long:
         lines += [said_of_lengths(lengths)]
     return "\n".join(lines)
+
+
+def _not_counted(error: LuthierError, recipe: Recipe) -> str:
+    """What the gate has to say where it was not asked."""
+    if isinstance(error, DataError | RecipeError):
+        return (
+            f"For {recipe.model.name} and objective.kind {recipe.objective.kind}, within {recipe.data.max_length:,} tokens, the rows "
+            f"would be refused; it does not count, since nobody named a model or an objective. {error}"
+        )
+    return f"Tokens were not looked at: {error.found} {error.mend}"
 
 
 def _form(checked: Checked) -> str:

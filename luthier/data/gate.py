@@ -7,6 +7,7 @@ prompts that serving would feed otherwise; answers that call tools where the tem
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from luthier.data.rendering import learned_messages
 from luthier.data.sequences import Chosen, Joined
 from luthier.data.template import FIELD
 from luthier.data.tokens.making import labels_in
+from luthier.data.tokens.record_json import record_line
 from luthier.data.whole_texts import Whole
 from luthier.errors import DataError, GateRefusal
 from luthier.types import (
@@ -153,6 +155,10 @@ class _Counted:
         """One of all rows."""
         return Joined([self.dataset.train, self.dataset.validation])[index]
 
+    def record(self, index: int) -> Record:
+        """The record of one of all rows."""
+        return Joined([self.dataset.train_records, self.dataset.validation_records])[index]
+
     @property
     def is_chat_A(self) -> NDArray[np.bool_]:
         """Whether a row's answers end as turns of a chat do; an encoder-decoder's end as plain text."""
@@ -187,7 +193,9 @@ def _refuse_rows_without_learning(counted: _Counted) -> None:
         why = "No message of it has the role 'assistant' and a weight other than 0."
         mend = "Give such rows an answer of the assistant, or remove them. If the answers bear another role, rename it."
     found = f"Nothing in this row would be learned. {why}"
-    raise _refusal(found, mend, counted.example(int(empty[0])).origin, len(empty), len(counted.facts_A))
+    refusal = _refusal(found, mend, counted.example(int(empty[0])).origin, len(empty), len(counted.facts_A))
+    refusal.is_of_rows = True
+    raise refusal
 
 
 def _check_vocabulary(counted: _Counted, tokenizer: PreTrainedTokenizerBase, vocab_size: int | None) -> list[str]:
@@ -258,14 +266,22 @@ def _refuse_doubled_bos(counted: _Counted, tokenizer: PreTrainedTokenizerBase) -
         return
     facts_A = counted.facts_A
     doubled = np.flatnonzero((facts_A["first"] == bos) & (facts_A["second"] == bos))
-    if len(doubled):
-        raise _refusal(
-            f"The row begins with {tokenizer.bos_token!r} twice, which the model has never seen.",
-            f"Remove {tokenizer.bos_token!r} from the rows: the template or the tokenizer adds it.",
-            counted.example(int(doubled[0])).origin,
-            len(doubled),
-            len(facts_A),
-        )
+    if not len(doubled):
+        return
+    mark = str(tokenizer.bos_token)
+    sampled = doubled[:: max(1, len(doubled) // NUM_SAMPLED)].tolist()
+    is_of_rows = all(json.dumps(mark)[1:-1].encode() in record_line(counted.record(index)) for index in sampled)
+    refusal = _refusal(
+        f"The row begins with {mark!r} twice, which the model has never seen.",
+        f"Remove {mark!r} from the rows: the template or the tokenizer adds it."
+        if is_of_rows
+        else f"Set {FIELD} to a template that writes {mark!r} once.",
+        counted.example(int(doubled[0])).origin,
+        len(doubled),
+        len(facts_A),
+    )
+    refusal.is_of_rows = is_of_rows
+    raise refusal
 
 
 def _refuse_endless_answers(counted: _Counted, rules: Rules) -> None:

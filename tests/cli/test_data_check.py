@@ -6,13 +6,14 @@ import json
 import random
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from nouns import NOUNS
 
 import luthier.prepared
 from luthier.cli.main import main
-from luthier.errors import NetworkError
+from luthier.errors import DataError, GateRefusal, LuthierError, NetworkError, RecipeError
 
 
 def write(path: Path, *changes: tuple[int, str]) -> None:
@@ -122,6 +123,41 @@ def test_a_validation_file_is_compared(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_model_that_was_named_must_be_there(tmp_path: Path):
     write(tmp_path / "rows.jsonl")
     assert main(["check", "rows.jsonl", "--model", "some/model"]) == 7
+
+
+def refusal_of(*, is_of_rows: bool) -> GateRefusal:
+    refusal = GateRefusal("The row is wrong.", "Mend it.", file="rows.jsonl", line=3)
+    refusal.is_of_rows = is_of_rows
+    return refusal
+
+
+@pytest.mark.parametrize(
+    "error", [refusal_of(is_of_rows=False), DataError("It is wrong."), RecipeError("It is wrong.")]
+)
+def test_what_depends_on_a_model_that_nobody_named_is_told_and_does_not_count(
+    error: LuthierError, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(luthier.prepared, "check_recipe", Mock(side_effect=error))
+    write(tmp_path / "rows.jsonl")
+    assert main(["check", "rows.jsonl"]) == 0
+    said = capsys.readouterr().out
+    assert "would be refused; it does not count" in said
+    assert str(error) in said
+    assert "not looked at" not in said
+    code, document = document_of(capsys, "rows.jsonl")
+    assert (code, document["ok"], document["gate"]["asked"]) == (0, True, False)
+    assert main(["check", "rows.jsonl", "--set", "objective.kind=clm"]) == 3
+
+
+def test_what_is_wrong_with_the_rows_themselves_counts_of_a_bare_file_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(luthier.prepared, "check_recipe", Mock(side_effect=refusal_of(is_of_rows=True)))
+    write(tmp_path / "rows.jsonl")
+    code, document = document_of(capsys, "rows.jsonl")
+    assert (code, document["ok"], document["error"]["line"], document["gate"]["asked"]) == (3, False, 3, True)
+    assert main(["check", "rows.jsonl"]) == 3
+    assert "rows.jsonl, line 3: The row is wrong." in capsys.readouterr().err
 
 
 def test_what_nothing_can_be_learned_from_ends_with_3_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

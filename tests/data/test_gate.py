@@ -150,6 +150,7 @@ def test_rows_in_which_nothing_is_learned_are_refused_with_their_number_and_firs
         check_gate(dataset_from(renderer, [sound, unlearned, without_answer]))
     assert (refused.value.file, refused.value.line) == ("rows.jsonl", 2)
     assert "assistant" in refused.value.mend
+    assert refused.value.is_of_rows
 
 
 def test_a_template_without_a_token_that_ends_answers_is_refused(tmp_path: Path) -> None:
@@ -218,8 +219,15 @@ def test_a_tokenizer_that_lacks_the_models_end_token_or_has_a_word_there_is_refu
 
 def test_a_doubled_first_token_is_refused(tmp_path: Path) -> None:
     doubled = "{{ bos_token }}" + LLAMA_3
-    with pytest.raises(GateRefusal, match="'<s>' twice"):
+    with pytest.raises(GateRefusal, match="'<s>' twice") as refused:
         check_gate(dataset_of(tmp_path, chats([QUESTION, ANSWER]), byte_level(doubled)))
+    assert not refused.value.is_of_rows
+    assert "data.chat_template" in refused.value.mend
+    written = [{"text": "<s><s>The sky is blue."}, {"text": "The sky is blue."}]
+    with pytest.raises(GateRefusal, match="1 of 2 rows") as refused:
+        check_gate(dataset_of(tmp_path, written, byte_level(None)))
+    assert refused.value.is_of_rows
+    assert "from the rows" in refused.value.mend
 
 
 def test_tokens_beyond_the_models_vocabulary_are_refused(tmp_path: Path) -> None:
