@@ -20,14 +20,15 @@ from transformers import PreTrainedTokenizerBase
 
 from luthier.data.dataset import Dataset
 from luthier.data.facts import KINDS, facts_of, kinds_of
-from luthier.data.marked import MarkedRow, is_learned, shown_row, tokens_of
+from luthier.data.marked import MarkedRow, shown_row
 from luthier.data.rendering import learned_messages
 from luthier.data.sequences import Chosen, Joined
+from luthier.data.served import refuse_other_prompts
 from luthier.data.template import FIELD
 from luthier.data.tokens.making import labels_in
 from luthier.data.tokens.record_json import record_line
 from luthier.data.whole_texts import Whole
-from luthier.errors import DataError, GateRefusal
+from luthier.errors import GateRefusal
 from luthier.types import (
     NO_LENGTHS,
     Conversation,
@@ -109,7 +110,7 @@ def check_gate(
     _refuse_doubled_bos(counted, tokenizer)
     if not rules.only_asks:
         _refuse_endless_answers(counted, rules)
-        _refuse_other_prompts(dataset)
+        refuse_other_prompts(dataset.renderer, _spread(dataset, np.arange(len(dataset.train))))
     notes += _header_notes(counted)
     notes += _check_extras(counted)
     classes = Counter(counted.labels(is_held_out=False))
@@ -312,35 +313,6 @@ def _refuse_endless_answers(counted: _Counted, rules: Rules) -> None:
             )
 
 
-def _refuse_other_prompts(dataset: Dataset) -> None:
-    """Compare, on rows spread over the data, the tokens before the first learned answer with what serving feeds."""
-    for record, example in _spread(dataset, np.arange(len(dataset.train))):
-        try:
-            prompt = dataset.renderer.record_prompt(record)
-        except DataError as error:
-            raise GateRefusal(
-                f"Serving could not render this row's prompt. {error.found}",
-                error.mend,
-                file=example.origin.file,
-                line=example.origin.line,
-            ) from error
-        if not prompt:
-            continue
-        tokens = tokens_of(example) if example.source_S is None else example.source_S
-        is_same = tokens[: len(prompt)].tolist() == prompt[: len(tokens)]
-        if example.source_S is not None:
-            is_same = tokens[:-1].tolist() == prompt[: len(tokens) - 1]  # where it is cut, its last token closes it
-        if is_same and (len(tokens) <= len(prompt) or bool(is_learned(example)[len(prompt)])):
-            continue
-        raise GateRefusal(
-            "In training the answer follows other tokens than in serving: the model would be asked in a way that it was "
-            f"not taught. {_difference(tokens.tolist(), prompt, dataset.renderer.tokenizer)}",
-            "Set data.chat_template to one whose generation prompt (add_generation_prompt) is how it begins an answer.",
-            file=example.origin.file,
-            line=example.origin.line,
-        )
-
-
 def _header_notes(counted: _Counted) -> list[str]:
     chat = counted.dataset.renderer.chat
     if chat is None or not counted.is_chat_A[: len(counted.train_R)].any():
@@ -392,13 +364,6 @@ def _spread(dataset: Dataset, rows: IntArray) -> Iterator[tuple[Record, Example]
     """Some of these training rows, spread over them."""
     for index in rows[:: max(1, len(rows) // NUM_SAMPLED)].tolist():
         yield dataset.train_records[index], dataset.train[index]
-
-
-def _difference(trained: list[int], served: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    pairs = enumerate(zip(trained, served, strict=False))
-    first = next((i for i, (a, b) in pairs if a != b), min(len(trained), len(served)))
-    around = slice(max(0, first - 4), first + 6)
-    return f"Training: {tokenizer.decode(trained[around])!r}; serving: {tokenizer.decode(served[around])!r}."
 
 
 def _refusal(found: str, mend: str, first: Origin, number: int, of: int) -> GateRefusal:

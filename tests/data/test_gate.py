@@ -195,6 +195,40 @@ def test_a_template_that_asks_otherwise_in_serving_is_refused(tmp_path: Path) ->
     check_gate(dataset_of(tmp_path, chats([QUESTION, thought]), byte_level(FORCES_THINKING)))
 
 
+SECOND_TURN = FORCES_THINKING.replace("add_generation_prompt %}", "add_generation_prompt and messages|length > 2 %}")
+AFTER_TOOLS = FORCES_THINKING.replace(
+    "add_generation_prompt %}", "add_generation_prompt and messages[-1]['role'] == 'tool' %}"
+)
+
+
+@pytest.mark.parametrize("learn", ["answers", "all"])
+@pytest.mark.parametrize(
+    ("template", "asks"), [(SECOND_TURN, QUESTION), (AFTER_TOOLS, {"role": "tool", "content": "blue"})]
+)
+def test_a_template_that_asks_otherwise_in_a_later_turn_alone_is_refused(
+    tmp_path: Path, template: str, asks: dict[str, Any], learn: str
+) -> None:
+    template = template.replace(
+        "{% endif %}", "{% elif add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    turns = [QUESTION, ANSWER, asks, ANSWER]
+    check_gate(dataset_of(tmp_path, chats(turns[:2]), byte_level(template), learn=learn))
+    with pytest.raises(GateRefusal, match="the answer in message 4 follows other tokens than in serving") as refused:
+        check_gate(dataset_of(tmp_path, chats(turns[:2], turns), byte_level(template), learn=learn))
+    assert refused.value.line == 2
+    assert "think" in refused.value.found
+    check_gate(dataset_of(tmp_path, chats(turns), byte_level(CHATML), learn=learn))
+    unlearned = [*turns[:3], {**ANSWER, "weight": 0}]
+    if learn == "answers":
+        check_gate(dataset_of(tmp_path, chats(unlearned), byte_level(template)))
+
+
+def test_where_all_is_learned_a_template_may_drop_old_thoughts(tmp_path: Path) -> None:
+    thought = {"role": "assistant", "content": "<think>blue</think>It is blue."}
+    rows = chats([QUESTION, thought, QUESTION, thought])
+    check_gate(dataset_of(tmp_path, rows, byte_level(STRIPS_THINKING), learn="all"))
+
+
 def test_a_tokenizer_that_lacks_the_models_end_token_or_has_a_word_there_is_refused(tmp_path: Path) -> None:
     tokenizer = byte_level(CHATML)
     rows, size = dataset_of(tmp_path, chats([QUESTION, ANSWER]), tokenizer), len(tokenizer)
