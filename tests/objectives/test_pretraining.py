@@ -99,7 +99,15 @@ def test_draws_follow_the_seed_the_epoch_and_the_document_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "objective"), [("t5", SpanCorruption()), ("t5", UL2()), ("bart", Denoising(mask=0.3)), ("t5", Denoising())]
+    ("name", "objective"),
+    [
+        ("t5", SpanCorruption()),
+        ("t5", UL2()),
+        ("bart", Denoising(mask=0.3)),
+        ("t5", Denoising()),
+        ("t5", PrefixLM()),
+        ("bart", PrefixLM()),
+    ],
 )
 def test_what_an_encoder_decoder_writes_has_the_loss_of_transformers(name: str, objective: Objective) -> None:
     start = 1
@@ -169,6 +177,47 @@ def test_pre_training_a_decoder_has_the_loss_of_transformers(name: str) -> None:
         ids = torch.from_numpy(row.tokens_T)[None]
         expected = expected + plain(input_ids=ids, labels=ids).loss * (len(row.tokens_T) - 1)
     assert_near(loss_of(model, CLM(), rows), expected)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("objective", [PrefixLM(), UL2()], ids=["prefix-lm", "ul2"])
+def test_what_a_decoder_writes_after_a_prefix_has_the_loss_of_transformers_under_the_same_mask(
+    name: str, objective: Objective
+) -> None:
+    rows = [drawn(objective, length, document) for document, length in enumerate(LENGTHS)]
+    plain, model = plain_model(name), tiny_model(name)
+    expected, under_causal = torch.zeros(()), torch.zeros(())
+    for row in rows:
+        ids = torch.from_numpy(np.concatenate([part.tokens_T for part in row.parts]))[None]
+        length, prefix = ids.shape[1], len(row.parts[0].tokens_T)
+        labels = torch.full_like(ids, -100)
+        labels[0, row.source_N + 1] = torch.from_numpy(row.token_N)
+        is_seen = torch.ones(length, length, dtype=torch.bool).tril()
+        is_seen[:prefix, :prefix] = True
+        hidden = torch.finfo(torch.float32).min
+        mask = torch.zeros(1, 1, length, length).masked_fill(~is_seen, hidden)
+        expected = expected + plain(input_ids=ids, attention_mask=mask, labels=labels).loss * row.num_learned
+        under_causal = under_causal + plain(input_ids=ids, labels=labels).loss * row.num_learned
+    assert_near(loss_of(model, objective, rows), expected)
+    assert_apart(under_causal, expected)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("spm", [0.0, 1.0])
+def test_a_text_whose_middle_was_moved_has_the_loss_of_transformers_on_the_moved_tokens(name: str, spm: float) -> None:
+    objective = FIM(rate=1.0, spm_rate=spm, marks=("[NLU]", "[NLG]", "[S2S]"))
+    drawing = Drawing(objective.corruption(vocabulary()), 5)
+    plain, model = plain_model(name), tiny_model(name)
+    rows, expected = [], torch.zeros(())
+    for document, length in enumerate(LENGTHS):
+        rendered = Rendered(text(length).parts[0].tokens_T, np.ones(length, dtype=np.float32))
+        row = drawing(objective.example(rendered, document, ORIGIN), 0)
+        tokens_T = row.parts[0].tokens_T
+        assert set(MARKS) <= set(tokens_T.tolist())
+        ids = torch.from_numpy(tokens_T)[None]
+        expected = expected + plain(input_ids=ids, labels=ids).loss * (len(tokens_T) - 1)
+        rows.append(row)
+    assert_near(loss_of(model, objective, rows), expected)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from models.rows import batch_of
-from models.tiny import tiny_model
+from models.tiny import VOCABULARY, plain_model, tiny_model
 from models.tuned import usual_batch, usual_rows
 from near import assert_apart, assert_near
+from transformers.trainer_pt_utils import LabelSmoother
 
 from luthier.data.packing import collate
 from luthier.methods import LoRA
@@ -21,7 +22,7 @@ from luthier.models.call import Draws
 from luthier.models.noise import noise_embeddings
 from luthier.objectives import SFT
 from luthier.objectives.likelihood import nll_sum
-from luthier.types import Origin, Rendered
+from luthier.types import Example, Origin, Rendered
 
 ORIGIN = Origin("rows.jsonl", 4)
 
@@ -30,6 +31,13 @@ def rendered(weights: list[float]) -> Rendered:
     """Tokens 10, 11, … with such weights."""
     tokens = np.arange(10, 10 + len(weights), dtype=np.int64)
     return Rendered(tokens, np.array(weights, dtype=np.float32))
+
+
+def written(document: int, length: int) -> Example:
+    """A row of random words of which the second half is learned."""
+    tokens_T = np.random.default_rng(document).integers(3, VOCABULARY - 1, length, dtype=np.int64)
+    weight_T = (np.arange(length) >= length // 2).astype(np.float32)
+    return SFT().example(Rendered(tokens_T, weight_T), document, ORIGIN)
 
 
 def test_each_learned_token_is_a_target_at_the_position_before_it() -> None:
@@ -92,6 +100,41 @@ def test_smoothing_and_z_loss_are_those_of_whole_logits(name: str, smoothing: fl
     assert_near(objective.loss_sum(outputs), (loss_N * batch.targets.weight_N).sum())
     plain_N = F.cross_entropy(logits_NV, batch.targets.token_N, reduction="none")
     assert_near(objective.held_out_sum(outputs), (plain_N * batch.targets.weight_N).sum())
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
+def test_smoothing_is_that_of_torch_and_of_the_label_smoother_of_transformers(name: str) -> None:
+    """All three spread ε over the whole vocabulary, the target included. They differ in what they divide by: the label smoother
+    by a micro-batch's targets (or by what Trainer counts in a step), torch likewise, Luthier by the weights of the whole step.
+    """
+    epsilon = 0.2
+    plain, model = plain_model(name), tiny_model(name)
+    rows = [written(number, length) for number, length in enumerate((9, 6, 12))]
+    if name == "t5":
+        rows = [replace(row, source_S=row.parts[0].tokens_T[::-1].copy()) for row in rows]
+    by_transformers, by_torch, num_targets = torch.zeros(()), torch.zeros(()), 0
+    for row in rows:
+        ids, labels = torch.from_numpy(row.parts[0].tokens_T)[None], torch.full((1, row.parts[0].tokens_T.size), -100)
+        labels[0, row.source_N] = torch.from_numpy(row.token_N)
+        is_pair = row.source_S is not None
+        inputs = (
+            {"input_ids": torch.from_numpy(row.source_S)[None], "decoder_input_ids": ids}
+            if is_pair
+            else {"input_ids": ids}
+        )
+        output = plain(**inputs)
+        shifts = not is_pair  # a decoder's labels stand where the tokens do, one after the logits that foretell them
+        placed = labels if is_pair else torch.cat([torch.full((1, 1), -100), labels[:, :-1]], dim=1)
+        smoother = LabelSmoother(epsilon=epsilon)
+        by_transformers = by_transformers + smoother(output, placed, shift_labels=shifts) * row.num_learned
+        of_torch = torch.nn.CrossEntropyLoss(label_smoothing=epsilon, reduction="sum")
+        by_torch = by_torch + of_torch(output.logits[0], labels[0])
+        num_targets += row.num_learned
+    outputs = model.forward(collate(rows, model.layout, model.pad_id))
+    found = SFT(label_smoothing=epsilon).loss_sum(outputs)
+    assert_near(found, by_transformers)
+    assert_near(found, by_torch)
+    assert float(outputs.targets.weight_N.sum()) == num_targets
 
 
 def test_the_gradient_of_the_smoothed_loss_flows_through_chunks_that_are_computed_again() -> None:
