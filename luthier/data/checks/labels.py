@@ -18,7 +18,6 @@ KINDS: Mapping[str, Severity] = {
     "label-variant": "error",
     "unknown-label": "error",
     "label-imbalance": "warning",
-    "tag-order": "warning",
 }
 
 PLACES_KEPT = 200

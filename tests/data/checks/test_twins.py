@@ -17,6 +17,23 @@ from luthier.data.checks.options import options_in
 from luthier.data.checks.source import Questions, stream_rows
 from luthier.data.settings import RowTemplate, Wishes
 
+# ── tags ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_inside_tag_after_no_entity_of_its_kind_is_told_unless_entities_begin_so(tmp_path: Path):
+    rows = rows_of("tagged")
+    for row in rows:  # a place and the word after it are one entity
+        at = row["ner_tags"].index("B-LOC")
+        row["ner_tags"][at + 1] = "I-LOC"
+    alone = [*rows[:LINE], {**rows[LINE], "ner_tags": ["I-LOC", *rows[LINE]["ner_tags"][1:]]}, *rows[LINE + 1 :]]
+    assert checked(tmp_path, rows).findings == ()
+    (finding,) = checked(tmp_path, alone).findings
+    assert (finding.kind, finding.line, finding.field) == ("unreadable-row", LINE + 1, "ner_tags[0]")
+    assert "I-LOC goes on with no entity" in finding.found
+    begun = [{**row, "ner_tags": [tag.replace("B-", "I-") for tag in row["ner_tags"]]} for row in alone]
+    assert checked(tmp_path, begun).findings == ()
+
+
 # ── texts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 ADDED = [
