@@ -51,7 +51,7 @@ def run_limited(program: str, given: Any, limits: Limits) -> Ended:
     """Run Python text that defines `main(given, report)`.
 
     Args:
-        given: a JSON value that `main` gets.
+        given: a JSON value that `main` gets; what JSON does not have, such as the dates of a Parquet file, comes as text.
 
     What `main` passes to `report` (JSON values) comes back in order, even from a program that is then stopped. The program's
     own prints cannot be taken for reports, nor can reports be made by code that does not hold the function `report`.
@@ -72,7 +72,7 @@ def run_limited(program: str, given: Any, limits: Limits) -> Ended:
                 [sys.executable, "-I", str(_LAUNCHER)], stdin=subprocess.PIPE, stdout=printed, stderr=subprocess.STDOUT,
                 cwd=folder, env=environment, start_new_session=True,
             )  # fmt: skip
-            is_late = _wait(process, json.dumps(request).encode(), limits.seconds)
+            is_late = _wait(process, json.dumps(request, default=str).encode(), limits.seconds)
             printed.seek(0)
             text = printed.read().decode("utf-8", "replace")
     lines = text.splitlines()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
@@ -41,7 +42,7 @@ Template = Annotated[str, AfterValidator(checked)]
 
 
 def filled(template: str, sample: Sample, item: Item) -> str:
-    """The template with each place filled. Raises: Missing."""
+    """The template with each place filled: texts and dates as they read, numbers and what holds others as JSON. Raises: Missing."""
 
     def value_at(place: re.Match[str]) -> str:
         match = _PATH.fullmatch(place[1])
@@ -53,7 +54,8 @@ def filled(template: str, sample: Sample, item: Item) -> str:
             value = sample.text if first == "output_text" else sample.json
         for step in others:
             value = _step(value, step, place[0])
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        is_json = value is None or isinstance(value, list | Mapping | int | float)
+        return json.dumps(value, ensure_ascii=False, default=str) if is_json else str(value)
 
     return _PLACE.sub(value_at, template)
 
@@ -65,6 +67,6 @@ def _steps(path: str) -> list[str]:
 def _step(value: Any, step: str, place: str) -> Any:
     if isinstance(value, list) and step.isdigit() and int(step) < len(value):
         return value[int(step)]
-    if not isinstance(value, list | str) and value is not None and step in value:
+    if isinstance(value, Mapping) and step in value:
         return value[step]
     raise Missing(f"{place} finds nothing at {step!r}")

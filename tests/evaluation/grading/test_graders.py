@@ -7,6 +7,7 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
+from datetime import date
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,19 @@ def test_places_reach_into_columns_and_into_an_answer_that_is_json() -> None:
         == "{{ sample.output_json.a[1].b }} finds nothing at '1'"
     )
     assert "'name'" in (grade(values, '{"a": [0, {"b": 1}]}', {"rows": [{}]}).fault or "")
+
+
+@pytest.mark.parametrize("answer", ["5", "true", "null", "2.5", '"text"', "[1]", "no JSON", "{}"])
+def test_an_answer_without_the_key_that_a_place_names_has_no_score(answer: str) -> None:
+    values = {"type": "string_check", "input": "{{ sample.output_json.x }}", "reference": "5"}
+    assert grade(values, answer) == Grade(None, "{{ sample.output_json.x }} finds nothing at 'x'")
+
+
+def test_a_column_that_json_has_no_form_for_is_read_as_text() -> None:
+    row = {"day": date(2024, 2, 29)}
+    assert grade({"type": "string_check", "reference": "{{ item.day }}"}, "2024-02-29", row).score == 1
+    source = "def grade(sample, item):\n    return item['day'] == '2024-02-29'"
+    assert grade({"type": "python", "source": source}, "", row).score == 1
 
 
 @pytest.mark.parametrize(
