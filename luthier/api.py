@@ -21,9 +21,9 @@ from luthier.errors import NotFound, UsageError
 from luthier.evaluation.candidates import Candidate
 from luthier.evaluation.compare import evaluate_records, questions_of
 from luthier.evaluation.graded import Grading, columns_of, graded
-from luthier.evaluation.grading import Aids, Ask, Grader
+from luthier.evaluation.grading import Aids, Grader
 from luthier.evaluation.harness.suite import check_suites
-from luthier.evaluation.named_metrics import NAMES
+from luthier.evaluation.judged.endpoint import Endpoint
 from luthier.evaluation.verdict import Evaluation
 from luthier.faults import setting_fault
 from luthier.generation.settings import Sampling
@@ -55,8 +55,8 @@ from luthier.studies.evaluating import (
     evaluate_run,
     rows_to_evaluate,
 )
+from luthier.studies.further_measures import MAX_TOKENS, FurtherMeasures, ask_endpoint, ask_model
 from luthier.tuned import load_at_step, load_base, load_plain_text, load_reward, load_run
-from luthier.types import Message
 
 __all__ = [
     "RUNS",
@@ -168,15 +168,19 @@ def _asked_as(
 
 def load_text(run: str | Path, announce: Announce = _log.info) -> TextModel:
     """The model of a run that learned to write. Raises UsageError for one that learned anything else."""
+    _check_writes(run)
+    model = load(run, announce)
+    assert isinstance(model, TextModel)
+    return model
+
+
+def _check_writes(run: str | Path) -> None:
     reader = reader_for(recipe_of_run(find_run(str(run), RUNS)).objective)
     if reader is not None:
         raise UsageError(
             f"The model of the run {run} {reader.does}: it does not write.",
             f"Ask it with 'luthier generate {run} {reader.asking}'.",
         )
-    model = load(run, announce)
-    assert isinstance(model, TextModel)
-    return model
 
 
 Model = TypeVar("Model", bound=TextModel | Reader)
@@ -235,7 +239,8 @@ def evaluate(
     sampling: Sampling | None = None,
     graders: Sequence[Grader] = (),
     metrics: Sequence[str] = (),
-    judge: str | None = None,
+    judge: str | Endpoint | None = None,
+    judge_max_tokens: int = MAX_TOKENS,
     shots: int = 0,
     also: Sequence[str] = (),
     probes: bool = False,
@@ -254,7 +259,9 @@ def evaluate(
     Args:
         limit: use only the first so many rows.
         sampling: how answers are drawn; unset, greedily.
-        metrics: further measures by name (`luthier.evaluation.named_metrics.NAMES`). graders: further measures of the answers. judge: the model (a run or a plain one) that graders by a model ask.
+        metrics: further measures by name (`luthier.evaluation.named_metrics.NAMES`). graders: further measures of the answers.
+        judge: whom graders by a model ask: a run, a plain model, or an endpoint (without a model's name, each grader's own is asked).
+        judge_max_tokens: most tokens of what a judge that is a model here says to a grader that sets no bound of its own.
         shots: also ask the base with so many training rows shown before each question.
         also: further runs of the same tokenizer and template, checkpoints (`RUN@STEP`) or models of no run, on the same rows.
         probes: whether what the models know beyond the rows is measured too.
@@ -267,7 +274,7 @@ def evaluate(
     Raises: NotFound for a run, a judge or data that is not there; DataError for rows that cannot be used; UsageError for
     graders of a model that writes no answers, or that want a judge where none is named.
     """
-    _check_measures(graders, metrics, judge)
+    measures = _checked(FurtherMeasures(graders, metrics, judge, judge_max_tokens), announce)
     if suites:
         check_suites(suites)
         if graders or metrics or also or best_of or safety or sampling is not None:
@@ -280,32 +287,33 @@ def evaluate(
         evaluation = _evaluated_run(run, also, asked_for, announce, progress)
     else:
         evaluation = _evaluated_model(str(run), also, asked_for, announce, progress)
-    return _with_measures(evaluation, graders, metrics, judge, announce, progress)
+    return _with_measures(evaluation, measures, announce, progress)
 
 
-def _check_measures(graders: Sequence[Grader], metrics: Sequence[str], judge: str | None) -> None:
-    """Raise UsageError for measures that there are not, or that nobody is there to give."""
-    if unknown := [name for name in metrics if name not in NAMES]:
-        raise UsageError(f"There is no metric {unknown[0]!r}.", f"There are {', '.join(NAMES)}.")
-    asking = [grader.name for grader in graders if grader.asks_model]
-    if asking and judge is None:
-        raise UsageError(f"The grader {asking[0]!r} asks a model, and none is named.", "Name one with --judge MODEL.")
+def _checked(measures: FurtherMeasures, announce: Announce) -> FurtherMeasures:
+    """The measures, whose judge can be asked. Raises: as `FurtherMeasures.checked`; NotFound for a judge that is not there."""
+    measures = measures.checked(announce)
+    if isinstance(measures.judge, str):
+        if names_a_run(measures.judge):
+            _check_writes(measures.judge)
+        elif not names_a_model(measures.judge):
+            _plain_or_near(measures.judge, announce)  # tells that there is none, and what may have been meant
+    return measures
 
 
 def _with_measures(
-    evaluation: Evaluation,
-    graders: Sequence[Grader],
-    metrics: Sequence[str],
-    judge: str | None,
-    announce: Announce,
-    progress: Progress,
+    evaluation: Evaluation, measures: FurtherMeasures, announce: Announce, progress: Progress
 ) -> Evaluation:
     """An evaluation with further measures of its answers."""
-    if not graders and not metrics:
+    if not measures.graders and not measures.metrics:
         return evaluation
-    asked = None if judge is None else _asked(load_any_text(judge, announce))
+    judge, ask = measures.judge, None
+    if isinstance(judge, Endpoint):
+        ask = ask_endpoint(judge)
+    elif judge is not None:
+        ask = ask_model(load_any_text(judge, announce), measures.judge_max_tokens)
     columns = columns_of(answered.origin for answered in evaluation.answers)
-    return graded(evaluation, Grading(graders, metrics, Aids(asked), columns), progress)
+    return graded(evaluation, Grading(measures.graders, measures.metrics, Aids(ask), columns), progress)
 
 
 def _evaluated_run(
@@ -351,16 +359,6 @@ def _further(name: str, announce: Announce) -> Further:
     return Further(name, load(name, announce), find_run(name, RUNS))
 
 
-def _asked(judge: TextModel) -> Ask:
-    """A model as graders ask it: greedily, with room for a few sentences, unless they say otherwise."""
-
-    def ask(chats: Sequence[tuple[Message, ...]], sampling: Mapping[str, Any]) -> list[str]:
-        settings = make_sampling({"max_new_tokens": 256, **sampling})
-        return [completed.text for completed in judge.complete(chats, settings)]
-
-    return ask
-
-
 def compare(
     runs: Sequence[str | Path],
     data: str | None = None,
@@ -369,7 +367,8 @@ def compare(
     sampling: Sampling | None = None,
     graders: Sequence[Grader] = (),
     metrics: Sequence[str] = (),
-    judge: str | None = None,
+    judge: str | Endpoint | None = None,
+    judge_max_tokens: int = MAX_TOKENS,
     announce: Announce = _log.info,
     progress: Progress = silent,
 ) -> Evaluation:
@@ -379,7 +378,7 @@ def compare(
 
     Raises: as `evaluate`; UsageError for runs that learned anything else, or that read prompts in another way than the first.
     """
-    _check_measures(graders, metrics, judge)
+    measures = _checked(FurtherMeasures(graders, metrics, judge, judge_max_tokens), announce)
     first = recipe_of_run(find_run(str(runs[0]), RUNS))
     if first.objective.splits or first.objective.takes != "text":
         raise UsageError(
@@ -406,4 +405,4 @@ def compare(
             tokens_per_micro_batch=budget, progress=progress,
         )  # fmt: skip
     evaluation = replace(evaluation, notes=(*rows.notes, *evaluation.notes))
-    return _with_measures(evaluation, graders, metrics, judge, announce, progress)
+    return _with_measures(evaluation, measures, announce, progress)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from fake_endpoint import completion, serving
 from tiny_runs import begin, recipe_values, write_rows
 
 from luthier import api
 from luthier.cli.main import main
-from luthier.errors import DataError, UsageError
+from luthier.errors import DataError, NotFound, UsageError
 from luthier.evaluation.grading import grader_of
 from luthier.generation.engine import Completed
 from luthier.generation.settings import Sampling
@@ -78,25 +80,102 @@ def test_rows_without_a_score_are_left_out_for_all_candidates_and_counted(run: P
         api.evaluate(run, sampling=SHORT, graders=[grader_of({"type": "number", "reference": "{{ item.nowhere }}"})])
 
 
-def test_a_judge_is_a_model_and_must_be_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judge_is_a_model_and_must_be_named(run: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"type": "score_model", "name": "judged", "input": [{"content": "Rate: {{ sample.output_text }}"}]}
     grader = grader_of({**values, "range": [0, 10]})
     with pytest.raises(UsageError, match="asks a model"):
         api.evaluate(run, sampling=SHORT, graders=[grader])
+    with monkeypatch.context() as before_anything_is_answered:
+        before_anything_is_answered.delattr(api, "evaluate_run")
+        with pytest.raises(NotFound, match="no-such-judge"):
+            api.evaluate(run, sampling=SHORT, graders=[grader], judge="./no-such-judge")
     asked: list[str] = []
 
     class Judge:
         """Gives every answer a 7."""
+
+        renderer = SimpleNamespace(chat="a template")
 
         def complete(self, chats: Sequence[Sequence[Message]], sampling: Sampling) -> list[Completed]:
             asked.extend(chat[-1].content for chat in chats)
             return [Completed((), "Fine.\n7", "stop")] * len(chats)
 
     monkeypatch.setattr(api, "load_any_text", lambda name, announce: Judge())
-    evaluation = api.evaluate(run, sampling=SHORT, graders=[grader], judge="the judge")
+    evaluation = api.evaluate(run, sampling=SHORT, graders=[grader], judge=str(tiny_model))
     assert [estimate.value for estimate in evaluation.measures[-1].estimates] == [7, 7]
     answers = [text for index in (0, 1) for text in (answered.answers[index] for answered in evaluation.answers)]
     assert [text.partition("\n\nEnd with")[0] for text in asked] == [f"Rate: {answer}" for answer in answers]
+
+
+TASTE = {
+    "type": "score_model", "name": "taste", "model": "small", "range": [1, 10],
+    "input": [{"content": "Rate: {{ sample.output_text }}"}], "sampling_params": {"temperature": 0.5, "max_completions_tokens": 99},
+}  # fmt: skip
+
+
+def test_graders_ask_an_endpoint_for_the_model_that_each_names(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "taste.json").write_text(json.dumps(TASTE))
+    monkeypatch.setenv("JUDGE_KEY", "sk-secret")
+    words = ["evaluate", str(run), "--max-new-tokens", "4", "--limit", "3", "--no-forgetting", "--json"]
+    words += ["--grader", str(tmp_path / "taste.json"), "--judge-key-env", "JUDGE_KEY"]
+    with serving(lambda body: completion("Fine.\n7")) as asked:
+        assert main([*words, "--judge-url", asked.url]) == 0
+        (taste,) = (each for each in json.loads(capsys.readouterr().out)["measures"] if each["name"] == "taste")
+        assert [estimate["value"] for estimate in taste["estimates"].values()] == [7, 7]
+        assert len(asked.bodies) == 6
+        for body, headers in zip(asked.bodies, asked.headers, strict=True):
+            assert (body["model"], body["temperature"], body["max_tokens"]) == ("small", 0.5, 99)
+            assert headers["Authorization"] == "Bearer sk-secret"
+        assert main([*words, "--judge-url", asked.url, "--judge-model", "big"]) == 0
+        assert {body["model"] for body in asked.bodies[6:]} == {"big"}
+        assert "The grader 'taste' names the model small: big is asked instead." in capsys.readouterr().err
+    with serving(lambda body: (401, {"error": {"message": "bad key"}})) as asked:
+        assert main([*words, "--judge-url", asked.url]) == 5
+        mend = json.loads(capsys.readouterr().out)["error"]["mend"]
+        assert "--judge-key-env" in mend
+        assert "is kept" not in mend, "answers that were generated are not"
+
+
+def test_compare_asks_an_endpoint_too(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "taste.json").write_text(json.dumps(TASTE))
+    words = [
+        "compare",
+        str(run),
+        str(run),
+        "--max-new-tokens",
+        "4",
+        "--limit",
+        "3",
+        "--grader",
+        str(tmp_path / "taste.json"),
+    ]
+    with serving(lambda body: completion("7")) as asked:
+        assert main([*words, "--judge-url", asked.url, "--json"]) == 0
+    assert len(asked.bodies) == 6
+    measures = json.loads(capsys.readouterr().out)["evaluation"]["measures"]
+    assert measures[-1]["name"] == "taste"
+
+
+@pytest.mark.parametrize(
+    ("model", "words", "said"),
+    [
+        (None, ["--judge-url", "http://127.0.0.1:9/v1"], "names no model"),
+        ("small", ["--judge-model", "small"], "--judge-url"),
+        ("small", ["--judge", "m", "--judge-url", "http://127.0.0.1:9/v1"], "two judges"),
+        ("small", ["--judge-url", "nowhere"], "no address"),
+        ("small", [], "none is named"),
+    ],
+)
+def test_a_judge_of_graders_that_cannot_be_asked_is_refused_before_anything_is_answered(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    model: str | None, words: list[str], said: str,
+) -> None:  # fmt: skip
+    monkeypatch.delattr(api, "evaluate_run")
+    (tmp_path / "taste.json").write_text(json.dumps({**TASTE, "model": model}))
+    assert main(["evaluate", str(run), "--grader", str(tmp_path / "taste.json"), *words]) == 2
+    assert said in capsys.readouterr().err.lower()
 
 
 def test_the_command_takes_graders_from_files(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,10 +7,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from luthier.cli.judging_models import (
+    MAX_TOKENS,
+    PARALLEL,
+    RETRIES,
+    TIMEOUT_SECONDS,
+    GradersJudge,
+    GradersJudgeName,
+    JudgeKeyEnv,
+    JudgeMaxTokens,
+    JudgeOptions,
+    JudgeParallel,
+    JudgeRetries,
+    JudgeTimeout,
+    JudgeUrl,
+)
 from luthier.cli.measuring import (
     SHOWN,
     GraderFiles,
-    GradersJudge,
     Metrics,
     ProgressLines,
     evaluation_text,
@@ -38,6 +52,13 @@ def compare(
     grader: GraderFiles = None,
     metric: Metrics = None,
     judge: GradersJudge = None,
+    judge_url: JudgeUrl = None,
+    judge_name: GradersJudgeName = None,
+    judge_key_env: JudgeKeyEnv = None,
+    judge_timeout: JudgeTimeout = TIMEOUT_SECONDS,
+    judge_retries: JudgeRetries = RETRIES,
+    judge_parallel: JudgeParallel = PARALLEL,
+    judge_max_tokens: JudgeMaxTokens = MAX_TOKENS,
     show: Annotated[int, typer.Option("--show", min=0, help="So many rows with all answers to them.")] = SHOWN,
     plot: Annotated[Path | None, typer.Option("--plot", help="Write the curves of all runs as a PNG.")] = None,
     as_json: Json = False,
@@ -52,6 +73,10 @@ def compare(
     from luthier.store.runs import find_run
     from luthier.studies.run_comparison import compare_runs, write_curves
 
+    judging = JudgeOptions(
+        judge, judge_url, judge_name, judge_key_env, judge_timeout, judge_retries, judge_parallel, judge_max_tokens
+    )
+    asked = judging.of_graders()
     compared = compare_runs([find_run(run, api.RUNS) for run in runs])
     if plot is not None:
         write_curves(compared, expanded(plot))
@@ -61,7 +86,7 @@ def compare(
         sampling = None if max_new_tokens is None else make_sampling({"max_new_tokens": max_new_tokens})
         evaluation = api.compare(
             runs, data, limit=limit, sampling=sampling, graders=graders_of(grader, metric), metrics=names_of(metric),
-            judge=judge, announce=say, progress=ProgressLines(),
+            judge=asked, judge_max_tokens=judge_max_tokens, announce=say, progress=ProgressLines(),
         )  # fmt: skip
     document: dict[str, Any] = compared.as_json()
     if evaluation is not None:

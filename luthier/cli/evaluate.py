@@ -8,9 +8,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from luthier.cli.judging_models import (
+    MAX_TOKENS,
+    PARALLEL,
+    RETRIES,
+    TIMEOUT_SECONDS,
+    GradersJudge,
+    GradersJudgeName,
+    JudgeKeyEnv,
+    JudgeMaxTokens,
+    JudgeOptions,
+    JudgeParallel,
+    JudgeRetries,
+    JudgeTimeout,
+    JudgeUrl,
+)
 from luthier.cli.measuring import (
     GraderFiles,
-    GradersJudge,
     Metrics,
     ProgressLines,
     evaluation_text,
@@ -49,6 +63,13 @@ def evaluate(
     grader: GraderFiles = None,
     metric: Metrics = None,
     judge: GradersJudge = None,
+    judge_url: JudgeUrl = None,
+    judge_name: GradersJudgeName = None,
+    judge_key_env: JudgeKeyEnv = None,
+    judge_timeout: JudgeTimeout = TIMEOUT_SECONDS,
+    judge_retries: JudgeRetries = RETRIES,
+    judge_parallel: JudgeParallel = PARALLEL,
+    judge_max_tokens: JudgeMaxTokens = MAX_TOKENS,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -103,6 +124,9 @@ def evaluate(
     from luthier import api
     from luthier.prediction.text_model import make_sampling
 
+    judging = JudgeOptions(
+        judge, judge_url, judge_name, judge_key_env, judge_timeout, judge_retries, judge_parallel, judge_max_tokens
+    )
     sampling = None if max_new_tokens is None else make_sampling({"max_new_tokens": max_new_tokens})
     progress = ProgressLines()
     evaluation = api.evaluate(
@@ -113,7 +137,8 @@ def evaluate(
         cache_gb=cache_gb,
         graders=graders_of(grader, metric),
         metrics=names_of(metric),
-        judge=judge,
+        judge=judging.of_graders(),
+        judge_max_tokens=judge_max_tokens,
         shots=shots,
         also=also or (),
         probes=probes,

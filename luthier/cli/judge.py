@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from luthier.cli.judging_models import (
+    MAX_TOKENS,
+    MAX_UNREADABLE,
+    PARALLEL,
+    RETRIES,
+    TIMEOUT_SECONDS,
     JudgeKeyEnv,
     JudgeMaxTokens,
     JudgeModel,
@@ -66,11 +71,11 @@ def judge(
     judge_url: JudgeUrl = None,
     judge_name: JudgeName = None,
     judge_key_env: JudgeKeyEnv = None,
-    judge_timeout: JudgeTimeout = 120.0,
-    judge_retries: JudgeRetries = 4,
-    judge_parallel: JudgeParallel = 4,
-    judge_max_tokens: JudgeMaxTokens = 512,
-    max_unreadable: MaxUnreadable = 0.2,
+    judge_timeout: JudgeTimeout = TIMEOUT_SECONDS,
+    judge_retries: JudgeRetries = RETRIES,
+    judge_parallel: JudgeParallel = PARALLEL,
+    judge_max_tokens: JudgeMaxTokens = MAX_TOKENS,
+    max_unreadable: MaxUnreadable = MAX_UNREADABLE,
     system: System = None,
     temperature: Temperature = None,
     top_k: TopK = None,

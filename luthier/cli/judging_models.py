@@ -1,4 +1,4 @@
-"""Who judges in `luthier judge` where no person does: a model here, one behind an endpoint, or a reward model."""
+"""Who judges where no person does: a model here, one behind an endpoint, or a reward model; in `luthier judge`, and for graders."""
 
 from __future__ import annotations
 
@@ -43,6 +43,15 @@ MaxUnreadable = Annotated[
     float,
     typer.Option("--max-unreadable", min=0, max=1, help="The share of verdicts that may be none; more is an error."),
 ]
+TIMEOUT_SECONDS, RETRIES, PARALLEL, MAX_TOKENS, MAX_UNREADABLE = 120.0, 4, 4, 512, 0.2
+"""How these options stand where they are not given."""
+
+GradersJudge = Annotated[
+    str | None, typer.Option("--judge", help="The model that graders by a model ask: a run, or as in a recipe.")
+]
+GradersJudgeName = Annotated[
+    str | None, typer.Option("--judge-model", help="The judge's name there; unset: the one that each grader names.")
+]
 
 
 @dataclass(frozen=True)
@@ -57,31 +66,42 @@ class JudgeOptions:
     retries: int
     parallel: int
     max_tokens: int
-    max_unreadable: float
+    max_unreadable: float = MAX_UNREADABLE
 
     @property
     def is_named(self) -> bool:
         """Whether a model is to judge. Raises: UsageError for a half of one, or two."""
+        if self.url is not None and self.name is None:
+            raise _half_named()
+        return self.of_graders_is_named
+
+    @property
+    def of_graders_is_named(self) -> bool:
+        """The same of a judge that graders ask: they may have its name at an endpoint."""
         if self.model is not None and (self.url is not None or self.name is not None):
             raise UsageError("Two judges are named.", "Name one: --judge MODEL, or --judge-url with --judge-model.")
-        if (self.url is None) != (self.name is None):
-            raise UsageError(
-                "Of a judge behind an endpoint, address and name are needed.", "Give --judge-url and --judge-model."
-            )
+        if self.name is not None and self.url is None:
+            raise _half_named()
         if self.key_env is not None and self.url is None:
             raise UsageError("A key is for a judge behind an endpoint.", "Give --judge-url and --judge-model.")
         return self.model is not None or self.url is not None
+
+    def of_graders(self) -> str | Endpoint | None:
+        """Whom graders by a model ask, if anybody. Raises: UsageError."""
+        if not self.of_graders_is_named:
+            return None
+        return self.endpoint() if self.model is None else self.model
 
     def endpoint(self) -> Endpoint:
         """The endpoint that was named. Raises: UsageError for what is none, or a key that is not there."""
         from luthier.evaluation.judged.endpoint import Endpoint, check_endpoint
 
         assert self.url is not None
-        assert self.name is not None
         key = None if self.key_env is None else os.environ.get(self.key_env)
         if self.key_env is not None and key is None:
             raise UsageError(f"There is no environment variable {self.key_env}.", "Set it to the judge's key.")
-        found = Endpoint(self.url, self.name, key, self.timeout_seconds, self.retries, self.parallel, self.max_tokens)
+        name = self.name or ""
+        found = Endpoint(self.url, name, key, self.timeout_seconds, self.retries, self.parallel, self.max_tokens)
         check_endpoint(found)
         parts = urlsplit(self.url)
         if key is not None and parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
@@ -89,11 +109,18 @@ class JudgeOptions:
         return found
 
 
+def _half_named() -> UsageError:
+    return UsageError(
+        "Of a judge behind an endpoint, address and name are needed.", "Give --judge-url and --judge-model."
+    )
+
+
 def load_judge(options: JudgeOptions, guideline: str | None) -> Judge:
     """The judge that was named. Raises: UsageError for a run that learned something else than to answer or to score."""
     from luthier.api import RUNS, load_any
     from luthier.evaluation.judged.endpoint import EndpointModel
     from luthier.evaluation.judged.verdicts import RewardJudge, TextJudge
+    from luthier.generation.settings import Sampling
     from luthier.prediction.reward import RewardScorer
     from luthier.prediction.text_model import TextModel
     from luthier.store.runs import find_run
@@ -113,7 +140,7 @@ def load_judge(options: JudgeOptions, guideline: str | None) -> Judge:
         raise UsageError(
             f"The model of {name} {model.does}: it cannot judge.", "Name one that writes or scores answers."
         )
-    ask = asking_model(model, options.max_tokens)
+    ask = asking_model(model, Sampling(max_new_tokens=options.max_tokens))
     return TextJudge(name, ask, {"kind": "model", "max_tokens": options.max_tokens}, guideline)
 
 

@@ -32,9 +32,6 @@ Metrics = Annotated[
         "number, or a Python file that defines metric(row, answer); repeatable.",
     ),
 ]
-GradersJudge = Annotated[
-    str | None, typer.Option("--judge", help="The model that graders by a model ask: a run, or as in a recipe.")
-]
 
 
 def graders_of(files: Sequence[Path] | None, metrics: Sequence[str] | None) -> list[Grader]:

@@ -13,6 +13,7 @@ from luthier.evaluation.judged.model_session import MOST_UNREADABLE, judge_by_mo
 from luthier.evaluation.judged.questions import questions_in
 from luthier.evaluation.judged.records import JudgmentFile
 from luthier.evaluation.judged.verdicts import Judge, TextJudge
+from luthier.generation.settings import Sampling
 from luthier.prediction.passes import Progress
 from luthier.prediction.text_model import TextModel
 from luthier.store.files import locked
@@ -24,7 +25,7 @@ _MOST_TOKENS = 512
 def judge_of(name: str, model: TextModel, guideline: str | None) -> Judge:
     """A model that writes, as a judge."""
     settings = {"kind": "model", "max_tokens": _MOST_TOKENS}
-    return TextJudge(name, asking_model(model, _MOST_TOKENS), settings, guideline)
+    return TextJudge(name, asking_model(model, Sampling(max_new_tokens=_MOST_TOKENS)), settings, guideline)
 
 
 def judged_pairs(

@@ -64,13 +64,13 @@ def _of_group(run: str, group: Sequence[Sample]) -> Question:
 # ── a judge ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def asking_model(judge: TextModel, max_tokens: int) -> AskJudge:
-    """A model here as a judge is asked: greedily; as plain text, if it has no chat template."""
+def asking_model(judge: TextModel, sampling: Sampling) -> AskJudge:
+    """A model here as a judge is asked: as plain text, if it has no chat template."""
 
     def ask(chats: Sequence[tuple[Message, ...]]) -> Iterator[tuple[int, Reply]]:
         is_plain = judge.renderer.chat is None
         asked = ["\n\n".join(each.content for each in chat) if is_plain else chat for chat in chats]
-        for place, completed in enumerate(judge.complete(asked, Sampling(max_new_tokens=max_tokens))):
+        for place, completed in enumerate(judge.complete(asked, sampling)):
             yield place, Reply(completed.text)
 
     return ask

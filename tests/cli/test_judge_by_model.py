@@ -68,6 +68,7 @@ def test_a_judge_that_fails_leaves_whole_lines_and_the_same_command_goes_on(desk
     assert ended.code == 5
     assert "who are you?" in ended.err
     assert "--judge-key-env" in ended.err
+    assert "What was judged is kept" in ended.err
     kept = (desk / "judgments.jsonl").read_text()
     assert [json.loads(line)["annotator"] for line in kept.splitlines()] == ["gpt"] * 5
     with serving(lambda body: completion("nothing to say")) as asked:

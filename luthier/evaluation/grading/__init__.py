@@ -8,11 +8,13 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from luthier.errors import UsageError
-from luthier.evaluation.grading.contract import Aids, Ask, Grade, Grader, Item, Sample
+from luthier.evaluation.grading.contract import Aids, Ask, Grade, Grader, Item, JudgeSampling, Sample
 from luthier.evaluation.grading.kinds import OneGrader
 from luthier.evaluation.grading.multi import Multi
 
-__all__ = ["Aids", "AnyGrader", "Ask", "Grade", "Grader", "Item", "Multi", "Sample", "grader_of", "graders_in"]
+__all__ = [
+    "Aids", "AnyGrader", "Ask", "Grade", "Grader", "Item", "JudgeSampling", "Multi", "Sample", "grader_of", "graders_in"
+]  # fmt: skip
 
 AnyGrader = Annotated[OneGrader | Multi, Field(discriminator="kind")]
 _ADAPTER: TypeAdapter[OneGrader | Multi] = TypeAdapter(AnyGrader)

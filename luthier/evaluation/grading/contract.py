@@ -15,15 +15,32 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from luthier.types import Message, Settings
 
 Item = Mapping[str, Any]
 """The row that an answer belongs to: its columns, which graders read references from."""
 
-Ask = Callable[[Sequence[tuple[Message, ...]], Mapping[str, Any]], list[str]]
-"""Puts several chats to a model, with sampling settings, and gives its answers in their order."""
+
+class JudgeSampling(Settings):
+    """How a judge draws its answers: greedily, unless it says otherwise."""
+
+    temperature: float = Field(0.0, ge=0, description="Divides the scores before drawing; 0 takes the likeliest token.")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Draw from the fewest likeliest tokens that hold this share of the probability."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Number that decides the draws.")
+    max_new_tokens: int | None = Field(
+        None,
+        ge=1,
+        validation_alias=AliasChoices("max_new_tokens", "max_completions_tokens"),
+        description="Most tokens of an answer; unset: as many as the caller allows.",
+    )
+
+
+Ask = Callable[[Sequence[tuple[Message, ...]], str | None, JudgeSampling], list[str | None]]
+"""Puts several chats to a model, by the name that the grader has for it, and gives its answers in their order; None for a refusal."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +92,14 @@ class Grader(Settings, ABC):
     name: str = Field("score", description="What the score is called.")
 
     @property
+    def asked_models(self) -> tuple[str | None, ...]:
+        """The models that it asks by the names that it has for them; None for one that the caller is to name."""
+        return ()
+
+    @property
     def asks_model(self) -> bool:
         """Whether it cannot do without a model to ask."""
-        return False
+        return bool(self.asked_models)
 
     @abstractmethod
     def grade(self, sample: Sample, item: Item) -> Grade:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from luthier.evaluation.grading.contract import Aids, Grade, Grader, Item, Sample
+from luthier.evaluation.grading.contract import Aids, Grade, Grader, Item, JudgeSampling, Sample
 from luthier.evaluation.grading.templates import Missing, Template, filled
 from luthier.types import Message, Settings, fault_at
 
@@ -52,15 +52,16 @@ class ModelGrader(Grader):
     """What graders by a model share: what it is asked, and how it draws."""
 
     input: tuple[Turn, ...] = Field(min_length=1, description="The chat that the model is given.")
-    model: str | None = Field(None, description="Which model judges; unset: the one that the caller names.")
-    sampling_params: dict[str, Any] = Field(
-        default_factory=dict, description="temperature, top_p, seed, max_new_tokens."
+    model: str | None = Field(
+        None,
+        description="The judge's name at an endpoint, where the caller names none; a judge that is named is asked instead.",
     )
+    sampling_params: JudgeSampling = Field(JudgeSampling(), description="How the judge draws its answers.")
 
     @property
-    def asks_model(self) -> bool:
-        """Whether it cannot do without one."""
-        return True
+    def asked_models(self) -> tuple[str | None, ...]:
+        """The one that judges."""
+        return (self.model,)
 
     @property
     @abstractmethod
@@ -87,8 +88,11 @@ class ModelGrader(Grader):
                 grades.append(None)
             except Missing as missing:
                 grades.append(Grade(None, str(missing)))
-        said = iter(aids.ask(asked, self.sampling_params))
-        return [self.read(next(said)) if grade is None else grade for grade in grades]
+        said = iter(aids.ask(asked, self.model, self.sampling_params))
+        return [self._judged(next(said)) if grade is None else grade for grade in grades]
+
+    def _judged(self, said: str | None) -> Grade:
+        return Grade(None, "the judge refused", is_unjudged=True) if said is None else self.read(said)
 
     def _chat(self, sample: Sample, item: Item) -> tuple[Message, ...]:
         turns = [Message(turn.role, filled(turn.content, sample, item)) for turn in self.input]

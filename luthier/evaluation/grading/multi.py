@@ -40,9 +40,9 @@ class Multi(Grader):
         return self
 
     @property
-    def asks_model(self) -> bool:
-        """Whether one of them cannot."""
-        return any(grader.asks_model for grader in self.graders.values())
+    def asked_models(self) -> tuple[str | None, ...]:
+        """Those that one of them asks."""
+        return tuple(model for grader in self.graders.values() for model in grader.asked_models)
 
     def grade(self, sample: Sample, item: Item) -> Grade:
         """The grade of one answer."""

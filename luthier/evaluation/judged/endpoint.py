@@ -31,7 +31,10 @@ _OPTIONAL = {"temperature": None, "seed": None, "max_tokens": "max_completion_to
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a model is asked, and how patiently. key: sent as a bearer token, and never written anywhere."""
+    """Where a model is asked, how patiently, and how it draws. key: sent as a bearer token, and never written anywhere.
+
+    model: its name there; empty, where whoever asks is to name one each time (`studies/further_measures.py`).
+    """
 
     url: str
     model: str
@@ -40,6 +43,9 @@ class Endpoint:
     retries: int = 4
     parallel: int = 4
     max_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
 
     @property
     def address(self) -> str:
@@ -103,7 +109,7 @@ class EndpointModel:
         pool.shutdown(wait=False, cancel_futures=True)
 
     def reply(self, chat: Sequence[Message]) -> Reply:
-        """The model's answer to one chat, greedily. Raises: NetworkError, NotAllowed."""
+        """The model's answer to one chat. Raises: NetworkError, NotAllowed."""
         return _reply_in(self._asked(chat), self._endpoint)
 
     def _asked(self, chat: Sequence[Message]) -> bytes:
@@ -151,13 +157,16 @@ class EndpointModel:
         return b"".join(pieces)
 
     def _body(self, chat: Sequence[Message]) -> dict[str, Any]:
+        endpoint = self._endpoint
         body: dict[str, Any] = {
-            "model": self._endpoint.model,
+            "model": endpoint.model,
             "messages": [{"role": each.role, "content": each.content} for each in chat],
-            "temperature": 0,
-            "seed": 0,
-            "max_tokens": self._endpoint.max_tokens,
+            "temperature": endpoint.temperature,
+            "seed": endpoint.seed,
+            "max_tokens": endpoint.max_tokens,
         }
+        if endpoint.top_p < 1:
+            body["top_p"] = endpoint.top_p
         for name, instead in dict(self._renamed).items():
             value = body.pop(name)
             if instead is not None:
@@ -213,11 +222,8 @@ def _refused(code: int, body: bytes, endpoint: Endpoint, tries: int) -> LuthierE
     if code in (401, 403):
         return NotAllowed(found, "Name the variable that holds a key of this server with --judge-key-env.")
     if code in _AGAIN:
-        return NetworkError(
-            f"{found[:-1]}, {tries} times.",
-            "What was judged is kept: go on later, or more slowly (--judge-parallel 1).",
-        )
-    return NetworkError(found, "Check --judge-url and --judge-model. What was judged is kept.")
+        return NetworkError(f"{found[:-1]}, {tries} times.", "Ask later, or more slowly (--judge-parallel 1).")
+    return NetworkError(found, "Check --judge-url and --judge-model.")
 
 
 def _silent(error: Exception, endpoint: Endpoint, tries: int) -> NetworkError:
@@ -227,8 +233,7 @@ def _silent(error: Exception, endpoint: Endpoint, tries: int) -> NetworkError:
     else:
         said = f"cannot be reached ({reason})"
     return NetworkError(
-        f"{endpoint.address} {said}, {tries} times.",
-        "Check the server, or give it longer with --judge-timeout. What was judged is kept: the same command goes on.",
+        f"{endpoint.address} {said}, {tries} times.", "Check the server, or give it longer with --judge-timeout."
     )
 
 

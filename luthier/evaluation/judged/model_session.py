@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from luthier.errors import JudgeFault, RunMismatch
+from luthier.errors import JudgeFault, NetworkError, NotAllowed, RunMismatch
 from luthier.evaluation.judged.blind import Pair, Response
 from luthier.evaluation.judged.records import JudgmentFile, Record
 from luthier.evaluation.judged.verdicts import Compared, Judge, Verdict
@@ -57,9 +57,7 @@ def judge_by_model(
     for start in range(0, len(left), judge.at_once):
         part = left[start : start + judge.at_once]
         progress(f"judged by {judge.name}", len(tasks) - len(left) + start, len(tasks))
-        for place, verdict in judge.verdicts(
-            [Compared(task.pair.prompt, task.shown[0].text, task.shown[1].text) for task in part]
-        ):
+        for place, verdict in _verdicts(judge, part):
             moment = now()
             record = _record(part[place], verdict, judge, moment - last)
             last = moment
@@ -68,6 +66,16 @@ def judge_by_model(
                 unreadable.append(record)
                 _check_readable(unreadable, allowed, len(tasks), judge, file)
     progress(f"judged by {judge.name}", len(tasks), len(tasks))
+
+
+def _verdicts(judge: Judge, tasks: Sequence[_Task]) -> Iterator[tuple[int, Verdict]]:
+    """The verdicts on some tasks. Raises: as `Judge.verdicts`; of an endpoint's fault it is told that what came before is kept."""
+    compared = [Compared(task.pair.prompt, task.shown[0].text, task.shown[1].text) for task in tasks]
+    try:
+        yield from judge.verdicts(compared)
+    except (NetworkError, NotAllowed) as error:
+        error.mend = f"{error.mend} What was judged is kept: the same command goes on.".strip()
+        raise
 
 
 def _own(file: JudgmentFile, judge: Judge) -> list[Record]:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
 from luthier.errors import UsageError
-from luthier.evaluation.grading import Aids, Grade, Sample, grader_of
+from luthier.evaluation.grading import Aids, Grade, JudgeSampling, Sample, grader_of
 from luthier.evaluation.grading.code import code_in
 from luthier.evaluation.grading.formula import Formula
 from luthier.evaluation.grading.number import number_in
@@ -295,11 +295,11 @@ def test_one_grader_alone_in_multi_goes_by_its_own_name() -> None:
 # ── models ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def saying(*said: str) -> tuple[Aids, list[tuple[Message, ...]]]:
+def saying(*said: str | None) -> tuple[Aids, list[tuple[Message, ...]]]:
     """Aids whose model says these, and the chats that it is given."""
     asked: list[tuple[Message, ...]] = []
 
-    def ask(chats: Sequence[tuple[Message, ...]], sampling: Mapping[str, Any]) -> list[str]:
+    def ask(chats: Sequence[tuple[Message, ...]], model: str | None, sampling: JudgeSampling) -> list[str | None]:
         asked.extend(chats)
         return list(said)
 
@@ -350,10 +350,19 @@ def test_a_formula_over_a_judge_asks_a_model_and_hands_on_that_it_did_not_judge(
     judge = {"type": "score_model", "range": [0, 1], "input": [{"content": "Rate {{ sample.output_text }}"}]}
     both = grader_of({"type": "multi", "graders": {"j": judge, "l": {"type": "length", "most": 9}}, "formula": "j + l"})
     assert both.asks_model
+    assert both.asked_models == (None,)
     assert not grader_of({"type": "length", "most": 9}).asks_model
     aids, _ = saying("I cannot say")
     (grade,) = both.grade_all([Sample("A")], [{}], aids)
     assert (grade.score, grade.is_unjudged) == (None, True)
+
+
+def test_a_judge_that_refuses_has_not_judged() -> None:
+    values = {"type": "score_model", "input": [{"content": "Rate {{ sample.output_text }}"}]}
+    aids, _ = saying(None, "1")
+    assert grader_of(values).grade_all([Sample("A"), Sample("B")], [{}, {}], aids) == [
+        Grade(None, "the judge refused", is_unjudged=True), Grade(1)
+    ]  # fmt: skip
 
 
 def test_a_model_s_label_passes_or_not() -> None:

@@ -33,6 +33,13 @@ def test_a_chat_is_sent_with_the_key_and_asked_for_greedily() -> None:
     assert KEY not in repr(Endpoint(asked.url, "gpt", KEY))
 
 
+def test_how_it_draws_is_sent_as_it_is_set() -> None:
+    with serving(lambda body: completion("A")) as asked:
+        model(asked.url, temperature=0.5, top_p=0.9, seed=3, max_tokens=7).reply(CHAT)
+    drawn = {name: asked.bodies[0][name] for name in ("temperature", "top_p", "seed", "max_tokens")}
+    assert drawn == {"temperature": 0.5, "top_p": 0.9, "seed": 3, "max_tokens": 7}
+
+
 def test_settings_that_a_model_does_not_take_are_left_out_or_named_otherwise() -> None:
     def answer(body: dict[str, Any]) -> Answer:
         for name in ("max_tokens", "temperature"):
@@ -56,7 +63,7 @@ def test_what_may_pass_is_tried_again_and_no_more_often_than_is_said() -> None:
             model(asked.url, waited).reply(CHAT)
         assert len(asked.bodies) == 3
     assert waited[2:] == [7.0, 7.0]
-    assert "judged is kept" in caught.value.mend
+    assert "--judge-parallel" in caught.value.mend
 
 
 def test_a_judge_that_never_answers_is_given_up() -> None:

@@ -1,0 +1,93 @@
+"""Measures of answers that are asked for beside those that are always there, and whom graders by a model ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from luthier.errors import UsageError
+from luthier.evaluation.grading import Ask, Grader, JudgeSampling
+from luthier.evaluation.judged.endpoint import Endpoint, EndpointModel
+from luthier.evaluation.judged.verdicts import AskJudge
+from luthier.evaluation.named_metrics import NAMES
+from luthier.generation.settings import Sampling
+from luthier.prediction.text_model import TextModel
+from luthier.studies.judging import asking_model
+from luthier.types import Message
+
+MAX_TOKENS = 512
+"""Most tokens of what a judge says to a grader that sets no bound of its own."""
+
+
+@dataclass(frozen=True)
+class FurtherMeasures:
+    """Graders, metrics by name, and whom graders by a model ask: a model here by its name, an endpoint, or nobody (None).
+
+    judge_max_tokens: most tokens of what a model here says to a grader that sets no bound of its own.
+    """
+
+    graders: Sequence[Grader]
+    metrics: Sequence[str]
+    judge: str | Endpoint | None
+    judge_max_tokens: int
+
+    def checked(self, announce: Callable[[str], None]) -> FurtherMeasures:
+        """The same, with a judge only where one is asked. Raises: UsageError for measures that there are not, or that nobody gives."""
+        if unknown := [name for name in self.metrics if name not in NAMES]:
+            raise UsageError(f"There is no metric {unknown[0]!r}.", f"There are {', '.join(NAMES)}.")
+        return self if _asks(self.graders, self.judge, announce) else replace(self, judge=None)
+
+
+def _asks(graders: Sequence[Grader], judge: str | Endpoint | None, announce: Callable[[str], None]) -> bool:
+    """Whether graders ask the judge. A name that they have for another model is told."""
+    asking = [grader for grader in graders if grader.asks_model]
+    if not asking:
+        if judge is not None:
+            announce("No grader asks a model: the judge that is named is not asked.")
+        return False
+    if judge is None:
+        raise UsageError(
+            f"The grader {asking[0].name!r} asks a model, and none is named.",
+            "Name one with --judge MODEL, or an endpoint with --judge-url URL.",
+        )
+    asked = judge.model if isinstance(judge, Endpoint) else judge
+    for grader in asking:
+        if not asked and None in grader.asked_models:
+            raise UsageError(
+                f"The grader {grader.name!r} names no model to ask at the judge's address.",
+                "Name one with --judge-model NAME, or in the grader (model).",
+            )
+        others = dict.fromkeys(name for name in grader.asked_models if asked and name not in (None, asked))
+        for name in others:
+            announce(f"The grader {grader.name!r} names the model {name}: {asked} is asked instead.")
+    return True
+
+
+def ask_model(judge: TextModel, max_tokens: int) -> Ask:
+    """A model here as graders ask it, whatever name they have for it; max_tokens: of an answer, unless a grader says otherwise."""
+
+    def ask(chats: Sequence[tuple[Message, ...]], model: str | None, sampling: JudgeSampling) -> list[str | None]:
+        given = sampling.model_dump(exclude={"max_new_tokens"})
+        drawn = Sampling(max_new_tokens=sampling.max_new_tokens or max_tokens, **given)
+        return _answers(asking_model(judge, drawn), chats)
+
+    return ask
+
+
+def ask_endpoint(endpoint: Endpoint) -> Ask:
+    """A model behind an endpoint as graders ask it: the endpoint's own, or where it has no name the one that each grader names."""
+    there: dict[Endpoint, EndpointModel] = {}  # each learns once what its server does not take
+
+    def ask(chats: Sequence[tuple[Message, ...]], model: str | None, sampling: JudgeSampling) -> list[str | None]:
+        given = sampling.model_dump(exclude={"max_new_tokens"})
+        max_tokens = sampling.max_new_tokens or endpoint.max_tokens
+        asked = replace(endpoint, model=endpoint.model or model or "", max_tokens=max_tokens, **given)
+        return _answers(there.setdefault(asked, EndpointModel(asked)), chats)
+
+    return ask
+
+
+def _answers(judge: AskJudge, chats: Sequence[tuple[Message, ...]]) -> list[str | None]:
+    """What the judge says to each chat, in their order; None where it refuses."""
+    replies = dict(judge(chats))
+    return [None if replies[place].refused else replies[place].text for place in range(len(chats))]
