@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from luthier.errors import UsageError
 from luthier.evaluation.grading import Ask, Grader, JudgeSampling
+from luthier.evaluation.grading.libraries import needed
 from luthier.evaluation.judged.endpoint import Endpoint, EndpointModel
 from luthier.evaluation.judged.verdicts import AskJudge
 from luthier.evaluation.named_metrics import NAMES
@@ -35,6 +36,8 @@ class FurtherMeasures:
         """The same, with a judge only where one is asked. Raises: UsageError for measures that there are not, or that nobody gives."""
         if unknown := [name for name in self.metrics if name not in NAMES]:
             raise UsageError(f"There is no metric {unknown[0]!r}.", f"There are {', '.join(NAMES)}.")
+        if "bleu" in self.metrics:
+            needed("sacrebleu")  # before anything is answered
         return self if _asks(self.graders, self.judge, announce) else replace(self, judge=None)
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, model_validator
 
-from luthier.types import Message, Settings
+from luthier.types import Message, Settings, fault_at
 
 Item = Mapping[str, Any]
 """The row that an answer belongs to: its columns, which graders read references from."""
@@ -37,6 +37,19 @@ class JudgeSampling(Settings):
         validation_alias=AliasChoices("max_new_tokens", "max_completions_tokens"),
         description="Most tokens of an answer; unset: as many as the caller allows.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _are_read(cls, values: Any) -> Any:
+        """Without those that are null, as OpenAI's service writes what is unset."""
+        if not isinstance(values, Mapping):
+            return values
+        given = {name: value for name, value in values.items() if value is not None}
+        if "reasoning_effort" in given:
+            raise fault_at("reasoning_effort", "cannot be set for a judge here; take it out")
+        if {"max_new_tokens", "max_completions_tokens"} <= given.keys():
+            raise fault_at("max_completions_tokens", "says the same as max_new_tokens; give one of them")
+        return given
 
 
 Ask = Callable[[Sequence[tuple[Message, ...]], str | None, JudgeSampling], list[str | None]]

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from luthier.evaluation.grading.contract import Aids, Grade, Grader, Item, JudgeSampling, Sample
 from luthier.evaluation.grading.templates import Missing, Template, filled
 from luthier.types import Message, Settings, fault_at
 
+_TEXTS = ("input_text", "output_text", "text")
+"""The types of parts of a message that are texts."""
 _DIGITS = r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)"
 _NUMBER = re.compile(_DIGITS)
 _SHARE = re.compile(rf"({_DIGITS})[\s*_`]*(?:/|\bout\s+of\b|\bof\b)[\s*_`]*({_DIGITS})", re.IGNORECASE)
@@ -44,8 +46,29 @@ def last_line(said: str) -> str:
 class Turn(Settings):
     """One message of what the judge is asked; its content may have places for the row and the answer."""
 
+    type: Literal["message"] = Field("message", description="What it is, as OpenAI's service writes it.")
     role: Literal["system", "developer", "user", "assistant"] = Field("user", description="Who speaks.")
-    content: Template = Field(description="What is said.")
+    content: Template = Field(description="What is said: a text, or OpenAI's parts of it that are texts.")
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _of_parts(cls, value: Any) -> Any:
+        """A text, or parts `{"type": "input_text", "text": …}`, as one text, each part on a line of its own."""
+        if isinstance(value, str):
+            return value
+        parts = [value] if isinstance(value, Mapping) else value
+        return "\n".join(map(_text_of, parts)) if isinstance(parts, list | tuple) and parts else value
+
+
+def _text_of(part: Any) -> str:
+    """The text of a part. Raises: ValueError for a picture, a sound, or what is no part."""
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    text = part.get("text") if kind in _TEXTS else None
+    if not isinstance(text, str):
+        raise ValueError(f"holds a part of the type {kind!r}, and a judge here is given texts alone")
+    return text
 
 
 class ModelGrader(Grader):

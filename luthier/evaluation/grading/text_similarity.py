@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from luthier.evaluation.grading.contract import Grade, Grader, Item, Sample
 from luthier.evaluation.grading.libraries import needed
 from luthier.evaluation.grading.templates import Missing, Template, filled
 from luthier.evaluation.metrics import gleu, rouge_l, rouge_n
 
+_LIBRARIES = {"fuzzy_match": "rapidfuzz", "bleu": "sacrebleu"}
 Metric = Literal["fuzzy_match", "bleu", "gleu", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l"]
 
 
@@ -26,6 +27,13 @@ class TextSimilarity(Grader):
     input: Template = Field("{{ sample.output_text }}", description="What is compared.")
     reference: Template = Field(description="What it is compared with, such as {{ item.answer }}.")
     evaluation_metric: Metric = Field("rouge_l", description="How.")
+
+    @model_validator(mode="after")
+    def _can_be_counted(self) -> Self:
+        """Raise UsageError where its library is not installed, before anything is answered."""
+        if library := _LIBRARIES.get(self.evaluation_metric):
+            needed(library)
+        return self
 
     def grade(self, sample: Sample, item: Item) -> Grade:
         """See the class."""

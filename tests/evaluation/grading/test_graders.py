@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -376,6 +377,42 @@ def test_a_model_s_label_passes_or_not() -> None:
     assert grader_of(values).grade(Sample("x"), {}).fault == "there is no model to ask"
 
 
+ASKING = {"type": "score_model", "model": "judge", "input": [{"content": "Rate {{ sample.output_text }}"}]}
+
+
+def test_a_grader_as_openai_s_service_writes_it_is_asked_in_its_words() -> None:
+    values = {
+        "type": "score_model", "name": "kind", "model": "judge", "range": [0, 1],
+        "sampling_params": {"max_completions_tokens": 7, "temperature": None, "seed": 3, "reasoning_effort": None},
+        "input": [
+            {"type": "message", "role": "system", "content": {"type": "input_text", "text": "Be fair."}},
+            {"role": "user", "content": [{"type": "input_text", "text": "Rate:"}, {"type": "output_text", "text": "{{ sample.output_text }}"}]},
+        ],
+    }  # fmt: skip
+    drawn: list[tuple[str | None, JudgeSampling]] = []
+    chats: list[tuple[Message, ...]] = []
+
+    def ask(given: Sequence[tuple[Message, ...]], model: str | None, sampling: JudgeSampling) -> list[str | None]:
+        drawn.append((model, sampling))
+        chats.extend(given)
+        return ["1"]
+
+    assert grader_of(values).grade_all([Sample("A")], [{}], Aids(ask)) == [Grade(1)]
+    assert drawn == [("judge", JudgeSampling(max_new_tokens=7, seed=3))]
+    assert [(turn.role, turn.content.partition("\n\nEnd with")[0]) for turn in chats[0]] == [
+        ("system", "Be fair."), ("user", "Rate:\nA")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("metric", "library"), [("bleu", "sacrebleu"), ("fuzzy_match", "rapidfuzz")])
+def test_a_likeness_whose_library_is_not_installed_is_refused_before_anything_is_answered(
+    metric: str, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(UsageError, match=library):
+        grader_of({"type": "text_similarity", "reference": "a", "evaluation_metric": metric})
+
+
 # ── what is refused ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -404,6 +441,40 @@ def test_a_model_s_label_passes_or_not() -> None:
             "none of",
         ),
         ({"type": "length", "most": 1, "colour": 3}, "colour", "not permitted"),
+        (
+            {"type": "text_similarity", "reference": "a", "evaluation_metric": "cosine"},
+            "evaluation_metric",
+            "fuzzy_match",
+        ),
+        (
+            {"type": "text_similarity", "reference": "a", "evaluation_metric": "meteor"},
+            "evaluation_metric",
+            "fuzzy_match",
+        ),
+        (
+            {**ASKING, "sampling_params": {"reasoning_effort": "low"}},
+            "sampling_params.reasoning_effort",
+            "cannot be set",
+        ),
+        ({**ASKING, "sampling_params": {"max_tokens": 3}}, "sampling_params.max_tokens", "not permitted"),
+        (
+            {**ASKING, "sampling_params": {"max_completions_tokens": 0}},
+            "sampling_params.max_completions_tokens",
+            "greater",
+        ),
+        (
+            {**ASKING, "sampling_params": {"max_completions_tokens": 3, "max_new_tokens": 3}},
+            "sampling_params.max_completions_tokens",
+            "give one",
+        ),
+        (
+            {**ASKING, "input": [{"content": {"type": "input_image", "image_url": "{{ item.url }}"}}]},
+            "input.0.content",
+            "'input_image'",
+        ),
+        ({**ASKING, "input": [{"content": [{"type": "input_text"}]}]}, "input.0.content", "'input_text'"),
+        ({**ASKING, "input": [{"content": 3}]}, "input.0.content", "string"),
+        ({**ASKING, "input": [{"content": [{"type": "text", "text": "{{ x }}"}]}]}, "input.0.content", "names nothing"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_at_their_field(values: dict[str, Any], field: str, words: str) -> None:
