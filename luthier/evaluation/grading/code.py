@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field
@@ -51,12 +52,18 @@ def code_in(text: str) -> str:
 
 
 class Code(ProcessGrader):
-    """The share of tests that the answer's Python passes; each test is Python that raises where the code is wrong.
+    """The share of tests that the answer's Python passes, as HumanEval counts it (Chen et al. 2021, https://arxiv.org/abs/2107.03374).
 
+    Each test is Python that raises where the code is wrong.
     Each test has a process of its own, in which the answer runs anew.
     """
 
     kind: Literal["code"] = Field("code", alias="type")
+    code: Template = Field(
+        "{{ sample.output_text }}",
+        description="What is run before each test; {{ sample.output_text }} stands for the answer's last fenced block, or all of it. "
+        "{{ item.prompt }}{{ sample.output_text }} runs a completion after what it completes.",
+    )
     tests: tuple[Template, ...] = Field(min_length=1, description="Such as assert add(1, 2) == 3, or {{ item.tests }}.")
     limits: Limits = Field(
         default_factory=Limits, description="What the code may use; the seconds are for all tests together."
@@ -66,9 +73,10 @@ class Code(ProcessGrader):
         """See the class. Code that ends the process or takes too long fails the tests that it has not come to."""
         try:
             tests = [filled(test, sample, item) for test in self.tests]
+            code = filled(self.code, replace(sample, text=code_in(sample.text)), item)
         except Missing as missing:
             return Grade(None, str(missing))
-        code, began, passed = code_in(sample.text), time.monotonic(), 0
+        began, passed = time.monotonic(), 0
         for test in tests:
             left = self.limits.seconds - (time.monotonic() - began)
             if left <= 0:

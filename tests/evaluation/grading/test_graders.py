@@ -7,7 +7,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import date
 from fractions import Fraction
 from pathlib import Path
@@ -19,12 +19,10 @@ from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
 from luthier.errors import UsageError
-from luthier.evaluation.grading import Aids, Grade, JudgeSampling, Sample, grader_of
-from luthier.evaluation.grading.code import code_in
+from luthier.evaluation.grading import Aids, Grade, Sample, grader_of
 from luthier.evaluation.grading.formula import Formula
 from luthier.evaluation.grading.number import number_in
 from luthier.evaluation.metrics import rouge_n
-from luthier.types import Message
 
 
 def grade(values: Mapping[str, Any], text: str, item: Mapping[str, Any] | None = None) -> Grade:
@@ -180,51 +178,7 @@ def test_a_text_that_holds_a_schema_up_has_no_score(schema: dict[str, Any]) -> N
     assert "pattern" in (found[1].fault or "")
 
 
-# ── code ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_code_is_what_stands_in_the_last_fence_or_all() -> None:
-    assert code_in("No:\n```\nx\n```\nYes:\n```python\ny = 1\n```\nDone.") == "y = 1\n"
-    assert code_in("z = 2") == "z = 2"
-
-
-REACHES_REPORT = """
-import sys
-frame = sys._getframe()
-while frame is not None:
-    found = frame.f_locals.get("report")
-    if found is not None:
-        for number in range(3):
-            found("passed")
-            found({"passed": number})
-    frame = frame.f_back
-"""
-IN_MEMORY = """
-import gc
-for each in gc.get_objects():
-    if getattr(each, "__name__", "") == "report":
-        each("passed")
-"""
-TESTS = {"type": "code", "tests": ["assert double(2) == 4", "assert double(0) == 0", "{{ item.test }}"]}
-
-
-@pytest.mark.parametrize(
-    ("body", "score"),
-    [
-        ("def double(x): return 2 * x", 1), ("def double(x): return x * x", 2 / 3), ("double = 3", 0), ("def double(", 0),
-        ("import sys; sys.exit(0)", 0), ("import os; os._exit(0)", 0),
-        ("def double(x):\n    print('passed')\n    raise SystemExit", 0),
-        ("import builtins\nbuiltins.exec = builtins.compile = lambda *a: None", 0),
-        ("import builtins\nbuiltins.BaseException = type('E', (Exception,), {})\ndef double(x): raise KeyboardInterrupt", 0),
-        ("import builtins\nbuiltins.AssertionError = lambda *a: None\ndef double(x): return 1", 0),
-        ("import json, os\njson.dumps = lambda *a: '\"passed\"'\ndef double(x): return 1", 0),
-        (REACHES_REPORT, 0), (IN_MEMORY, 0),
-        ("import collections\ncollections.namedtuple('P', 'x')\ndef double(x): return 2 * x", 1),
-    ],
-)  # fmt: skip
-def test_code_scores_the_share_of_tests_that_it_passes(body: str, score: float) -> None:
-    found = grade(TESTS, f"```python\n{body}\n```", {"test": "assert double(-1) == -2"})
-    assert found.score == pytest.approx(score)
+# ── Python ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_python_of_the_user_gives_any_number_or_says_why_not() -> None:
@@ -293,115 +247,10 @@ def test_one_grader_alone_in_multi_goes_by_its_own_name() -> None:
     assert grade(values, "one two").score == 1
 
 
-# ── models ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def saying(*said: str | None) -> tuple[Aids, list[tuple[Message, ...]]]:
-    """Aids whose model says these, and the chats that it is given."""
-    asked: list[tuple[Message, ...]] = []
-
-    def ask(chats: Sequence[tuple[Message, ...]], model: str | None, sampling: JudgeSampling) -> list[str | None]:
-        asked.extend(chats)
-        return list(said)
-
-    return Aids(ask), asked
-
-
-def test_a_model_s_score_is_the_last_number_within_the_range() -> None:
-    values = {
-        "type": "score_model", "range": [1, 10], "model": "judge",
-        "input": [{"role": "user", "content": "Rate {{ sample.output_text }} for {{ item.q }}"}],
-    }  # fmt: skip
-    aids, asked = saying("Fine.\n7.5", "I give 12 of 10", "There are 3 faults.\nno idea")
-    grades = grader_of(values).grade_all(
-        [Sample("A"), Sample("B"), Sample("C"), Sample("D")], [{"q": 1}] * 3 + [{}], aids
-    )
-    assert [one.score for one in grades] == [7.5, 10, None, None]
-    assert "no number" in str(grades[2].fault)
-    assert "'q'" in str(grades[3].fault)
-    assert [chat[0].content.splitlines()[0] for chat in asked] == ["Rate A for 1", "Rate B for 1", "Rate C for 1"]
-    assert "1 (worst) to 10 (best)" in asked[0][0].content
-
-
-@pytest.mark.parametrize(
-    ("said", "score"),
-    [
-        ("8/10", 8),
-        ("Rating: 4/10", 4),
-        ("It has 3 faults.\n**8 out of 10**", 8),
-        ("2 of 10.", 2),
-        ("Score: 6\n```", 6),
-        ("I count 9 words.\nI cannot say.", None),
-        ("3 or 4", None),
-        ("1 to 10: 7", None),
-        ("4/5", None),
-        ("9/10 for style, 2/10 for truth", None),
-        ("", None),
-    ],
-)
-def test_a_score_is_the_one_number_of_the_last_line(said: str, score: float | None) -> None:
-    values = {"type": "score_model", "range": [1, 10], "input": [{"content": "Rate {{ sample.output_text }}"}]}
-    aids, _ = saying(said)
-    (grade,) = grader_of(values).grade_all([Sample("A")], [{}], aids)
-    assert grade.score == score
-    assert grade.is_unjudged == (score is None)
-
-
-def test_a_formula_over_a_judge_asks_a_model_and_hands_on_that_it_did_not_judge() -> None:
-    judge = {"type": "score_model", "range": [0, 1], "input": [{"content": "Rate {{ sample.output_text }}"}]}
-    both = grader_of({"type": "multi", "graders": {"j": judge, "l": {"type": "length", "most": 9}}, "formula": "j + l"})
-    assert both.asks_model
-    assert both.asked_models == (None,)
-    assert not grader_of({"type": "length", "most": 9}).asks_model
-    aids, _ = saying("I cannot say")
-    (grade,) = both.grade_all([Sample("A")], [{}], aids)
-    assert (grade.score, grade.is_unjudged) == (None, True)
-
-
-def test_a_judge_that_refuses_has_not_judged() -> None:
-    values = {"type": "score_model", "input": [{"content": "Rate {{ sample.output_text }}"}]}
-    aids, _ = saying(None, "1")
-    assert grader_of(values).grade_all([Sample("A"), Sample("B")], [{}, {}], aids) == [
-        Grade(None, "the judge refused", is_unjudged=True), Grade(1)
-    ]  # fmt: skip
-
-
-def test_a_model_s_label_passes_or_not() -> None:
-    values = {
-        "type": "label_model", "labels": ["good", "not good", "bad"], "passing_labels": ["good"],
-        "input": [{"content": "Is it good? {{ sample.output_text }}"}],
-    }  # fmt: skip
-    aids, _ = saying("It is good.", "Hence:\n**Good**", "not good", "bad", "goodish")
-    grades = grader_of(values).grade_all([Sample("x")] * 5, [{}] * 5, aids)
-    assert [one.score for one in grades] == [1, 1, 0, 0, None]
-    assert grader_of(values).grade(Sample("x"), {}).fault == "there is no model to ask"
+# ── what is refused ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 ASKING = {"type": "score_model", "model": "judge", "input": [{"content": "Rate {{ sample.output_text }}"}]}
-
-
-def test_a_grader_as_openai_s_service_writes_it_is_asked_in_its_words() -> None:
-    values = {
-        "type": "score_model", "name": "kind", "model": "judge", "range": [0, 1],
-        "sampling_params": {"max_completions_tokens": 7, "temperature": None, "seed": 3, "reasoning_effort": None},
-        "input": [
-            {"type": "message", "role": "system", "content": {"type": "input_text", "text": "Be fair."}},
-            {"role": "user", "content": [{"type": "input_text", "text": "Rate:"}, {"type": "output_text", "text": "{{ sample.output_text }}"}]},
-        ],
-    }  # fmt: skip
-    drawn: list[tuple[str | None, JudgeSampling]] = []
-    chats: list[tuple[Message, ...]] = []
-
-    def ask(given: Sequence[tuple[Message, ...]], model: str | None, sampling: JudgeSampling) -> list[str | None]:
-        drawn.append((model, sampling))
-        chats.extend(given)
-        return ["1"]
-
-    assert grader_of(values).grade_all([Sample("A")], [{}], Aids(ask)) == [Grade(1)]
-    assert drawn == [("judge", JudgeSampling(max_new_tokens=7, seed=3))]
-    assert [(turn.role, turn.content.partition("\n\nEnd with")[0]) for turn in chats[0]] == [
-        ("system", "Be fair."), ("user", "Rate:\nA")
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("metric", "library"), [("bleu", "sacrebleu"), ("fuzzy_match", "rapidfuzz")])
@@ -411,9 +260,6 @@ def test_a_likeness_whose_library_is_not_installed_is_refused_before_anything_is
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(UsageError, match=library):
         grader_of({"type": "text_similarity", "reference": "a", "evaluation_metric": metric})
-
-
-# ── what is refused ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
