@@ -64,6 +64,12 @@ def test_graders_read_the_rows_columns_and_each_gives_a_measure(run: Path) -> No
     assert measures["letters"].comparisons[0].difference is not None
 
 
+def test_a_metric_that_is_always_there_is_not_measured_twice(run: Path) -> None:
+    evaluation = api.evaluate(run, sampling=SHORT, limit=3, metrics=["rouge-l", "exact-match", "rouge-1"])
+    names = [measure.name for measure in evaluation.measures]
+    assert names[-4:] == ["exact match", "token F1", "ROUGE-L", "rouge-1"]
+
+
 def test_rows_without_a_score_are_left_out_for_all_candidates_and_counted(run: Path) -> None:
     some = grader_of(
         {

@@ -11,7 +11,7 @@ from luthier.data.reading import read_rows
 from luthier.errors import DataError, UsageError
 from luthier.evaluation.grading import Aids, Grade, Grader, Sample
 from luthier.evaluation.measure import Measure
-from luthier.evaluation.named_metrics import named_measure
+from luthier.evaluation.named_metrics import ALWAYS, named_measure
 from luthier.evaluation.unscored import Scores, scores_of, with_lowest
 from luthier.evaluation.verdict import Answered, Evaluation
 from luthier.types import Origin
@@ -62,7 +62,7 @@ def graded(evaluation: Evaluation, grading: Grading, progress: Callable[[str, in
         [answered.answers[index] for answered in evaluation.answers] for index in range(len(evaluation.candidates))
     ]
     there = {measure.name for measure in evaluation.measures}
-    for name in (each for each in grading.named if each not in there):
+    for name in (each for each in grading.named if ALWAYS.get(each, each) not in there):
         measure, note = named_measure(name, texts, references)
         measures.append(measure)
         notes += note

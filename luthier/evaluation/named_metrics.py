@@ -21,7 +21,17 @@ from luthier.evaluation.grading.libraries import needed
 from luthier.evaluation.grading.number import number_in
 from luthier.evaluation.intervals import bootstrap_mean
 from luthier.evaluation.measure import Measure
-from luthier.evaluation.metrics import best, field_accuracy, json_object, macro_f1, ngram_counts, rouge_n
+from luthier.evaluation.metrics import (
+    best,
+    exact_match,
+    field_accuracy,
+    json_object,
+    macro_f1,
+    ngram_counts,
+    rouge_l,
+    rouge_n,
+    token_f1,
+)
 from luthier.evaluation.rows import OfRows, statistic_measure
 from luthier.types import IntArray
 
@@ -77,7 +87,13 @@ def _number(answer: str, reference: str) -> float | None:
     return None if wanted is None else float(number_in(answer) == wanted)
 
 
+ALWAYS: Mapping[str, str] = {"exact-match": "exact match", "token-f1": "token F1", "rouge-l": "ROUGE-L"}
+"""What an evaluation of answers measures unasked, and what it calls them (`compare.SCORES`)."""
+
 OF_ANSWERS: Mapping[str, OfAnswer] = {
+    "exact-match": exact_match,
+    "token-f1": token_f1,
+    "rouge-l": rouge_l,
     "accuracy": lambda answer, reference: float(label_of(answer) == label_of(reference)),
     "rouge-1": partial(rouge_n, n=1),
     "rouge-2": partial(rouge_n, n=2),

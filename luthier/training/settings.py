@@ -27,7 +27,19 @@ class EarlyStopping(Settings):
 
 
 MetricName = Literal[
-    "accuracy", "rouge-1", "rouge-2", "json-valid", "json-fields", "number", "final-answer", "bleu", "chrf", "macro-f1"
+    "exact-match",
+    "token-f1",
+    "rouge-l",
+    "accuracy",
+    "rouge-1",
+    "rouge-2",
+    "json-valid",
+    "json-fields",
+    "number",
+    "final-answer",
+    "bleu",
+    "chrf",
+    "macro-f1",
 ]
 """The metrics of answers by name; `luthier.evaluation.named_metrics` has what each is."""
 

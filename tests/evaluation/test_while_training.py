@@ -12,12 +12,13 @@ from tiny_runs import Cut, begin, course, cut_after, go_on, outcome, recipe_valu
 from luthier.cli.display import Course
 from luthier.errors import DataError, LuthierError, NotFound, RecipeError
 from luthier.evaluation.answer_curves import answer_columns, answer_lines
-from luthier.evaluation.named_metrics import NAMES
+from luthier.evaluation.compare import SCORES, score_measures
+from luthier.evaluation.named_metrics import ALWAYS, NAMES, named_measure
 from luthier.evaluation.report import write_loss_plot
 from luthier.recipe import load_recipe, make_recipe
 from luthier.training.settings import MetricName
 
-ANSWERS = {"metrics": ["chrf", "rouge-1"], "rows": 3, "max_new_tokens": 6}
+ANSWERS = {"metrics": ["chrf", "rouge-1", "token-f1"], "rows": 3, "max_new_tokens": 6}
 
 
 def values(model: Path, folder: Path, **training: Any) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def test_the_trained_bits_are_the_same_with_and_without(tiny_model: Path, tmp_pa
     begin(values(tiny_model, tmp_path, evaluate_generated=ANSWERS), tmp_path / "with")
     assert trained_files(tmp_path / "with") == trained_files(tmp_path / "without")
     lines = course(tmp_path / "with")
-    assert answer_columns(lines) == ["validation_chrf", "validation_rouge-1"]
+    assert answer_columns(lines) == ["validation_chrf", "validation_rouge-1", "validation_token-f1"]
     assert [line["step"] for line in lines if "validation_chrf" in line] == [2, 4, 6]
     bare = [{name: value for name, value in line.items() if name not in answer_columns(lines)} for line in lines]
     assert bare == course(tmp_path / "without")
@@ -126,6 +127,16 @@ def test_recipes_that_do_not_go_together_are_refused(
         recipe[name] = {**recipe.get(name, {}), **part}
     with pytest.raises(RecipeError, match=said):
         make_recipe(recipe)
+
+
+def test_what_evaluation_measures_unasked_is_measured_alike_on_the_way() -> None:
+    answers, references = ["The lamp.", "a red lamp", "no", ""], [("the lamp",), ("lamp", "a lamp"), ("yes",), ("x",)]
+    assert set(ALWAYS.values()) == {name for name, _ in SCORES}
+    for measure in score_measures([answers], references):
+        (name,) = (name for name, shown in ALWAYS.items() if shown == measure.name)
+        assert named_measure(name, [answers], references)[0].estimates[0].value == pytest.approx(
+            measure.estimates[0].value, abs=1e-12
+        )
 
 
 def test_every_named_metric_may_be_asked_for() -> None:
