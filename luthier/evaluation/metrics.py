@@ -58,7 +58,7 @@ def squad_words(text: str) -> list[str]:
 def rouge_l(answer: str, reference: str) -> float:
     """ROUGE-L: the F-measure of the longest common subsequence of words: Lin 2004, https://aclanthology.org/W04-1013.
 
-    Equal to `rouge_score` without stemming for ASCII texts. That package drops every letter beyond a–z; here words may
+    Equal to `rouge_score` without stemming for texts whose letters are a–z. That package drops every other letter; here words may
     be of any script, and a Chinese or Japanese character is a word. A text without words scores 0.
     """
     answer_words, reference_words = rouge_words(answer), rouge_words(reference)
