@@ -15,6 +15,7 @@ from luthier import api
 from luthier.cli.main import main
 from luthier.errors import DataError, NotFound, UsageError
 from luthier.evaluation.grading import grader_of
+from luthier.evaluation.verdict import RowScores
 from luthier.generation.engine import Completed
 from luthier.generation.settings import Sampling
 from luthier.types import Message
@@ -62,12 +63,17 @@ def test_graders_read_the_rows_columns_and_each_gives_a_measure(run: Path) -> No
     expected = sum(len(answered.answers[1]) for answered in evaluation.answers) / len(evaluation.answers)
     assert measures["letters"].estimates[1].value == pytest.approx(expected)
     assert measures["letters"].comparisons[0].difference is not None
+    assert evaluation.scores == RowScores("always", ((1.0, 1.0),) * 12), "the first grader's are those of the rows"
 
 
 def test_a_metric_that_is_always_there_is_not_measured_twice(run: Path) -> None:
-    evaluation = api.evaluate(run, sampling=SHORT, limit=3, metrics=["rouge-l", "exact-match", "rouge-1"])
+    evaluation = api.evaluate(run, sampling=SHORT, limit=3, metrics=["chrf", "rouge-l", "exact-match", "rouge-1"])
     names = [measure.name for measure in evaluation.measures]
-    assert names[-4:] == ["exact match", "token F1", "ROUGE-L", "rouge-1"]
+    assert names[-5:] == ["exact match", "token F1", "ROUGE-L", "chrf", "rouge-1"]
+    assert evaluation.scores is not None
+    assert evaluation.scores.name == "rouge-l"
+    mean = sum(own or 0 for _, own in evaluation.scores.of_rows) / 3
+    assert mean == pytest.approx(evaluation.measures[-3].estimates[1].value)
 
 
 def test_rows_without_a_score_are_left_out_for_all_candidates_and_counted(run: Path) -> None:

@@ -11,9 +11,9 @@ from luthier.data.reading import read_rows
 from luthier.errors import DataError, UsageError
 from luthier.evaluation.grading import Aids, Grade, Grader, Sample
 from luthier.evaluation.measure import Measure
-from luthier.evaluation.named_metrics import ALWAYS, named_measure
+from luthier.evaluation.named_metrics import ALWAYS, named_measure, row_scores
 from luthier.evaluation.unscored import Scores, scores_of, with_lowest
-from luthier.evaluation.verdict import Answered, Evaluation
+from luthier.evaluation.verdict import Answered, Evaluation, RowScores
 from luthier.types import Origin
 
 Columns = Mapping[tuple[str, int], Mapping[str, Any]]
@@ -48,7 +48,8 @@ def columns_of(origins: Iterable[Origin]) -> Columns:
 
 
 def graded(evaluation: Evaluation, grading: Grading, progress: Callable[[str, int, int], None]) -> Evaluation:
-    """The evaluation with a measure for each further metric and each grader.
+    """The evaluation with a measure for each further metric and each grader, and the scores of its rows by the first grader, or else by
+    the first metric that has some.
 
     Raises: UsageError, if nothing was answered; DataError where a grader has no score for any row.
     """
@@ -66,22 +67,36 @@ def graded(evaluation: Evaluation, grading: Grading, progress: Callable[[str, in
         measure, note = named_measure(name, texts, references)
         measures.append(measure)
         notes += note
+    found = ((name, row_scores(name, texts, references)) for name in grading.named)
+    scores = next((RowScores(name, tuple(of_rows)) for name, of_rows in found if of_rows is not None), None)
     for number, grader in enumerate(grading.graders):
         progress("grading", number, len(grading.graders))
-        measure, note = measured(grader, grading, evaluation.answers)
+        grades_CR = _grades(grader, grading, evaluation.answers)
+        measure, note = _measure(grader, grades_CR)
         measures.append(measure)
         notes += note
-    return replace(evaluation, measures=(*evaluation.measures, *measures), notes=(*evaluation.notes, *notes))
+        if number == 0:
+            scores = RowScores(grader.name, tuple(zip(*with_lowest(grades_CR), strict=True)))
+    return replace(
+        evaluation, measures=(*evaluation.measures, *measures), notes=(*evaluation.notes, *notes), scores=scores
+    )
 
 
 def measured(grader: Grader, grading: Grading, answers: Sequence[Answered]) -> tuple[Measure, list[str]]:
     """What a grader measures of answers, and what is to be said of those without a score. Raises: DataError, if none has one."""
+    return _measure(grader, _grades(grader, grading, answers))
+
+
+def _grades(grader: Grader, grading: Grading, answers: Sequence[Answered]) -> list[list[Grade]]:
+    """The grades of each candidate's answers."""
     items = [grading.item(answered) for answered in answers]
-    num_candidates = len(answers[0].answers)
-    grades_CR = [grader.grade_all(_samples(answers, index), items, grading.aids) for index in range(num_candidates)]
+    return [grader.grade_all(_samples(answers, index), items, grading.aids) for index in range(len(answers[0].answers))]
+
+
+def _measure(grader: Grader, grades_CR: Sequence[Sequence[Grade]]) -> tuple[Measure, list[str]]:
     missing = [sum(grade.score is None for grade in grades) for grades in grades_CR]
     fault = next((grade.fault for grades in grades_CR for grade in grades if grade.score is None), None)
-    scores = None if min(missing) == len(answers) else scores_of(with_lowest(grades_CR))
+    scores = None if min(missing) == len(grades_CR[0]) else scores_of(with_lowest(grades_CR))
     if scores is None:
         raise DataError(
             f"The grader {grader.name!r} has no score for any row: {fault}.",

@@ -56,10 +56,22 @@ def named_measure(name: str, answers: Sequence[Sequence[str]], references: Refer
     return OF_ALL[name](answers, references)
 
 
+def row_scores(
+    name: str, answers: Sequence[Sequence[str]], references: References
+) -> list[tuple[float | None, ...]] | None:
+    """Of each row the score of each candidate's answer; None for a metric of all rows together."""
+    score = OF_ANSWERS.get(name)
+    return None if score is None else list(zip(*_scores(score, answers, references), strict=True))
+
+
+def _scores(score: OfAnswer, answers: Sequence[Sequence[str]], references: References) -> list[list[float | None]]:
+    return [[best(score, text, rights) for text, rights in zip(texts, references, strict=True)] for texts in answers]
+
+
 def _of_answers(
     name: str, score: OfAnswer, answers: Sequence[Sequence[str]], references: References
 ) -> tuple[Measure, list[str]]:
-    scores = [[best(score, text, rights) for text, rights in zip(texts, references, strict=True)] for texts in answers]
+    scores = _scores(score, answers, references)
     rows = [row for row, value in enumerate(scores[0]) if value is not None]
     if not rows:
         raise DataError(f"No reference serves the metric {name!r}.", "docs/evaluation.md says what each metric needs.")

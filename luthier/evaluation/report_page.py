@@ -26,13 +26,22 @@ if TYPE_CHECKING:
 
 _MOST_SAMPLES = 60
 
-_SAYS = {
+_EXACT = {
     "lost": "Right before, wrong now",
     "wrong": "Not the reference",
+    "unscored": "",
     "gained": "Wrong before, right now",
     "right": "As the reference",
 }
 """What became of a row, in the order in which rows are shown: failures first."""
+_SCORED = {
+    "lost": "{} fell",
+    "wrong": "{} not at its highest",
+    "unscored": "{} has no score",
+    "gained": "{} rose",
+    "right": "{} at its highest",
+}
+"""The same by the measure that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +57,19 @@ class RunPage:
 
 @dataclass(frozen=True)
 class Sample:
-    """A held-out row as the page shows it. f1: how near the answer of the model that it is about comes to the reference."""
+    """A held-out row as the page shows it, by the answer of the model that it is about.
+
+    score: by the measure that was asked for, else 1 where it is the reference; f1: how near it comes to the reference.
+    """
 
     outcome: str
     says: str
+    scored: str
     origin: str
     asked: str
     reference: str
     answers: tuple[tuple[str, str], ...]
+    score: float
     f1: float
 
 
@@ -100,26 +114,62 @@ def _template() -> Template:
 
 
 def samples_of(evaluation: Evaluation) -> list[Sample]:
-    """The answered rows, failures of the model that it is about first; among rows that came out alike, the answer farthest from the reference first."""
-    order = {outcome: place for place, outcome in enumerate(_SAYS)}
-    candidates = evaluation.candidates
+    """The answered rows, failures of the model that it is about first; among rows that came out alike the lowest score, then the answer
+    farthest from the reference, first.
+
+    What fails is told by the measure that was asked for, else by whether the answer is the reference.
+    """
+    candidates, found = evaluation.candidates, evaluation.scores
     judged = len(candidates) - 1 if evaluation.subject is None else candidates.index(evaluation.subject)
-    samples = [_sample(answered, candidates, judged) for answered in evaluation.answers]
-    return sorted(samples, key=lambda sample: (order[sample.outcome], sample.f1))
+    of_rows = tuple(map(_matches, evaluation.answers)) if found is None else found.of_rows
+    says = _EXACT if found is None else {outcome: text.format(found.name) for outcome, text in _SCORED.items()}
+    highest = _highest(of_rows)
+    samples = []
+    for answered, scores in zip(evaluation.answers, of_rows, strict=True):
+        first, own = scores[0], scores[judged]
+        outcome = _outcome(first, own, highest)
+        f1 = best(token_f1, answered.answers[judged], answered.references) or 0.0
+        samples.append(
+            Sample(
+                outcome,
+                says[outcome],
+                "" if found is None else " → ".join(_shown(score) for score in dict.fromkeys((first, own))),
+                str(answered.origin),
+                answered.asked,
+                answered.reference,
+                tuple(zip(candidates, answered.answers, strict=True)),
+                0.0 if own is None else own,
+                f1,
+            )
+        )
+    order = {outcome: place for place, outcome in enumerate(says)}
+    return sorted(samples, key=lambda sample: (order[sample.outcome], sample.score, sample.f1))
 
 
-def _sample(answered: Answered, candidates: Sequence[str], judged: int) -> Sample:
-    is_right = [best(exact_match, answer, answered.references) == 1 for answer in answered.answers]
-    was_right = len(is_right) > 1 and is_right[0]
-    if is_right[judged]:
-        outcome = "right" if was_right or len(is_right) == 1 else "gained"
-    else:
-        outcome = "lost" if was_right else "wrong"
-    answers = tuple(zip(candidates, answered.answers, strict=True))
-    f1 = best(token_f1, answered.answers[judged], answered.references) or 0.0
-    return Sample(outcome, _SAYS[outcome], str(answered.origin), answered.asked, answered.reference, answers, f1)
+def _matches(answered: Answered) -> tuple[float | None, ...]:
+    return tuple(best(exact_match, answer, answered.references) for answer in answered.answers)
+
+
+def _highest(of_rows: Sequence[Sequence[float | None]]) -> float:
+    """The end of a scale from 0 to 1; of any other the highest score that was given."""
+    given = [score for scores in of_rows for score in scores if score is not None]
+    return 1.0 if all(0 <= score <= 1 for score in given) else max(given)
+
+
+def _outcome(first: float | None, own: float | None, highest: float) -> str:
+    """What became of a row, by the scores of the first model's answer and of the one that the page is about."""
+    if own is None:
+        return "unscored"
+    if first is not None and own != first:
+        return "gained" if own > first else "lost"
+    return "right" if own >= highest else "wrong"
+
+
+def _shown(score: float | None) -> str:
+    return "none" if score is None else f"{score:.3g}"
 
 
 def _counts(samples: Sequence[Sample]) -> str:
+    """How many rows came out in which way, failures first, as the samples stand."""
     counted = Counter(sample.says for sample in samples)
-    return " · ".join(f"{says}: {counted[says]}" for says in _SAYS.values() if counted[says]) + "."
+    return " · ".join(f"{says}: {number}" for says, number in counted.items()) + "."

@@ -34,6 +34,14 @@ class Answered:
 
 
 @dataclass(frozen=True)
+class RowScores:
+    """What a measure makes of each answer, higher being better. of_rows: of each row a score a candidate; None where there is none."""
+
+    name: str
+    of_rows: tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True)
 class Table:
     """A table of details under its title; the first row is the head."""
 
@@ -64,7 +72,7 @@ class Evaluation:
     subject: the candidate that the evaluation is about; None: the last one. forgetting: what candidates know beyond the rows;
     None where that was not asked. contamination: which rows stand in the training rows; None where that was not looked for.
     details: what there is to show beside them; None for most kinds of models. safety: refusals, stereotypes and rude words; None
-    where they were not looked for.
+    where they were not looked for. scores: of each answered row by the measure that was asked for; None where none was.
     """
 
     candidates: tuple[str, ...]
@@ -77,6 +85,7 @@ class Evaluation:
     forgetting: Forgetting | None = None
     contamination: Contamination | None = None
     safety: Safety | None = None
+    scores: RowScores | None = None
 
     @property
     def outcomes(self) -> dict[str, Outcome]:

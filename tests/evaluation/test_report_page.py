@@ -17,7 +17,7 @@ from luthier.evaluation.report import write_loss_plot
 from luthier.evaluation.report_page import RunPage, samples_of, write_page
 from luthier.evaluation.run_report import write_evaluation, write_run_report
 from luthier.evaluation.safety.found import Safety
-from luthier.evaluation.verdict import Answered, Details, Evaluation, Table
+from luthier.evaluation.verdict import Answered, Details, Evaluation, RowScores, Table
 from luthier.objectives import SFT
 from luthier.types import Origin
 
@@ -122,6 +122,22 @@ def test_failures_are_those_of_the_model_that_it_is_about():
         ("question 2", "lost"), ("question 3", "gained"), ("question 1", "right")
     ]  # fmt: skip
     assert samples_of(replace(found, subject=None))[0].asked == "question 1"
+
+
+def test_failures_are_told_by_the_measure_that_was_asked_for(tmp_path: Path):
+    rows = [answered(number, "a", "a", "a" if number % 2 else "b") for number in range(1, 8)]
+    scores = RowScores("<taste>", ((7, 3), (3, 7), (5, 5), (9, 9), (None, None), (8, 2), (None, 4)))
+    found = replace(evaluation(*rows), scores=scores)
+    samples = samples_of(found)
+    assert [(sample.asked[-1], sample.outcome, sample.scored) for sample in samples] == [
+        ("6", "lost", "8 → 2"), ("1", "lost", "7 → 3"), ("7", "wrong", "none → 4"), ("3", "wrong", "5"),
+        ("5", "unscored", "none"), ("2", "gained", "3 → 7"), ("4", "right", "9"),
+    ]  # fmt: skip
+    text = "".join(page_of(tmp_path, found).text)
+    assert "<taste> fell: 2 · <taste> not at its highest: 2 · <taste> has no score: 1 · <taste> rose: 1" in text
+    assert "<taste> fell · 8 → 2 · rows.jsonl, line 6" in text
+    alone = replace(found, candidates=("tuned",), answers=(answered(1, "a", "a"),), scores=RowScores("f", ((0.9,),)))
+    assert [sample.outcome for sample in samples_of(alone)] == ["wrong"], "the scale from 0 to 1 ends at 1"
 
 
 def test_one_candidate_alone_is_right_or_wrong():
