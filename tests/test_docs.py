@@ -13,6 +13,7 @@ import typer
 
 from bench.methods import KEPT, kept_page
 from luthier.cli.main import app
+from luthier.data.hub import is_hub_name
 from luthier.objectives import kind_of
 from luthier.recipe import Recipe, load_recipe
 from luthier.recipe.known_objectives import KNOWN_OBJECTIVES
@@ -55,12 +56,12 @@ def parse_command(words: list[str]) -> None:
 
 
 def recipe_in(folder: Path, text: str) -> Recipe:
-    """A recipe loaded with the files that it names made for it."""
+    """A recipe loaded with the files that it names made for it; sets of the hub are not looked for."""
     data = parse_yaml(text, "recipe.yaml").values["data"]
     named = data["train"] if isinstance(data["train"], list) else [data["train"]]
     names = [each["path"] if isinstance(each, dict) else each for each in named]
     for name in [*names, data.get("validation", "auto")]:
-        if name not in ("auto", "none"):
+        if name not in ("auto", "none") and not is_hub_name(name):
             (folder / name).write_text("{}")
     path = folder / "recipe.yaml"
     path.write_text(text)

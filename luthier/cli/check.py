@@ -63,9 +63,10 @@ def check(
 ) -> None:
     """Look rows through and show which tokens would be learned; ends with exit code 3 if something is wrong."""
     from luthier.data.checks.checking import check_sources
+    from luthier.data.checks.form import ReadAs
     from luthier.data.checks.mending import write_mended
     from luthier.data.checks.statistics import write_report
-    from luthier.data.settings import files_of, is_mixture
+    from luthier.data.settings import files_of, is_mixture, sources_of
     from luthier.recipe import load_recipe, make_recipe
 
     if drop_faulty and fix is None:
@@ -82,7 +83,12 @@ def check(
     held_out = validation or (settings.validation if settings.validation not in ("auto", "none") else None)
     is_chosen = is_recipe or any(change.startswith("objective") for change in changes)
     checked = check_sources(settings, held_out, say, recipe.objective.takes if is_chosen else None)
-    mended = None if fix is None else write_mended(files_of(settings.train), checked, fix, drop_faulty=drop_faulty)
+    read_as = ReadAs(*settings.form_of(sources_of(settings.train)[0]))
+    mended = (
+        None
+        if fix is None
+        else write_mended(files_of(settings.train), checked, fix, drop_faulty=drop_faulty, read_as=read_as)
+    )
     needs_model = is_recipe or model is not None
     gate = _Gate() if checked.refusal else _gate(recipe, is_asked=is_chosen or needs_model, needs_model=needs_model)
     if report is not None:

@@ -43,16 +43,19 @@ def report_gate(recipe: Recipe, as_json: bool) -> None:
 def _all_faults(recipe: Recipe, first: DataError) -> list[DataError]:
     """Every line and row at fault, where it is the rows themselves that cannot be read; else the error alone."""
     from luthier.data.formats import faults
-    from luthier.data.reading import iter_rows
+    from luthier.data.formats.message_trees import iter_whole_rows
     from luthier.data.settings import sources_of
 
     found: list[DataError] = []
     for source in sources_of(recipe.data.train):
+        form, wishes = recipe.data.form_of(source)
+        limit = recipe.data.max_rows
         try:
-            rows = list(iter_rows(source.path, lambda text: None, recipe.data.max_rows, found.append))
+            rows = list(
+                iter_whole_rows(source.path, lambda text: None, limit, found.append, format=form, wishes=wishes)
+            )
         except DataError:
             return [first]
-        form, wishes = recipe.data.form_of(source)
         found += faults(rows, form, recipe.objective.takes, wishes) if rows else []
     return sorted(found, key=lambda fault: (fault.file or "", fault.line or 0)) or [first]
 

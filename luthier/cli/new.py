@@ -37,7 +37,8 @@ def new(
 ) -> None:
     """Write a commented recipe for your own rows, after reading them through."""
     from luthier.data.formats import recognise_any, to_records
-    from luthier.data.reading import called, read_rows
+    from luthier.data.formats.message_trees import iter_whole_rows
+    from luthier.data.reading import called
     from luthier.recipe.known_objectives import objective_of
     from luthier.recipe.reference import commented_recipe
     from luthier.store.files import write_text
@@ -46,7 +47,7 @@ def new(
     recipe = Path(called(data) + ".yaml") if out is None else expanded(out)
     if recipe.exists() and not force:
         raise UsageError(f"{recipe} is there already.", "Choose another name with --out, or replace it with --force.")
-    rows = read_rows(data, say)
+    rows = list(iter_whole_rows(data, say))
     kind = objective or _natural_kind(recognise_any(rows))
     recognised = to_records(rows, "auto", objective_of(kind, "--objective").takes)
     for note in recognised.notes:

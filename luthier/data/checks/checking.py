@@ -141,7 +141,7 @@ def check_data(
     Raises: NotFound, NetworkError; DataError for a source that is no file of rows at all.
     """
     total, questions = Seen(), Questions()
-    train_rows = questions.among(stream_rows(train, announce, total.notes))
+    train_rows = questions.among(stream_rows(train, announce, total.notes, read_as))
     head = list(islice(train_rows, ROWS_OF_FORM))
     if not head and not total.notes.findings:
         raise DataError("there are no rows in it.", "Give a file that holds at least one row.", file=_name(train))
@@ -150,7 +150,7 @@ def check_data(
     )
     learned = learn(head[:SAMPLE], read_as.wishes.template)
     processes = num_processes if len(head) >= SAMPLE else 1
-    held_rows = questions.among(stream_rows(held_out, announce, total.notes)) if held_out else iter(())
+    held_rows = questions.among(stream_rows(held_out, announce, total.notes, read_as)) if held_out else iter(())
     with tempfile.TemporaryDirectory(prefix="luthier-check-") as folder:
         copies = Copies(Path(folder), rows_in_memory)
         with closing(copies):
@@ -203,7 +203,7 @@ def _checked(
 
 def recognised(source: Source, read_as: ReadAs = NATURALLY) -> Natural | DataError:
     """What the check takes a source's rows for, without a look at their faults. Raises: as check_data."""
-    rows = Questions().among(stream_rows(source, lambda text: None, Notes()))
+    rows = Questions().among(stream_rows(source, lambda text: None, Notes(), read_as))
     return read_as.recognised(list(islice(rows, ROWS_OF_FORM)))
 
 

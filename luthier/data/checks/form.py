@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from luthier.data.checks.findings import Finding, Notes
 from luthier.data.formats import Natural, reading_of, recognise_any
@@ -55,7 +55,7 @@ def faults_of(rows: Sequence[Row], form: Natural) -> Iterator[Finding]:
     """Why rows could not be read as their form."""
     for row in rows:
         try:
-            form.to_records(row)
+            form.to_records(replace(row, parts={}))  # the check itself finds the line of each part
         except DataError as error:
             origin = row.origin
             yield Finding(KIND, "error", origin.file, origin.line, error.field, error.found, error.mend)

@@ -21,6 +21,7 @@ from typing import Any
 from luthier.data.checks.checking import Checked, Source
 from luthier.data.checks.encoding import joins, repaired_mojibake
 from luthier.data.checks.findings import Finding, Notes
+from luthier.data.checks.form import NATURALLY, ReadAs
 from luthier.data.checks.source import Questions, stream_rows
 from luthier.data.reading import Row
 from luthier.errors import DataError, UsageError
@@ -50,9 +51,12 @@ class Mended:
         }
 
 
-def write_mended(source: Source, checked: Checked, out: Path, *, drop_faulty: bool) -> Mended:
+def write_mended(
+    source: Source, checked: Checked, out: Path, *, drop_faulty: bool, read_as: ReadAs = NATURALLY
+) -> Mended:
     """Write the rows of a source that was checked, mended, to `out`: JSON Lines, JSON, CSV or TSV by its ending.
 
+    read_as: how the check read them.
     Raises: UsageError if `out` is one of the source's files or has another ending; DataError for rows that a table cannot
     hold.
     """
@@ -62,18 +66,18 @@ def write_mended(source: Source, checked: Checked, out: Path, *, drop_faulty: bo
     if any(expanded(name).exists() and out.exists() and expanded(name).samefile(out) for name in names):
         raise UsageError("--fix names the file that is checked, which is never changed.", "Choose another name.")
     result = Mended()
-    rows = _mended_rows(source, checked, result, drop_faulty)
+    rows = _mended_rows(stream_rows(source, lambda text: None, Notes(), read_as), checked, result, drop_faulty)
     write_pieces(out, _pieces(rows, out))
     return result
 
 
-def _mended_rows(source: Source, checked: Checked, result: Mended, drop_faulty: bool) -> Iterator[Row]:
+def _mended_rows(rows: Iterator[Row], checked: Checked, result: Mended, drop_faulty: bool) -> Iterator[Row]:
     by_row: dict[tuple[str, int], list[Finding]] = defaultdict(list)
     for finding in checked.findings:
         if finding.line is not None:
             by_row[finding.file, finding.line].append(finding)
     questions = Questions()
-    for row in stream_rows(source, lambda text: None, Notes()):
+    for row in rows:
         findings = list(_findings_at(row, by_row, questions))
         if (kept := mended_row(row, findings, result, drop_faulty)) is not None:
             result.num_written += 1
@@ -83,7 +87,11 @@ def _mended_rows(source: Source, checked: Checked, result: Mended, drop_faulty: 
 
 
 def _findings_at(row: Row, by_row: dict[tuple[str, int], list[Finding]], questions: Questions) -> Iterator[Finding]:
-    """The findings at a row, each with the way from there; those at the questions of an article are at the article."""
+    """The findings at a row, each with the way from there; those at the questions of an article are at the article, those at
+    messages at their tree."""
+    for path, origin in row.parts.items():
+        for finding in by_row.pop((origin.file, origin.line), ()):
+            yield replace(finding, field=None if finding.field is None else f"{path}.{finding.field}")
     origins = [each.origin for each in questions.among([row])] if row.path else [row.origin]
     for origin in origins:
         for finding in by_row.pop((origin.file, origin.line), ()):

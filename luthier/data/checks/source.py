@@ -13,8 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from luthier.data.checks.findings import Finding, Notes
+from luthier.data.checks.form import NATURALLY, ReadAs
 from luthier.data.checks.view import TEXT_ENDINGS
-from luthier.data.reading import Row, iter_rows
+from luthier.data.formats.message_trees import iter_whole_rows
+from luthier.data.reading import Row
 from luthier.errors import DataError
 from luthier.types import Origin
 
@@ -43,15 +45,21 @@ class Questions:
     In a JSON document a question is known by its running number, as any row is, and by the path that leads to it, such as
     data[3].paragraphs[0].qas[2]. In a file of lines it is known by its line and the path from there; while the check lasts,
     its number then is negative, so that it is no other row's.
+
+    trees: where the messages stand of rows that were put together from them; nothing else of these is held.
     """
 
     places: dict[tuple[str, int], Place] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
+    trees: dict[tuple[str, int], Row] = field(default_factory=dict)
 
     def among(self, rows: Iterable[Row]) -> Iterator[Row]:
         """The rows, and in the place of an article its questions."""
         for row in rows:
-            if "paragraphs" in row.values and is_article(row):
+            if row.parts:
+                self.trees[row.origin.file, row.origin.line] = Row({}, row.origin, parts=row.parts)
+                yield row
+            elif "paragraphs" in row.values and is_article(row):
                 yield from self.of_article(row)
             elif self.counts and row.path:
                 self.counts[row.origin.file] += 1
@@ -81,7 +89,14 @@ class Questions:
                     yield Row({**above, **given, **pair}, Origin(file, line), own)
 
     def in_article(self, finding: Finding) -> Finding:
-        """A finding at a question with the way that leads there; what is wrong with a paragraph, at its first question."""
+        """A finding at a question with the way that leads there; what is wrong with a paragraph, at its first question.
+
+        One at a message of a tree that was put together, at the message's own line.
+        """
+        tree = None if finding.line is None else self.trees.get((finding.file, finding.line))
+        if tree is not None and finding.field is not None:
+            origin, name = tree.place_of(finding.field)
+            return replace(finding, file=origin.file, line=origin.line, field=name)
         place = None if finding.line is None else self.places.get((finding.file, finding.line))
         if place is None:
             return finding
@@ -115,16 +130,19 @@ def _is_paragraph(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("qas"), list)
 
 
-def stream_rows(source: str | tuple[str, ...], announce: Announce, notes: Notes) -> Iterator[Row]:
+def stream_rows(
+    source: str | tuple[str, ...], announce: Announce, notes: Notes, read_as: ReadAs = NATURALLY
+) -> Iterator[Row]:
     """The rows of a file, of several, or of a hub data set; what is no row is noted as a finding.
 
+    read_as: how a recipe reads them, which says whether single messages are put together.
     Raises: NotFound, NetworkError; DataError for a file that cannot be read at all, such as a pickle.
     """
 
     def told(fault: DataError) -> None:
         notes.tell(BROKEN, "error", Origin(fault.file or "", fault.line or 1), fault.field, fault.found, fault.mend)
 
-    for row in iter_rows(source, announce, on_fault=told):
+    for row in iter_whole_rows(source, announce, on_fault=told, format=read_as.format, wishes=read_as.wishes):
         yield from _paragraphs(row) if _is_prose(row) else (row,)
 
 

@@ -4,8 +4,8 @@
         {"text": "Hello!", "role": "assistant", "rank": 0, "replies": []},
         {"text": "What?", "role": "assistant", "rank": 1, "replies": []}]}}
 
-The form in which Open Assistant's conversations are published (Köpf et al. 2023, https://arxiv.org/abs/2304.07327); rank 0
-is the best of a message's replies. One tree gives, as `data.threads` and the objective say,
+The form in which Open Assistant's conversations are published (Köpf et al. 2023, https://arxiv.org/abs/2304.07327), or
+`message_trees.py` has made of single messages; rank 0 is the best of a message's replies. One tree gives, as `data.threads` and the objective say,
 
 - its best thread: at each level the best reply, as Guanaco was trained (Dettmers et al. 2023,
   https://arxiv.org/abs/2305.14314). Best is the lowest rank; without ranks, as replies of prompters are, the reply with most
@@ -73,6 +73,8 @@ def recognise(table: Table) -> Recognition | None:
     if column is None:
         return None
     reason = f"{column} is a message with replies, which have replies in turn"
+    if any(row.parts for row in table.first):
+        reason = "rows are single messages, of which parent_id and message_tree_id make trees"
     kept = "all threads are" if table.wishes.threads == "all" else "the thread of the best replies is"
     note = f"Of each tree {kept} learned; data.threads says which."
     make = _all_threads if table.wishes.threads == "all" else _best_thread

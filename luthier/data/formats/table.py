@@ -140,7 +140,8 @@ def _usual_kind(rows: Sequence[Row], column: str) -> str:
 
 def fault(row: Row, field: str, found: str, mend: str) -> DataError:
     """What is wrong with one field of a row."""
-    return DataError(found, mend, file=row.origin.file, line=row.origin.line, field=field)
+    origin, field = row.place_of(field)
+    return DataError(found, mend, file=origin.file, line=origin.line, field=field)
 
 
 def required(row: Row, within: Mapping[str, Any], key: str, field: str) -> Any:

@@ -85,7 +85,7 @@ EVALUATION: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (
         ("message_id", "parent_id"),
         "they are single messages of conversation trees, which teach nothing apart.",
-        "Give the file of whole trees, or write each thread as messages with role and content.",
+        "Leave data.format at auto, and give message_tree_id, text and role beside these; or give the file of whole trees.",
     ),
 )
 """Sets that are recognised in order not to be learned: columns, what they are, what to do."""

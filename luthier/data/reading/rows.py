@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -26,11 +26,18 @@ class Row:
     """One row as it stands in its file: column → value.
 
     path: where in a JSON document it stands, such as data[3]; empty in files whose lines are rows.
+    parts: where the parts of a row that was put together from several stand, by the fields that lead to them.
     """
 
     values: dict[str, Any]
     origin: Origin
     path: str = ""
+    parts: Mapping[str, Origin] = field(default_factory=dict)
+
+    def place_of(self, name: str) -> tuple[Origin, str]:
+        """Where a field stands, and what leads to it from there."""
+        part = max((part for part in self.parts if name.startswith(f"{part}.")), key=len, default=None)
+        return (self.origin, name) if part is None else (self.parts[part], name.removeprefix(f"{part}."))
 
 
 def kind_of(value: object) -> str:

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from luthier.data.formats import Reading, nothing_in, reading_of, said_of_empty, summary_of
+from luthier.data.formats.message_trees import iter_whole_rows
 from luthier.data.formats.table import ROWS_OF_FORM
 from luthier.data.hub import is_hub_name, stored_files
-from luthier.data.reading import Row, called, iter_rows
+from luthier.data.reading import Row, called
 from luthier.data.reading.class_names import FILES as CLASS_NAMES
 from luthier.data.reading.places import places_of
 from luthier.data.settings import FormatName, Wishes
@@ -234,7 +235,7 @@ def _opened(wanted: Wanted, announce: Announce) -> _Opened:
         said.append(text)
         announce(text)
 
-    rows = iter_rows(wanted.source, say, wanted.max_rows)
+    rows = iter_whole_rows(wanted.source, say, wanted.max_rows, format=wanted.format, wishes=wanted.wishes)
     head = list(islice(rows, ROWS_OF_FORM))
     form = reading_of(head, wanted.format, wanted.takes, wanted.wishes)
     return _Opened(wanted, form, deque(head), rows, len(head), said, announce)

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from luthier.data.formats import to_records
+from luthier.data.formats.message_trees import iter_whole_rows
 from luthier.data.formats.prompts import asked_of, to_record
 from luthier.data.formats.table import as_list, fault
-from luthier.data.reading import Row, read_rows
+from luthier.data.reading import Row
 from luthier.errors import DataError
 from luthier.evaluation.judged.blind import Asked, Question, Response, prompt_key
 from luthier.types import Answered, Completion, Conversation, Preference, Prompt
@@ -23,7 +24,7 @@ def questions_in(source: str, announce: Announce, limit: int | None = None) -> l
 
     Raises: DataError, with line and field, for rows that are neither.
     """
-    rows = read_rows(source, announce, limit)
+    rows = list(iter_whole_rows(source, announce, limit))
     if any("answers" in row.values for row in rows):
         return [_question(row) for row in rows]
     recognised = to_records(rows, "auto", "preferences")
@@ -76,7 +77,7 @@ def prompts_in(source: str, system: str | None, announce: Announce, limit: int |
     Raises: DataError for rows that ask nothing, or that offer tools.
     """
     prompts: dict[str, Asked] = {}
-    for record, origin in to_records(read_rows(source, announce, limit), "auto", "prompts").records:
+    for record, origin in to_records(list(iter_whole_rows(source, announce, limit)), "auto", "prompts").records:
         assert isinstance(record, Prompt)
         if isinstance(record.asked, Conversation) and record.asked.tools:
             found = "the prompt offers tools, and what calls them return is not here to be judged."

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import pytest
-from form_rows import rows_of
 
 import luthier.prepared
 from luthier.cli.main import main
 from luthier.data.formats import recognise_any, to_records
+from luthier.data.formats.message_trees import iter_whole_rows
 from luthier.data.settings import NO_WISHES, DataSettings, FormatName, Wishes
 from luthier.errors import NetworkError
 from luthier.recipe import make_recipe
@@ -76,8 +76,10 @@ def claims_of(page: Path) -> list[Any]:
 
 
 @pytest.mark.parametrize("claim", claims())
-def test_the_examples_of_the_page_become_what_it_says(claim: Claim) -> None:
-    rows = rows_of(*claim.rows)
+def test_the_examples_of_the_page_become_what_it_says(claim: Claim, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in claim.rows), encoding="utf-8")
+    rows = list(iter_whole_rows(str(file), lambda _: None, wishes=claim.wishes))
     found = to_records(rows, "auto", claim.takes, claim.wishes)
     assert "\n\n".join(shown(record) for record, _ in found.records) == claim.shown
     if claim.is_first and claim.takes != "prompts":  # what rows are taken for without an objective
