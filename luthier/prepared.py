@@ -14,11 +14,11 @@ from luthier.corruption.vocabulary import Vocabulary
 from luthier.data.apart import laid_apart
 from luthier.data.dataset import Asked, Dataset, Examples, load_dataset, load_examples
 from luthier.data.drawn import Drawing, Vary
-from luthier.data.facts import facts_of
+from luthier.data.facts import facts_of, remade
 from luthier.data.gate import GateReport, Rules, check_gate
 from luthier.data.marked import marked_text
 from luthier.data.placeholders import with_placeholders
-from luthier.data.sequences import joined, mapped
+from luthier.data.sequences import joined
 from luthier.data.settings import DataSettings
 from luthier.errors import DataError, GateRefusal, LuthierError, RecipeError
 from luthier.models.families import Family, family_of
@@ -39,14 +39,16 @@ class Prepared:
     """A recipe's data, read and passed by the gate; and its objective, with what the rows settle.
 
     drawing: what makes of the training rows the examples of each epoch, where the objective draws them; those held out are
-    drawn already. num_words: how many words the model has. companion_words: how many each companion of the objective has, by
-    its role. texts: of pre-training, which an objective of reinforcement learning mixes in; None where none does.
+    drawn already. first_epoch: the training examples as they are in the first epoch. num_words: how many words the model has.
+    companion_words: how many each companion of the objective has, by its role. texts: of pre-training, which an objective of
+    reinforcement learning mixes in; None where none does.
     """
 
     dataset: Dataset
     objective: Objective
     tokenizer: PreTrainedTokenizerBase
     gate: GateReport
+    first_epoch: Sequence[Example]
     drawing: Drawing | None = None
     num_words: int = 0
     companion_words: Mapping[str, int] = field(default_factory=dict)
@@ -61,8 +63,8 @@ class Prepared:
     def first_rows(self) -> Sequence[Example]:
         """The training examples as they are in the first epoch; of prompts, with the longest answers that there may be."""
         if isinstance(self.objective, RolloutObjective):
-            return mapped(self.objective.imagined, self.dataset.train)
-        return self.dataset.train if self.drawing is None else drawn_rows(self.drawing, self.dataset.train)
+            return remade(self.objective.imagined, self.dataset.train)
+        return self.first_epoch
 
 
 def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
@@ -94,7 +96,7 @@ def check_recipe(recipe: Recipe, announce: Announce) -> Prepared:
                 check_lengths(drawn, own)
     words = {companion.role: int(own.vocab_size) for companion, own in companions}
     texts = texts_beside(recipe, dataset, config, announce)
-    return Prepared(dataset, objective, tokenizer, gate, drawing, int(config.vocab_size), words, texts)
+    return Prepared(dataset, objective, tokenizer, gate, drawn.train, drawing, int(config.vocab_size), words, texts)
 
 
 @contextmanager
@@ -149,7 +151,7 @@ def read_dataset(
     drawing = drawing_of(recipe, objective, tokenizer, answer_start)
     if drawing is not None:
         held_out = partial(drawing.held_out, first=dataset.first_held_out)
-        dataset = replace(dataset, validation=mapped(held_out, dataset.validation))
+        dataset = replace(dataset, validation=remade(held_out, dataset.validation))
     return dataset, objective
 
 
@@ -185,9 +187,9 @@ def laid_out(
             return objective.beside_other(rows[index], rows[index - 1], longest)
 
         places = range(len(rows))
-        rows = mapped(beside, tuple(places) if isinstance(rows, tuple) else places)
+        rows = remade(beside, tuple(places) if isinstance(rows, tuple) else places)
     judges = objective.takes in ("preferences", "verdicts", "rankings")
-    return mapped(laid_apart, rows) if judges and (family.layout == "bucketed" or not shares) else rows
+    return remade(laid_apart, rows) if judges and (family.layout == "bucketed" or not shares) else rows
 
 
 def asked_of(objective: Objective) -> Asked:
@@ -200,7 +202,7 @@ def asked_of(objective: Objective) -> Asked:
 
 def drawn_rows(drawing: Drawing, rows: Sequence[Example]) -> Sequence[Example]:
     """Training rows as they are in the first epoch; of a large set, each drawn when it is asked for."""
-    return mapped(lambda text: drawing(text, 0), rows)
+    return remade(lambda text: drawing(text, 0), rows)
 
 
 def drawing_of(
@@ -252,7 +254,7 @@ def placed_rows(dataset: Dataset, num_virtual: int, before_answer: int = 0, *, d
         return dataset
 
     def placed(rows: Sequence[Example]) -> Sequence[Example]:
-        return mapped(lambda row: with_placeholders(row, num_virtual, before_answer), rows)
+        return remade(lambda row: with_placeholders(row, num_virtual, before_answer), rows)
 
     train = dataset.train if draws else placed(dataset.train)
     return replace(dataset, train=train, validation=placed(dataset.validation))

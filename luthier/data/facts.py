@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.data.sequences import Chosen, Joined
+from luthier.data.sequences import Chosen, Joined, Lazy, Mapped
 from luthier.data.split import Keys, prompt_key
 from luthier.types import (
     Choice,
@@ -76,6 +77,33 @@ class Hashed(Protocol):
 
     @property
     def digests_R(self) -> Digests: ...
+
+
+class CountedOnce(Lazy[Example]):
+    """Examples that are made anew each time they are asked for, and whose facts are counted but once."""
+
+    def __init__(self, rows: Sequence[Example]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def item(self, index: int) -> Example:
+        """The example made anew."""
+        return self.rows[index]
+
+    @cached_property
+    def facts_R(self) -> Table:
+        """The facts of the examples."""
+        return facts_of(self.rows)
+
+
+def remade(make: Callable[[Any], Example], rows: Sequence[Any]) -> Sequence[Example]:
+    """What a function makes of each row: in memory where the rows are, else made anew each time, but counted once.
+
+    make: gives the same for the same row each time.
+    """
+    return tuple(make(row) for row in rows) if isinstance(rows, tuple) else CountedOnce(Mapped(make, rows))
 
 
 def facts_of(rows: Sequence[Example]) -> Table:

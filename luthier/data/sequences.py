@@ -92,8 +92,3 @@ def joined(parts: Sequence[Sequence[T]]) -> Sequence[T]:
     if all(isinstance(part, tuple) for part in parts):
         return tuple(row for part in parts for row in part)
     return Joined(parts)
-
-
-def mapped(make: Callable[[Any], T], rows: Sequence[Any]) -> Sequence[T]:
-    """What a function makes of each row; in memory where the rows are."""
-    return tuple(make(row) for row in rows) if isinstance(rows, tuple) else Mapped(make, rows)

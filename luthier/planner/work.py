@@ -12,10 +12,9 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from luthier.data.apart import laid_apart
 from luthier.data.batches import StepBatches, cut_batches
-from luthier.data.facts import facts_of
+from luthier.data.facts import facts_of, remade
 from luthier.data.mixture import Mixture
 from luthier.data.placeholders import with_placeholders
-from luthier.data.sequences import mapped
 from luthier.methods import Attachment, Method
 from luthier.models.heads import Head
 from luthier.models.language_model import FastModel, LanguageModel
@@ -125,7 +124,7 @@ def _placed(rows: Sequence[Example], attachment: Attachment) -> Sequence[Example
     if not attachment.num_virtual:
         return rows
     virtual = attachment.num_virtual, attachment.num_virtual_answer
-    return mapped(lambda row: with_placeholders(row, *virtual), rows)
+    return remade(lambda row: with_placeholders(row, *virtual), rows)
 
 
 def _trunk_bytes(work: Work, model: LanguageModel, attachment: Attachment) -> int:

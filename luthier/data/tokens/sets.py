@@ -12,7 +12,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -152,12 +152,13 @@ def token_set(wanted: Wanted, keeping: Keeping, announce: Announce) -> TokenSet:
 
 
 def labels_before(wanted: Wanted) -> set[str]:
-    """The labels of a source's rows, before it is known which rows stay; none where the rows have a fault, which is told later."""
-    try:
+    """The labels of a source's rows, before it is known which rows stay; up to the first fault, which is told later."""
+    labels: set[str] = set()
+    with suppress(DataError):
         opened = _opened(wanted, lambda text: None)
-        return {label for record, _ in _Converted(opened) for label in labels_in(record)}
-    except DataError:
-        return set()
+        for row in chain(opened.head, opened.rest):
+            labels.update(label for record in opened.form.to_records(row) for label in labels_in(record))
+    return labels
 
 
 def _files(wanted: Wanted, announce: Announce, *, fetches: bool) -> list[tuple[str, Path]] | None:

@@ -9,19 +9,24 @@ import sys
 import textwrap
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from failing_disk import FailingAt, Fault, Kind, every_fault
-from token_sets import content, loaded, write_chats
+from token_sets import all_of, content, loaded, write_chats
 
 from luthier.data.dataset import Dataset
+from luthier.data.facts import facts_of, remade
 from luthier.data.gate import check_gate
+from luthier.data.sequences import joined, taken
 from luthier.data.tokens import sets
 from luthier.data.tokens.columns import KeptExamples
 from luthier.errors import DataError, GateRefusal
 from luthier.store.files import folder_fault
+from luthier.types import Example
 
 
 def names_in(cache: Path) -> list[str]:
@@ -344,3 +349,24 @@ def test_of_a_set_of_the_hub_no_more_is_fetched_than_the_rows_wanted(cache: Path
     part = loaded("nobody/chats", validation="none", max_rows=30)
     assert len(part.train) == 30
     assert not cache.exists() or names_in(cache) == []
+
+
+def test_the_facts_of_rows_that_are_made_anew_are_counted_once_and_are_those_of_the_rows(
+    tmp_path: Path, cache: Path
+) -> None:
+    texts = loaded(write_chats(tmp_path / "chats.jsonl", 30)).train
+    made: list[int] = []
+
+    def reversed_tokens(row: Example) -> Example:
+        made.append(row.document)
+        return replace(row, token_N=row.token_N[::-1].copy(), weight_N=np.where(row.token_N % 2, 1.0, 0.0))
+
+    rows = remade(reversed_tokens, texts)
+    assert not isinstance(rows, tuple)
+    expected = facts_of(tuple(map(reversed_tokens, texts)))
+    made.clear()
+    for found in (facts_of(rows), facts_of(rows), facts_of(joined([rows, rows]))[: len(rows)]):
+        assert np.array_equal(found, expected)
+    assert np.array_equal(facts_of(taken(rows, [3, 1])), expected[[3, 1]])
+    assert made == [row.document for row in texts]
+    assert all_of(rows) == all_of([reversed_tokens(row) for row in texts])
