@@ -2,7 +2,7 @@
 
 BPE: Sennrich et al. 2016, https://arxiv.org/abs/1508.07909, over bytes as in GPT-2, so that every text comes back as it was.
 Unigram: `unigram`; every text comes back too, but for the character ▁, which stands for a blank.
-What is written is a folder that `transformers.AutoTokenizer` reads. The same texts give the same files.
+The texts are read several times, and never all held in memory; their different words are. What is written is a folder that `transformers.AutoTokenizer` reads. The same texts give the same files.
 
     for                special tokens                                              around a text
     decoder            <s> </s> <pad> (and <unk>)                                  <s> text
@@ -12,10 +12,11 @@ What is written is a folder that `transformers.AutoTokenizer` reads. The same te
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from operator import length_hint
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,8 @@ from pydantic import Field
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from luthier.data.reading import Row, read_rows
+from luthier.data.corpus import corpus_of, texts_of
+from luthier.data.reading import iter_rows
 from luthier.data.template import read_template
 from luthier.data.unigram import BYTES, characters_of, joining, splitting, trained_pieces, unigram, words_of
 from luthier.errors import DataError, RecipeError, UsageError
@@ -37,10 +39,6 @@ NUM_SENTINELS = 100
 """As many as T5 has: https://arxiv.org/abs/1910.10683."""
 
 _DEFAULT_SIZE = 8192
-_PIECE = 400
-"""Characters from which on a text is cut at the next line break."""
-_HELD_OUT = 20
-"""One piece in so many is held out."""
 
 
 @dataclass(frozen=True)
@@ -134,28 +132,29 @@ def train_tokenizer(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is not empty.", "Choose another folder with --out.")
-    texts = texts_of(read_rows(data, announce))
-    train, held_out = parted(texts)
-    if not any(text.strip() for text in train):
+    marks = (*_first_tokens(settings), *sentinels_of(settings))
+    corpus = corpus_of(texts_of(iter_rows(data, announce)), lambda: texts_of(iter_rows(data, lambda text: None)), marks)
+    if not any(piece.strip() for piece in corpus.train):
         name = data if isinstance(data, str) else data[0]
         raise DataError("There is no text in these rows.", "Give rows with columns of text.", file=name)
-    announce(f"{_counted(len(texts), 'text')} with {sum(map(len, texts)):,} characters.")
-    for token in (*_first_tokens(settings), *sentinels_of(settings)):
-        if times := sum(text.count(token) for text in texts):
+    announce(f"{_counted(corpus.num_texts, 'text')} with {corpus.num_characters:,} characters.")
+    for token, times in corpus.times.items():
+        if times:
             announce(f"The special token {token} stands in the texts {times:,} times, and is read as that token.")
     began = time.monotonic()
-    tokenizer = wrapped(trained(train, settings, announce, shows_progress=shows_progress), settings)
+    tokenizer = wrapped(trained(corpus.train, settings, announce, shows_progress=shows_progress), settings)
     seconds = time.monotonic() - began
     write_folder(out, lambda partial: _save(tokenizer, partial), replace=out.exists())
+    has_held_out = length_hint(corpus.held_out) > 0
     return TrainedTokenizer(
         out=out,
         kind=settings.kind,
         purpose=settings.purpose,
         vocab_size=len(tokenizer),
         num_special=len(tokenizer.all_special_ids),
-        characters=sum(map(len, train)),
-        measured_on="held-out text" if held_out else "training text",
-        **measured(tokenizer, held_out or train),
+        characters=corpus.num_trained,
+        measured_on="held-out text" if has_held_out else "training text",
+        **measured(tokenizer, corpus.held_out if has_held_out else corpus.train),
         seconds=seconds,
     )
 
@@ -164,61 +163,20 @@ def _save(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-# ── texts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def texts_of(rows: Sequence[Row]) -> list[str]:
-    """Every text in the rows, whatever their form: in columns, messages and lists."""
-    return [text for row in rows for text in _texts_in(row.values) if text]
-
-
-def _texts_in(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _texts_in(part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from _texts_in(part)
-
-
-def parted(texts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The texts in pieces of some lines, those to train on and those held out: a twentieth of the different ones, by their hash.
-
-    None is held out where there are too few.
-    """
-    pieces = [piece for text in texts for piece in _pieces(text)]
-    different = sorted(set(pieces), key=lambda piece: hashlib.sha256(piece.encode("utf-8", "surrogatepass")).digest())
-    chosen = set(different[: len(different) // _HELD_OUT])
-    return [piece for piece in pieces if piece not in chosen], [piece for piece in different if piece in chosen]
-
-
 def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """The text cut at line breaks."""
-    piece: list[str] = []
-    length = 0
-    for line in text.splitlines(keepends=True):
-        piece.append(line)
-        length += len(line)
-        if length >= _PIECE:
-            yield "".join(piece)
-            piece, length = [], 0
-    if piece:
-        yield "".join(piece)
 
 
 # ── training ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def trained(
-    texts: Sequence[str], settings: TokenizerSettings, announce: Announce, *, shows_progress: bool = False
+    texts: Iterable[str], settings: TokenizerSettings, announce: Announce, *, shows_progress: bool = False
 ) -> Tokenizer:
-    """The bare tokenizer: its vocabulary and splitting, with the special tokens first and sentinels last."""
+    """The bare tokenizer: its vocabulary and splitting, with the special tokens first and sentinels last.
+
+    texts: what can be gone through several times.
+    """
     first = _first_tokens(settings)
     last = sentinels_of(settings)
     room = (settings.vocab_size or _DEFAULT_SIZE) - len(last)
@@ -271,7 +229,7 @@ def _check_room(room: int, least: int, more: int, what: str) -> None:
         )
 
 
-def _bpe(texts: Sequence[str], room: int, first: list[str], more: int, shows_progress: bool) -> Tokenizer:
+def _bpe(texts: Iterable[str], room: int, first: list[str], more: int, shows_progress: bool) -> Tokenizer:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     _check_room(room, len(first) + len(alphabet), more, "its special tokens and the 256 bytes")
     tokenizer = Tokenizer(models.BPE())
@@ -286,12 +244,12 @@ def _bpe(texts: Sequence[str], room: int, first: list[str], more: int, shows_pro
         initial_alphabet=alphabet,
         show_progress=shows_progress,
     )
-    tokenizer.train_from_iterator(texts, trainer, length=len(texts))
+    tokenizer.train_from_iterator(texts, trainer, length=length_hint(texts))
     return tokenizer
 
 
 def _unigram(
-    texts: Sequence[str], room: int, first: list[str], unknown: str, more: int, shows_progress: bool
+    texts: Iterable[str], room: int, first: list[str], unknown: str, more: int, shows_progress: bool
 ) -> Tokenizer:
     words = words_of(texts)
     fixed = len(first) + len(BYTES)
@@ -340,15 +298,22 @@ def _take_template(tokenizer: PreTrainedTokenizerBase, given: str) -> None:
     tokenizer.eos_token = end.text
 
 
-def measured(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[str, float]:
+def measured(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> dict[str, float]:
     """What the tokenizer makes of texts, as `TrainedTokenizer` has it."""
-    every = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
     unknown = {tokenizer.unk_token_id, *(tokenizer.get_vocab().get(byte) for byte in BYTES)}
-    num_tokens = max(1, sum(map(len, every)))
-    exact = [str(tokenizer.decode(ids)) == text for ids, text in zip(every, texts, strict=True)]
+    of = Counter[str]()
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        of["texts"] += 1
+        of["tokens"] += len(ids)
+        of["words"] += len(text.split())
+        of["bytes"] += len(text.encode())
+        of["unknown"] += sum(token in unknown for token in ids)
+        of["exact"] += str(tokenizer.decode(ids)) == text
+    num_tokens = max(1, of["tokens"])
     return {
-        "tokens_per_word": num_tokens / max(1, sum(len(text.split()) for text in texts)),
-        "bytes_per_token": sum(len(text.encode()) for text in texts) / num_tokens,
-        "unknown_share": sum(token in unknown for ids in every for token in ids) / num_tokens,
-        "exact_share": sum(exact) / len(exact),
+        "tokens_per_word": num_tokens / max(1, of["words"]),
+        "bytes_per_token": of["bytes"] / num_tokens,
+        "unknown_share": of["unknown"] / num_tokens,
+        "exact_share": of["exact"] / of["texts"],
     }

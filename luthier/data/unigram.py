@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import length_hint
 
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -44,7 +45,7 @@ def joining() -> decoders.Decoder:
     return decoders.Sequence([decoders.Replace(_BLANK, " "), decoders.ByteFallback(), decoders.Fuse()])
 
 
-def words_of(texts: Sequence[str]) -> Words:
+def words_of(texts: Iterable[str]) -> Words:
     """How often each word stands in the texts."""
     split = splitting()
     return Counter(word for text in texts for word, _ in split.pre_tokenize_str(text))
@@ -55,7 +56,7 @@ def characters_of(words: Words) -> set[str]:
     return {*_ALPHABET, *(character for word in words for character in word)}
 
 
-def trained_pieces(texts: Sequence[str], num_pieces: int, *, shows_progress: bool) -> list[str]:
+def trained_pieces(texts: Iterable[str], num_pieces: int, *, shows_progress: bool) -> list[str]:
     """The pieces, sorted; fewer than asked for where the texts have no more."""
     trainer = trainers.UnigramTrainer(
         vocab_size=num_pieces + 1,  # with the unknown one
@@ -66,7 +67,7 @@ def trained_pieces(texts: Sequence[str], num_pieces: int, *, shows_progress: boo
     )
     trained = Tokenizer(models.Unigram())
     trained.pre_tokenizer = splitting()
-    trained.train_from_iterator(texts, trainer, length=len(texts))
+    trained.train_from_iterator(texts, trainer, length=length_hint(texts))
     return sorted(set(trained.get_vocab()) - {_UNKNOWN})
 
 

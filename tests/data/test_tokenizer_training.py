@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Iterator
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +17,13 @@ from hypothesis import strategies as st
 from small_tokenizers import CHATML
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from luthier.data.corpus import Corpus, corpus_of, texts_of
 from luthier.data.reading import Row
 from luthier.data.tickets import generate_tickets
 from luthier.data.tokenizer_training import (
     SPECIAL,
     TokenizerSettings,
     TrainedTokenizer,
-    parted,
-    texts_of,
     train_tokenizer,
     trained,
     wrapped,
@@ -190,14 +192,36 @@ def test_the_token_that_ends_a_templates_answers_ends_text(tmp_path: Path, data:
         made("bpe", chat_template=CHATML)
 
 
+def corpus(texts: list[str]) -> Corpus:
+    return corpus_of(iter(texts), lambda: iter(texts))
+
+
 def test_every_text_of_a_row_counts_and_held_out_pieces_are_in_no_other():
     values = {"messages": [{"role": "user", "content": "Hi"}], "n": 3, "tags": ["a", "b"], "empty": ""}
-    assert texts_of([Row(values, Origin("x", 1))]) == ["user", "Hi", "a", "b"]
-    train, held_out = parted([*LINES, *LINES])
+    assert list(texts_of([Row(values, Origin("x", 1))])) == ["user", "Hi", "a", "b"]
+    found = corpus([*LINES, *LINES])
+    train, held_out = list(found.train), list(found.held_out)
     assert {*train, *held_out} == set(LINES)
-    assert len(held_out) == len(set(LINES)) // 20
+    assert len(held_out) == len(set(LINES)) // 20 == length_hint(found.held_out)
     assert not set(train) & set(held_out)
-    assert "".join(parted(["x" * 1000 + "\n" + "y"])[0]) == "x" * 1000 + "\ny"
+    assert train == [line for line in [*LINES, *LINES] if line not in held_out] == list(found.train)
+    assert (length_hint(found.train), found.num_trained) == (len(train), sum(map(len, train)))
+    assert (found.num_texts, found.num_characters) == (2 * len(LINES), 2 * sum(map(len, LINES)))
+    assert "".join(corpus(["x" * 1000 + "\n" + "y"]).train) == "x" * 1000 + "\ny"
+
+
+def test_a_corpus_larger_than_memory_is_not_held_in_it():
+    def texts() -> Iterator[str]:
+        return (f"{number} " * 100 for number in range(20_000))
+
+    tracemalloc.start()
+    found = corpus_of(texts(), texts)
+    num_train = sum(1 for _ in found.train)
+    num_held_out = sum(1 for _ in found.held_out)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (num_train, num_held_out) == (19_000, 1_000)
+    assert most < found.num_characters / 5
 
 
 def test_literal_special_tokens_in_the_texts_are_told(tmp_path: Path):

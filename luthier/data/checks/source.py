@@ -95,8 +95,8 @@ class Questions:
         """
         tree = None if finding.line is None else self.trees.get((finding.file, finding.line))
         if tree is not None and finding.field is not None:
-            origin, name = tree.place_of(finding.field)
-            return replace(finding, file=origin.file, line=origin.line, field=name)
+            origin, within = tree.place_of(finding.field)
+            return replace(finding, file=origin.file, line=origin.line, field=within)
         place = None if finding.line is None else self.places.get((finding.file, finding.line))
         if place is None:
             return finding

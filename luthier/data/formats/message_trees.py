@@ -88,8 +88,8 @@ def _trees(rows: Iterator[Row], announce: Announce, on_fault: OnFault | None) ->
     announce(f"{num_messages:,} messages, one a row, are put together into conversation trees: {len(trees):,} rows.")
     for name in list(trees):
         found, faults = _tree(name, trees.pop(name))
-        for error in faults:
-            tell(error)
+        for each in faults:
+            tell(each)
         if found is not None:
             yield found
 
