@@ -32,7 +32,10 @@ class Limits:
     agreement: float | None
 
 
-EXACT = Limits(1e-3, 1e-5, 0.995)
+EXACT = Limits(1e-4, 1e-5, 0.995)
+"""For whole numbers, of which only the order of sums and one more rounding of each merged weight differ: on a model of 30 layers
+that came to 3e-6 of the largest logit, and it grows with depth."""
+
 _FROM_FINE_TO_COARSE = {
     "fp32": EXACT,
     "fp16": Limits(2e-2, 1e-3, 0.98),
