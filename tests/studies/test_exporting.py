@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any, get_args
 
+import bitsandbytes as bnb
 import pytest
 import torch
 from gguf import GGUFReader
@@ -29,6 +30,8 @@ from luthier.generation.settings import Sampling
 from luthier.methods import ADAPTER
 from luthier.models.anatomy import weight_of
 from luthier.models.language_model import LanguageModel
+from luthier.models.loading import load_model
+from luthier.models.settings import ModelSettings
 from luthier.quantization.formats import quantize
 from luthier.quantization.settings import QuantizationSettings
 from luthier.recipe.loading import recipe_of_run
@@ -109,6 +112,28 @@ def test_quantized_again_it_is_what_bitsandbytes_loads_and_what_was_lost_is_told
     batch = batch_of([9], merged.layout)
     expected = merged.hf.get_submodule("lm_head")(merged.hidden(batch))
     assert_near(logits_of_file(tmp_path / "packed"), expected, 1e-5 if kind != "int8" else 1e-2)  # it rounds inputs too
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_quantized_and_in_several_files_it_is_read_by_bitsandbytes_as_what_was_written(
+    kind: Any, rows: Path, tmp_path: Path
+) -> None:
+    """Four bits within 1e-5 of the largest logit; bitsandbytes' eight bits round what goes into a layer too."""
+    wide = write_tiny_model(tmp_path / "wide", hidden_size=64, intermediate_size=128)
+    run = tuned(wide, rows, tmp_path / "run")
+    out = exported(run, tmp_path / "packed", quantization=QuantizationSettings(kind=kind), shard_bytes=5_000).out
+    files = json.loads((out / "model.safetensors.index.json").read_text())["weight_map"]
+    of_layer: dict[str, set[str]] = {}
+    for name, file in files.items():
+        of_layer.setdefault(name.partition("_proj.")[0], set()).add(file)
+    assert max(map(len, of_layer.values())) > 1, "some layer's numbers and scales are in two files"
+    own = load_model(ModelSettings(name=str(out)), nothing)
+    hf = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    theirs = bnb.nn.Linear4bit if kind == "nf4" else bnb.nn.Linear8bitLt
+    assert {name for name, layer in hf.named_modules() if isinstance(layer, theirs)} == set(own.anatomy.linears)
+    batch = batch_of([9], own.layout)
+    expected = own.hf.get_submodule("lm_head")(own.hidden(batch))
+    assert_near(hf(batch.tokens_BT).logits, expected, 1e-5 if kind == "nf4" else 1e-2)
 
 
 def test_a_number_format_may_be_chosen(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
