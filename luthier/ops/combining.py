@@ -9,7 +9,8 @@ prune   each update keeps its largest entries by magnitude; then the sum is take
 slerp   whole models: along the arc between two weights, Shoemake 1985, https://doi.org/10.1145/325165.325242:
         (sin((1 − t) Ω) W₁ + sin(t Ω) W₂) / sin Ω, with Ω the angle between them.
 
-The formulas of TIES and DARE are from memory of the papers. Weights enter each update before anything else.
+TIES, DARE and pruning are as peft's `merge_utils` computes them but for two things. Weights enter each update before anything else,
+so they count where signs are chosen; and an entry whose sum is exactly zero has no sign, and becomes zero.
 Shapes: M updates, O outputs, I inputs.
 """
 
