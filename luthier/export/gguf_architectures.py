@@ -86,6 +86,12 @@ ARCHITECTURES = (
             ("use_bidirectional_attention", (False, None)),
         ),
     ),
+    Architecture(
+        "phi2",
+        ("phi",),
+        rms=False,
+        fixed=(("hidden_act", _GELU_TANH), ("qk_layernorm", (False,)), ("tie_word_embeddings", (False,))),
+    ),
     Architecture("phi3", ("phi3",), fixed=(("hidden_act", ("silu",)),)),
     Architecture(
         "falcon",
@@ -194,6 +200,12 @@ def key_value_heads(config: PreTrainedConfig) -> int:
     return int(values.get("num_key_value_heads") or config.num_attention_heads)
 
 
+def layer_norm_epsilon(config: PreTrainedConfig) -> float:
+    """What a LayerNorm adds to the variance; transformers has two names for it."""
+    values = config.to_dict()
+    return float(values["layer_norm_eps" if config.model_type == "phi" else "layer_norm_epsilon"])
+
+
 def _feedforward_width(config: PreTrainedConfig) -> int:
     values = config.to_dict()
     width = values.get("intermediate_size") or values.get("ffn_hidden_size") or values.get("n_inner")
@@ -214,7 +226,7 @@ def write_header(writer: gguf.GGUFWriter, architecture: Architecture, config: Pr
     if architecture.rms:
         writer.add_layer_norm_rms_eps(float(values["rms_norm_eps"]))
     else:
-        writer.add_layer_norm_eps(float(values["layer_norm_epsilon"]))
+        writer.add_layer_norm_eps(layer_norm_epsilon(config))
     writer.add_vocab_size(int(config.vocab_size))
     if not architecture.rotates:
         return

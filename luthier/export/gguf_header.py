@@ -15,7 +15,13 @@ import gguf
 from transformers import PreTrainedConfig
 
 from luthier.errors import ExportMismatch
-from luthier.export.gguf_architectures import architecture_of, head_size, key_value_heads, rope_of
+from luthier.export.gguf_architectures import (
+    architecture_of,
+    head_size,
+    key_value_heads,
+    layer_norm_epsilon,
+    rope_of,
+)
 
 _ROUNDED = 1e-6
 """How far a number may be from itself in fp32, by its size."""
@@ -62,7 +68,7 @@ def _function(name: str, config: PreTrainedConfig) -> Mapping[str, Any]:
     if "rms_norm_eps" in values:
         told["attention.layer_norm_rms_epsilon"] = float(values["rms_norm_eps"])
     else:
-        told["attention.layer_norm_epsilon"] = float(values["layer_norm_epsilon"])
+        told["attention.layer_norm_epsilon"] = layer_norm_epsilon(config)
     if name == "gpt2":
         return told
     if name in ("llama", "phi3") and window and config.model_type != "llama":

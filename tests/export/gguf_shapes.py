@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 _COMMON = {
@@ -39,6 +43,7 @@ UNREAD_BY_TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("gemma", {**_WIDE, "hidden_activation": "gelu_pytorch_tanh"}),
     "falcon 40b": ("falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
     "mistral": ("mistral", {**_WIDE, "sliding_window": 128}),
+    "phi": ("phi", {**_COMMON, "partial_rotary_factor": 0.5, "layer_norm_eps": 1e-4}),
 }
 
 
@@ -56,3 +61,27 @@ def write_shape(shape: tuple[str, dict[str, Any]], folder: Path, words: Path) ->
     hf.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return hf.eval()
+
+
+def read_by_table(file: Path, hf: PreTrainedModel, architecture: gguf.MODEL_ARCH) -> PreTrainedModel:
+    """A file of fp32 read by the gguf package's own table of names into a model of the config of `hf`, every weight of it."""
+    read = copy.deepcopy(hf)
+    names = gguf.get_tensor_name_map(architecture, hf.config.num_hidden_layers)
+    tensors = {each.name: torch.from_numpy(np.array(each.data)) for each in gguf.GGUFReader(file).tensors}
+    with torch.no_grad():
+        for own, parameter in read.named_parameters():
+            name = names.get_name(own, try_suffixes=(".weight", ".bias"))
+            assert name is not None, own
+            parameter.copy_(_as_in_transformers(own, tensors[name], hf))
+    return read.eval()
+
+
+def _as_in_transformers(own: str, tensor: Tensor, hf: PreTrainedModel) -> Tensor:
+    """A file's tensor in transformers' order: of Gemma's norms it holds 1 + w, of a Llama's heads the pairs that rotate."""
+    kind, config = hf.config.model_type, hf.config
+    if kind == "gemma" and "norm" in own:
+        return tensor - 1
+    if kind == "mistral" and (".q_proj." in own or ".k_proj." in own):
+        heads_HEI = tensor.view(-1, config.head_dim, tensor.shape[1])
+        return torch.cat([heads_HEI[:, 0::2], heads_HEI[:, 1::2]], dim=1).reshape(tensor.shape)
+    return tensor

@@ -10,16 +10,20 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from export.gguf_shapes import SHAPES, UNREAD_BY_TRANSFORMERS, write_shape
-from near import assert_near
+from export.gguf_shapes import SHAPES, UNREAD_BY_TRANSFORMERS, read_by_table, write_shape
+from near import assert_all_near, assert_apart, assert_near
 from transformers import AutoConfig, PreTrainedModel
 
 from luthier.errors import ExportMismatch, RecipeError, ResourceError
+from luthier.export.gguf_adapter import write_gguf_adapter
 from luthier.export.gguf_architectures import architecture_of, paired_rows
 from luthier.export.gguf_header import check_header
 from luthier.export.gguf_model import GGUFDtype, write_gguf
-from luthier.export.readers import gguf_reader, whole_text
+from luthier.export.readers import add_adapter, gguf_reader, of_model, whole_text
+from luthier.methods import ADAPTER, LoRA
+from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.models.gguf_files import read_gguf_config, read_gguf_weights
+from luthier.models.language_model import LanguageModel
 from luthier.models.loading import load_model
 from luthier.models.settings import ModelSettings
 from luthier.store.files import write_folder
@@ -75,6 +79,70 @@ def test_gemmas_norms_are_written_as_what_they_multiply_by(tiny_model: Path, tmp
     tensors = {each.name: each.data for each in gguf.GGUFReader(written(tmp_path / "model")).tensors}
     gain = torch.from_numpy(np.array(tensors["output_norm.weight"]))
     assert_near(gain, hf.get_parameter("model.norm.weight").detach() + 1, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [("gemma", gguf.MODEL_ARCH.GEMMA), ("mistral", gguf.MODEL_ARCH.LLAMA), ("phi", gguf.MODEL_ARCH.PHI2)],
+    ids=str,
+)
+def test_a_file_read_by_the_format_alone_into_a_model_of_its_own_kind_gives_the_same_logits(
+    name: str, architecture: gguf.MODEL_ARCH, tiny_model: Path, tmp_path: Path
+) -> None:
+    hf = write_shape(UNREAD_BY_TRANSFORMERS[name], tmp_path / "model", tiny_model)
+    read = read_by_table(written(tmp_path / "model"), hf, architecture)
+    assert_near(logits(read), logits(hf), 1e-5)
+
+
+def base_and_merged(name: str, folder: Path, words: Path) -> tuple[Path, Path, Path, LanguageModel]:
+    """Files of a model, of an adapter of every linear layer of it, and of both merged; and the model with the adapter."""
+    write_shape({**SHAPES, **UNREAD_BY_TRANSFORMERS}[name], folder / "model", words)
+    base = written(folder / "model")
+    model = load_model(ModelSettings(name=str(folder / "model"), dtype="fp32"), nothing)
+    attachment = LoRA(rank=3, alpha=5).attach(model, ADAPTER, 0)
+    assert isinstance(attachment, AdapterAttachment)
+    assert set(attachment.layers) == set(model.anatomy.linears)
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in attachment.trainables.values():
+            tensor.copy_(0.1 * torch.randn(tensor.shape, generator=draw))
+    write_gguf_adapter(model, attachment, folder / "adapter.gguf", "an adapter")
+    both = load_model(ModelSettings(name=str(folder / "model"), dtype="fp32"), nothing)
+    again = LoRA(rank=3, alpha=5).attach(both, ADAPTER, 0)
+    for own, theirs in zip(again.trainables.values(), attachment.trainables.values(), strict=True):
+        own.data.copy_(theirs)
+    again.merge()
+    write_gguf(both, folder / "merged.gguf", "fp32", "both")
+    return base, folder / "adapter.gguf", folder / "merged.gguf", model
+
+
+def tensors_of(file: Path) -> dict[str, torch.Tensor]:
+    return {each.name: torch.from_numpy(np.array(each.data)) for each in gguf.GGUFReader(file).tensors}
+
+
+@pytest.mark.parametrize("name", [*SHAPES, *UNREAD_BY_TRANSFORMERS])
+def test_a_file_and_its_adapter_are_together_the_file_of_the_merged_model(
+    name: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    """So too where layers are fused (Phi-3, Falcon), stored turned round (GPT-2) or lie in another order (Llama, Falcon 40B)."""
+    base, adapter, merged, _ = base_and_merged(name, tmp_path, tiny_model)
+    before = tensors_of(base)
+    add_adapter(base, adapter)
+    after = tensors_of(base)
+    assert_all_near(after, tensors_of(merged))
+    changed = {key for key, tensor in after.items() if not torch.equal(tensor, before[key])}
+    assert changed == {key for key in after if key.startswith("blk.") and after[key].ndim == 2}
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "falcon", "gpt2"])
+def test_an_adapter_on_its_file_says_what_it_says_on_the_model(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    base, adapter, _, model = base_and_merged(name, tmp_path, tiny_model)
+    texts = [whole_text(TOKENS[0].numpy(), Origin("rows", 1))]
+    (expected,) = of_model(model, ADAPTER).say(texts)
+    (bare,) = of_model(model, None).say(texts)
+    assert_apart(expected, bare)
+    (said,) = gguf_reader(base, model.hf.config, adapter).say(texts)
+    assert_near(said, expected)
 
 
 @pytest.mark.parametrize("name", ["mistral", "phi3"])
@@ -183,6 +251,8 @@ _LOCAL = {
         ("gemma", {"hidden_act": "silu"}, "hidden_act"),
         ("falcon", {"alibi": True}, "alibi"),
         ("gpt2", {"activation_function": "relu"}, "activation_function"),
+        ("phi", {"qk_layernorm": True}, "qk_layernorm"),
+        ("phi", {"tie_word_embeddings": True}, "tie_word_embeddings"),
     ],
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(kind: str, parts: dict[str, Any], field: str) -> None:

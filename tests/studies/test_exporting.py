@@ -304,7 +304,7 @@ def test_files_that_differ_from_the_model_they_were_written_from_are_caught(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("to", ["merged", "peft", "gguf-lora", "ollama"])
+@pytest.mark.parametrize("to", get_args(To))
 @pytest.mark.parametrize(
     ("operation", "number", "error", "told"),
     [
