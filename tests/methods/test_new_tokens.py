@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from near import assert_apart, assert_near
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_model import write_tiny_encoder, write_tiny_encoder_decoder
 from tiny_runs import Cut, begin, cut_after, go_on, nothing, outcome, recipe_values, write_rows
@@ -146,29 +148,37 @@ def test_the_rows_train_beside_lora_and_nothing_else_of_the_tables_moves(base: P
 
 
 @pytest.fixture(scope="module")
-def doras(base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of DoRA."""
-    folder = tmp_path_factory.mktemp("runs") / "dora"
-    begin({**values_of(base, rows), "method": {"kind": "dora", "rank": 2}}, folder)
-    return folder
+def run_of(base: Path, rows: Path, run: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The same of other methods, by their kind."""
+
+    def begun(kind: str) -> Path:
+        if kind == "lora":
+            return run
+        folder = tmp_path_factory.mktemp("runs") / kind
+        begin({**values_of(base, rows), "method": {"kind": kind, "rank": 2}}, folder)
+        return folder
+
+    return begun
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora"])
-def test_peft_reads_the_adapter_over_the_resized_base_and_computes_the_same(
-    kind: str, base: Path, run: Path, doras: Path
+@pytest.mark.parametrize("kind", ["lora", "dora", "pissa"])
+def test_peft_reads_the_exported_adapter_over_the_resized_base_and_computes_the_same(
+    kind: str, base: Path, run_of: Callable[[str], Path], tmp_path: Path
 ):
-    run = run if kind == "lora" else doras
+    run, out = run_of(kind), tmp_path / "out"
+    export_run(run, recipe_of_run(run), out, nothing, to="peft")
     ours = load_run(run, nothing)
-    tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
+    tokenizer = AutoTokenizer.from_pretrained(out)
     theirs = AutoModelForCausalLM.from_pretrained(base)
     theirs.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    theirs = PeftModel.from_pretrained(theirs, run / "adapter").eval()
+    theirs = PeftModel.from_pretrained(theirs, out).eval()
     ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
     assert ids[0].tolist() == ours.tokenizer(PROMPT)["input_ids"]
     with torch.no_grad():
         logits = theirs(input_ids=ids).logits[0]
     num = len(tokenizer)
-    torch.testing.assert_close(logits_of(ours, ADAPTER)[:, :num], logits[:, :num], rtol=1e-4, atol=1e-5)
+    assert_near(logits_of(ours, ADAPTER)[:, :num], logits[:, :num])
+    assert_apart(logits_of(ours, ADAPTER)[:, :num], logits_of(ours, None)[:, :num])
 
 
 def test_an_adapter_with_rows_that_peft_saved_computes_the_same_here(base: Path, tmp_path: Path):
@@ -188,19 +198,19 @@ def test_an_adapter_with_rows_that_peft_saved_computes_the_same_here(base: Path,
         theirs.save_pretrained(tmp_path)
     LoRA(begin_from=str(tmp_path)).attach(model, ADAPTER, 0)
     num = len(model.tokenizer)  # the rows that round the tables off are no tokens
-    torch.testing.assert_close(logits_of(model, ADAPTER)[:, :num], logits[:, :num], rtol=1e-4, atol=1e-5)
+    assert_near(logits_of(model, ADAPTER)[:, :num], logits[:, :num])
 
 
 def test_the_merged_model_has_the_tokens_and_computes_the_same(run: Path, tmp_path: Path):
     export_run(run, recipe_of_run(run), tmp_path / "out", nothing)
     ours, merged = load_run(run, nothing), loaded(tmp_path / "out", ())
     assert merged.anatomy.is_head_tied == ours.anatomy.is_head_tied
-    torch.testing.assert_close(logits_of(merged, None), logits_of(ours, ADAPTER), rtol=1e-4, atol=1e-5)
+    assert_near(logits_of(merged, None), logits_of(ours, ADAPTER))
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     with torch.no_grad():
         logits = theirs(**tokenizer(PROMPT, return_tensors="pt", return_token_type_ids=False)).logits[0]
-    torch.testing.assert_close(logits, logits_of(merged, None), rtol=1e-4, atol=1e-5)
+    assert_near(logits, logits_of(merged, None))
 
 
 @pytest.mark.parametrize("method", [{"kind": "ia3"}, {"kind": "houlsby", "width": 4}], ids=["ia3", "houlsby"])
@@ -219,7 +229,7 @@ def test_rows_beside_other_methods_are_in_a_file_of_their_own_and_merge(
         return
     export_run(tmp_path / "run", recipe_of_run(tmp_path / "run"), tmp_path / "out", nothing)
     merged = loaded(tmp_path / "out", ())
-    torch.testing.assert_close(logits_of(merged, None), logits_of(ours, ADAPTER), rtol=1e-4, atol=1e-5)
+    assert_near(logits_of(merged, None), logits_of(ours, ADAPTER))
 
 
 STACK = {"kind": "stack", "parts": [{"kind": "ia3"}, {"kind": "prompt-tuning", "num_virtual_tokens": 2}]}
