@@ -97,6 +97,15 @@ class SplitExperts(nn.Module):
                 tensors[f"{name}_bias"] = torch.stack(own)
         return tensors
 
+    @torch.no_grad()
+    def put(self, name: str, stacked: Tensor) -> None:
+        """Give every expert its part of one of the tensors that `stacked` gives, by its name there."""
+        is_bias = name.endswith("_bias")
+        for index, own in enumerate(stacked):
+            linear = self.get_submodule(f"{index}.{name.removesuffix('_bias')}")
+            target = linear.get_parameter("bias") if is_bias else weight_of(linear)
+            target.copy_(own.t() if self.is_transposed and not is_bias else own)
+
 
 class GatedActivation(nn.Module):
     """activation(g) ⊙ u, of g and u side by side."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,19 @@ def weights_of(model: LanguageModel) -> dict[str, Tensor]:
     for place in (*copies, *([anatomy.head] if anatomy.is_head_tied else [])):
         weights.pop(f"{place}.weight", None)
     return weights
+
+
+@torch.no_grad()
+def put_weights(model: LanguageModel, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Copy tensors into a model whose weights are not quantized, each by the name that `weights_of` has it under."""
+    own: dict[str, Tensor] = dict(model.hf.state_dict())
+    mixtures = {name: layer for name, layer in model.hf.named_modules() if isinstance(layer, SplitExperts)}
+    for name, tensor in weights:
+        place, _, part = name.rpartition(".")
+        if place in mixtures:  # `weights_of` stacks copies of these
+            mixtures[place].put(part, tensor)
+        else:
+            own[name].copy_(tensor)
 
 
 def _unpacked(model: LanguageModel) -> dict[str, Tensor]:

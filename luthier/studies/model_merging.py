@@ -17,7 +17,7 @@ from torch import Tensor
 
 from luthier.errors import RecipeError, UsageError
 from luthier.models.language_model import LanguageModel
-from luthier.models.writing import weights_of, write_model
+from luthier.models.writing import put_weights, weights_of, write_model
 from luthier.ops.combining import slerp
 from luthier.store.files import write_folder
 from luthier.studies.combining import Source, check_sources
@@ -66,8 +66,8 @@ def _load(source: Source, announce: Announce) -> LanguageModel:
 
 
 def _into_slerp(model: LanguageModel, other: Source, t: float, announce: Announce) -> None:
-    for own, theirs in _paired(model, _load(other, announce), str(other.folder)):
-        own.copy_(slerp(own.float(), theirs.float(), t))
+    pairs = _paired(model, _load(other, announce), str(other.folder))
+    put_weights(model, ((name, slerp(own.float(), theirs.float(), t)) for name, own, theirs in pairs))
 
 
 def _into_sum(model: LanguageModel, sources: Sequence[Source], how: ModelHow, announce: Announce) -> None:
@@ -79,12 +79,11 @@ def _into_sum(model: LanguageModel, sources: Sequence[Source], how: ModelHow, an
     if how == "task-arithmetic":
         left = 1 - sum(source.weight for source in sources)
         _add(sums, model, load_base_of(sources[0].recipe, announce), left, sources[0].recipe.model.name)
-    for name, tensor in _numbers(model).items():
-        tensor.copy_(sums[name])
+    put_weights(model, sums.items())
 
 
 def _add(sums: dict[str, Tensor], model: LanguageModel, other: LanguageModel, share: float, called: str) -> None:
-    for name, (_, theirs) in zip(sums, _paired(model, other, called), strict=True):
+    for name, _, theirs in _paired(model, other, called):
         sums[name] += share * theirs.float()
 
 
@@ -92,8 +91,8 @@ def _numbers(model: LanguageModel) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in weights_of(model).items() if tensor.is_floating_point()}
 
 
-def _paired(model: LanguageModel, other: LanguageModel, called: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each weight of the one with the other's of the same name. Raises RecipeError where they are not the same."""
+def _paired(model: LanguageModel, other: LanguageModel, called: str) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The name of each weight, the one's and the other's. Raises RecipeError where they are not the same."""
     own, theirs = _numbers(model), _numbers(other)
     shapes = [{name: tuple(tensor.shape) for name, tensor in weights.items()} for weights in (own, theirs)]
     if shapes[0] != shapes[1]:
@@ -101,4 +100,4 @@ def _paired(model: LanguageModel, other: LanguageModel, called: str) -> Iterator
         raise RecipeError(
             f"{called} has other weights than the first model: {strange[0]} among them.", "Merge models of one shape."
         )
-    return ((tensor, theirs[name]) for name, tensor in own.items())
+    return ((name, tensor, theirs[name]) for name, tensor in own.items())

@@ -9,6 +9,7 @@ import pytest
 import torch
 from near import assert_near
 from safetensors.torch import load_file
+from tiny_experts import write_tiny_experts
 from tiny_model import write_tiny_model
 from tiny_runs import begin, nothing, one_thread, recipe_values, write_rows
 
@@ -69,6 +70,20 @@ def test_halfway_between_two_right_angles_is_forty_five_degrees_and_no_shorter()
     assert found.tolist() == pytest.approx([math.sqrt(0.5)] * 2)
     same = torch.randn(5)
     assert_near(slerp(same, 2 * same, 0.5), 1.5 * same, 1e-6)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_the_experts_of_mixtures_are_merged_too(family: str, tmp_path: Path) -> None:
+    base = write_tiny_experts(tmp_path / "base", family=family)
+    runs = tuned(base, tmp_path, 1), tuned(base, tmp_path, 50)
+    one, other = (weights(run / "model") for run in runs)
+    experts = [name for name in one if "experts" in name]
+    assert experts
+    assert all(not torch.equal(one[name], other[name]) for name in experts)
+    for name, tensor in merged(runs, (1.0, 3.0), tmp_path / "mean", "linear").items():
+        assert_near(tensor, 0.25 * one[name] + 0.75 * other[name], 1e-6)
+    for name, tensor in merged(runs, (0.0, 1.0), tmp_path / "end", "slerp").items():
+        assert_near(tensor, other[name], 1e-6)
 
 
 def test_what_cannot_become_one_model_is_refused(pair: tuple[Path, Path], tiny_model: Path, tmp_path: Path) -> None:
