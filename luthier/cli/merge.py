@@ -34,7 +34,12 @@ _OF_ADAPTERS = (How.LINEAR, How.SVD, How.TIES, How.DARE, How.PRUNE)
 
 
 def merge(
-    runs: Annotated[list[str], typer.Argument(help="Two runs or more, of one base model.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Two or more of one base model: runs; or folders, of adapters in peft's form or of models."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", help="The folder of the new adapter or model.")],
     how: Annotated[
         How,
@@ -58,10 +63,9 @@ def merge(
 ) -> None:
     """Make one LoRA from the adapters of several runs, or one model from several that were tuned whole."""
     from luthier import api
-    from luthier.recipe.loading import recipe_of_run
     from luthier.store.places import expanded
-    from luthier.store.runs import find_run
-    from luthier.studies.combining import Source, combine_runs
+    from luthier.studies.combining import combine_runs
+    from luthier.studies.merge_sources import read_source
     from luthier.studies.model_merging import merge_models
 
     weights = weight or [1.0] * len(runs)
@@ -69,9 +73,8 @@ def merge(
         raise UsageError(f"There are {len(runs)} runs and {len(weights)} weights.", "Give one --weight for each run.")
     if how is How.LINEAR and rank is not None:
         raise UsageError("The exact sum has the sum of the ranks.", "Use --how svd with --rank.")
-    folders = [find_run(run, api.RUNS) for run in runs]
-    sources = [Source(folder, recipe_of_run(folder), share) for folder, share in zip(folders, weights, strict=True)]
-    are_models = all(source.recipe.method.tunes_base for source in sources)
+    sources = [read_source(run, api.RUNS, share) for run, share in zip(runs, weights, strict=True)]
+    are_models = all(source.is_model for source in sources)
     if how not in (_OF_MODELS if are_models else _OF_ADAPTERS):
         known = ", ".join(_OF_MODELS if are_models else _OF_ADAPTERS)
         raise UsageError(

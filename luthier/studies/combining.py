@@ -10,33 +10,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from luthier.errors import RecipeError, UsageError
-from luthier.methods import AdapterMethod
+from luthier.errors import RecipeError
 from luthier.methods.adapter import generator_of
 from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.bank import AdaptedLinear, LinearBranch
 from luthier.methods.lora import lora_of_factors
-from luthier.models.heads import ClassHead
-from luthier.models.language_model import LanguageModel
 from luthier.ops.combining import dare, linear, prune, ties
 from luthier.ops.spectrum import Factors, svd_of
-from luthier.recipe import Recipe
-from luthier.recipe.base import head_of
 from luthier.store.files import write_folder
-from luthier.tuned import load_base
+from luthier.studies.merge_sources import Source, attach_source, check_sources, load_shared_base
 
 Announce = Callable[[str], None]
 How = Literal["linear", "svd", "ties", "dare", "prune"]
 COMBINED = "combined"
-
-
-@dataclass(frozen=True)
-class Source:
-    """A finished run whose adapter takes part, and its weight."""
-
-    folder: Path
-    recipe: Recipe
-    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -76,8 +62,8 @@ def combine_runs(
     Raises: UsageError; RecipeError for adapters of different bases, or that are no change of linear layers' weights.
     """
     check_sources(sources, out)
-    model = load_base(sources[0].folder, announce)
-    attachments = [_attach(source, model, f"source {index}") for index, source in enumerate(sources)]
+    model = load_shared_base(sources, announce)
+    attachments = [attach_source(source, model, f"source {index}") for index, source in enumerate(sources)]
     by_layer = [_updates(attachment) for attachment in attachments]
     names = [name for name in model.anatomy.linears if any(name in updates for updates in by_layer)]
     weights = [source.weight for source in sources]
@@ -94,47 +80,6 @@ def combine_runs(
     write_folder(out, lambda partial: attachment.write(partial, announce))
     ranks = {name: update.left_OR.shape[1] for name, update in factors.items()}
     return Combined(out, how, ranks, (error / whole) ** 0.5 if whole else 0.0)
-
-
-def check_sources(sources: Sequence[Source], out: Path) -> None:
-    """Raise UsageError or RecipeError unless these are several runs of one base that can become one, at a new place."""
-    if len(sources) < 2:
-        raise UsageError("There is nothing to combine.", "Name two runs or more.")
-    if out.exists():
-        raise UsageError(f"{out} is there already.", "Choose another folder with --out.")
-    first = sources[0].recipe
-    for source in sources:
-        if isinstance(head_of(source.recipe), ClassHead):
-            raise RecipeError(
-                f"{source.folder} trained a head for classes, and heads do not combine.",
-                "Combine runs whose models have the head that they began with.",
-                field="objective.kind",
-            )
-        if source.recipe.model.add_tokens:
-            raise RecipeError(
-                f"{source.folder} trained rows of new tokens, and rows do not combine.",
-                "Combine runs without model.add_tokens.",
-                field="model.add_tokens",
-            )
-        base, other = source.recipe.provenance, first.provenance
-        if base is None or other is None or base.model_sha256 != other.model_sha256:
-            raise RecipeError(
-                f"{source.folder} and {sources[0].folder} do not begin from the same base model: "
-                f"{source.recipe.model.name} and {first.model.name}.",
-                "Combine adapters of one base only.",
-            )
-
-
-def _attach(source: Source, model: LanguageModel, name: str) -> AdapterAttachment:
-    method = source.recipe.method
-    if not isinstance(method, AdapterMethod):
-        raise RecipeError(
-            f"{source.folder} is a run of {method.kind}, which has no adapter.",
-            f"Take its change out as one: luthier shrink {source.folder} --energy 0.99",
-        )
-    attachment = method.continued(source.folder).attach(model, name, source.recipe.seed)
-    assert isinstance(attachment, AdapterAttachment)
-    return attachment
 
 
 def _updates(attachment: AdapterAttachment) -> Mapping[str, Tensor | Factors]:

@@ -1,4 +1,4 @@
-"""Several runs that tuned one base whole made into one model.
+"""Several models, of runs that tuned one base whole or from elsewhere, made into one.
 
 linear           Σ wₙ Wₙ / Σ wₙ: the weighted mean of the models.
 slerp            of two models, tensor by tensor, along the arc between them: see `ops.combining`.
@@ -20,8 +20,8 @@ from luthier.models.language_model import LanguageModel
 from luthier.models.writing import put_weights, weights_of, write_model
 from luthier.ops.combining import slerp
 from luthier.store.files import write_folder
-from luthier.studies.combining import Source, check_sources
-from luthier.tuned import load_base_of, load_tuned
+from luthier.studies.merge_sources import Source, check_sources, load_whole
+from luthier.tuned import load_base
 
 Announce = Callable[[str], None]
 ModelHow = Literal["linear", "slerp", "task-arithmetic"]
@@ -51,34 +51,36 @@ def merge_models(sources: Sequence[Source], out: Path, announce: Announce, *, ho
         raise UsageError(f"slerp goes between two models, and there are {len(sources)}.", "Use --how linear.")
     if how != "task-arithmetic" and (min(weights) < 0 or sum(weights) == 0):
         raise UsageError("The weights of a mean are shares: none below 0, and not all 0.", "Use --how task-arithmetic.")
-    model = _load(sources[0], announce)
+    run = next((source.folder for source in sources if source.recipe is not None), None)
+    if how == "task-arithmetic" and run is None:
+        raise UsageError(
+            "task-arithmetic adds to the base what each model changed of it, and no run among these says which that is.",
+            "Use --how linear.",
+        )
+    model = load_whole(sources[0], announce)
     with torch.no_grad():
         if how == "slerp":
             _into_slerp(model, sources[1], weights[1] / sum(weights), announce)
         else:
-            _into_sum(model, sources, how, announce)
+            _into_sum(model, sources, run if how == "task-arithmetic" else None, announce)
     write_folder(out, lambda partial: write_model(model, partial, model.dtype))
     return MergedModel(out, how, sum(tensor.numel() for tensor in weights_of(model).values()))
 
 
-def _load(source: Source, announce: Announce) -> LanguageModel:
-    return load_tuned(source.folder, source.recipe, announce)
-
-
 def _into_slerp(model: LanguageModel, other: Source, t: float, announce: Announce) -> None:
-    pairs = _paired(model, _load(other, announce), str(other.folder))
+    pairs = _paired(model, load_whole(other, announce), str(other.folder))
     put_weights(model, ((name, slerp(own.float(), theirs.float(), t)) for name, own, theirs in pairs))
 
 
-def _into_sum(model: LanguageModel, sources: Sequence[Source], how: ModelHow, announce: Announce) -> None:
-    """Σ of the models by their shares, kept in fp32 until the end; the base has what is left of 1 in task arithmetic."""
-    total = 1.0 if how == "task-arithmetic" else sum(source.weight for source in sources)
+def _into_sum(model: LanguageModel, sources: Sequence[Source], run: Path | None, announce: Announce) -> None:
+    """Σ of the models by their shares, kept in fp32 until the end. run: whose base has what is left of 1; None: they are a mean."""
+    total = 1.0 if run is not None else sum(source.weight for source in sources)
     sums = {name: tensor.float() * (sources[0].weight / total) for name, tensor in _numbers(model).items()}
     for source in sources[1:]:
-        _add(sums, model, _load(source, announce), source.weight / total, str(source.folder))
-    if how == "task-arithmetic":
+        _add(sums, model, load_whole(source, announce), source.weight / total, str(source.folder))
+    if run is not None:
         left = 1 - sum(source.weight for source in sources)
-        _add(sums, model, load_base_of(sources[0].recipe, announce), left, sources[0].recipe.model.name)
+        _add(sums, model, load_base(run, announce), left, f"The base of {run}")
     put_weights(model, sums.items())
 
 
@@ -92,7 +94,11 @@ def _numbers(model: LanguageModel) -> dict[str, Tensor]:
 
 
 def _paired(model: LanguageModel, other: LanguageModel, called: str) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """The name of each weight, the one's and the other's. Raises RecipeError where they are not the same."""
+    """The name of each weight, the one's and the other's. Raises RecipeError where they, or the tokens, are not the same."""
+    if model.tokenizer.get_vocab() != other.tokenizer.get_vocab():
+        raise RecipeError(
+            f"{called} has other tokens than the first model.", "Merge models of one vocabulary, tuned from one base."
+        )
     own, theirs = _numbers(model), _numbers(other)
     shapes = [{name: tuple(tensor.shape) for name, tensor in weights.items()} for weights in (own, theirs)]
     if shapes[0] != shapes[1]:

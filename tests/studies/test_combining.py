@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 import torch
 from near import assert_near
+from peft import IA3Config, LoraConfig, PeftConfig, get_peft_model
 from peft.utils import merge_utils
 from safetensors.torch import load_file
 from tiny_model import write_tiny_model
 from tiny_runs import begin, nothing, recipe_values, write_rows
+from transformers import AutoModelForCausalLM
 
 from luthier.errors import RecipeError, UsageError
 from luthier.ops.combining import trim
 from luthier.recipe.loading import recipe_of_run
-from luthier.studies.combining import Combined, Source, combine_runs
+from luthier.studies.combining import Combined, combine_runs
+from luthier.studies.merge_sources import Source, read_source
 
 
 def run_of(folder: Path, model: Path, **method: Any) -> Path:
@@ -131,3 +134,49 @@ def test_pruning_keeps_the_largest_entries_of_each_update(pair: tuple[Path, Path
     for name, update in updates_in(tmp_path / "pruned", 1.0).items():
         expected = sum(trim(each[name], 0.2) for each in (one, other) if name in each)
         assert_near(update, expected)
+
+
+def saved_by_peft(model: Path, config: PeftConfig, folder: Path) -> Path:
+    """An adapter of random numbers that Luthier had no part in."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        get_peft_model(AutoModelForCausalLM.from_pretrained(model), config).save_pretrained(folder)
+    return folder
+
+
+def test_adapters_that_peft_saved_are_combined_with_those_of_runs_and_with_each_other(
+    pair: tuple[Path, Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    config = LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    theirs = read_source(str(saved_by_peft(tiny_model, config, tmp_path / "peft")), tmp_path, 2.0)
+    assert theirs.recipe is None
+    run = Source(pair[0], recipe_of_run(pair[0]), 0.5)
+    combine_runs([run, theirs], tmp_path / "sum", nothing)
+    one, other = updates_in(pair[0] / "adapter", 1.0), updates_in(tmp_path / "peft", 2.0)
+    for name, update in updates_in(tmp_path / "sum", 1.0).items():
+        assert_near(update, 0.5 * one[name] + 2.0 * other.get(name, torch.zeros(())))
+    combine_runs([theirs, Source(theirs.folder, None, 1.0)], tmp_path / "both", nothing)
+    made = updates_in(tmp_path / "both", 1.0)
+    assert set(made) == set(other)
+    for name, update in made.items():
+        assert_near(update, 3.0 * other[name])
+
+
+def test_adapters_from_elsewhere_of_another_base_or_kind_and_models_are_refused(
+    pair: tuple[Path, Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    run = Source(pair[0], recipe_of_run(pair[0]))
+    scales = IA3Config(target_modules=["k_proj"], feedforward_modules=[])
+    with pytest.raises(RecipeError, match="of type 'IA3'"):
+        combine_runs(
+            [run, Source(saved_by_peft(tiny_model, scales, tmp_path / "ia3"), None)], tmp_path / "out", nothing
+        )
+    strange = saved_by_peft(tiny_model, LoraConfig(r=2, target_modules=["q_proj"]), tmp_path / "strange")
+    file = strange / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": "some/other"}))
+    with pytest.raises(RecipeError, match="was trained on some/other") as caught:
+        combine_runs([run, Source(strange, None)], tmp_path / "out", nothing)
+    assert "base_model_name_or_path" in caught.value.mend
+    with pytest.raises(RecipeError, match="is a model"):
+        combine_runs([run, Source(tiny_model, None)], tmp_path / "out", nothing)
+    assert not (tmp_path / "out").exists()

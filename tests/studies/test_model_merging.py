@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from tiny_runs import begin, nothing, one_thread, recipe_values, write_rows
 from luthier.errors import RecipeError, UsageError
 from luthier.ops.combining import slerp
 from luthier.recipe.loading import recipe_of_run
-from luthier.studies.combining import Source
+from luthier.studies.merge_sources import Source, read_source
 from luthier.studies.model_merging import ModelHow, merge_models
 
 
@@ -70,6 +72,34 @@ def test_halfway_between_two_right_angles_is_forty_five_degrees_and_no_shorter()
     assert found.tolist() == pytest.approx([math.sqrt(0.5)] * 2)
     same = torch.randn(5)
     assert_near(slerp(same, 2 * same, 0.5), 1.5 * same, 1e-6)
+
+
+def test_model_folders_are_merged_like_the_runs_that_they_came_from(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    folders = [read_source(str(run / "model"), tmp_path, share) for run, share in zip(pair, (1.0, 3.0), strict=True)]
+    assert all(source.recipe is None and source.is_model for source in folders)
+    expected = merged(pair, (1.0, 3.0), tmp_path / "runs", "linear")
+    merge_models(folders, tmp_path / "folders", nothing)
+    for name, tensor in weights(tmp_path / "folders").items():
+        assert_near(tensor, expected[name], 0)
+    with pytest.raises(UsageError, match="no run among these"):
+        merge_models(folders, tmp_path / "out", nothing, how="task-arithmetic")
+    expected = merged(pair, (1.0, 3.0), tmp_path / "changes", "task-arithmetic")
+    run = Source(pair[0], recipe_of_run(pair[0]), 1.0)
+    merge_models([folders[1], run], tmp_path / "mixed", nothing, how="task-arithmetic")
+    for name, tensor in weights(tmp_path / "mixed").items():
+        assert_near(tensor, expected[name])
+
+
+def test_models_with_other_tokens_are_not_merged(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "other")
+    file = tmp_path / "other" / "tokenizer.json"
+    values = json.loads(file.read_text())
+    ids = values["model"]["vocab"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    file.write_text(json.dumps(values))
+    with pytest.raises(RecipeError, match="other tokens"):
+        merge_models([Source(tiny_model, None), Source(tmp_path / "other", None)], tmp_path / "out", nothing)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
