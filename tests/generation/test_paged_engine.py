@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import random
 
-import numpy as np
 import pytest
 import torch
+from generation.reread import trainer_logprobs
 from models.tiny import tiny_model
 from models.tuned import randomize
 
-from luthier.data.packing import collate
-from luthier.data.placeholders import with_placeholders
 from luthier.errors import QueueFull, ResourceError
 from luthier.generation.answers import Asked
 from luthier.generation.engine import Engine, Request, generate
@@ -20,7 +18,6 @@ from luthier.generation.rows import PromptRows
 from luthier.generation.settings import Sampling
 from luthier.methods import IA3, LoRA, PrefixTuning, PromptTuning
 from luthier.models.language_model import LanguageModel
-from luthier.types import Example, Origin, Part
 
 GREEDY = Sampling(max_new_tokens=9)
 DRAWN = Sampling(temperature=1.0, max_new_tokens=9)
@@ -146,22 +143,6 @@ def test_prompts_that_begin_alike_share_whole_pages(model: LanguageModel, monkey
     assert widths[-1] == len(system) + 1
 
 
-def trainer_logprobs(model: LanguageModel, tokens: list[int], num_prompt: int, adapter: str | None) -> torch.Tensor:
-    """What training has for each token of an answer."""
-    learned = np.arange(num_prompt, len(tokens))
-    example = Example(
-        parts=(Part(np.array(tokens)),),
-        source_N=learned - 1,
-        token_N=np.array(tokens)[learned],
-        weight_N=np.ones(len(learned), dtype=np.float32),
-        sample_N=np.zeros(len(learned), dtype=np.int64),
-        document=0,
-        origin=Origin("prompt", 1),
-    )
-    placed = with_placeholders(example, model.num_virtual(adapter), 0)
-    return model.forward(collate([placed], model.layout, 0), adapter).logprob_N
-
-
 @pytest.mark.parametrize("adapter", [None, "lora", "prompt", "prefix"])
 def test_log_probabilities_are_those_of_the_trainer(model: LanguageModel, adapter: str | None) -> None:
     drawn = DRAWN.model_copy(update={"temperature": 0.7, "top_k": 20})
@@ -169,8 +150,7 @@ def test_log_probabilities_are_those_of_the_trainer(model: LanguageModel, adapte
     for request, answer in zip(requests, generate(model, requests), strict=True):
         assert answer.logprobs is not None
         found = torch.tensor([each.logprob for each in answer.logprobs])
-        with torch.no_grad():
-            expected = trainer_logprobs(model, [*request.prompt, *answer.tokens], len(request.prompt), adapter)
+        expected = trainer_logprobs(model, request.prompt, answer.tokens, adapter)
         assert float((found - expected).abs().max()) < 1e-5
         for each in answer.logprobs:
             assert each.likeliest[0][1] >= max(each.likeliest[1][1], each.logprob - 1e-6)
