@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_model import write_tiny_model
+from tiny_model import write_tiny_encoder, write_tiny_model
 from tiny_runs import begin, recipe_values
 
 from luthier import api
@@ -22,12 +22,16 @@ from luthier.planner.beside import OTHERS
 from luthier.planner.request import work_of
 from luthier.planner.scorers import SCORED
 from luthier.planner.trace import Trace
+from luthier.prediction.reward import RewardScorer
 from luthier.recipe import make_recipe
 from luthier.rlhf.kept import FOLDER, read_rollout
+from luthier.rlhf.samples import Sample
 from luthier.studies import evaluating_rewards
 from luthier.studies.planning import read_request
 from luthier.tuned import load_reward
-from luthier.types import Conversation, Message
+from luthier.types import Completion, Conversation, Message
+
+HEAD_ONLY = {"kind": "full", "rank": None, "layers": []}
 
 
 def lines(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -77,6 +81,35 @@ def test_a_reward_model_scores_the_very_answers_as_it_does_alone(
     alone = scorer.scores_of_tokens(prompts, [each.tokens for each in samples])
     assert [each.parts["nice"] for each in samples] == pytest.approx(alone, abs=1e-4)
     assert [each.reward for each in samples] == pytest.approx([2 * score for score in alone], abs=2e-4)
+
+
+def judged(desk: Path, base: str, method: dict[str, Any], folder: Path) -> tuple[RewardScorer, list[Sample]]:
+    """A reward model on a base, and the answers of a run that it rewards as a model of its own."""
+    values = recipe_values(desk / base, desk / "pairs.jsonl", method=method, training={"steps": 3})
+    begin({**values, "objective": {"kind": "reward"}}, folder / "judge")
+    said: list[str] = []
+    values = values_of(desk, [{"model": str(folder / "judge")}])
+    values["data"]["validation"] = "none"  # the greedy answers of so small a model are blank
+    begin(values, folder / "run", announce=said.append)
+    assert any("The reward model judge is a model of its own" in sentence for sentence in said)
+    samples = [each for each in read_rollout(folder / "run" / FOLDER / "000000.jsonl") or [] if each.text.strip()]
+    assert len({each.reward for each in samples}) > 1
+    return load_reward(folder / "judge", said.append), samples
+
+
+@pytest.mark.parametrize("method", [{}, HEAD_ONLY], ids=["lora", "head only"])
+def test_an_encoder_rewards_the_texts_of_answers(method: dict[str, Any], desk: Path, tmp_path: Path) -> None:
+    write_tiny_encoder(desk / "encoder")
+    scorer, samples = judged(desk, "encoder", method, tmp_path)
+    alone = scorer.scores([Completion(each.prompt, each.text) for each in samples])
+    assert [each.reward for each in samples] == pytest.approx(alone, abs=1e-4)
+
+
+def test_a_head_alone_rewards_the_tokens_that_were_drawn(desk: Path, tmp_path: Path) -> None:
+    scorer, samples = judged(desk, "model", HEAD_ONLY, tmp_path)
+    prompts = [scorer.renderer.prompt_tokens((Message("user", each.prompt),)) for each in samples]
+    alone = scorer.scores_of_tokens(prompts, [each.tokens for each in samples])
+    assert [each.reward for each in samples] == pytest.approx(alone, abs=1e-4)
 
 
 def test_an_ensemble_of_reward_models_says_how_far_its_members_differ(desk: Path, tmp_path: Path) -> None:
