@@ -104,8 +104,8 @@ class Engine:
         asked.answers = [None] * request.num_answers
         model = self.model
         answers = [Answer(asked, number, model.stop_ids, model.tokenizer) for number in range(request.num_answers)]
-        lane = self._paged if goes_through_pages(model, request.adapter) else self._batches
-        lane.check_fits(answers[0])
+        is_paged = goes_through_pages(model, request.adapter)
+        self._lane(is_paged).check_fits(answers[0])
         self._chooser.check(request)
         with self._lock:
             most = self._max_waiting
@@ -116,8 +116,11 @@ class Engine:
                 )
             self._num_waiting += len(answers)
             self._open[id(asked)] = asked
-            self._inbox.append((lane, answers))
+            self._inbox.append((self._lane(is_paged), answers))  # as they are now: a step may have broken off since
         return asked
+
+    def _lane(self, is_paged: bool) -> Lane:
+        return self._paged if is_paged else self._batches
 
     def cancel(self, asked: Asked) -> None:
         """End all answers to a request at the next step, as they are."""
@@ -141,9 +144,9 @@ class Engine:
 
     def _give_up(self) -> None:
         """Cancel everything and begin anew: a step that broke off may have left anything half done."""
-        for asked in self._open.values():
-            asked.answers = [answer or Completed((), "", "cancelled") for answer in asked.answers]
         with self._lock:
+            for asked in self._open.values():
+                asked.answers = [answer or Completed((), "", "cancelled") for answer in asked.answers]
             self._begin()
 
     def _stepped(self) -> list[Asked]:
@@ -180,15 +183,18 @@ class Engine:
 
     def _cancelled(self, lane: Lane) -> list[Asked]:
         """End the answers of a lane that were cancelled."""
+        # asked once: another thread may cancel more of them meanwhile
         ended = [answer for answer in [*lane.live, *lane.waiting] if answer.asked.is_cancelled]
         if not ended:
             return []
+        leaving = set(map(id, ended))
         for answer in lane.waiting:
-            if answer.asked.is_cancelled:
+            if id(answer) in leaving:
                 lane.leave(answer)
+        num_waiting = len(lane.waiting)
+        lane.waiting = deque(answer for answer in lane.waiting if id(answer) not in leaving)
         with self._lock:
-            self._num_waiting -= sum(answer.asked.is_cancelled for answer in lane.waiting)
-        lane.waiting = deque(answer for answer in lane.waiting if not answer.asked.is_cancelled)
+            self._num_waiting -= num_waiting - len(lane.waiting)
         for answer in ended:
             answer.cancel()
         self._release(lane)
