@@ -24,6 +24,14 @@ def tournament(
     against: Annotated[
         str | None, typer.Option("--against", help="The system whose scores count as 100 %; needs scores.")
     ] = None,
+    swap_scores: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--swap-scores",
+            metavar="PATTERN",
+            help="In rows of systems called so ('*' stands for anything) score_1 is of model_2, and score_2 of model_1; repeatable.",
+        ),
+    ] = None,
     orders: Annotated[
         int, typer.Option("--orders", min=1, help="Random orders of the games that Elo is the mean of.")
     ] = 10_000,
@@ -38,7 +46,7 @@ def tournament(
     from luthier.evaluation.judged.tournament import hold
     from luthier.store.places import expanded
 
-    judged = judged_from(iter_rows(tuple(files), say))
+    judged = judged_from(iter_rows(tuple(files), say), swap_scores or ())
     held = hold(judged, reference=against, orders=orders, k_factor=k_factor, seed=seed)
     if plot is not None:
         from luthier.evaluation.judged.picture import write_picture

@@ -16,10 +16,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from luthier.data.reading import Row
-from luthier.errors import DataError
+from luthier.errors import DataError, UsageError
 from luthier.evaluation.judged.blind import prompt_key
 from luthier.evaluation.judged.records import Record, is_record, record_of
 
@@ -62,6 +63,15 @@ class Scores:
     judge: str = ""
 
     @property
+    def swapped(self) -> Scores:
+        """The same with each score given to the other one."""
+        return replace(self, score_first=self.score_second, score_second=self.score_first)
+
+    def names_any(self, patterns: Iterable[str]) -> bool:
+        """Whether one of the two systems is called as a pattern of the shell says."""
+        return any(fnmatchcase(name, pattern) for pattern in patterns for name in (self.first, self.second))
+
+    @property
     def judgment(self) -> Judgment:
         """What the scores say of the two: the greater one is better."""
         outcome = 0.5 + 0.5 * ((self.score_first > self.score_second) - (self.score_first < self.score_second))
@@ -72,13 +82,14 @@ class Scores:
 class Judged:
     """All that a file holds: verdicts, the scores behind them where scores were given, and rows without a verdict.
 
-    num_alike: judgments of two answers of one system, which say nothing of systems.
+    num_alike: judgments of two answers of one system, which say nothing of systems. num_swapped: rows whose two scores were swapped.
     """
 
     judgments: tuple[Judgment, ...]
     scores: tuple[Scores, ...]
     num_without: int
     num_alike: int = 0
+    num_swapped: int = 0
 
     @property
     def systems(self) -> tuple[str, ...]:
@@ -86,18 +97,22 @@ class Judged:
         return tuple(sorted({name for one in self.judgments for name in (one.first, one.second)}))
 
 
-def judged_from(rows: Iterable[Row]) -> Judged:
+def judged_from(rows: Iterable[Row], swap_scores: Sequence[str] = ()) -> Judged:
     """The judgments in rows; rows whose verdict is none of those known are counted, not guessed at.
 
-    Raises: DataError for rows that lack a column, compare a system with itself, or hold a score that is no number; and
+    swap_scores: patterns of the shell; in rows with a system that is called so, score_1 is of model_2, and score_2 of model_1.
+
+    Raises: UsageError for a pattern that no row with scores answers to; DataError for rows that lack a column, compare a system with itself, or hold a score that is no number; and
     where no row holds a verdict.
     """
     judgments: list[Judgment] = []
     scores: list[Scores] = []
-    num_without = num_alike = 0
+    num_without = num_alike = num_swapped = 0
     for row in rows:
         found = _of_row(row)
         if isinstance(found, Scores):
+            if found.names_any(swap_scores):
+                found, num_swapped = found.swapped, num_swapped + 1
             scores.append(found)
             found = found.judgment
         if found is None:
@@ -115,7 +130,17 @@ def judged_from(rows: Iterable[Row]) -> Judged:
         raise DataError(
             f"none of {num_without:,} rows holds a verdict.", "Give 1, 2 or 3 (as good) in the column `verdict`."
         )
-    return Judged(tuple(judgments), tuple(scores), num_without, num_alike)
+    _check_patterns(swap_scores, scores)
+    return Judged(tuple(judgments), tuple(scores), num_without, num_alike, num_swapped)
+
+
+def _check_patterns(patterns: Sequence[str], scores: Sequence[Scores]) -> None:
+    """Raise UsageError for a pattern of swapped scores that no row with scores answers to."""
+    for pattern in patterns:
+        if not any(one.names_any((pattern,)) for one in scores):
+            names = sorted({name for one in scores for name in (one.first, one.second)})
+            mend = f"Scored are {', '.join(names)}." if names else "No row has score_1 and score_2; leave it out."
+            raise UsageError(f"--swap-scores: no system with scores is called like {pattern!r}.", mend)
 
 
 def judgment_of(record: Record) -> Judgment | None:

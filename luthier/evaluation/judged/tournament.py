@@ -169,6 +169,8 @@ def _fleiss(of_judge: dict[str, dict[_Pair, float]]) -> float | None:
 
 def _notes(judged: Judged, position: PositionBias) -> list[str]:
     notes = []
+    if judged.num_swapped:
+        notes.append(f"In {judged.num_swapped:,} rows the two scores were swapped, as asked.")
     if judged.num_without:
         notes.append(f"{judged.num_without:,} rows hold no verdict that is known and are left out.")
     if judged.num_alike:

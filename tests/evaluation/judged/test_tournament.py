@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -232,16 +231,35 @@ def test_elo_of_the_released_judgments_is_qloras_in_its_order(shared_data: Path)
     assert judged.num_without == 13
 
 
-def test_relative_scores_of_the_released_ratings_are_qloras(shared_data: Path) -> None:
-    """In the released file the scores of the models based on LLaMA stand the other way round than their names."""
-    judged = judged_from(read_rows(str(shared_data / "qlora_gpt4_ratings" / "relative_vicuna.csv"), lambda text: None))
-    mended = [
-        replace(one, first=one.second, second=one.first) if any("b-" in n and n[0].isdigit() for n in (one.first, one.second)) else one
-        for one in judged.scores
-    ]  # fmt: skip
-    share = {name: 100 * one.mean for name, one in relative_scores(mended, "gpt-3.5").items()}
+def test_relative_scores_of_the_released_ratings_are_qloras_in_one_command(
+    shared_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the released file the two scores of rows with a model based on LLaMA stand the other way round than their names."""
+    words = ["tournament", str(shared_data / "qlora_gpt4_ratings" / "relative_vicuna.csv"), "--orders", "1", "--json"]
+    assert main([*words, "--against", "gpt-3.5", "--swap-scores", "[0-9]*b-*"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    share = {one["name"]: 100 * one["relative"]["mean"] for one in document["standings"] if one["relative"]}
     for size, published in {"65b": 99.3, "30b": 97.8, "13b": 90.4, "7b": 87.0}.items():
         assert share[f"{size}-guanaco"] == pytest.approx(published, abs=0.1)
+    assert any("two scores were swapped" in note for note in document["notes"])
+
+
+def test_scores_are_swapped_in_rows_of_the_systems_named_and_in_no_others() -> None:
+    row = {"model_1": "7b-a", "model_2": "ref", "score_1": 9, "score_2": 3}
+    other = {**row, "model_1": "bard"}
+    judged = judged_from(rows_of(row, other), ["7b-*"])
+    assert [(one.score_first, one.score_second) for one in judged.scores] == [(3, 9), (9, 3)]
+    assert [one.outcome for one in judged.judgments] == [0, 1]
+    assert judged.num_swapped == 1
+
+
+def test_a_pattern_of_swapped_scores_that_names_nobody_is_refused() -> None:
+    with pytest.raises(UsageError, match="called like 'b-'") as caught:
+        judged_from(rows_of({"model_1": "a", "model_2": "b", "score_1": 9, "score_2": 3}), ["b-"])
+    assert "Scored are a, b" in caught.value.mend
+    with pytest.raises(UsageError) as caught:
+        judged_from(rows_of({"model_1": "a", "model_2": "b", "verdict": 1}), ["*"])
+    assert "No row has score_1" in caught.value.mend
 
 
 def test_pairs_of_the_released_verdicts_are_a_plain_count(shared_data: Path) -> None:
