@@ -383,7 +383,7 @@ def compare(
     if first.objective.splits or first.objective.takes != "text":
         raise UsageError(
             f"The run {runs[0]} did not learn to answer (objective {first.objective.kind}).",
-            "Compare its measures: 'luthier evaluate' gives them for each run.",
+            f"'luthier evaluate {runs[0]} --also {runs[1]}' measures both on the same rows.",
         )
     models = [load_text(run, announce) for run in runs]
     rows = rows_to_evaluate(first, data, models[0], announce).first(limit)

@@ -98,6 +98,31 @@ def test_a_finished_run_is_measured_against_the_majority_class(lora: Path) -> No
     assert by_name["loss"].estimates[1].value == pytest.approx(last, rel=1e-4)
 
 
+def test_classifiers_are_measured_side_by_side_where_their_classes_and_tokens_are_the_same(
+    lora: Path, desk: Path
+) -> None:
+    begin(values_of(desk, training={"steps": 3}), desk / "short")
+    also = [str(desk / "short"), f"{lora}@40"]
+    evaluation = api.evaluate(lora, also=also)
+    assert evaluation.candidates == ("majority", "tuned", *also)
+    assert evaluation.subject == "tuned"
+    loss = evaluation.measures[0]
+    assert loss.estimates[1] == loss.estimates[3]
+    assert loss.estimates[1].value < loss.estimates[2].value
+    assert list(evaluation.outcomes) == ["tuned", *also]
+    rows = [{"text": f"It is {word}.", "label": label} for label, word in (("good", "lovely"), ("bad", "broken"))] * 4
+    (desk / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    begin(values_of(desk, rows="two.jsonl", data={"validation": "none"}, training={"steps": 1}), desk / "two")
+    for other in (desk / "two", desk / "decoder"):
+        with pytest.raises(
+            UsageError, match="no model that tells classes apart, with the classes angry, happy, neutral"
+        ):
+            api.evaluate(lora, also=[str(other)])
+    begin(values_of(desk, model="decoder", training={"steps": 1}), desk / "of-decoder")
+    with pytest.raises(UsageError, match="other tokens of a text"):
+        api.evaluate(lora, also=[str(desk / "of-decoder")])
+
+
 def test_a_loaded_classifier_gives_labels_and_probabilities(lora: Path) -> None:
     model = api.load(lora)
     assert isinstance(model, api.Classifier)

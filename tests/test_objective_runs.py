@@ -109,6 +109,21 @@ def test_a_run_is_measured_as_the_loop_did_on_its_rows_and_on_a_file(
     )
 
 
+@pytest.mark.parametrize("kind", BESIDE)
+def test_a_checkpoint_stands_beside_its_run_where_the_head_is_new(kind: str, desk: Path) -> None:
+    also = f"{desk / kind}@12"
+    found = api.evaluate(desk / kind, also=[also])
+    assert found.candidates == (BESIDE[kind], "tuned", also)
+    for measure in found.measures:
+        assert measure.estimates[1] == measure.estimates[2]  # the last checkpoint is what the run came to
+
+
+@pytest.mark.parametrize("kind", ["embedding", "mlm"])
+def test_what_is_measured_alone_says_so(kind: str, desk: Path) -> None:
+    with pytest.raises(UsageError, match="which is measured alone"):
+        api.evaluate(desk / kind, also=[str(desk / kind)])
+
+
 def test_words_are_tagged_and_entities_stand_where_they_are_in_the_text(
     desk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

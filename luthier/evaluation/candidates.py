@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from luthier.evaluation.intervals import bootstrap_difference, sign_test
 from luthier.evaluation.measure import Comparison
 from luthier.models.language_model import LanguageModel
-from luthier.types import Record
+from luthier.prediction.passes import Passes, check_fits, class_logits, said_of_each
+from luthier.types import Example, Record
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,21 @@ class Candidate:
     model: LanguageModel
     adapter: str | None = None
     shots: tuple[Record, ...] = ()
+
+
+def head_logits(
+    candidates: Sequence[Candidate], examples: Sequence[Example], passes: Passes, what: str
+) -> list[list[Tensor]]:
+    """The logits of each candidate's head over classes, for each example. what: what they tell, for those who watch.
+
+    Raises: DataError for a row beyond a model's context; NotFinite.
+    """
+    for each in candidates:
+        check_fits(each.model, each.adapter, examples)
+    return [
+        said_of_each(each.model, each.adapter, examples, class_logits, passes, f"{each.name}: {what}")
+        for each in candidates
+    ]
 
 
 def comparisons(values: Sequence[Sequence[float]], weights: Sequence[float] | None = None) -> tuple[Comparison, ...]:

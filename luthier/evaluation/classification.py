@@ -14,14 +14,14 @@ from functools import partial
 import numpy as np
 import torch
 
-from luthier.evaluation.candidates import Candidate, comparisons
+from luthier.evaluation.candidates import Candidate, comparisons, head_logits
 from luthier.evaluation.intervals import wilson
 from luthier.evaluation.loss_by_row import mean_loss
 from luthier.evaluation.measure import Measure
 from luthier.evaluation.metrics import macro_f1
 from luthier.evaluation.rows import Rows, calibration_measure, statistic_measure
 from luthier.evaluation.verdict import Answered, Evaluation
-from luthier.prediction.passes import Passes, check_fits, class_logits, said_of_each
+from luthier.prediction.passes import Passes
 from luthier.types import FloatArray, IntArray, Labelled, Record
 
 MAJORITY = "majority"
@@ -41,21 +41,23 @@ class Guesses:
         return answers
 
 
-def evaluate_classes(candidate: Candidate, rows: Rows, passes: Passes, limit: int | None = None) -> Evaluation:
-    """The candidate against the majority class: loss, accuracy and macro-F1.
+def evaluate_classes(
+    candidates: Sequence[Candidate], rows: Rows, passes: Passes, limit: int | None = None
+) -> Evaluation:
+    """The candidates, which have the same classes, against the majority class: loss, accuracy and macro-F1.
 
-    limit: use only the first so many rows. Raises: DataError, if there are no rows, or one is beyond the model's context.
+    limit: use only the first so many rows. Raises: DataError, if there are no rows, or one is beyond a model's context.
     """
     rows = rows.first(limit)
-    check_fits(candidate.model, candidate.adapter, rows.examples)
-    classes = candidate.model.classes
+    classes = candidates[0].model.classes
     true_R = np.array([int(example.token_N[0]) for example in rows.examples], dtype=np.int64)
-    said = said_of_each(
-        candidate.model, candidate.adapter, rows.examples, class_logits, passes, f"{candidate.name}: classes"
-    )
+    said = head_logits(candidates, rows.examples, passes, "classes")
     guesses = [
         majority(true_R, len(classes)),
-        Guesses(candidate.name, torch.cat(said).log_softmax(-1).numpy()),
+        *(
+            Guesses(each.name, torch.cat(logits).log_softmax(-1).numpy())
+            for each, logits in zip(candidates, said, strict=True)
+        ),
     ]
     most = classes[int(guesses[0].answer_R[0])]
     note = (

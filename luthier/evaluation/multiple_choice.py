@@ -11,38 +11,40 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from luthier.evaluation.candidates import Candidate, comparisons
+from luthier.evaluation.candidates import Candidate, comparisons, head_logits
 from luthier.evaluation.intervals import wilson
 from luthier.evaluation.loss_by_row import mean_loss
 from luthier.evaluation.measure import Measure
 from luthier.evaluation.rows import Rows, calibration_measure
 from luthier.evaluation.verdict import Answered, Evaluation
-from luthier.prediction.passes import Passes, check_fits, class_logits, said_of_each
+from luthier.prediction.passes import Passes
 from luthier.types import Choice, FloatArray
 
 POSITION = "position"
 
 
-def evaluate_choices(candidate: Candidate, rows: Rows, passes: Passes, limit: int | None = None) -> Evaluation:
-    """The candidate against the options' places: loss and accuracy.
+def evaluate_choices(
+    candidates: Sequence[Candidate], rows: Rows, passes: Passes, limit: int | None = None
+) -> Evaluation:
+    """The candidates against the options' places: loss and accuracy.
 
-    limit: use only the first so many rows. Raises: DataError, if there are no rows, or one is beyond the model's context.
+    limit: use only the first so many rows. Raises: DataError, if there are no rows, or one is beyond a model's context.
     """
     rows = rows.first(limit)
-    check_fits(candidate.model, candidate.adapter, rows.examples)
-    said = said_of_each(
-        candidate.model, candidate.adapter, rows.examples, class_logits, passes, f"{candidate.name}: options"
-    )
+    said = head_logits(candidates, rows.examples, passes, "options")
     right = [int(example.weight_N.argmax()) for example in rows.examples]
     counts = [example.num_learned for example in rows.examples]
-    logprobs = [by_position(right, counts), [logits_K1[:, 0].log_softmax(0).numpy() for logits_K1 in said]]
+    logprobs = [
+        by_position(right, counts),
+        *([logits_K1[:, 0].log_softmax(0).numpy() for logits_K1 in each] for each in said),
+    ]
     chance = sum(1 / count for count in counts) / len(counts)
     most = int(np.bincount(right).argmax())
     note = (
         f"{POSITION} goes by the places of the options: the right one is most often number {most + 1}. By chance "
         f"{chance:.3f} of the answers would be right; a base with a new head does no better."
     )
-    names = (POSITION, candidate.name)
+    names = (POSITION, *(each.name for each in candidates))
     return Evaluation(
         candidates=names,
         num_rows=len(right),

@@ -11,38 +11,37 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.evaluation.candidates import Candidate, comparisons
+from luthier.evaluation.candidates import Candidate, comparisons, head_logits
 from luthier.evaluation.intervals import bootstrap_mean
 from luthier.evaluation.measure import Measure, open_scale_of
 from luthier.evaluation.metrics import pearson, spearman
 from luthier.evaluation.rows import Rows, statistic_measure
 from luthier.evaluation.verdict import Answered, Evaluation
-from luthier.prediction.passes import Passes, check_fits, class_logits, said_of_each
+from luthier.prediction.passes import Passes
 from luthier.types import Scored
 
 MEAN = "mean"
 Column = NDArray[np.float64]
 
 
-def evaluate_scores(candidate: Candidate, rows: Rows, passes: Passes, limit: int | None = None) -> Evaluation:
-    """The candidate against the mean of the rows' numbers: mean squared error, and Pearson's and Spearman's correlation.
+def evaluate_scores(
+    candidates: Sequence[Candidate], rows: Rows, passes: Passes, limit: int | None = None
+) -> Evaluation:
+    """The candidates against the mean of the rows' numbers: mean squared error, and Pearson's and Spearman's correlation.
 
-    limit: use only the first so many rows. Raises: DataError, if there are no rows, or one is beyond the model's context.
+    limit: use only the first so many rows. Raises: DataError, if there are no rows, or one is beyond a model's context.
     """
     rows = rows.first(limit)
-    check_fits(candidate.model, candidate.adapter, rows.examples)
-    said = said_of_each(
-        candidate.model, candidate.adapter, rows.examples, class_logits, passes, f"{candidate.name}: numbers"
-    )
+    said = head_logits(candidates, rows.examples, passes, "numbers")
     true_R = np.array([example.value_N for example in rows.examples], dtype=np.float64)[:, 0]
-    score_R = np.array([float(logits_1C[0, 0]) for logits_1C in said], dtype=np.float64)
-    given = [np.full_like(true_R, true_R.mean()), score_R]
+    scores = [np.array([float(logits_1C[0, 0]) for logits_1C in each], dtype=np.float64) for each in said]
+    given = [np.full_like(true_R, true_R.mean()), *scores]
     note = (
         f"{MEAN} always answers {true_R.mean():.6g}, the mean of these rows, whose correlation counts as 0; "
         "a base with a new head knows nothing."
     )
     return Evaluation(
-        candidates=(MEAN, candidate.name),
+        candidates=(MEAN, *(each.name for each in candidates)),
         num_rows=len(true_R),
         measures=score_measures(given, true_R),
         notes=(*rows.notes, note),

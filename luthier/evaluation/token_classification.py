@@ -15,13 +15,13 @@ from functools import partial
 import numpy as np
 
 from luthier.data.entities import are_span_tags, spans_of
-from luthier.evaluation.candidates import Candidate, comparisons
+from luthier.evaluation.candidates import Candidate, comparisons, head_logits
 from luthier.evaluation.classification import MAJORITY
 from luthier.evaluation.intervals import bootstrap_mean
 from luthier.evaluation.measure import LOSS_MARGIN, SCORE_MARGIN, Measure, Witness
 from luthier.evaluation.rows import Rows, statistic_measure
 from luthier.evaluation.verdict import Answered, Evaluation
-from luthier.prediction.passes import Passes, check_fits, class_logits, said_of_each
+from luthier.prediction.passes import Passes
 from luthier.types import FloatArray, IntArray, Tagged
 
 
@@ -37,18 +37,22 @@ class TagGuesses:
         return [[classes[number] for number in logprob_KC.argmax(1).tolist()] for logprob_KC in self.logprobs]
 
 
-def evaluate_tags(candidate: Candidate, rows: Rows, passes: Passes, limit: int | None = None) -> Evaluation:
-    """The candidate against the most frequent tag: loss, accuracy, and where tags mark entities their precision, recall and F1.
+def evaluate_tags(candidates: Sequence[Candidate], rows: Rows, passes: Passes, limit: int | None = None) -> Evaluation:
+    """The candidates, which have the same tags, against the most frequent one: loss, accuracy, and precision, recall and F1 of entities.
 
-    limit: use only the first so many rows. Raises: DataError, if there are no rows, or one is beyond the model's context.
+    limit: use only the first so many rows. Raises: DataError, if there are no rows, or one is beyond a model's context.
     """
     rows = rows.first(limit)
-    model, classes = candidate.model, candidate.model.classes
-    check_fits(model, candidate.adapter, rows.examples)
-    said = said_of_each(model, candidate.adapter, rows.examples, class_logits, passes, f"{candidate.name}: tags")
+    classes = candidates[0].model.classes
+    said = head_logits(candidates, rows.examples, passes, "tags")
     true = [example.token_N for example in rows.examples]
-    tuned = TagGuesses(candidate.name, [logits_KC.log_softmax(-1).numpy() for logits_KC in said])
-    guesses = [most_frequent(true, len(classes)), tuned]
+    guesses = [
+        most_frequent(true, len(classes)),
+        *(
+            TagGuesses(each.name, [logits_KC.log_softmax(-1).numpy() for logits_KC in logits])
+            for each, logits in zip(candidates, said, strict=True)
+        ),
+    ]
     answers = [guess.tags(classes) for guess in guesses]
     most = answers[0][0][0]
     note = (

@@ -31,6 +31,7 @@ from luthier.generation.settings import Sampling
 from luthier.objectives.asking import AS_WRITTEN
 from luthier.ops.workers import Workers
 from luthier.prediction.chooser import Chooser
+from luthier.prediction.classifier import Classifier
 from luthier.prediction.contract import Reader
 from luthier.prediction.embedder import Embedder
 from luthier.prediction.passes import Passes, Progress
@@ -43,7 +44,7 @@ from luthier.recipe import Recipe, make_recipe
 from luthier.recipe.loading import recipe_of_run
 from luthier.rlhf import RolloutObjective
 from luthier.studies.evaluating_rewards import evaluate_rewarded
-from luthier.types import Completion, Conversation, Example, Origin, Record
+from luthier.types import Completion, Conversation, Example, Origin, Pooled, Record
 
 Announce = Callable[[str], None]
 
@@ -168,8 +169,8 @@ def evaluate_run(
     answers = isinstance(tuned, TextModel) and recipe.objective.takes == "text" and not recipe.objective.splits
     if not answers and asked.shots:
         raise UsageError(f"The run {folder} did not learn to answer in text.", "Leave --shots out.")
-    if others and not isinstance(tuned, TextModel):
-        raise UsageError(f"The run {folder} writes no text, so no other stands beside it.", "Leave --also out.")
+    if others and not isinstance(tuned, (TextModel, *_WITH_NEW_HEAD)):
+        raise UsageError(f"The run {folder} {tuned.does}, which is measured alone.", "Leave --also out.")
     if asked.best_of and not isinstance(recipe.objective, RolloutObjective):
         raise UsageError(f"The run {folder} learned from no reward that could choose.", "Leave --best-of out.")
     if asked.safety and not (isinstance(tuned, TextModel) and tuned.asking.causal):
@@ -177,7 +178,8 @@ def evaluate_run(
     with Workers(workers if isinstance(workers, int) else 1) as pool:
         passes = Passes(pool, budget, progress, cache_bytes=bytes_in(asked.cache_gb))
         if isinstance(tuned, Reader) and not tuned.base_answers:
-            evaluation = _with_new_head(tuned, candidate, rows, passes, asked.limit)
+            beside = _further_heads(others, tuned, rows, asked)
+            evaluation = _with_new_head(tuned, [candidate, *beside], rows, passes, asked.limit)
         else:
             base = load_base()
             first = Candidate("base", base.language_model, base.adapter)
@@ -266,6 +268,34 @@ def _read_alike(records: Sequence[tuple[Record, Origin]], one: Renderer, other: 
     return is_one_vocabulary and one.record_prompt(asked) == other.record_prompt(asked)
 
 
+def _further_heads(others: Others, tuned: Reader, rows: Rows, asked: AskedFor) -> list[Candidate]:
+    """The further models that have the same kind of head. Raises: UsageError for any other model."""
+    classes, records = tuned.language_model.classes, rows.records[: asked.limit]
+    found = []
+    for name, model in ((each.name, each.model) for each in others):
+        if not isinstance(model, type(tuned)) or model.language_model.classes != classes:
+            these = f", with the classes {', '.join(classes)}" if classes else ""
+            raise UsageError(
+                f"{name} is no model that {tuned.does}{these}: it cannot stand beside one that is.",
+                "Name runs that learned the same, with the same classes in the same order.",
+            )
+        if _read_as(records, model.renderer) != _read_as(records, tuned.renderer):
+            raise UsageError(
+                f"{name} makes other tokens of a text: it would be measured on different rows.",
+                "Compare runs of one tokenizer.",
+            )
+        found.append(Candidate(name, model.language_model, model.adapter))
+    return found
+
+
+def _read_as(records: Sequence[tuple[Record, Origin]], renderer: Renderer) -> list[list[tuple[list[int], Pooled]]]:
+    """Of each row's texts the tokens, and at which of them the head reads."""
+    return [
+        [(text.tokens_T.tolist(), text.pooled) for text in (rendered, *rendered.beside)]
+        for rendered in (renderer.render(record, origin) for record, origin in records)
+    ]
+
+
 def _training_records(recipe: Recipe, tuned: TextModel | Reader, announce: Announce) -> Sequence[Record] | None:
     """The rows that a run was trained on; None, which is said, where they can no longer be read."""
     model = tuned.language_model
@@ -305,19 +335,25 @@ def _with_contamination_of(
     return replace(evaluation, notes=(*evaluation.notes, *notes))
 
 
-def _with_new_head(tuned: Reader, candidate: Candidate, rows: Rows, passes: Passes, limit: int | None) -> Evaluation:
-    """A model whose head is new, against the best that needs no text."""
+_WITH_NEW_HEAD = (Classifier, Tagger, Scorer, Chooser)
+"""What several models can be measured as side by side."""
+
+
+def _with_new_head(
+    tuned: Reader, candidates: Sequence[Candidate], rows: Rows, passes: Passes, limit: int | None
+) -> Evaluation:
+    """Models whose heads are new, the tuned one first, against the best that needs no text."""
     match tuned:
         case Tagger():
-            return evaluate_tags(candidate, rows, passes, limit)
+            return evaluate_tags(candidates, rows, passes, limit)
         case Scorer():
-            return evaluate_scores(candidate, rows, passes, limit)
+            return evaluate_scores(candidates, rows, passes, limit)
         case RewardScorer():
-            return evaluate_rewards(candidate.name, tuned, rows, passes, limit)
+            return evaluate_rewards(candidates[0].name, tuned, rows, passes, limit)
         case Chooser():
-            return evaluate_choices(candidate, rows, passes, limit)
+            return evaluate_choices(candidates, rows, passes, limit)
         case _:
-            return evaluate_classes(candidate, rows, passes, limit)
+            return evaluate_classes(candidates, rows, passes, limit)
 
 
 def rows_to_evaluate(recipe: Recipe, data: str | None, model: TextModel | Reader, announce: Announce) -> Rows:

@@ -98,9 +98,9 @@ def test_an_evaluation_names_the_majority_and_shows_answers_by_the_classes_names
         for i, row in enumerate(rows)
     ]
     with Workers(1) as threads:
-        found = evaluate_classes(tuned, Rows(records, rows), Passes(threads), limit=7)
+        found = evaluate_classes([tuned], Rows(records, rows), Passes(threads), limit=7)
         with pytest.raises(DataError, match="no rows"):
-            evaluate_classes(tuned, Rows([], []), Passes(threads))
+            evaluate_classes([tuned], Rows([], []), Passes(threads))
     assert found.candidates == ("majority", "tuned")
     assert [measure.name for measure in found.measures] == ["loss", "accuracy", "macro-F1", "calibration error"]
     assert found.num_rows == 7
@@ -114,5 +114,5 @@ def test_a_row_beyond_the_context_is_refused_at_its_line() -> None:
     tuned = candidate("bert")
     rows = class_rows((63,), "first")
     with Workers(1) as threads, pytest.raises(DataError, match="holds 64") as caught:
-        evaluate_classes(tuned, Rows([(Labelled("a", None, "angry"), Origin("r", 1))], rows), Passes(threads))
+        evaluate_classes([tuned], Rows([(Labelled("a", None, "angry"), Origin("r", 1))], rows), Passes(threads))
     assert caught.value.line == 1
