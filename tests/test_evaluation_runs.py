@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import begin, nothing, recipe_values, write_rows
 
-from bench.verdict import KINDS, verdict_of
+from bench.verdict import KINDS, LARGER_KINDS, kinds_for, verdict_of
+from bench.verdict import main as verdict_bench
 from luthier import api
 from luthier.cli.main import main
 from luthier.errors import CheckpointNotFound, DataError, NotFinite, RecipeError, UsageError
@@ -153,5 +154,19 @@ def test_shots_are_earlier_turns_in_a_chat_and_come_before_a_plain_prompt(desk: 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_the_verdict_on_a_run_of_which_it_is_known_is_right(name: str, shared_data: Path, tmp_path: Path) -> None:
-    verdict, sentence = verdict_of(KINDS[name], 0, shared_data / "stories260k_llama", tmp_path / name)
-    assert verdict in KINDS[name].expected, sentence
+    verdict, sentence = verdict_of(KINDS[name], 0, str(shared_data / "stories260k_llama"), tmp_path / name)
+    assert verdict == KINDS[name].expected, sentence
+
+
+@pytest.mark.slow
+def test_the_bench_of_verdicts_takes_any_model_and_then_its_kinds_for_larger_ones(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = shared_data / "stories260k_llama"
+    assert kinds_for("smollm2-135m") is LARGER_KINDS
+    assert kinds_for(str(small)) is KINDS
+    shutil.copytree(small, tmp_path / "any")
+    assert kinds_for(str(tmp_path / "any")) is LARGER_KINDS
+    assert verdict_bench(["--model", str(tmp_path / "any"), "--seeds", "1", "--kinds", "gentle", "no-op"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("1 of 1") == 2
