@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 
 def compare(
+    context: typer.Context,
     runs: Annotated[list[str], typer.Argument(help="Two runs or more; the others are compared with the first.")],
     answers: Annotated[
         bool, typer.Option("--answers", help="Load the models too, and compare loss and answers on the same rows.")
@@ -61,6 +63,14 @@ def compare(
     judge_max_tokens: JudgeMaxTokens = MAX_TOKENS,
     show: Annotated[int, typer.Option("--show", min=0, help="So many rows with all answers to them.")] = SHOWN,
     plot: Annotated[Path | None, typer.Option("--plot", help="Write the curves of all runs as a PNG.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE.html",
+            help="Write all of it, answers side by side included, as one page that opens without a network.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show in what runs differ, how their losses went and what they cost; with --answers also which model is better.
@@ -71,7 +81,7 @@ def compare(
     from luthier.prediction.text_model import make_sampling
     from luthier.store.places import expanded
     from luthier.store.runs import find_run
-    from luthier.studies.run_comparison import compare_runs, write_curves
+    from luthier.studies.run_comparison import compare_runs, write_curves, write_report
 
     judging = JudgeOptions(
         judge, judge_url, judge_name, judge_key_env, judge_timeout, judge_retries, judge_parallel, judge_max_tokens
@@ -88,6 +98,10 @@ def compare(
             runs, data, limit=limit, sampling=sampling, graders=graders_of(grader, metric), metrics=names_of(metric),
             judge=asked, judge_max_tokens=judge_max_tokens, announce=say, progress=ProgressLines(),
         )  # fmt: skip
+    if report is not None:
+        command = shlex.join(["luthier", *context.find_root().obj])
+        write_report(compared, expanded(report), evaluation, command)
+        say(f"Report: {report}")
     document: dict[str, Any] = compared.as_json()
     if evaluation is not None:
         document["evaluation"] = evaluation.as_json()
@@ -95,12 +109,13 @@ def compare(
 
 
 def _text(compared: RunsCompared, evaluation: Evaluation | None, show: int) -> str:
-    from luthier.studies.run_comparison import shown
-
-    lines = aligned(compared.as_table())
-    rows = [["setting", *(run.name for run in compared.runs)]]
-    rows += [[name, *map(shown, values)] for name, values in compared.differences]
-    lines += ["", *(aligned(rows) if len(rows) > 1 else ["Their recipes are the same."])]
+    rows, evaluated = compared.differences_table(), compared.evaluated_table()
+    lines = [
+        *aligned(compared.as_table()),
+        "",
+        *(aligned(rows) if len(rows) > 1 else ["Their recipes are the same."]),
+        *(["", *aligned(evaluated)] if evaluated else []),
+    ]
     if evaluation is not None:
         lines += ["", evaluation_text(evaluation, show)]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""`report.html`: what is to be said of a run as one page that opens without a network.
+"""`report.html` and the page of a comparison: what is to be said of runs as one page that opens without a network.
 
 Style and pictures are in the page itself, and the page forbids the browser to load anything. Whatever comes of rows or of a
 model's answers is escaped: it is shown and never obeyed.
@@ -43,6 +43,15 @@ _SCORED = {
 }
 """The same by the measure that was asked for."""
 
+_SAYS_OF_RUNS = {
+    "lost": "The first run is right, the last one not",
+    "wrong": "Neither the first run nor the last",
+    "unscored": "",
+    "gained": "The last run is right, the first one not",
+    "right": "Both as the reference",
+}
+"""The same where the last of several runs is compared with the first."""
+
 
 @dataclass(frozen=True)
 class RunPage:
@@ -53,6 +62,21 @@ class RunPage:
     settings: str
     environment: Mapping[str, Any]
     commands: Sequence[str]
+
+
+@dataclass(frozen=True)
+class ComparisonPage:
+    """What a page says of several runs, beside curves and answers. All tables begin with their head.
+
+    differences: the settings that are not the same in all. evaluated: what each run's own evaluation said; empty where none has one.
+    command: what made the page.
+    """
+
+    title: str
+    numbers: list[list[str]]
+    differences: list[list[str]]
+    evaluated: list[list[str]]
+    command: str
 
 
 @dataclass(frozen=True)
@@ -85,7 +109,7 @@ def write_page(
 ) -> None:
     """Write a run's page to `path`. plots: PNGs to put into it. told: what else there is to show. Raises: DiskFull."""
     samples = () if evaluation is None else samples_of(evaluation)
-    text = _template().render(
+    text = _template("report.html.jinja").render(
         page=page,
         evaluation=evaluation,
         told=told,
@@ -98,9 +122,23 @@ def write_page(
     write_text(path, text + "\n")
 
 
+def write_comparison_page(path: Path, page: ComparisonPage, curves: bytes, evaluation: Evaluation | None) -> None:
+    """Write the page of several runs to `path`. curves: a PNG. evaluation: all of them on the same rows. Raises: DiskFull."""
+    samples = () if evaluation is None else samples_of(evaluation, _SAYS_OF_RUNS)
+    text = _template("comparison.html.jinja").render(
+        page=page,
+        evaluation=evaluation,
+        curves=base64.b64encode(curves).decode("ascii"),
+        samples=samples[:_MOST_SAMPLES],
+        num_samples=len(samples),
+        counts=_counts(samples),
+    )
+    write_text(path, text + "\n")
+
+
 @functools.cache
-def _template() -> Template:
-    """The page, made ready once."""
+def _template(name: str) -> Template:
+    """A page, made ready once."""
     from jinja2 import (  # a moment that commands without a page need not spend
         Environment,
         PackageLoader,
@@ -110,19 +148,19 @@ def _template() -> Template:
     templates = Environment(
         loader=PackageLoader("luthier.evaluation", "pages"), autoescape=True, undefined=StrictUndefined
     )
-    return templates.get_template("report.html.jinja")
+    return templates.get_template(name)
 
 
-def samples_of(evaluation: Evaluation) -> list[Sample]:
+def samples_of(evaluation: Evaluation, exact: Mapping[str, str] = _EXACT) -> list[Sample]:
     """The answered rows, failures of the model that it is about first; among rows that came out alike the lowest score, then the answer
     farthest from the reference, first.
 
-    What fails is told by the measure that was asked for, else by whether the answer is the reference.
+    What fails is told by the measure that was asked for, else by whether the answer is the reference, in the words of `exact`.
     """
     candidates, found = evaluation.candidates, evaluation.scores
     judged = len(candidates) - 1 if evaluation.subject is None else candidates.index(evaluation.subject)
     of_rows = tuple(map(_matches, evaluation.answers)) if found is None else found.of_rows
-    says = _EXACT if found is None else {outcome: text.format(found.name) for outcome, text in _SCORED.items()}
+    says = exact if found is None else {outcome: text.format(found.name) for outcome, text in _SCORED.items()}
     highest = _highest(of_rows)
     samples = []
     for answered, scores in zip(evaluation.answers, of_rows, strict=True):

@@ -53,6 +53,14 @@ def read_report(folder: Path) -> Mapping[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
+def read_evaluation(folder: Path) -> Mapping[str, Any] | None:
+    """What the last evaluation of a run found, as `luthier evaluate --json` gives it; None where it was not evaluated."""
+    if not (folder / EVALUATION).is_file():
+        return None
+    values = read_json(folder / EVALUATION)
+    return values if isinstance(values, dict) else None
+
+
 def _facts(folder: Path) -> dict[str, str]:
     facts = read_report(folder).get("facts")
     return {str(name): str(value) for name, value in facts.items()} if isinstance(facts, dict) else {}

@@ -1,4 +1,4 @@
-"""Runs beside each other: in what their recipes differ, how their losses went, and what they cost."""
+"""Runs beside each other: in what their recipes differ, how their losses went, what they cost, and what each one's evaluation said."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.errors import UsageError
 from luthier.evaluation.report import smoothed
+from luthier.evaluation.report_page import ComparisonPage, write_comparison_page
+from luthier.evaluation.run_report import read_evaluation
 from luthier.recipe.loading import recipe_of_run
 from luthier.sizes import readable_bytes
-from luthier.store.pictures import rule, write_png
+from luthier.store.files import write_bytes
+from luthier.store.pictures import png_of, rule
 from luthier.store.runs import METRICS, read_metrics, read_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from luthier.evaluation.verdict import Evaluation
 
 _COLOURS = ("#2563eb", "#ea580c", "#0d9488", "#9333ea", "#dc2626", "#65a30d", "#0891b2", "#6b7280")
 _FEWEST_TO_SMOOTH = 20
@@ -25,12 +30,16 @@ _FEWEST_TO_SMOOTH = 20
 
 @dataclass(frozen=True)
 class OneRun:
-    """A run's name, how it ended, its settings by their dotted names, and its steps' numbers."""
+    """A run's name, how it ended, its settings by their dotted names, and its steps' numbers.
+
+    evaluated: what its last evaluation found, as JSON values; None where there was none.
+    """
 
     name: str
     state: str
     settings: Mapping[str, Any]
     steps: Sequence[Mapping[str, Any]]
+    evaluated: Mapping[str, Any] | None
 
     def column(self, name: str) -> list[tuple[int, float]]:
         """The steps that have a number under a name, and the number."""
@@ -54,6 +63,25 @@ class RunsCompared:
         """How they went, a line each, under a head."""
         return [["run", *_NUMBERS], *([run.name, *(told(run) for told in _NUMBERS.values())] for run in self.runs)]
 
+    def differences_table(self) -> list[list[str]]:
+        """The settings in which they differ, a line each, under a head."""
+        return [
+            ["setting", *(run.name for run in self.runs)],
+            *([name, *map(shown, v)] for name, v in self.differences),
+        ]
+
+    def evaluated_table(self) -> list[list[str]]:
+        """What each run's own evaluation said, under a head: its verdict, and before and after of what it knew; empty if none has one."""
+        found = [run.evaluated for run in self.runs]
+        if not any(found):
+            return []
+        parts = dict.fromkeys(name for each in found for name in _known(each))
+        return [
+            ["evaluated", *(run.name for run in self.runs)],
+            ["verdict", *("" if each is None else each.get("verdict") or "" for each in found)],
+            *([name, *(_known(each).get(name, "") for each in found)] for name in parts),
+        ]
+
     def as_json(self) -> dict[str, Any]:
         """Everything, as JSON values."""
         return {
@@ -66,6 +94,8 @@ class RunsCompared:
                     "validation_loss": [list(pair) for pair in run.column("validation_loss")],
                     "seconds": sum(value for _, value in run.column("seconds")),
                     "peak_memory_bytes": max((value for _, value in run.column("peak_memory_bytes")), default=None),
+                    "verdict": None if run.evaluated is None else run.evaluated.get("verdict"),
+                    "forgetting": None if run.evaluated is None else run.evaluated.get("forgetting"),
                 }
                 for run in self.runs
             ],
@@ -87,7 +117,25 @@ def compare_runs(folders: Sequence[Path]) -> RunsCompared:
 def _one(name: str, folder: Path) -> OneRun:
     settings = recipe_of_run(folder).model_dump(mode="json", by_alias=True)
     steps = read_metrics(folder) if (folder / METRICS).exists() else []
-    return OneRun(name, read_run(folder).state, _flat(settings), steps)
+    return OneRun(name, read_run(folder).state, _flat(settings), steps, read_evaluation(folder))
+
+
+def _known(evaluated: Mapping[str, Any] | None) -> dict[str, str]:
+    """What a run knew beyond its rows, base → tuned with the interval of that, by the parts of the probe and as a whole."""
+    probed = None if evaluated is None else evaluated.get("forgetting")
+    if probed is None:
+        return {}
+    parts = {
+        name: f"{_number(of['base'])} → {_number(of['tuned'])} "
+        f"[{', '.join(map(_number, probed['intervals'][name]['tuned']))}]"
+        for name, of in probed["metrics"].items()
+    }
+    return {"what it knew": probed["verdicts"]["tuned"], **parts}
+
+
+def _number(value: float | None) -> str:
+    """A number of an evaluation's JSON; infinite ones stand there as null."""
+    return "∞" if value is None else f"{value:.3f}"
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
@@ -140,7 +188,19 @@ def shown(value: Any) -> str:
 
 
 def write_curves(compared: RunsCompared, path: Path) -> None:
-    """Write a PNG of all training losses (left) and held-out losses (right) by step."""
+    """Write the curves as a PNG. Raises: DiskFull."""
+    write_bytes(path, curves(compared))
+
+
+def write_report(compared: RunsCompared, path: Path, evaluation: Evaluation | None, command: str) -> None:
+    """Write all of it as one page that opens without a network. evaluation: the runs on the same rows. Raises: DiskFull."""
+    title = ", ".join(run.name for run in compared.runs)
+    page = ComparisonPage(title, compared.as_table(), compared.differences_table(), compared.evaluated_table(), command)
+    write_comparison_page(path, page, curves(compared), evaluation)
+
+
+def curves(compared: RunsCompared) -> bytes:
+    """A PNG of all training losses (left) and held-out losses (right) by step."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -158,7 +218,7 @@ def write_curves(compared: RunsCompared, path: Path) -> None:
         if axes.get_lines():
             axes.legend(frameon=False, fontsize=8)
     training.set_ylabel("loss")
-    write_png(figure, path)
+    return png_of(figure)
 
 
 def _draw(axes: Axes, pairs: Sequence[tuple[int, float]], name: str, colour: str, *, is_noisy: bool) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from pages import HOSTILE, Page
 
 from luthier.evaluation.forgetting.found import Forgetting
 from luthier.evaluation.intervals import Estimate
@@ -21,35 +21,10 @@ from luthier.evaluation.verdict import Answered, Details, Evaluation, RowScores,
 from luthier.objectives import SFT
 from luthier.types import Origin
 
-HOSTILE = (
-    '</dd></dl><script src="https://evil.example/x.js">alert(1)</script>',
-    '"><img src=x onerror=alert(1)>',
-    "<a href='javascript:alert(1)'>here</a> {{ 7 * 7 }} {% raw %}",
-    "<style>@import url(https://evil.example/x.css)</style><!--",
-)
 METRICS = [
     {"step": step, "loss": 2.0 / step, "lr": 1e-4, "seconds": 1.0, "learned_tokens": 3, "real_tokens": 9}
     for step in (1, 2)
 ]
-
-
-class Page(HTMLParser):
-    """What a browser makes of a page: its elements, everything that they could load, and its text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.text: list[str] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
 
 
 def answered(number: int, reference: str, *answers: str) -> Answered:

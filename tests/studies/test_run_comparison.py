@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
+from pages import HOSTILE, Page
 from tiny_runs import begin, recipe_values, write_rows
 
 from luthier import api
 from luthier.cli.main import main
 from luthier.errors import UsageError
+from luthier.evaluation.forgetting.found import Forgetting
+from luthier.evaluation.intervals import Estimate
+from luthier.evaluation.measure import Comparison, Measure
+from luthier.evaluation.run_report import write_evaluation
+from luthier.evaluation.verdict import Answered, Evaluation
 from luthier.generation.settings import Sampling
-from luthier.studies.run_comparison import compare_runs, write_curves
+from luthier.objectives import SFT
+from luthier.studies.run_comparison import compare_runs, write_curves, write_report
+from luthier.types import Origin
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +92,59 @@ def test_the_command_tells_all_and_draws(desk: Path, tmp_path: Path, capsys: pyt
     document = json.loads(capsys.readouterr().out)
     assert document["differences"]["method.rank"] == [2, 4]
     assert document["evaluation"]["rows"] == 10
+
+
+def test_the_page_holds_differences_curves_measures_and_samples_side_by_side(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["compare", str(desk / "a"), str(desk / "b"), "--report", str(tmp_path / "two.html")]
+    assert main([*words, "--limit", "3", "--max-new-tokens", "4", "--answers"]) == 0
+    evaluation = capsys.readouterr().out
+    page = Page((tmp_path / "two.html").read_text())
+    assert {"method.rank", "2", "4", "training.peak_lr", "ROUGE-L", "held-out loss"} <= set(page.text)
+    assert page.tags.count("dl") == 3
+    assert (
+        page.text.count(str(desk / "a")) == page.text.count(str(desk / "b")) == 1 + 3
+    )  # over the measures, at each answer
+    assert any(sentence in evaluation for sentence in page.text if " on 3 rows: " in sentence)
+    assert f"luthier {shlex.join([*words, '--limit', '3', '--max-new-tokens', '4', '--answers'])}" in page.text
+    loaded = [value for _, name, value in page.attributes if name in ("src", "href")]
+    assert len(loaded) == 1
+    assert loaded[0].startswith("data:image/png;base64,")
+    assert "Against its own base" not in page.text
+
+
+def test_hostile_answers_are_shown_on_the_page_and_not_obeyed(desk: Path, tmp_path: Path) -> None:
+    row = Answered(Origin(HOSTILE[0], 1), HOSTILE[1], HOSTILE[2], (HOSTILE[3], HOSTILE[0]))
+    found = Evaluation((HOSTILE[1], HOSTILE[2]), 1, (), HOSTILE, (row,))
+    write_report(compare_runs([desk / "a", desk / "b"]), tmp_path / "page.html", found, HOSTILE[1])
+    page = Page((tmp_path / "page.html").read_text())
+    assert not {"script", "a", "iframe", "link"} & set(page.tags)
+    assert (page.tags.count("img"), page.tags.count("style")) == (1, 1)
+    assert all(any(hostile in piece for piece in page.text) for hostile in HOSTILE)
+
+
+def test_what_each_run_knew_before_and_after_stands_beside_it_where_it_was_evaluated(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluated = tmp_path / "evaluated"
+    shutil.copytree(desk / "a", evaluated)
+    worse = Comparison(Estimate(0.5, 0.4, 0.6), 1e-9, 48, 0)
+    text = Measure(
+        "general text", False, 48, (Estimate(2, 1.9, 2.1), Estimate(2.5, 2.4, 2.6)), (worse,), 0.1, "likelihood"
+    )
+    found = Evaluation(("base", "tuned"), 1, (), (), (), subject="tuned", forgetting=Forgetting((text,)))
+    write_evaluation(evaluated, found, SFT, "luthier evaluate")
+    words = ["compare", str(evaluated), str(desk / "b"), "--report", str(tmp_path / "page.html")]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    page = Page((tmp_path / "page.html").read_text())
+    assert {"Against its own base", "what it knew", "forgot", "2.000 → 2.500 [2.400, 2.600]"} <= set(page.text)
+    assert "2.000 → 2.500 [2.400, 2.600]" in told
+    assert main([*words, "--json"]) == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert (runs[0]["verdict"], runs[1]["verdict"]) == ("forgot", None)
+    assert runs[0]["forgetting"]["verdicts"] == {"tuned": "forgot"}
 
 
 def test_the_command_measures_answers_and_shows_as_many_as_asked(
