@@ -14,7 +14,7 @@ from typing import Any, Literal
 from luthier.data.hub import hub_set, is_hub_name
 from luthier.data.settings import files_of
 from luthier.evaluation.report import loss_lines
-from luthier.evaluation.run_report import read_report
+from luthier.evaluation.run_report import read_evaluation, read_report
 from luthier.methods.adapter_files import OwnForm, task_type
 from luthier.methods.adapterhub_files import WEIGHTS as ADAPTERHUB_WEIGHTS
 from luthier.methods.peft_files import WEIGHTS as PEFT_WEIGHTS
@@ -55,12 +55,16 @@ class Numbers(Settings):
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a run was made from and what it came to."""
+    """What a run was made from and what it came to.
+
+    evaluation: what its last evaluation found, as `luthier evaluate --json` gives it; None where there was none.
+    """
 
     recipe: Recipe
     made_from: Provenance
     metrics: Sequence[Mapping[str, Any]]
     numbers: Numbers
+    evaluation: Mapping[str, Any] | None = None
 
 
 def card_numbers(model: LanguageModel, num_trained: int, num_rows: tuple[int, int]) -> Numbers:
@@ -79,7 +83,8 @@ def facts_of_run(folder: Path, recipe: Recipe) -> RunFacts | None:
     noted = read_report(folder).get("numbers")
     if recipe.provenance is None or not isinstance(noted, dict):
         return None
-    return RunFacts(recipe, recipe.provenance, read_metrics(folder), Numbers.model_validate(noted))
+    numbers = Numbers.model_validate(noted)
+    return RunFacts(recipe, recipe.provenance, read_metrics(folder), numbers, read_evaluation(folder))
 
 
 def write_card(folder: Path, facts: RunFacts) -> None:
@@ -108,6 +113,7 @@ def model_card(facts: RunFacts, library: Library) -> str:
         _about(facts, base),
         "## Figures",
         "\n".join(f"- {line}" for line in _figures(facts)),
+        *_evaluation(facts.evaluation),
         "## How to load it",
         _loading(facts, base, library),
         "## How it was made",
@@ -175,6 +181,38 @@ def _about(facts: RunFacts, base: Published) -> str:
 def _figures(facts: RunFacts) -> list[str]:
     steps = facts.metrics[-1]["step"] if facts.metrics else 0
     return [f"{steps} steps.", *loss_lines(facts.metrics, type(facts.recipe.objective))]
+
+
+_TUNED = "tuned"
+
+
+def _evaluation(found: Mapping[str, Any] | None) -> list[str]:
+    """The verdict and the measures against the base, or what stood for it; further models, which have names of here, are left out."""
+    if found is None or _TUNED not in found.get("verdicts", {}):
+        return []
+    first = found["candidates"][0]
+    measures = [*found["measures"], *((found.get("forgetting") or {}).get("measures", []))]
+    rows = [["measure", first, _TUNED, f"{_TUNED} - {first}", "rows"], ["---"] * 5]
+    rows += [
+        [
+            measure["name"].replace("|", "\\|"),
+            _with_interval(measure["estimates"][first], ".3f"),
+            _with_interval(measure["estimates"][_TUNED], ".3f"),
+            _with_interval(measure["comparisons"][_TUNED]["difference"], "+.3f"),
+            str(measure["rows"]),
+        ]
+        for measure in measures
+    ]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return ["## Evaluation", found["verdicts"][_TUNED]["sentence"], table, "In brackets: 95 % intervals."]
+
+
+def _with_interval(estimate: Mapping[str, float | None] | None, form: str) -> str:
+    """A number with its interval; infinite ones are null in JSON. Nothing for a difference that is not given."""
+    if estimate is None:
+        return ""
+    value, low, high = ("∞" if number is None else f"{number:{form}}" for number in estimate.values())
+    return f"{value} [{low}, {high}]"
 
 
 def _settings(facts: RunFacts) -> str:

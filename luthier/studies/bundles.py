@@ -3,6 +3,7 @@
     manifest.json           what the bundle holds and what the run came to; the hash of every other member
     recipe.resolved.yaml    every setting, with the hashes of model and data
     metrics.jsonl           each step's numbers
+    evaluation.json         what the last evaluation of the run found, if there was one; its answers, which show rows, only with the rows
     data/N/…                the rows, where they were asked for
 
 The model's weights are never in it; their hash is. A bundle is read as text and numbers only: nothing in it can run code.
@@ -26,7 +27,7 @@ from luthier.data.hub import is_hub_name
 from luthier.data.reading.places import places_of
 from luthier.data.settings import files_of
 from luthier.errors import DataError, NotFound, RunMismatch, UsageError
-from luthier.evaluation.run_report import ENVIRONMENT
+from luthier.evaluation.run_report import ENVIRONMENT, EVALUATION, read_evaluation
 from luthier.prepared import check_recipe
 from luthier.recipe import Recipe, dump_recipe
 from luthier.recipe.loading import recipe_of_run
@@ -72,12 +73,13 @@ class Manifest(Settings):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that was read, its members whole. metrics: as in metrics.jsonl."""
+    """A bundle that was read, its members whole. metrics: as in metrics.jsonl. evaluation: as in evaluation.json; None without one."""
 
     path: Path
     manifest: Manifest
     recipe: str
     metrics: tuple[dict[str, Any], ...]
+    evaluation: Mapping[str, Any] | None
 
 
 # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -102,6 +104,7 @@ def write_bundle(folder: Path, out: Path, announce: Announce, *, with_data: bool
     members: dict[str, bytes | Path] = {
         RESOLVED: dump_recipe(recipe).encode(),
         METRICS: (folder / METRICS).read_bytes(),
+        **_evaluation(folder, with_data),
         **{member: path for each, files in named for member, path in _members(each, files)},
     }
     manifest = Manifest(
@@ -152,6 +155,15 @@ def _named(recipe: Recipe, announce: Announce, with_data: bool) -> list[tuple[Na
         hashes = {below: sha256_file(path) for below, path in files.items()}
         found.append((Named(name=name, is_file=is_file, sha256=hashes, member=member), files))
     return found
+
+
+def _evaluation(folder: Path, with_data: bool) -> dict[str, bytes]:
+    """What the last evaluation of the run found; nothing where there was none."""
+    found = read_evaluation(folder)
+    if found is None:
+        return {}
+    kept = {key: value for key, value in found.items() if with_data or key != "answers"}
+    return {EVALUATION: (json.dumps(kept, ensure_ascii=False, indent=2) + "\n").encode()}
 
 
 def _below(paths: Sequence[Path]) -> list[str]:
@@ -232,7 +244,8 @@ def read_bundle(path: Path) -> Bundle:
                 _check_member(archive, name, sha256, path)
             recipe = _content(archive, RESOLVED, path).decode("utf-8")
             lines = _content(archive, METRICS, path).splitlines()
-            return Bundle(path, manifest, recipe, tuple(json.loads(line) for line in lines))
+            found = json.loads(_content(archive, EVALUATION, path)) if EVALUATION in manifest.members else None
+            return Bundle(path, manifest, recipe, tuple(json.loads(line) for line in lines), found)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
         raise _broken(path, f"it cannot be read as a zip file of text ({error})") from error
 

@@ -13,8 +13,13 @@ from tiny_model import write_tiny_encoder, write_tiny_model
 from tiny_runs import begin, one_thread, recipe_values, write_rows
 
 from luthier import run
+from luthier.evaluation.intervals import Estimate
+from luthier.evaluation.measure import Comparison, Measure
+from luthier.evaluation.run_report import write_evaluation
+from luthier.evaluation.verdict import Evaluation
 from luthier.models.licenses import Published, published
 from luthier.models.settings import ModelSettings
+from luthier.objectives import SFT
 from luthier.recipe import make_recipe
 from luthier.recipe.loading import recipe_of_run
 from luthier.recipe.model_card import facts_of_run, library_of, model_card, write_card
@@ -124,6 +129,23 @@ def test_an_export_gets_the_card_of_its_own_files_from_the_runs_folder(base: Pat
     assert exported.split("## Figures")[1].split("## How to load")[0] in card
     (folder / "report.json").unlink()
     assert facts_of_run(folder, recipe_of_run(folder)) is None
+
+
+def test_the_card_of_an_evaluated_run_tells_verdict_and_measures_and_no_model_of_here(base: Path, tmp_path: Path):
+    card_of(base, tmp_path)
+    folder, other = tmp_path / "run", str(tmp_path / "other")
+    better = Comparison(Estimate(0.25, 0.125, 0.375), 1e-9, 48, 0)
+    measure = Measure(
+        "ROUGE-L", True, 48, tuple(Estimate(n, n - 0.125, n + 0.125) for n in (0.5, 0.75, 0.5)), (better, better)
+    )
+    found = Evaluation(("base", "tuned", other), 48, (measure,), (), (), subject="tuned")
+    write_evaluation(folder, found, SFT, f"luthier evaluate {folder}")
+    facts = facts_of_run(folder, recipe_of_run(folder))
+    assert facts is not None
+    card = model_card(facts, "peft")
+    assert found.outcomes["tuned"].sentence in card
+    assert "| ROUGE-L | 0.500 [0.375, 0.625] | 0.750 [0.625, 0.875] | +0.250 [+0.125, +0.375] | 48 |" in card
+    assert str(tmp_path) not in card
 
 
 def test_a_base_without_a_license_is_not_given_one(tmp_path: Path):

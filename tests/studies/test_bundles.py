@@ -17,10 +17,14 @@ from tiny_runs import Cut, begin, course, cut_after, nothing, one_thread, recipe
 from luthier import run
 from luthier.cli import main as program
 from luthier.errors import DataError, NotFound, RunMismatch, UsageError
+from luthier.evaluation.run_report import write_evaluation
+from luthier.evaluation.verdict import Answered, Evaluation
+from luthier.objectives import SFT
 from luthier.recipe import load_recipe
 from luthier.recipe.model_card import CARD
 from luthier.studies.bundles import Bundle, read_bundle, unpack_data, write_bundle
 from luthier.studies.replay import Replay, differences_of, farthest_apart, replay
+from luthier.types import Origin
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +81,24 @@ def test_a_bundle_holds_the_recipe_versions_hashes_seed_machine_and_numbers(bund
 def test_the_same_run_gives_the_same_bundle_byte_for_byte(bundle: Bundle, desk: Path, tmp_path: Path):
     write_bundle(desk / "run", tmp_path / "again.zip", nothing)
     assert (tmp_path / "again.zip").read_bytes() == bundle.path.read_bytes()
+
+
+def test_an_evaluated_runs_bundle_holds_what_was_found_and_answers_only_beside_the_rows(desk: Path, tmp_path: Path):
+    evaluated = elsewhere(desk, tmp_path)
+    found = Evaluation(("base", "tuned"), 1, (), (), (Answered(Origin("r", 1), "secret?", "yes", ("no", "yes")),))
+    write_evaluation(evaluated, found, SFT, "luthier evaluate")
+    for with_data in (False, True):
+        path = tmp_path / f"{with_data}.zip"
+        write_bundle(evaluated, path, nothing, with_data=with_data)
+        kept = read_bundle(path).evaluation
+        assert kept is not None
+        assert (kept["verdict"], kept["command"]) == ("unclear", "luthier evaluate")
+        assert ("answers" in kept) == with_data
+        assert (b"secret?" in zipfile.ZipFile(path).read("evaluation.json")) == with_data
+
+
+def test_a_bundle_of_a_run_that_was_not_evaluated_says_nothing_of_that(bundle: Bundle):
+    assert bundle.evaluation is None
 
 
 def test_with_data_the_rows_are_in_it_and_come_out_whole(desk: Path, tmp_path: Path):
