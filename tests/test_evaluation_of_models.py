@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import Page
 from tiny_model import write_tiny_encoder
 from tiny_runs import begin, nothing, recipe_values, write_rows
 
@@ -47,6 +49,37 @@ def test_a_plain_and_an_exported_model_measure_as_base_and_tuned_model_of_the_ru
         assert [each.answers[0] for each in alone.answers] == [each.answers[place] for each in of_run.answers]
         assert alone.sentences[0].startswith(f"{folder}: loss ")
         assert "chrf" in alone.sentences[0]
+
+
+def test_reports_on_a_model_of_no_run_go_to_a_new_folder(
+    desk: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "evaluate",
+        str(tiny_model),
+        "--data",
+        str(desk / "others.jsonl"),
+        "--max-new-tokens",
+        "2",
+        "--no-forgetting",
+    ]
+    words += ["--limit", "3", "--out", str(tmp_path / "reports")]
+    assert program.main(words) == 0
+    told = capsys.readouterr().out
+    command = shlex.join(["luthier", *words])
+    page = Page((tmp_path / "reports" / "report.html").read_text())
+    report = (tmp_path / "reports" / "report.md").read_text()
+    kept = json.loads((tmp_path / "reports" / "evaluation.json").read_text())
+    assert (kept["verdict"], kept["command"], kept["rows"]) == (None, command, 3)
+    assert kept["summary"] in told
+    assert {kept["summary"], command, "ROUGE-L"} <= set(page.text)
+    assert page.tags.count("dl") == 3
+    assert kept["summary"] in report
+    assert command in report
+    assert program.main(words) == 2  # the folder is there now
+    assert "is there already" in capsys.readouterr().err
+    assert program.main(["evaluate", str(desk / "run"), "--out", str(tmp_path / "other")]) == 2
+    assert "in its own folder" in capsys.readouterr().err
 
 
 def test_models_are_compared_with_the_first_of_them(desk: Path, tiny_model: Path) -> None:

@@ -113,6 +113,14 @@ def evaluate(
             help="Instead of rows a task of lm-evaluation-harness, by its name or its YAML file; repeatable.",
         ),
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FOLDER",
+            help="Of a model of no run: a new folder for report.html, report.md and evaluation.json.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say whether the tuned model is better than its base, on the same rows, with the evidence; and whether it forgot.
@@ -127,6 +135,8 @@ def evaluate(
     judging = JudgeOptions(
         judge, judge_url, judge_name, judge_key_env, judge_timeout, judge_retries, judge_parallel, judge_max_tokens
     )
+    is_run = api.names_a_run(run)
+    _check_out(run, out, is_run)
     sampling = None if max_new_tokens is None else make_sampling({"max_new_tokens": max_new_tokens})
     progress = ProgressLines()
     evaluation = api.evaluate(
@@ -148,9 +158,11 @@ def evaluate(
         announce=say,
         progress=progress,
     )
-    is_run = api.names_a_run(run)
+    command = shlex.join(["luthier", *context.find_root().obj])
     if is_run:
-        _write_reports(run, evaluation, context)
+        _write_reports(run, evaluation, command)
+    elif out is not None:
+        _write_model_reports(run, evaluation, command, out)
     if plot is not None:
         _write_picture(run, evaluation, plot)
     emit({"run" if is_run else "model": run, **evaluation.as_json()}, evaluation_text(evaluation), as_json)
@@ -169,7 +181,32 @@ def _write_picture(run: str, evaluation: Evaluation, plot: Path) -> None:
     say(f"As a picture: {plot}")
 
 
-def _write_reports(run: str, evaluation: Evaluation, context: typer.Context) -> None:
+def _check_out(run: str, out: Path | None, is_run: bool) -> None:
+    """Raise UsageError for a folder of reports that could not be written."""
+    from luthier.store.places import expanded
+
+    if out is None:
+        return
+    if is_run:
+        raise UsageError(f"The reports of {run} stand in its own folder.", "Leave --out out.")
+    if expanded(out).exists():
+        raise UsageError(f"{out} is there already.", "Choose another folder with --out.")
+
+
+def _write_model_reports(name: str, evaluation: Evaluation, command: str, out: Path) -> None:
+    """Write the reports on a model of no run, with what was found and the command that found it."""
+    from luthier.evaluation.run_report import PAGE, write_model_evaluation
+    from luthier.store.places import expanded
+
+    try:
+        write_model_evaluation(expanded(out), name, evaluation, command)
+    except LuthierError as error:  # what was found must not be lost with it
+        say(f"The reports could not be written to {out}: {error}")
+    else:
+        say(f"Report: {out / PAGE}")
+
+
+def _write_reports(run: str, evaluation: Evaluation, command: str) -> None:
     """Write the run's reports anew, with what was found and the command that found it."""
     from luthier import api
     from luthier.evaluation.run_report import PAGE, write_evaluation
@@ -177,7 +214,6 @@ def _write_reports(run: str, evaluation: Evaluation, context: typer.Context) -> 
     from luthier.store.runs import find_run
 
     folder = find_run(run, api.RUNS)
-    command = shlex.join(["luthier", *context.find_root().obj])
     try:
         write_evaluation(folder, evaluation, type(recipe_of_run(folder).objective), command)
     except LuthierError as error:  # what was found must not be lost with it

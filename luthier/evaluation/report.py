@@ -65,10 +65,20 @@ def write_report(
         sections.append("![Rewards, divergence and lengths](rewards.png)")
     sections += _tables(told.tables)
     if evaluation is not None:
-        head, *rows = evaluation.as_table()
-        sections += ["## Held-out rows", *evaluation.sentences, _table(head, rows), *evaluation.remarks]
-        sections += _tables(evaluation.tables)
+        sections += ["## Held-out rows", *_evaluation_sections(evaluation)]
     write_text(path, "\n\n".join(sections) + "\n")
+
+
+def write_model_report(path: Path, name: str, evaluation: Evaluation, command: str) -> None:
+    """Write what was found of a model of no run to `path` as Markdown. command: what measured it. Raises: DiskFull."""
+    sections = [f"# {name}", *_evaluation_sections(evaluation), "## The same again", f"```\n{command}\n```"]
+    write_text(path, "\n\n".join(sections) + "\n")
+
+
+def _evaluation_sections(evaluation: Evaluation) -> list[str]:
+    """All that an evaluation says but its answers."""
+    head, *rows = evaluation.as_table()
+    return [*evaluation.sentences, _table(head, rows), *evaluation.remarks, *_tables(evaluation.tables)]
 
 
 def write_loss_plot(metrics: Metrics, path: Path, objective: type[Objective] = SFT) -> None:

@@ -122,6 +122,20 @@ def write_page(
     write_text(path, text + "\n")
 
 
+def write_model_page(path: Path, name: str, evaluation: Evaluation, command: str) -> None:
+    """Write the page of a model of no run to `path`. command: what measured it. Raises: DiskFull."""
+    samples = samples_of(evaluation)
+    text = _template("model.html.jinja").render(
+        name=name,
+        evaluation=evaluation,
+        command=command,
+        samples=samples[:_MOST_SAMPLES],
+        num_samples=len(samples),
+        counts=_counts(samples),
+    )
+    write_text(path, text + "\n")
+
+
 def write_comparison_page(path: Path, page: ComparisonPage, curves: bytes, evaluation: Evaluation | None) -> None:
     """Write the page of several runs to `path`. curves: a PNG. evaluation: all of them on the same rows. Raises: DiskFull."""
     samples = () if evaluation is None else samples_of(evaluation, _SAYS_OF_RUNS)

@@ -12,11 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.evaluation.report import NOTHING, Told, write_report
-from luthier.evaluation.report_page import RunPage, write_page
+from luthier.evaluation.report import NOTHING, Told, write_model_report, write_report
+from luthier.evaluation.report_page import RunPage, write_model_page, write_page
 from luthier.evaluation.verdict import Table
 from luthier.objectives import Objective
-from luthier.store.files import read_json, write_json
+from luthier.store.files import read_json, write_folder, write_json
 from luthier.store.runs import RECIPE, RESOLVED, read_metrics
 
 if TYPE_CHECKING:
@@ -43,6 +43,17 @@ def write_evaluation(folder: Path, evaluation: Evaluation, objective: type[Objec
     """Write the reports of a run anew, with an evaluation of it. command: what made that. Raises: DiskFull."""
     write_json(folder / EVALUATION, {**evaluation.as_json(), "command": command})
     _write(folder, _facts(folder), objective, evaluation, (command,))
+
+
+def write_model_evaluation(folder: Path, name: str, evaluation: Evaluation, command: str) -> None:
+    """Write reports on a model of no run into a new folder, and what was found. Raises: DiskFull."""
+
+    def fill(partial: Path) -> None:
+        write_json(partial / EVALUATION, {**evaluation.as_json(), "command": command})
+        write_model_page(partial / PAGE, name, evaluation, command)
+        write_model_report(partial / REPORT, name, evaluation, command)
+
+    write_folder(folder, fill)
 
 
 def read_report(folder: Path) -> Mapping[str, Any]:
