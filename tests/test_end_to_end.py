@@ -162,7 +162,9 @@ def test_resuming_a_finished_run_gives_its_result_again(desk: Path, lora: Path, 
 
 
 def test_check_takes_a_file_of_rows_or_a_recipe(desk: Path) -> None:
-    of_rows = ended_well("check", "rows.jsonl", "--model", "model", "--json", folder=desk).document
+    of_rows = ended_well(
+        "check", "rows.jsonl", "--model", "model", "--set", "data.max_length=192", "--json", folder=desk
+    ).document
     of_recipe = ended_well_within("check", "recipe.yaml", "--json", folder=desk).document
     assert of_rows["ok"] is True
     assert of_rows["gate"]["rows"] + of_rows["gate"]["held_out_rows"] == of_rows["rows"] == 60
