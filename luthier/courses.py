@@ -17,7 +17,7 @@ from luthier.data.mixture import by_task
 from luthier.errors import RecipeError
 from luthier.evaluation.candidates import Candidate
 from luthier.evaluation.loss import held_out_by_task
-from luthier.evaluation.while_training import AnswerMetrics, answer_metrics
+from luthier.evaluation.while_training import answer_metrics
 from luthier.methods import Attachment, Method
 from luthier.models.language_model import LanguageModel
 from luthier.ops.workers import Workers, worker_count
@@ -74,7 +74,7 @@ def of_rows(
 
     def begin(plan: Plan, workers: Workers, exits: ExitStack) -> tuple[Steps, Companions, Evaluate | None]:
         evaluate = _held_out(settled, model, attachment, placed, plan, workers, companions)
-        return batches, companions, _with_answers(evaluate, settled, prepared.dataset, model, attachment, plan)
+        return batches, companions, _with_answers(evaluate, settled, prepared.dataset, model, attachment, plan, workers)
 
     return Course(settled, attachment, batches.num_steps, begin)
 
@@ -251,6 +251,7 @@ def _with_answers(
     model: LanguageModel,
     attachment: Attachment,
     plan: Plan,
+    workers: Workers,
 ) -> Evaluate | None:
     """The same, and metrics of what the model answers to held-out rows, where the recipe asks for them.
 
@@ -265,8 +266,9 @@ def _with_answers(
     candidate = Candidate("policy", model, attachment.adapter)
     graders = graders_of(settings.graders)
     answers = answer_metrics(settings, graders, candidate, rows, dataset.renderer, plan.autocast)
-    return lambda: _joined(evaluate(), answers)
 
+    def evaluate_both() -> HeldOut:
+        held_out = evaluate()
+        return replace(held_out, measured={**held_out.measured, **workers.alone(answers.measured)})
 
-def _joined(held_out: HeldOut, answers: AnswerMetrics) -> HeldOut:
-    return replace(held_out, measured={**held_out.measured, **answers.measured()})
+    return evaluate_both

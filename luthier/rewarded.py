@@ -161,7 +161,11 @@ def begin(
     if not count:
         return rollouts, companions, None
     held_out = prompts_of(dataset.validation[:count], dataset.validation_records[:count])
-    return rollouts, companions, lambda: measured(objective, held_out, policy, rewards, rollouts.num_taken)
+
+    def evaluate() -> HeldOut:
+        return measured(objective, held_out, policy, rewards, rollouts.num_taken)
+
+    return rollouts, companions, lambda: workers.alone(evaluate)
 
 
 def texts_of(recipe: Recipe, prepared: Prepared) -> Texts | None:

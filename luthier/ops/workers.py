@@ -50,6 +50,10 @@ class Workers:
             self.pool.shutdown(cancel_futures=True)
         torch.set_num_threads(self.intra_op_threads)
 
+    def alone(self, job: Callable[[], Result]) -> Result:
+        """The result of one job, which has all cores for its operations, whatever ran before."""
+        return self.run([job])[0]
+
     def run(self, jobs: Sequence[Callable[[], Result]]) -> list[Result]:
         """The jobs' results in order. One job alone has all cores; several have one core each.
 

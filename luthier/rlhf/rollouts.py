@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -263,9 +264,8 @@ class Rollouts(Steps):
         draws = generator(self.seed, self._number, round_, _SALT + 1)
         seeds = (draws.random(len(rows)) * 2**53).astype(np.int64).tolist()
         requests = self.policy.requests(self.objective, prompts, seeds)
-        completed = self.policy.writer.write(
-            requests, self._step, lambda done, total: self.passes.progress("writing answers", done, total)
-        )
+        written = partial(self.passes.progress, "writing answers")
+        completed = self.passes.workers.alone(lambda: self.policy.writer.write(requests, self._step, written))
         count = self.objective.num_answers
         return [
             self._sample(rows[index // count], first_group + index // count, answer)

@@ -62,6 +62,27 @@ def written(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in sorted((folder / FOLDER).iterdir())}
 
 
+def test_answers_are_drawn_with_all_cores_in_every_step(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    generate = writers.generate
+
+    def counting(*arguments: Any, **settings: Any) -> Any:
+        counts.append(torch.get_num_threads())
+        return generate(*arguments, **settings)
+
+    monkeypatch.setattr(writers, "generate", counting)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        begin(values_of(desk, "grpo", training={"steps": 3, "workers": 2}), tmp_path / "run")
+    finally:
+        torch.set_num_threads(before)
+    assert len(counts) >= 3
+    assert set(counts) == {3}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_dies_at_any_step_goes_on_to_the_same_bits(kind: str, desk: Path, tmp_path: Path) -> None:
     with one_thread():
