@@ -101,6 +101,7 @@ def judge(
         judge_model, judge_url, judge_name, judge_key_env, judge_timeout, judge_retries, judge_parallel,
         judge_max_tokens, max_unreadable,
     )  # fmt: skip
+    options.check(needs_name=True)
     file, left = expanded(out), None
     if summary or not sources:
         if not file.exists():

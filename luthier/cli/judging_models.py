@@ -70,27 +70,26 @@ class JudgeOptions:
 
     @property
     def is_named(self) -> bool:
-        """Whether a model is to judge. Raises: UsageError for a half of one, or two."""
-        if self.url is not None and self.name is None:
-            raise _half_named()
-        return self.of_graders_is_named
+        """Whether a model is to judge."""
+        return self.model is not None or self.url is not None
 
-    @property
-    def of_graders_is_named(self) -> bool:
-        """The same of a judge that graders ask: they may have its name at an endpoint."""
+    def check(self, *, needs_name: bool) -> None:
+        """Raise UsageError for two judges, or a half of one. needs_name: of one at an endpoint; graders may have its name themselves."""
         if self.model is not None and (self.url is not None or self.name is not None):
             raise UsageError("Two judges are named.", "Name one: --judge MODEL, or --judge-url with --judge-model.")
-        if self.name is not None and self.url is None:
-            raise _half_named()
+        lacks_address = self.name is not None and self.url is None
+        lacks_name = self.url is not None and self.name is None
+        if lacks_address or (lacks_name and needs_name):
+            raise UsageError(
+                "Of a judge behind an endpoint, address and name are needed.", "Give --judge-url and --judge-model."
+            )
         if self.key_env is not None and self.url is None:
             raise UsageError("A key is for a judge behind an endpoint.", "Give --judge-url and --judge-model.")
-        return self.model is not None or self.url is not None
 
     def of_graders(self) -> str | Endpoint | None:
         """Whom graders by a model ask, if anybody. Raises: UsageError."""
-        if not self.of_graders_is_named:
-            return None
-        return self.endpoint() if self.model is None else self.model
+        self.check(needs_name=False)
+        return self.endpoint() if self.url is not None else self.model
 
     def endpoint(self) -> Endpoint:
         """The endpoint that was named. Raises: UsageError for what is none, or a key that is not there."""
@@ -107,12 +106,6 @@ class JudgeOptions:
         if key is not None and parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
             say(f"The key goes to {parts.hostname} without encryption: its address begins with http.")
         return found
-
-
-def _half_named() -> UsageError:
-    return UsageError(
-        "Of a judge behind an endpoint, address and name are needed.", "Give --judge-url and --judge-model."
-    )
 
 
 def load_judge(options: JudgeOptions, guideline: str | None) -> Judge:
