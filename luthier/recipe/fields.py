@@ -28,8 +28,10 @@ class Place:
     @property
     def items(self) -> tuple[type[Settings], ...]:
         """The settings that the items of the field's list may be; none if it is no list of settings."""
-        is_list = get_origin(self.info.annotation) in (tuple, list)
-        return settings_in(get_args(self.info.annotation)[0]) if is_list else ()
+        annotation = self.info.annotation
+        types = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+        lists = [each for each in types if get_origin(each) in (tuple, list)]
+        return tuple(model for each in lists for model in settings_in(get_args(each)[0]))
 
     @property
     def meaning(self) -> str:

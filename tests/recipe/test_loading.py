@@ -308,3 +308,10 @@ def test_in_the_schema_a_method_without_its_kind_is_lora_alone():
     methods = [schema["$defs"][each["$ref"].rpartition("/")[2]] for each in schema["properties"]["method"]["oneOf"]]
     assert len(methods) == len(METHODS)
     assert [method["title"] for method in methods if "kind" not in method.get("required", ())] == ["LoRA"]
+
+
+def test_an_unknown_field_of_a_source_in_a_list_is_told_with_those_that_there_are(folder: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"no field data\.train\[0\]\.cap.*Fields here are path, task, weight, max_rows"
+    ):
+        make_recipe({"model": "smollm2-135m", "data": {"train": [{"path": str(folder / "rows.jsonl"), "cap": 2}]}})
