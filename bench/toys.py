@@ -9,7 +9,7 @@ to 95 % of J*.
     how many       three words, each worth 1 if it is the right one (β = 0.2)
     when to stop   1 if the third token is the full stop
     at the start   five words, of which the first decides
-    copy           the first word of the prompt is wanted again
+    copy           the first word of the prompt, which has one to three, is wanted again
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ ENVIRONMENTS: dict[str, Environment] = {
     "when to stop": Environment(("a",), 5, 0.0, "len(words) == 2"),
     "at the start": Environment(("a",), 5, 0.0, "words[:1] == ['c']"),
     "copy": Environment(
-        tuple(f"{first} {second}" for first in WORDS for second in WORDS[:2]), 1, 0.0, "words == prompt.split()[:1]"
+        tuple(first + rest for first in WORDS for rest in ("", " a", " b a")), 1, 0.0, "words == prompt.split()[:1]"
     ),
 }
 ALGORITHMS: dict[str, dict[str, Any]] = {
