@@ -20,7 +20,13 @@ SLOWLY = "import time\n" + VOWELS.replace("return", "time.sleep(0.2)\n    return
 """A reward that takes its time, so that there is a moment in which it is asked."""
 
 
-def write_recipe(folder: Path) -> dict[str, Any]:
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "grpo": {"kind": "grpo", "num_answers": 4},
+    "ppo": {"kind": "ppo", "num_answers": 4, "minibatches": 1, "reuse": 1},  # a step for each rollout, as GRPO has
+}
+
+
+def write_recipe(folder: Path, algorithm: str) -> dict[str, Any]:
     write_desk(folder)
     (folder / "vowels.py").write_text(SLOWLY)
     values = recipe_values(
@@ -30,7 +36,7 @@ def write_recipe(folder: Path) -> dict[str, Any]:
         training={"steps": 8, "rows_per_step": 4, "tokens_per_micro_batch": 128, "checkpoint_every": 3},
     )
     objective: dict[str, Any] = {
-        "kind": "grpo", "rewards": [{"function": str(folder / "vowels.py")}], "max_new_tokens": 24, "num_answers": 4, "kl": 0.1,
+        **ALGORITHMS[algorithm], "rewards": [{"function": str(folder / "vowels.py")}], "max_new_tokens": 24, "kl": 0.1,
     }  # fmt: skip
     values["objective"] = objective
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
@@ -45,9 +51,10 @@ def said(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "rollout_seconds"} for line in course(run)]
 
 
-def test_kills_in_drawing_in_scoring_and_in_learning_change_nothing_in_the_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_kills_in_drawing_in_scoring_and_in_learning_change_nothing_in_the_end(tmp_path: Path, algorithm: str) -> None:
     with one_thread():
-        begin(write_recipe(tmp_path), tmp_path / "whole")
+        begin(write_recipe(tmp_path, algorithm), tmp_path / "whole")
     run = tmp_path / "killed"
 
     def is_there(name: str) -> bool:
