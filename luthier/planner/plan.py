@@ -11,7 +11,6 @@ import torch
 from transformers import PreTrainedConfig
 
 from luthier.errors import LuthierError, UsageError
-from luthier.ops.cuda_library import cuda_library
 from luthier.planner.alone import trace_all
 from luthier.planner.calibration import seconds_of
 from luthier.planner.container import container_room
@@ -177,18 +176,14 @@ def needed(trace: Trace, work: Work, target: Target) -> Demand:
     """The demand of the tensors, and of the process and the allocator around them."""
     kind = target.device.type
     on_cpu = kind == "cpu"
-    elsewhere = work.training.optimizer.is_paged and (on_cpu or _is_pinned())
+    # in files, in the processor's memory, or in unified memory, whose pages the driver moves off a GPU that runs short
+    elsewhere = work.training.optimizer.is_paged
     tensors = demand(trace, work.workers, shards=target.shards, state_elsewhere=elsewhere, copies_here=on_cpu)
     around = {
         PROCESS: _PROCESS_BYTES[kind],
         SLACK: round(tensors.num_bytes * _SLACK[kind] + _holes(tensors, kind)),
     }
     return Demand({**tensors.parts, **around}, tensors.phase)
-
-
-def _is_pinned() -> bool:
-    """Whether a state that is paged lies in the processor's memory, page-locked: where a GPU is, and nothing that asks for unified memory."""
-    return torch.cuda.is_available() and cuda_library() is None
 
 
 def _holes(tensors: Demand, kind: str) -> float:

@@ -78,11 +78,9 @@ def test_a_container_and_the_recipe_bound_what_a_processor_has(monkeypatch: pyte
     assert within_limit(recipe, cpu, 10**9) == 10**9
 
 
-def test_a_paged_state_in_page_locked_memory_takes_nothing_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    trace, target = found(forward={KEPT: 1}), Target(torch.device("cuda"), 10**9)
-    paged, plain = work(training={"optimizer": "paged-adamw"}), work()
-    assert needed(trace, paged, target).parts[STATE] == STANDING[STATE]  # of a GPU that is elsewhere nothing is known
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("luthier.planner.plan.cuda_library", lambda: None)
-    assert STATE not in needed(trace, paged, target).parts
-    assert needed(trace, plain, target).parts[STATE] == STANDING[STATE]
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_a_paged_state_can_leave_and_is_no_part_of_the_need(kind: str) -> None:
+    trace, target = found(forward={KEPT: 1}), Target(torch.device(kind), 10**9)
+    assert STATE not in needed(trace, work(training={"optimizer": "paged-adamw"}), target).parts
+    assert needed(trace, work(), target).parts[STATE] == STANDING[STATE]
+
