@@ -17,6 +17,7 @@ from luthier.generation.penalties import Seen, add_biases, penalised
 from luthier.generation.requests import Request, TokenLogprob, draw_index, likeliest_of
 from luthier.generation.rows import Decoder
 from luthier.generation.sampling import sample, uniforms
+from luthier.ops.buffers import Buffers
 
 
 class Chooser:
@@ -25,6 +26,7 @@ class Chooser:
     def __init__(self, model: Decoder) -> None:
         self._tokenizer = model.tokenizer
         self._grammars = Grammars(model.tokenizer)
+        self._buffers = Buffers()
 
     def check(self, request: Request) -> None:
         """Raise UsageError for settings that this model cannot keep to."""
@@ -48,8 +50,8 @@ class Chooser:
         samplings = [answer.asked.request.sampling for answer in answers]
         indices = [draw_index(answer.number, len(answer.tokens)) for answer in answers]
         uniform_B = uniforms([sampling.seed for sampling in samplings], indices)
-        token_B = sample(self._adjusted(logits_BV, answers), samplings, uniform_B)
-        _tell_logprobs(logits_BV, token_B, answers)
+        token_B = sample(self._adjusted(logits_BV, answers), samplings, uniform_B, self._buffers)
+        _tell_logprobs(logits_BV, token_B, answers, self._buffers)
         tokens: list[int] = token_B.tolist()
         for answer, token in zip(answers, tokens, strict=True):
             if answer.seen is not None:
@@ -103,7 +105,14 @@ def _heat(request: Request) -> float:
     return request.sampling.temperature if request.tempers_logprobs and not request.sampling.is_greedy else 1.0
 
 
-def _tell_logprobs(logits_BV: Tensor, token_B: Tensor, answers: Sequence[Answer]) -> None:
+def _logsumexp(logits_BV: Tensor, buffers: Buffers) -> Tensor:
+    """log Σ exp over the vocabulary, shape (B,), by no fresh memory of its width."""
+    most_B1 = logits_BV.amax(-1, keepdim=True)
+    held_BV = buffers.take("exponentials", logits_BV.numel(), logits_BV.dtype, logits_BV.device).view_as(logits_BV)
+    return torch.sub(logits_BV, most_B1, out=held_BV).exp_().sum(-1).log_().add_(most_B1[:, 0])
+
+
+def _tell_logprobs(logits_BV: Tensor, token_B: Tensor, answers: Sequence[Answer], buffers: Buffers) -> None:
     """Note the log-probabilities of the chosen tokens where they are asked for."""
     asking = [row for row, answer in enumerate(answers) if answer.asked.request.top_logprobs is not None]
     if not asking:
@@ -114,7 +123,7 @@ def _tell_logprobs(logits_BV: Tensor, token_B: Tensor, answers: Sequence[Answer]
     heat = [_heat(answers[row].asked.request) for row in asking]
     if any(each != 1 for each in heat):
         logits_BV = logits_BV / torch.tensor(heat, device=logits_BV.device)[:, None]
-    lse_B = torch.logsumexp(logits_BV, dim=-1)
+    lse_B = _logsumexp(logits_BV, buffers)
     chosen_B = (logits_BV.gather(-1, token_B[:, None])[:, 0] - lse_B).tolist()
     most = max(answers[row].asked.request.top_logprobs or 0 for row in asking)
     score_BC, token_BC = logits_BV.topk(min(most, logits_BV.shape[-1]), dim=-1)

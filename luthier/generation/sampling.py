@@ -17,6 +17,7 @@ from torch import Tensor
 
 from luthier.errors import NotFinite
 from luthier.generation.settings import Sampling
+from luthier.ops.buffers import Buffers
 from luthier.ops.draws import mix
 
 CANDIDATES = 256  # likeliest tokens that top-p and min-p look at first; 16 times as many where these do not do
@@ -32,13 +33,16 @@ def uniforms(seeds: Sequence[int], indices: Sequence[int]) -> Tensor:
 
 
 @torch.no_grad()
-def sample(logits_BV: Tensor, samplings: Sequence[Sampling], uniform_B: Tensor) -> Tensor:
+def sample(
+    logits_BV: Tensor, samplings: Sequence[Sampling], uniform_B: Tensor, buffers: Buffers | None = None
+) -> Tensor:
     """The next token of each row, shape (B,), int64.
 
     Args:
         logits_BV: scores of the next token; -inf excludes a token.
         samplings: how each row draws.
         uniform_B: one number in [0, 1) for each row, float64; greedy rows ignore theirs.
+        buffers: where the probabilities are put; unset, into fresh memory, which costs as much as the sum.
 
     Raises: NotFinite, if a row holds NaN, +inf, or nothing but -inf.
     """
@@ -49,24 +53,25 @@ def sample(logits_BV: Tensor, samplings: Sequence[Sampling], uniform_B: Tensor) 
             "use an earlier checkpoint, or train again with a lower training.peak_lr.",
         )
     uniform_B = uniform_B.to(logits_BV.device)
+    buffers = buffers or Buffers()
     token_B = torch.empty(len(logits_BV), dtype=torch.int64, device=logits_BV.device)
     for rows in _alike(samplings):
         sampling = samplings[rows[0]]
         if len(rows) == len(logits_BV):
-            return _sample_alike(logits_BV, sampling, uniform_B)
+            return _sample_alike(logits_BV, sampling, uniform_B, buffers)
         at = torch.tensor(rows, device=logits_BV.device)
-        token_B[at] = _sample_alike(logits_BV[at], sampling, uniform_B[at])
+        token_B[at] = _sample_alike(logits_BV[at], sampling, uniform_B[at], buffers)
     return token_B
 
 
-def probabilities(logits_BV: Tensor, temperature: float) -> Tensor:
-    """softmax(logits / temperature) in fp32, shape (B, V); exact down to the smallest temperatures."""
+def probabilities(logits_BV: Tensor, temperature: float, buffers: Buffers) -> Tensor:
+    """softmax(logits / temperature) in fp32, shape (B, V), good until the next; exact down to the smallest temperatures."""
     logits_BV = logits_BV.float()
-    if temperature == 1:
-        return torch.softmax(logits_BV, dim=-1)
-    scaled_BV = logits_BV - logits_BV.amax(-1, keepdim=True)  # at most 0: dividing cannot overflow to +inf
-    scaled_BV.div_(temperature)
-    return torch.softmax(scaled_BV, dim=-1, out=scaled_BV)  # in place: a fresh V-wide tensor costs as much as the sum
+    out_BV = buffers.take("probabilities", logits_BV.numel(), torch.float32, logits_BV.device).view_as(logits_BV)
+    if temperature != 1:
+        # at most 0: dividing cannot overflow to +inf
+        logits_BV = torch.sub(logits_BV, logits_BV.amax(-1, keepdim=True), out=out_BV).div_(temperature)
+    return torch.softmax(logits_BV, dim=-1, out=out_BV)
 
 
 def num_kept(p_BC: Tensor, total_B: Tensor, sampling: Sampling) -> Tensor:
@@ -93,10 +98,10 @@ def _alike(samplings: Sequence[Sampling]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _sample_alike(logits_BV: Tensor, sampling: Sampling, uniform_B: Tensor) -> Tensor:
+def _sample_alike(logits_BV: Tensor, sampling: Sampling, uniform_B: Tensor, buffers: Buffers) -> Tensor:
     if sampling.is_greedy:
         return logits_BV.argmax(-1)
-    p_BV = probabilities(logits_BV, sampling.temperature)
+    p_BV = probabilities(logits_BV, sampling.temperature, buffers)
     top_k = sampling.top_k
     if (top_k is None or top_k >= p_BV.shape[-1]) and sampling.top_p == 1 and sampling.min_p == 0:
         return _draw_from_all(p_BV, uniform_B)
@@ -131,7 +136,8 @@ def _draw_from_first(p_BC: Tensor, token_BC: Tensor, kept_B: Tensor, uniform_B: 
 
 def _draw_from_all(p_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """A draw from the whole vocabulary: first its block, then the token in the block."""
-    p_BKC = F.pad(p_BV, (0, -p_BV.shape[-1] % BLOCK)).reshape(len(p_BV), -1, BLOCK)
+    gap = -p_BV.shape[-1] % BLOCK
+    p_BKC = (F.pad(p_BV, (0, gap)) if gap else p_BV).view(len(p_BV), -1, BLOCK)  # a pad of nothing would copy
     cumulative_BK = p_BKC.sum(-1).double().cumsum(-1)
     mass_B = cumulative_BK[:, -1]
     target_B = uniform_B * mass_B

@@ -82,7 +82,8 @@ class FastGatedMLP(nn.Module):
         gate, up, down = (self.get_submodule(name) for name in self.names)
         gate_TF, up_TF = gate(x), up(x)
         product_TF = gated_product(gate_TF, up_TF, self.activation)
-        if current_call().is_checkpointed:  # hooks of our own would hide from it what `down` keeps, which then stayed
+        # nothing is kept; or hooks of our own would hide from checkpointing what `down` keeps, which then stayed
+        if not torch.is_grad_enabled() or current_call().is_checkpointed:
             plain: Tensor = down(product_TF)
             return plain
         with without_keeping(product_TF, gate_TF, up_TF, self.activation):

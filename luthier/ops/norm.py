@@ -22,16 +22,23 @@ def rms_norm_reference(x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
 def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """The same as `rms_norm_reference`, keeping x and one number a token for the backward pass."""
+    if not torch.is_grad_enabled():
+        return _normal(x_ND, weight_D, eps)[0]
     return cast(Tensor, _RMSNorm.apply(x_ND, weight_D, eps))  # type: ignore[no-untyped-call]
+
+
+def _normal(x_ND: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """y, and r of each token."""
+    wide_ND = x_ND.float()
+    scale_N1 = torch.linalg.vecdot(wide_ND, wide_ND).div_(x_ND.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
+    return (wide_ND * scale_N1).mul_(weight_D).to(x_ND.dtype), scale_N1
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        wide_ND = x_ND.float()
-        scale_N1 = torch.linalg.vecdot(wide_ND, wide_ND).div_(x_ND.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
+        y_ND, scale_N1 = _normal(x_ND, weight_D, eps)
         ctx.save_for_backward(x_ND, scale_N1, weight_D)
-        y_ND: Tensor = (wide_ND * scale_N1).mul_(weight_D).to(x_ND.dtype)
         return y_ND
 
     @staticmethod

@@ -6,7 +6,8 @@ exponentials to each of its readers, and a row's output is out = Σ_p out_p exp(
 page that several rows read is read once for all of them. The reference gathers every row's keys and pads them.
 
 Shapes: P pages, S places of a page, N rows, M readers of a page, X pairs of a page and a reader, C pages of a row, K
-key/value heads, G query heads of each, H = K · G, E head width, T new tokens, L tokens of a row.
+key/value heads, G query heads of each, H = K · G, R = N · H heads of all rows, Z = X · H heads of all pairs, Q = M · G queries of a
+page, E head width, T new tokens, L tokens of a row.
 """
 
 from __future__ import annotations
@@ -46,12 +47,25 @@ class Pasts:
 
 @dataclass(frozen=True)
 class Reading:
-    """Neighbouring pages start..stop that one call reads; reader_PM: the row of each reader, N for none."""
+    """Neighbouring pages start..stop that one call reads; pair_PM: which pair each reader of them is, −1 for none."""
 
     start: int
     stop: int
-    reader_PM: Tensor
-    pair_PM: Numbers  # which pair each is; −1 for none
+    pair_PM: Numbers
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Where the heads of a step are, for layers of K key/value heads with G query heads each.
+
+    query_Z: for each reading, which head (of R) asks in each of its P · K · Q places; a place without a reader asks what head 0
+    asks, and nobody hears the answer. part_CR: the parts of each head among the outputs of all readings, which lie as (X, G, K);
+    missing_CR: −∞ where a head has fewer parts, else 0.
+    """
+
+    query_Z: list[Tensor]
+    part_CR: Tensor
+    missing_CR: Tensor
 
 
 class PagePlan:
@@ -63,6 +77,7 @@ class PagePlan:
         self.device = device
         self._masks: dict[int | None, list[Tensor | None]] = {}
         self._seen: dict[int | None, Tensor] = {}
+        self._heads: dict[tuple[int, int], Heads] = {}
 
     @cached_property
     def readings(self) -> list[Reading]:
@@ -81,19 +96,34 @@ class PagePlan:
             page_Y = np.repeat(pages[own] - first, counts[own])
             at_Y = np.arange(len(page_Y)) - np.repeat(np.cumsum(counts[own]) - counts[own], counts[own])
             pair_PM[page_Y, at_Y] = order[starts[begin] : starts[begin] + len(page_Y)]
-            reader_PM = np.where(pair_PM < 0, len(pasts.length_N), pasts.row[pair_PM])
-            found.append(Reading(first, first + len(pair_PM), self._tensor(reader_PM), pair_PM))
+            found.append(Reading(first, first + len(pair_PM), pair_PM))
         return found
 
-    @cached_property
-    def place_NC(self) -> Tensor:
-        """Where the parts of each row are among the outputs of all readings; one past them where a row has fewer."""
+    def heads(self, num_kv: int, group: int) -> Heads:
+        """Where the heads of layers with so many are."""
+        if (num_kv, group) not in self._heads:
+            self._heads[num_kv, group] = Heads(
+                [self._asking(reading, num_kv, group) for reading in self.readings], *self._parts(num_kv, group)
+            )
+        return self._heads[num_kv, group]
+
+    def _asking(self, reading: Reading, num_kv: int, group: int) -> Tensor:
+        """`Heads.query_Z` of a reading."""
+        row_PM = np.where(reading.pair_PM < 0, 0, self.pasts.row[reading.pair_PM])
+        of_kv, of_group = np.arange(num_kv)[:, None, None] * group, np.arange(group)
+        return self._tensor((row_PM[:, None, :, None] * (num_kv * group) + of_kv + of_group).reshape(-1))
+
+    def _parts(self, num_kv: int, group: int) -> tuple[Tensor, Tensor]:
+        """`Heads.part_CR` and `Heads.missing_CR`."""
         pair_Y = np.concatenate([reading.pair_PM.reshape(-1) for reading in self.readings])
         place_X = np.empty(len(self.pasts.row), dtype=np.int64)
         place_X[pair_Y[pair_Y >= 0]] = np.flatnonzero(pair_Y >= 0)
-        place_NC = np.full((len(self.pasts.length_N), self._column_X.max() + 1), len(pair_Y), dtype=np.int64)
-        place_NC[self.pasts.row, self._column_X] = place_X
-        return self._tensor(place_NC)
+        place_CN = np.full((self._column_X.max() + 1, len(self.pasts.length_N)), -1, dtype=np.int64)
+        place_CN[self._column_X, self.pasts.row] = place_X
+        of_head = np.arange(num_kv)[:, None] + np.arange(group) * num_kv
+        part_CR = (np.maximum(place_CN, 0)[..., None, None] * (group * num_kv) + of_head).reshape(len(place_CN), -1)
+        missing_CR = np.repeat(np.where(place_CN < 0, -np.inf, 0.0).astype(np.float32), num_kv * group, axis=1)
+        return self._tensor(part_CR), torch.from_numpy(missing_CR).to(self.device)
 
     @cached_property
     def _column_X(self) -> Numbers:
@@ -171,32 +201,32 @@ def paged_attention(q_NHE: Tensor, k_PSKE: Tensor, v_PSKE: Tensor, plan: PagePla
     num_rows, num_heads, width = q_NHE.shape
     num_kv = k_PSKE.shape[2]
     group = num_heads // num_kv
-    # one query more, for those pages of a reading that have fewer readers
-    q_NKGE = F.pad(q_NHE, (0, 0, 0, 0, 0, 1)).view(num_rows + 1, num_kv, group, width)
+    heads = plan.heads(num_kv, group)
+    q_RE = q_NHE.reshape(-1, width)
     outs, sums = [], []
-    for reading, mask in zip(plan.readings, plan.masks(terms.window, q_NHE.dtype), strict=True):
-        pages, readers = reading.reader_PM.shape
-        q_PMKGE = q_NKGE[reading.reader_PM]
-        q_PKQE = q_PMKGE.transpose(1, 2).reshape(pages, num_kv, readers * group, width)
+    for reading, query_Z, mask in zip(plan.readings, heads.query_Z, plan.masks(terms.window, q_NHE.dtype), strict=True):
+        pages, readers = reading.pair_PM.shape
+        q_PKQE = q_RE.index_select(0, query_Z).view(pages, num_kv, readers * group, width)
         k_PKSE, v_PKSE = (x[reading.start : reading.stop].transpose(1, 2) for x in (k_PSKE, v_PSKE))
         if mask is not None:
             mask = mask if mask.shape[2] == 1 else mask.repeat_interleave(group, dim=2)
             mask = mask.expand(-1, -1, readers * group, -1)
         out_PKQE, lse_PKQ = _kernel(q_PKQE, k_PKSE, v_PKSE, terms.scale, mask)
-        outs.append(out_PKQE.transpose(1, 2).reshape(pages * readers, group, num_kv, -1))
-        sums.append(lse_PKQ.transpose(1, 2).reshape(pages * readers, group, num_kv))
-    joined_NGKE = _joined(torch.cat(outs) if len(outs) > 1 else outs[0], torch.cat(sums), plan.place_NC)
-    return joined_NGKE.transpose(1, 2).reshape(num_rows, num_heads, -1)
+        outs.append(out_PKQE.transpose(1, 2).reshape(-1, width))  # as the kernel lays it out
+        sums.append(lse_PKQ.transpose(1, 2).reshape(-1))
+    out_ZE, lse_Z = (torch.cat(each) if len(each) > 1 else each[0] for each in (outs, sums))
+    return _joined(out_ZE, lse_Z, heads).view(num_rows, num_heads, width)
 
 
-def _joined(out_XGKE: Tensor, lse_XGK: Tensor, place_NC: Tensor) -> Tensor:
-    """The outputs of all parts of each row as one, shape (N, G, K, E)."""
-    if place_NC.shape[1] == 1:
-        return out_XGKE[place_NC[:, 0]]
-    lse_XGK = F.pad(lse_XGK, (0, 0, 0, 0, 0, 1), value=-torch.inf)
-    share_NCGK = torch.softmax(lse_XGK[place_NC], dim=1).to(out_XGKE.dtype)
-    part_NCGKE = out_XGKE[place_NC.clamp(max=len(out_XGKE) - 1)]
-    return part_NCGKE.mul_(share_NCGK.unsqueeze(-1)).sum(1)
+def _joined(out_ZE: Tensor, lse_Z: Tensor, heads: Heads) -> Tensor:
+    """The outputs of all parts of each head as one, shape (R, E)."""
+    part_CR = heads.part_CR
+    if len(part_CR) == 1:
+        return out_ZE.index_select(0, part_CR[0])
+    lse_CR = lse_Z.index_select(0, part_CR.view(-1)).view_as(part_CR)
+    share_CR = torch.softmax(lse_CR + heads.missing_CR, dim=0)
+    # one pass over the parts: Σ_c share_c out_c
+    return F.embedding_bag(part_CR.t().contiguous(), out_ZE, per_sample_weights=share_CR.t().contiguous(), mode="sum")
 
 
 def paged_attention_reference(

@@ -69,7 +69,7 @@ def _each(q_NHE: Tensor, k: Tensor, v: Tensor, rows: list[Row]) -> list[tuple[Te
 def test_pages_beside_each_other_are_read_together_and_a_shared_one_once() -> None:
     plan = plan_of([[(0, SIZE), (1, 2)], [(2, SIZE), (3, 1)], [(8, SIZE), (4, 1)], [(8, SIZE), (5, 1)]])
     assert [(reading.start, reading.stop) for reading in plan.readings] == [(0, 6), (8, 9)]
-    assert plan.readings[1].reader_PM.tolist() == [[2, 3]]
+    assert plan.pasts.row[plan.readings[1].pair_PM].tolist() == [[2, 3]]
 
 
 @pytest.mark.parametrize("window", [None, 3])
