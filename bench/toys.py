@@ -69,7 +69,8 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "rloo": {"num_answers": 8},
     "grpo": {"num_answers": 8},
 }
-BATCH, STEPS, LR = 64, 150, 3e-3
+STEPS = {"ppo": 150, "rloo": 200, "grpo": 150}  # rollouts
+BATCH, LR = 64, 3e-3
 LONGEST_SECONDS = 180
 
 
@@ -155,11 +156,11 @@ def recipe_of(environment: Environment, kind: str, folder: Path, seed: int, step
     }  # fmt: skip
 
 
-def solve(name: str, kind: str, seed: int, steps: int = STEPS, told: str = "worth") -> dict[str, Any]:
+def solve(name: str, kind: str, seed: int, steps: int | None = None, told: str = "worth") -> dict[str, Any]:
     """Let an algorithm learn in an environment; what it comes to.
 
-    told: the rewards that it hears of, as Python of `worth`, what the answers are worth; with others than these it has nothing to
-    learn from, or something else.
+    steps: of how many rollouts; unset, of `STEPS`. told: the rewards that it hears of, as Python of `worth`, what the answers are
+    worth; with others than these it has nothing to learn from, or something else.
     """
     from luthier.recipe import make_recipe
     from luthier.run import train_recipe
@@ -168,7 +169,7 @@ def solve(name: str, kind: str, seed: int, steps: int = STEPS, told: str = "wort
     folder = Path(tempfile.mkdtemp(prefix="luthier-toys-"))
     try:
         write_model(folder / "model", seed)
-        values = recipe_of(environment, kind, folder, seed, steps, told)
+        values = recipe_of(environment, kind, folder, seed, steps or STEPS[kind], told)
         began = time.perf_counter()
         quiet: Callable[[object], None] = lambda value: None  # noqa: E731
         train_recipe(make_recipe(values), folder / "run", announce=quiet, on_step=quiet)
