@@ -22,11 +22,12 @@ def completion(text: str | None, **message: Any) -> Answer:
 
 @dataclass
 class Asked:
-    """The requests that came, in their order. url: the server's address, as a user gives it."""
+    """The requests that came, in their order. url: the server's address, as a user gives it. num_lists: how often its models were asked for."""
 
     url: str
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    num_lists: int = 0
 
     @property
     def texts(self) -> list[str]:
@@ -35,8 +36,13 @@ class Asked:
 
 
 @contextmanager
-def serving(answer: Callable[[dict[str, Any]], Answer], headers: dict[str, str] | None = None) -> Iterator[Asked]:
-    """Within: such a server; `answer` gets each request's body, and may take its time. headers: more of them, of every answer."""
+def serving(
+    answer: Callable[[dict[str, Any]], Answer], headers: dict[str, str] | None = None, models: Answer = (404, {})
+) -> Iterator[Asked]:
+    """Within: such a server; `answer` gets each request's body, and may take its time. headers: more of them, of every answer.
+
+    models: what is answered to who asks for the list of models; unset, there is none.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -44,7 +50,14 @@ def serving(answer: Callable[[dict[str, Any]], Answer], headers: dict[str, str] 
             assert self.path == "/v1/chat/completions"
             asked.bodies.append(body)
             asked.headers.append(dict(self.headers))
-            status, value = answer(body)
+            self.send(*answer(body))
+
+        def do_GET(self) -> None:
+            assert self.path == "/v1/models"
+            asked.num_lists += 1
+            self.send(*models)
+
+        def send(self, status: int, value: Any) -> None:
             data = value if isinstance(value, bytes) else json.dumps(value).encode()
             self.send_response(status)
             for name, text in {"Content-Length": str(len(data)), **(headers or {})}.items():

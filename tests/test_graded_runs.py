@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 from fake_endpoint import completion, serving
@@ -15,6 +16,7 @@ from luthier import api
 from luthier.cli.main import main
 from luthier.errors import DataError, NotFound, UsageError
 from luthier.evaluation.grading import grader_of
+from luthier.evaluation.judged.endpoint import Endpoint
 from luthier.evaluation.verdict import RowScores
 from luthier.generation.engine import Completed
 from luthier.generation.settings import Sampling
@@ -188,6 +190,39 @@ def test_a_judge_of_graders_that_cannot_be_asked_is_refused_before_anything_is_a
     (tmp_path / "taste.json").write_text(json.dumps({**TASTE, "model": model}))
     assert main(["evaluate", str(run), "--grader", str(tmp_path / "taste.json"), *words]) == 2
     assert said in capsys.readouterr().err.lower()
+
+
+class Loads(Exception):
+    """Models are loaded."""
+
+
+def loads(*_: object) -> NoReturn:
+    """Stands for the first thing that takes its time."""
+    raise Loads
+
+
+REFUSED = (401, {"error": {"message": "bad key"}})
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_an_endpoint_is_found_wanting_before_a_model_is_loaded(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(api, "load", loads)
+    (tmp_path / "taste.json").write_text(json.dumps(TASTE))
+    words = [command, *[str(run)] * (2 if command == "compare" else 1), "--grader", str(tmp_path / "taste.json")]
+    with serving(lambda body: completion("7")) as there, pytest.raises(Loads):  # though it has no list of models
+        api.evaluate(run, graders=[grader_of(TASTE)], judge=Endpoint(there.url, ""))
+    assert (there.num_lists, there.bodies) == (1, [])
+    with serving(lambda body: REFUSED, models=REFUSED) as asked:
+        assert main([*words, "--judge-url", asked.url, "--json"]) == 5
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert asked.url in error["found"]
+    assert "--judge-key-env" in error["mend"]
+    assert main([*words, "--judge-url", asked.url, "--json"]) == 7, "its server has ended"
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert f"{asked.url}/chat/completions cannot be reached" in error["found"]
+    assert "--judge-url" in error["mend"]
 
 
 def test_the_command_takes_graders_from_files(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,7 +109,10 @@ class JudgeOptions:
 
 
 def load_judge(options: JudgeOptions, guideline: str | None) -> Judge:
-    """The judge that was named. Raises: UsageError for a run that learned something else than to answer or to score."""
+    """The judge that was named, who can be asked.
+
+    Raises: UsageError for a run that learned something else than to answer or to score; NetworkError, NotAllowed as `EndpointModel.check`.
+    """
     from luthier.api import RUNS, load_any
     from luthier.evaluation.judged.endpoint import EndpointModel
     from luthier.evaluation.judged.verdicts import RewardJudge, TextJudge
@@ -121,8 +124,10 @@ def load_judge(options: JudgeOptions, guideline: str | None) -> Judge:
 
     if options.model is None:
         endpoint = options.endpoint()
+        asked = EndpointModel(endpoint)
+        asked.check()
         how = {"kind": "endpoint", "url": endpoint.url, "max_tokens": endpoint.max_tokens}
-        return TextJudge(endpoint.model, EndpointModel(endpoint), how, guideline, 8 * endpoint.parallel)
+        return TextJudge(endpoint.model, asked, how, guideline, 8 * endpoint.parallel)
     name = str(find_run(options.model, RUNS)) if options.model == "latest" else options.model
     model = load_any(name, say)
     if isinstance(model, RewardScorer):

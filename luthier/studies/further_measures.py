@@ -33,12 +33,19 @@ class FurtherMeasures:
     judge_max_tokens: int
 
     def checked(self, announce: Callable[[str], None]) -> FurtherMeasures:
-        """The same, with a judge only where one is asked. Raises: UsageError for measures that there are not, or that nobody gives."""
+        """The same, with a judge only where one is asked; one behind an endpoint is there, and takes the key.
+
+        Raises: UsageError for measures that there are not, or that nobody gives; NetworkError, NotAllowed as `EndpointModel.check`.
+        """
         if unknown := [name for name in self.metrics if name not in NAMES]:
             raise UsageError(f"There is no metric {unknown[0]!r}.", f"There are {', '.join(NAMES)}.")
         if "bleu" in self.metrics:
             needed("sacrebleu")  # before anything is answered
-        return self if _asks(self.graders, self.judge, announce) else replace(self, judge=None)
+        if not _asks(self.graders, self.judge, announce):
+            return replace(self, judge=None)
+        if isinstance(self.judge, Endpoint):
+            EndpointModel(self.judge).check()
+        return self
 
 
 def _asks(graders: Sequence[Grader], judge: str | Endpoint | None, announce: Callable[[str], None]) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from fake_endpoint import Answer, completion, serving
 from program import within
 from tiny_runs import begin, recipe_values
+
+from luthier import api
 
 ROWS = [
     {"prompt": f"question {n}", "answers": [{"text": f"ours {n}", "model": "tuned"}, {"text": f"theirs {n}", "model": "base"}]}
@@ -76,6 +78,28 @@ def test_a_judge_that_fails_leaves_whole_lines_and_the_same_command_goes_on(desk
         mismatch = within(*words, folder=desk)
     assert mismatch.code == 3, "another address is another judge"
     assert (desk / "judgments.jsonl").read_text() == kept
+
+
+class Loads(Exception):
+    """Models are loaded."""
+
+
+def test_a_judge_that_gives_no_answer_is_told_before_models_answer(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loads(*_: object) -> NoReturn:
+        raise Loads
+
+    monkeypatch.setattr(api, "load_any_text", loads)
+    (desk / "prompts.jsonl").write_text('{"prompt": "Where is order 7?"}\n')
+    words = ("judge", "one", "other", "--prompts", "prompts.jsonl", "--json")
+    refused = (403, {"error": {"message": "who are you?"}})
+    with serving(lambda body: refused, models=refused) as asked:
+        ended = within(*words, *at(asked.url), folder=desk)
+    assert (ended.code, "who are you?" in ended.document["error"]["found"]) == (5, True)
+    ended = within(*words, *at(asked.url), folder=desk)
+    assert (ended.code, f"{asked.url}/chat/completions cannot be reached" in ended.out) == (7, True)
+    with serving(prefers_ours) as asked, pytest.raises(Loads):
+        within(*words, *at(asked.url), folder=desk)
+    assert (asked.num_lists, asked.bodies) == (1, [])
 
 
 def test_nonsense_and_refusals_are_counted_and_too_many_are_an_error(desk: Path) -> None:

@@ -1,7 +1,8 @@
 """A judge behind an endpoint that speaks OpenAI's chat completions, as many servers do: `POST URL/chat/completions`.
 
 Time-outs, broken connections, 408, 429 and 5xx are tried again, each time after twice as long or as long as the server asks for, and so
-often and no more. Anything else is an error at once. Redirects are not followed: the key would go along.
+often and no more. Anything else is an error at once. Redirects are not followed: the key would go along. Whether anybody is there, and takes
+the key, can be found before: `GET URL/models`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from luthier.errors import LuthierError, NetworkError, NotAllowed, UsageError
 from luthier.evaluation.judged.verdicts import Reply
 from luthier.types import Message
 
+_CHATS = "/chat/completions"
+_NO_ACCESS = {401, 403}
 _AGAIN = {408, 409, 429, 500, 502, 503, 504}
 _MOST_BYTES = 16 * 2**20
 _LONGEST_WAIT_SECONDS = 60.0
@@ -50,7 +53,12 @@ class Endpoint:
     @property
     def address(self) -> str:
         """Where requests go."""
-        return self.url if self.url.endswith("/chat/completions") else f"{self.url.rstrip('/')}/chat/completions"
+        return self.url if self.url.endswith(_CHATS) else f"{self.url.rstrip('/')}{_CHATS}"
+
+    @property
+    def list_address(self) -> str:
+        """Where the server tells which models it has."""
+        return f"{self.url.removesuffix(_CHATS).rstrip('/')}/models"
 
 
 def check_endpoint(endpoint: Endpoint) -> None:
@@ -80,6 +88,36 @@ class EndpointModel:
         self._sleep = self._given_up.wait if sleep is None else sleep
         self._renamed: dict[str, str | None] = {}
         self._opener = urllib.request.build_opener(_NoRedirect)
+
+    def check(self) -> None:
+        """Find before any work what would end the first request: ask once, and try nothing again.
+
+        The server is asked for its models, which costs nothing. A key may be good for answers and not for that list: where the list is
+        refused, one token of an answer is asked for. Whatever else comes (there is no list, the server is busy) is left to what is asked later.
+
+        Raises: NetworkError where no connection comes about; NotAllowed for a key that is refused.
+        """
+        if self._refusal(self._request(self._endpoint.list_address)) is None:
+            return
+        asked = {**self._body((Message("user", "Hello"),)), "max_tokens": 1}
+        refusal = self._refusal(self._request(self._endpoint.address, asked))
+        if refusal is not None:
+            raise refusal
+
+    def _refusal(self, request: urllib.request.Request) -> LuthierError | None:
+        """What the server says where it refuses the key. Raises: NetworkError where no connection comes about."""
+        try:
+            self._opener.open(request, timeout=self._endpoint.timeout_seconds).close()
+        except urllib.error.HTTPError as error:
+            with error:
+                if error.code not in _NO_ACCESS:
+                    return None
+                return _refused(error.code, error.read(_MOST_BYTES), self._endpoint, 1)
+        except urllib.error.URLError as error:  # name, connection, TLS: what fails behind them is raised as it is
+            raise _silent(error, self._endpoint, 1) from error
+        except (OSError, http.client.HTTPException):
+            return None
+        return None
 
     def __call__(self, chats: Sequence[tuple[Message, ...]]) -> Iterator[tuple[int, Reply]]:
         """The replies as they come, several chats being asked side by side. Raises: NetworkError, NotAllowed; what came before stands."""
@@ -136,10 +174,7 @@ class EndpointModel:
 
     def _once(self, chat: Sequence[Message]) -> bytes:
         """One request's answer. Raises: OSError and its kin, TimeoutError after the endpoint's time-out over all."""
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "luthier"}
-        if self._endpoint.key is not None:
-            headers["Authorization"] = f"Bearer {self._endpoint.key}"
-        request = urllib.request.Request(self._endpoint.address, json.dumps(self._body(chat)).encode(), headers)
+        request = self._request(self._endpoint.address, self._body(chat))
         ends_at = time.monotonic() + self._endpoint.timeout_seconds
         pieces, size = [], 0
         with self._opener.open(request, timeout=self._endpoint.timeout_seconds) as response:
@@ -155,6 +190,13 @@ class EndpointModel:
             if response.length:
                 raise ConnectionError(f"the answer ended {response.length:,} bytes early")
         return b"".join(pieces)
+
+    def _request(self, address: str, body: Mapping[str, Any] | None = None) -> urllib.request.Request:
+        """A request with the key; without a body it only reads."""
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "luthier"}
+        if self._endpoint.key is not None:
+            headers["Authorization"] = f"Bearer {self._endpoint.key}"
+        return urllib.request.Request(address, None if body is None else json.dumps(body).encode(), headers)
 
     def _body(self, chat: Sequence[Message]) -> dict[str, Any]:
         endpoint = self._endpoint
@@ -219,7 +261,7 @@ def _refused(code: int, body: bytes, endpoint: Endpoint, tries: int) -> LuthierE
     told = _fault_in(body).get("message")
     said = _shown(told.encode() if isinstance(told, str) else body, endpoint)
     found = f"{endpoint.address} answered {code} for the model {endpoint.model!r}: {said}."
-    if code in (401, 403):
+    if code in _NO_ACCESS:
         return NotAllowed(found, "Name the variable that holds a key of this server with --judge-key-env.")
     if code in _AGAIN:
         return NetworkError(f"{found[:-1]}, {tries} times.", "Ask later, or more slowly (--judge-parallel 1).")
@@ -228,12 +270,14 @@ def _refused(code: int, body: bytes, endpoint: Endpoint, tries: int) -> LuthierE
 
 def _silent(error: Exception, endpoint: Endpoint, tries: int) -> NetworkError:
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    times = "" if tries == 1 else f", {tries} times"
     if isinstance(reason, TimeoutError):
         said = f"gave no answer within {endpoint.timeout_seconds:g} s"
-    else:
-        said = f"cannot be reached ({reason})"
+        return NetworkError(
+            f"{endpoint.address} {said}{times}.", "Check the server, or give it longer with --judge-timeout."
+        )
     return NetworkError(
-        f"{endpoint.address} {said}, {tries} times.", "Check the server, or give it longer with --judge-timeout."
+        f"{endpoint.address} cannot be reached ({reason}){times}.", "Check --judge-url, and whether the server runs."
     )
 
 

@@ -120,6 +120,39 @@ def test_what_came_before_a_failure_is_not_lost() -> None:
 
 
 @pytest.mark.parametrize(
+    "models", [(200, {"data": []}), (200, b"<html>"), (404, b""), (405, b""), (500, b""), (302, b"")]
+)
+def test_a_server_that_is_there_is_asked_for_its_models_once_and_for_nothing_else(models: Answer) -> None:
+    with serving(lambda body: completion("A"), {"Location": "http://127.0.0.1:9/"}, models) as asked:
+        for url in (asked.url, f"{asked.url}/", f"{asked.url}/chat/completions"):
+            model(url, key=KEY).check()
+    assert (asked.num_lists, asked.bodies) == (3, [])
+
+
+def test_a_key_is_refused_where_it_gives_neither_the_list_nor_an_answer() -> None:
+    refused = (401, {"error": {"message": f"bad key {KEY}"}})
+    with serving(lambda body: refused, models=refused) as asked, pytest.raises(NotAllowed) as caught:
+        model(asked.url, key=KEY).check()
+    assert caught.value.found == f"{asked.url}/chat/completions answered 401 for the model 'gpt': 'bad key …'."
+    assert "--judge-key-env" in caught.value.mend
+    assert [body["max_tokens"] for body in asked.bodies] == [1], "tried once, at the cost of a token"
+    for answer in (completion("Hi"), (400, b""), (429, b"")):
+        with serving(lambda body, answer=answer: answer, models=(403, b"")) as asked:  # type: ignore[misc]
+            model(asked.url, key=KEY).check()
+        assert len(asked.bodies) == 1, "a key may be good for answers alone"
+
+
+def test_who_cannot_be_reached_is_found_at_once() -> None:
+    waited: list[float] = []
+    with serving(lambda body: completion("A")) as asked, pytest.raises(NetworkError, match=r"reached \(.*SSL.*\)\."):
+        model(asked.url.replace("http:", "https:"), waited).check()
+    with pytest.raises(NetworkError, match=rf"{asked.url}/chat/completions cannot be reached \(.*\)\.") as caught:
+        model(asked.url, waited).check()
+    assert "--judge-url" in caught.value.mend
+    assert not waited
+
+
+@pytest.mark.parametrize(
     ("url", "key", "said"),
     [
         ("ftp://host/v1", None, "no address"),
