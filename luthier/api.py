@@ -272,9 +272,9 @@ def evaluate(
         progress: called with what is being done, how much of it is done, and how much there is.
 
     Raises: NotFound for a run, a judge or data that is not there; DataError for rows that cannot be used; UsageError for
-    graders of a model that writes no answers, or that want a judge where none is named.
+    graders or metrics of a run that is not evaluated by answers, or graders that want a judge where none is named; NetworkError,
+    NotAllowed for an endpoint that cannot be asked.
     """
-    measures = _checked(FurtherMeasures(graders, metrics, judge, judge_max_tokens), announce)
     if suites:
         check_suites(suites)
         if graders or metrics or also or best_of or safety or sampling is not None:
@@ -282,8 +282,12 @@ def evaluate(
                 "A suite brings its own measures and settings, and compares a run with its base.",
                 "Leave out --grader, --metric, --also, --best-of, --safety and --max-new-tokens.",
             )
+    measures, is_run = FurtherMeasures(graders, metrics, judge, judge_max_tokens), names_a_run(str(run))
+    if is_run:
+        measures.check_run(str(run), recipe_of_run(find_run(str(run), RUNS)))
+    measures = _checked(measures, announce)
     asked_for = AskedFor(data, limit, sampling, shots, probes, best_of, safety, tuple(suites), cache_gb)
-    if names_a_run(str(run)):
+    if is_run:
         evaluation = _evaluated_run(run, also, asked_for, announce, progress)
     else:
         evaluation = _evaluated_model(str(run), also, asked_for, announce, progress)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from fake_endpoint import completion, serving
@@ -190,6 +190,42 @@ def test_a_judge_of_graders_that_cannot_be_asked_is_refused_before_anything_is_a
     (tmp_path / "taste.json").write_text(json.dumps({**TASTE, "model": model}))
     assert main(["evaluate", str(run), "--grader", str(tmp_path / "taste.json"), *words]) == 2
     assert said in capsys.readouterr().err.lower()
+
+
+LABELLED = [{"text": f"Lamp {n} is {'broken' if n % 2 else 'lovely'}.", "label": n % 2} for n in range(8)]
+PREFERRED = [{"prompt": f"Where is {n}?", "chosen": f"{n} is here.", "rejected": "No idea"} for n in range(8)]
+TEXTS = [{"text": f"Order {n} is on its way, and its total is {n * 7}."} for n in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "said", "mend"),
+    [
+        ("classification", LABELLED, "tells classes apart", "measures what it does"),
+        ("dpo", PREFERRED, "answers that are given", "--also"),
+        ("clm", TEXTS, "how likely texts are", "Leave --grader"),
+    ],
+)
+def test_graders_and_metrics_of_a_run_without_answers_are_refused_before_its_model_is_loaded(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, run: Path,
+    kind: str, rows: list[dict[str, Any]], said: str, mend: str,
+) -> None:  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = recipe_values(tiny_model, tmp_path / "rows.jsonl", training={"steps": 1, "checkpoint_every": 1})
+    begin({**values, "objective": {"kind": kind}}, tmp_path / kind)
+    brief = grader_of({"type": "length", "name": "brief", "most": 3})
+    with monkeypatch.context() as before_a_model_is_loaded:
+        before_a_model_is_loaded.setattr(api, "load", loads)
+        for measures in ({"graders": [brief]}, {"metrics": ["chrf"]}):
+            with pytest.raises(UsageError, match=said) as caught:
+                api.evaluate(tmp_path / kind, str(tmp_path / "rows.jsonl"), **measures)  # type: ignore[arg-type]
+            assert str(tmp_path / kind) in caught.value.found
+            assert mend in caught.value.mend
+    if "--also" in mend:
+        held_out = str(run.parent / "held-out.jsonl")
+        found = api.evaluate(
+            str(tiny_model), held_out, also=[str(tmp_path / kind)], graders=[brief], sampling=SHORT, limit=2
+        )
+        assert (found.measures[-1].name, len(found.measures[-1].estimates)) == ("brief", 2)
 
 
 class Loads(Exception):

@@ -12,7 +12,10 @@ from luthier.evaluation.judged.endpoint import Endpoint, EndpointModel
 from luthier.evaluation.judged.verdicts import AskJudge
 from luthier.evaluation.named_metrics import NAMES
 from luthier.generation.settings import Sampling
+from luthier.objectives import CLM, FIM
+from luthier.prediction.readers import reader_for
 from luthier.prediction.text_model import TextModel
+from luthier.recipe import Recipe
 from luthier.studies.judging import asking_model
 from luthier.types import Message
 
@@ -31,6 +34,30 @@ class FurtherMeasures:
     metrics: Sequence[str]
     judge: str | Endpoint | None
     judge_max_tokens: int
+
+    def check_run(self, run: str, recipe: Recipe) -> None:
+        """Raise UsageError, if they measure answers and a run is not evaluated by any."""
+        if not self.graders and not self.metrics:
+            return
+        objective, leave = recipe.objective, "Leave --grader and --metric out"
+        reader = reader_for(objective)
+        if reader is not None:
+            raise UsageError(
+                f"The model of the run {run} {reader.does}: it writes no answers, which graders and metrics measure.",
+                f"{leave}: 'luthier evaluate {run}' measures what it does.",
+            )
+        if objective.takes in ("preferences", "verdicts"):
+            raise UsageError(
+                f"The run {run} is measured by what it thinks of answers that are given (objective {objective.kind}): it writes none there, "
+                "which graders and metrics measure.",
+                f"{leave}, or have it answer rows beside its base: 'luthier evaluate {recipe.model.name} --data FILE --also {run}' takes them.",
+            )
+        if isinstance(objective, CLM | FIM):
+            raise UsageError(
+                f"The run {run} is measured by how likely texts are (objective {objective.kind}): it writes no answers there, which graders and "
+                "metrics measure.",
+                f"{leave}.",
+            )
 
     def checked(self, announce: Callable[[str], None]) -> FurtherMeasures:
         """The same, with a judge only where one is asked; one behind an endpoint is there, and takes the key.
