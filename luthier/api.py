@@ -330,7 +330,7 @@ def _evaluated_run(
         return base_of(run, tuned, announce)
 
     if asked.suites:
-        return evaluate_on_suites(folder, tuned, load_first, asked, progress)
+        return evaluate_on_suites(folder, tuned, load_first, asked, announce, progress)
     others = [_further(name, announce) for name in also]
     return evaluate_run(folder, tuned, load_first, others, asked, announce, progress)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -63,6 +63,11 @@ class Contamination:
             f"{found} of {self.num_rows} rows stand in {trained}, {len(self.exact)} word for word and {len(self.near)} "
             f"nearly (number {first}{more}): on these {model} may answer from memory."
         )
+
+    def part(self, rows: range) -> Contamination:
+        """The same of some of the measured rows, which there count from 0."""
+        exact, near = (tuple(rows.index(row) for row in found if row in rows) for found in (self.exact, self.near))
+        return replace(self, num_rows=len(rows), exact=exact, near=near)
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as JSON values; rows are counted from 0."""

@@ -86,6 +86,7 @@ def evaluate_on_suites(
     tuned: TextModel | Reader,
     load_base: Callable[[], TextModel | Reader],
     asked: AskedFor,
+    announce: Announce,
     progress: Progress,
 ) -> Evaluation:
     """The base and what is made of it on tasks of others; arguments and Raises as `evaluate_run` and `evaluate_suite` have them."""
@@ -96,7 +97,8 @@ def evaluate_on_suites(
         )
     if asked.data is not None or asked.shots:
         raise UsageError("A suite brings its own rows.", "Leave out --data and --shots.")
-    training = recipe_of_run(folder).training
+    recipe = recipe_of_run(folder)
+    training, trained = recipe.training, _training_records(recipe, tuned, announce)
     base = load_base()
     candidates = [
         Candidate("base", base.language_model, base.adapter), Candidate("tuned", tuned.language_model, tuned.adapter)
@@ -104,7 +106,8 @@ def evaluate_on_suites(
     with Workers(training.workers if isinstance(training.workers, int) else 1) as pool:
         passes = Passes(pool, training.tokens_per_micro_batch, progress)
         shared = replace(passes, shares_prefix=True)
-        evaluation = evaluate_suite(candidates, asked.suites, tuned.renderer.stop_ids, shared, asked.limit)
+        learned = None if trained is None else map(text_of, trained)
+        evaluation = evaluate_suite(candidates, asked.suites, tuned.renderer.stop_ids, shared, asked.limit, learned)
         if asked.probes:
             probed = forgetting(candidates, tuned.renderer, passes, read_probe())
             evaluation = replace(evaluation, forgetting=probed)

@@ -44,6 +44,16 @@ def test_exact_and_near_copies_are_found_and_nothing_else() -> None:
     )
 
 
+def test_a_part_of_the_rows_is_told_as_if_it_had_been_measured_alone() -> None:
+    trained = [text(number) for number in range(20)]
+    near = trained[7].split()
+    near[20] = "altogether"
+    measured = [text(90), trained[3], trained[4], text(91), " ".join(near), trained[5]]
+    whole = contamination(measured, trained)
+    for rows in (range(2), range(2, 6), range(6)):
+        assert whole.part(rows) == contamination(measured[rows.start : rows.stop], trained)
+
+
 def test_rows_of_one_template_are_no_copies_of_each_other() -> None:
     trained = [
         f"Where is order {n}, the {WORDS[n % 15]}? It left the {WORDS[n % 7]} on day {n * 7}." for n in range(60)

@@ -12,11 +12,11 @@ import torch
 from program import within
 from tiny_runs import begin, recipe_values, write_rows
 
-from luthier.api import load_plain
+from luthier.api import evaluate, load_plain
 from luthier.errors import DataError, NotFound, UsageError
 from luthier.evaluation.candidates import Candidate
 from luthier.evaluation.harness.scoring import Scored, sampling_of
-from luthier.evaluation.harness.suite import _measure, _scale, check_suites, evaluate_suite
+from luthier.evaluation.harness.suite import _measure, _scale, _text, check_suites, evaluate_suite
 from luthier.ops.workers import Workers
 from luthier.prediction.passes import Passes
 from luthier.prediction.text_model import TextModel
@@ -154,6 +154,38 @@ def test_metrics_of_all_documents_are_counted_as_often_as_the_harness_does(metri
     assert measure.comparisons[0].bootstrap_p < 1e-3, "200 draws show what eight metrics ask for"
 
 
+class Posed:
+    """A task whose questions, answers and choices are those of a document."""
+
+    def get_config(self, key: str) -> Any:
+        return {"doc_to_choice": "choices"}.get(key)
+
+    def doc_to_text(self, document: dict[str, Any]) -> Any:
+        return document["question"]
+
+    def doc_to_target(self, document: dict[str, Any]) -> Any:
+        return document["answer"]
+
+    def doc_to_choice(self, document: dict[str, Any]) -> list[str]:
+        return list(document["choices"])
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "text"),
+    [
+        ("Which?", "this", "Which?\nthis"),
+        ("Which?", 1, "Which?\nthat"),
+        ("Which?", [1, 0], "Which?\nthat"),
+        ("Which?", ["those", "these"], "Which?\nthose"),
+        (0, " fits", "this\n fits"),
+        ("Which?", -1, "Which?\n"),
+        ("Which?", [], "Which?\n"),
+    ],
+)
+def test_the_text_of_a_document_is_its_question_and_its_right_answer(question: Any, answer: Any, text: str) -> None:
+    assert _text(Posed(), {"question": question, "answer": answer, "choices": ["this", "that"]}) == text
+
+
 # ── with the harness ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -208,6 +240,33 @@ def test_a_run_is_evaluated_on_local_tasks_and_the_numbers_are_the_harness_s_own
     for name, own in document["metrics"].items():
         of_task, metric = name.split(": ")
         assert own["base"] == pytest.approx(found["results"][of_task][f"{metric},none"], rel=1e-4)
+
+
+def test_documents_that_a_run_was_trained_on_are_told_task_by_task(
+    harness: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    learned = [{"prompt": row["q"], "completion": row["options"][row["right"]]} for row in (ROWS[2], ROWS[5])]
+    rows = write_rows(tmp_path / "train.jsonl", 4, start=50)
+    rows.write_text(rows.read_text() + "".join(json.dumps(row) + "\n" for row in learned))
+    begin(recipe_values(tiny_model, rows, training={"steps": 1, "checkpoint_every": 1}), tmp_path / "run")
+    suites = [task(tmp_path, "choose", CHOICES), task(tmp_path, "answer", ANSWERS)]
+    found = evaluate(tmp_path / "run", suites=suites, limit=4)
+    assert found.contamination is not None
+    assert found.contamination.as_json() == {"rows": 8, "training_rows": 6, "exact": [2, 6], "near": []}
+    said = "1 of 4 rows stand in the training rows, 1 word for word and 0 nearly (number 3)"
+    assert [name for name in ("choose", "answer") for note in found.notes if note.startswith(f"{name}: {said}")] == [
+        "choose",
+        "answer",
+    ]
+    alone = evaluate(tmp_path / "run", suites=suites[:1], limit=6)
+    assert [note.split(",")[0] for note in alone.notes if "memory" in note] == [
+        "2 of 6 rows stand in the training rows"
+    ]
+    rows.unlink()
+    told: list[str] = []
+    unread = evaluate(tmp_path / "run", suites=suites[:1], limit=2, announce=told.append)
+    assert unread.contamination is None
+    assert any("The rows that the run was trained on cannot be read" in sentence for sentence in told)
 
 
 def test_what_is_wrong_with_a_task_is_said(harness: Any, tmp_path: Path, model: TextModel) -> None:

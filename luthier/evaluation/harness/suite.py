@@ -2,20 +2,21 @@
 
 The harness gives the prompts, the answers' scores and what they come to; our own engine gives likelihoods and texts. A metric whose
 value is the mean over documents is compared by pairs; any other (perplexity of texts, BLEU, groups of labels) as a statistic of documents
-that are drawn anew.
+that are drawn anew. Documents that a run was trained on are told as rows are: by the question and its answer, as the harness renders them.
 """
 
 from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from luthier.errors import DataError, NetworkError, NotFound, UsageError
 from luthier.evaluation.candidates import Candidate, comparisons
+from luthier.evaluation.contamination import Contamination, contamination
 from luthier.evaluation.harness.scoring import Scored
 from luthier.evaluation.intervals import bootstrap_mean
 from luthier.evaluation.measure import SCORE_MARGIN, Measure, scale_of
@@ -50,8 +51,11 @@ def evaluate_suite(
     stop_ids: frozenset[int],
     passes: Passes,
     limit: int | None = None,
+    trained: Iterable[str] | None = None,
 ) -> Evaluation:
     """The candidates on tasks of the harness. limit: use only the first so many documents of each.
+
+    trained: the texts of training rows, among which the documents are looked for; None: they are not.
 
     Raises: UsageError without the harness, or for what is no task of it; NotFound for a file that is not there; DataError, NetworkError
     for data that cannot be read; NotFinite, if a model gives NaN.
@@ -73,7 +77,18 @@ def evaluate_suite(
     counts = {task: len(rows) for (task, _, _), rows in documents[0].items()}
     if limit is not None:
         notes.append(f"Of each task at most the first {limit} documents were used.")
-    return Evaluation(tuple(each.name for each in candidates), sum(counts.values()), tuple(measures), tuple(notes), ())
+    learned = None
+    if trained is not None:
+        learned, told = _learned(_texts(results[0], found[0][1]), trained)
+        notes += told
+    return Evaluation(
+        candidates=tuple(each.name for each in candidates),
+        num_rows=sum(counts.values()),
+        measures=tuple(measures),
+        notes=tuple(notes),
+        answers=(),
+        contamination=learned,
+    )
 
 
 def check_suites(suites: Sequence[str]) -> None:
@@ -148,6 +163,52 @@ def _documents(results: Mapping[str, Any]) -> Documents:
             for metric in sample["metrics"]:
                 found.setdefault((task, metric, sample["filter"]), []).append(sample[metric])
     return found
+
+
+# ── documents among training rows ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _learned(texts: Mapping[str, Sequence[str]], trained: Iterable[str]) -> tuple[Contamination, list[str]]:
+    """Which documents stand in the training texts, counted through all tasks, and what is to be said of each task."""
+    found = contamination([text for own in texts.values() for text in own], trained)
+    notes, start = [], 0
+    for task, own in texts.items():
+        note = found.part(range(start, start + len(own))).note
+        if note is not None:
+            notes.append(note if len(texts) == 1 else f"{task}: {note}")
+        start += len(own)
+    return found, notes
+
+
+def _texts(results: Mapping[str, Any], tasks: Mapping[str, Any]) -> dict[str, list[str]]:
+    """By task the texts of the documents that were used, in their order."""
+    found = {}
+    for task, samples in results["samples"].items():
+        documents = {sample["doc_id"]: sample["doc"] for sample in samples}  # each stands there once a filter
+        found[task] = [_text(tasks[task], document) for document in documents.values()]
+    return found
+
+
+def _text(task: Any, document: Any) -> str:
+    """The question of a document, without examples shown first, and its right answer; of several answers the first."""
+    return "\n".join(
+        _words(task, document, part) for part in (task.doc_to_text(document), task.doc_to_target(document))
+    )
+
+
+def _words(task: Any, document: Any, part: Any) -> str:
+    """A question or an answer as text, which the harness may have as the place of a choice."""
+    if isinstance(part, list | tuple):
+        return _words(task, document, part[0]) if part else ""
+    if isinstance(part, int) and task.get_config("doc_to_choice") is not None:
+        choices = task.doc_to_choice(document)
+        return (
+            str(choices[part]) if 0 <= part < len(choices) else ""
+        )  # places beyond them stand for answers that are kept secret
+    return str(part)
+
+
+# ── measures ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _measure(
