@@ -56,7 +56,7 @@ from luthier.studies.evaluating import (
     rows_to_evaluate,
 )
 from luthier.studies.further_measures import MAX_TOKENS, FurtherMeasures, ask_endpoint, ask_model
-from luthier.tuned import load_at_step, load_base, load_plain_text, load_reward, load_run
+from luthier.tuned import load_at_step, load_base, load_plain_text, load_reward, load_reward_at_step, load_run
 
 __all__ = [
     "RUNS",
@@ -145,7 +145,7 @@ def load(run: str | Path, announce: Announce = _log.info, *, step: int | None = 
     folder = find_run(str(run), RUNS)
     recipe = recipe_of_run(folder)
     if isinstance(recipe.objective, Reward):
-        return load_reward(folder, announce)
+        return load_reward(folder, announce) if step is None else load_reward_at_step(folder, step, announce)
     model = load_run(folder, announce) if step is None else load_at_step(folder, step, announce)
     adapter = None if recipe.method.tunes_base else ADAPTER
     renderer = build_renderer(recipe.data, model.tokenizer, model.anatomy.family.pooled, model.answer_start)
@@ -263,7 +263,8 @@ def evaluate(
         judge: whom graders by a model ask: a run, a plain model, or an endpoint (without a model's name, each grader's own is asked).
         judge_max_tokens: most tokens of what a judge that is a model here says to a grader that sets no bound of its own.
         shots: also ask the base with so many training rows shown before each question.
-        also: further runs of the same tokenizer and template, checkpoints (`RUN@STEP`) or models of no run, on the same rows.
+        also: further runs of the same tokenizer and template, checkpoints (`RUN@STEP`) or models of no run, on the same rows; of a
+            run that does not write, runs and checkpoints that learned the same.
         probes: whether what the models know beyond the rows is measured too.
         cache_gb: most gigabytes that keys and values of answers take; ResourceError for a row that has no room in them.
         best_of: for runs that learned from rewards, of how many answers to each prompt the best of n are chosen; 0: of none.

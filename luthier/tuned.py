@@ -122,6 +122,17 @@ def load_reward(
     return RewardScorer(model, renderer, adapter, scale, head, budget)
 
 
+def load_reward_at_step(folder: Path, step: int, announce: Announce) -> RewardScorer:
+    """The reward model of a run as it was after so many steps; it tells its raw scores, for a scale is settled when a run ends.
+
+    Raises: as `load_at_step`; UsageError for a run that learned anything else.
+    """
+    recipe, model = recipe_of_reward_model(folder), load_at_step(folder, step, announce)
+    renderer = build_renderer(recipe.data, model.tokenizer, model.anatomy.family.pooled)
+    adapter = None if recipe.method.tunes_base else ADAPTER
+    return RewardScorer(model, renderer, adapter, tokens_at_once=recipe.training.tokens_per_micro_batch)
+
+
 def _put_beside(folder: Path, recipe: Recipe, model: LanguageModel, name: str) -> ScoreHead:
     """Put a run's adapter into a model that bears others; its head. Raises UsageError where it does not fit."""
     method, parts = recipe.method.continued(folder), model.anatomy.family.class_head

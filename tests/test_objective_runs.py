@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from near import assert_near
 from peft import PeftModel
-from tiny_model import write_tiny_encoder
+from tiny_model import write_tiny_encoder, write_tiny_model
 from tiny_runs import begin, course, recipe_values
 from transformers import (
     AutoModelForMaskedLM,
@@ -109,19 +109,51 @@ def test_a_run_is_measured_as_the_loop_did_on_its_rows_and_on_a_file(
     )
 
 
-@pytest.mark.parametrize("kind", BESIDE)
-def test_a_checkpoint_stands_beside_its_run_where_the_head_is_new(kind: str, desk: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_stands_beside_its_run(kind: str, desk: Path) -> None:
     also = f"{desk / kind}@12"
     found = api.evaluate(desk / kind, also=[also])
-    assert found.candidates == (BESIDE[kind], "tuned", also)
+    assert found.candidates == (BESIDE.get(kind, "base"), "tuned", also)
+    assert found.subject == "tuned"
     for measure in found.measures:
         assert measure.estimates[1] == measure.estimates[2]  # the last checkpoint is what the run came to
 
 
 @pytest.mark.parametrize("kind", ["embedding", "mlm"])
-def test_what_is_measured_alone_says_so(kind: str, desk: Path) -> None:
-    with pytest.raises(UsageError, match="which is measured alone"):
-        api.evaluate(desk / kind, also=[str(desk / kind)])
+def test_another_run_is_measured_beside_a_run_as_it_is_by_itself(kind: str, desk: Path, tmp_path: Path) -> None:
+    begin(values_of(desk, kind, training={"steps": 2, "peak_lr": 1e-3}), tmp_path / "short")
+    beside = api.evaluate(desk / kind, also=[str(tmp_path / "short")])
+    alone = api.evaluate(tmp_path / "short", str(desk / f"{kind}-held-out.jsonl"))
+    for one, other in zip(beside.measures, alone.measures, strict=True):
+        assert one.estimates[::2] == other.estimates, "base and the other run"
+    assert beside.measures[0].estimates[1] != beside.measures[0].estimates[2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "does"), [("embedding", "places texts by what they mean"), ("mlm", "fills in hidden words")]
+)
+def test_a_model_of_another_kind_is_not_measured_beside_a_run(kind: str, does: str, desk: Path) -> None:
+    with pytest.raises(UsageError, match=f"is no model that {does}: it cannot stand beside"):
+        api.evaluate(desk / kind, also=[str(desk / "regression")])
+
+
+def test_models_of_other_tokens_are_not_measured_beside_a_run(desk: Path, tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "decoder")
+    begin(
+        {**values_of(desk, "embedding", training={"steps": 1}), "model": str(tmp_path / "decoder")}, tmp_path / "texts"
+    )
+    added = {"name": str(desk / "encoder"), "add_tokens": ["<new>"]}
+    begin({**values_of(desk, "mlm", training={"steps": 1}), "model": added}, tmp_path / "words")
+    for kind, other in (("embedding", "texts"), ("mlm", "words")):
+        with pytest.raises(UsageError, match="makes other tokens of a text"):
+            api.evaluate(desk / kind, also=[str(tmp_path / other)])
+
+
+def test_vectors_of_other_tokens_of_a_text_are_not_measured_beside_a_run(desk: Path, tmp_path: Path) -> None:
+    values = values_of(desk, "embedding", training={"steps": 1})
+    begin({**values, "objective": {"kind": "embedding", "pooling": "token"}}, tmp_path / "first")
+    with pytest.raises(UsageError, match="pooling token, and the rows are pooled as mean"):
+        api.evaluate(desk / "embedding", also=[str(tmp_path / "first")])
 
 
 def test_words_are_tagged_and_entities_stand_where_they_are_in_the_text(

@@ -372,3 +372,31 @@ def test_it_is_measured_against_length_and_shows_what_it_goes_by(desk: Path, tun
     assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"
     again = api.evaluate(tuned, str(desk / "held-out.jsonl"))
     assert again.measures[1].estimates[1].value == pytest.approx(last, rel=1e-4)
+
+
+def test_reward_models_are_measured_side_by_side_on_the_same_pairs(desk: Path, tuned: Path, tmp_path: Path) -> None:
+    begin(values_of(desk, training={"steps": 3}), tmp_path / "short")
+    also = [f"{tuned}@16", f"{tuned}@14", str(tmp_path / "short")]
+    found, alone = api.evaluate(tuned, also=also), api.evaluate(tuned)
+    assert found.candidates == ("length", "tuned", *also)
+    assert found.subject == "tuned"
+    short = api.evaluate(tmp_path / "short")
+    for measure, own, of_short in zip(found.measures, alone.measures, short.measures, strict=True):
+        assert measure.estimates[:2] == own.estimates
+        assert measure.estimates[2] == measure.estimates[1], "the last checkpoint is what the run came to"
+        assert measure.estimates[4] == of_short.estimates[1]
+    losses = [estimate.value for estimate in found.measures[1].estimates]
+    assert losses[3] != losses[1], "an earlier checkpoint is another model"
+    assert found.as_json()["details"] == alone.as_json()["details"]
+    assert any("told of tuned alone" in note for note in found.notes)
+    assert not any("told of tuned alone" in note for note in alone.notes)
+
+
+def test_what_reads_no_such_pairs_is_not_measured_beside_a_reward_model(
+    desk: Path, tuned: Path, tmp_path: Path
+) -> None:
+    begin(values_of(desk, "encoder", training={"steps": 1}), tmp_path / "of-encoder")
+    with pytest.raises(UsageError, match="makes other tokens of a text"):
+        api.evaluate(tuned, also=[str(tmp_path / "of-encoder")])
+    with pytest.raises(UsageError, match="is no model that scores answers: it cannot stand beside"):
+        api.evaluate(tuned, also=[str(desk / "decoder")])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from luthier.evaluation.candidates import comparisons
+from luthier.evaluation.candidates import Candidate, comparisons, head_logits
 from luthier.evaluation.intervals import Estimate, bootstrap_mean
 from luthier.evaluation.measure import Measure
 from luthier.evaluation.pairwise import (
@@ -35,7 +35,6 @@ from luthier.evaluation.pairwise import (
 from luthier.evaluation.rows import Rows
 from luthier.evaluation.verdict import Answered, Details, Evaluation, Table, in_words
 from luthier.prediction.passes import Passes
-from luthier.prediction.reward import RewardScorer
 from luthier.types import Answered as Answer
 from luthier.types import Conversation, Example, Part, Preference, Ranking, Record
 
@@ -114,33 +113,46 @@ class RewardDetails(Details):
 
 
 def evaluate_rewards(
-    name: str, scorer: RewardScorer, rows: Rows, passes: Passes, limit: int | None = None
+    candidates: Sequence[Candidate], rows: Rows, passes: Passes, limit: int | None = None
 ) -> Evaluation:
-    """The reward model, under a name, against length: accuracy over pairs of which one is better (a tie of scores counts half) and loss.
+    """The reward models against length: accuracy over pairs of which one is better (a tie of scores counts half) and loss.
 
-    limit: use only the first so many rows. Raises: DataError, if there are no rows, or one is beyond the model's context.
+    The details are those of the first. limit: use only the first so many rows.
+    Raises: DataError, if there are no rows, or one is beyond a model's context.
     """
     rows = rows.first(limit)
-    scores = [score_K1[:, 0].double().numpy() for score_K1 in scorer.said(rows.examples, passes)]
+    said = [_scores(candidate, rows.examples, passes, "scores") for candidate in candidates]
     letters = [letters_of(record) for record, _ in rows.records]
-    pairs = pairs_of(rows.examples, scores, letters)
-    length_gap_P, which = by_length_alone(pairs)
-    details = _details(scorer, rows.examples, scores, letters, pairs, passes)
+    pairs = [pairs_of(rows.examples, scores, letters) for scores in said]
+    length_gap_P, which = by_length_alone(pairs[0])
+    details = _details(candidates[0], rows.examples, said[0], letters, pairs[0], passes)
     note = (
         f"{LENGTH} takes the {which} answer for the better one, as these rows do more often, with the chance that they give it; a base "
         "with a new head ranks nothing."
     )
+    names = tuple(candidate.name for candidate in candidates)
+    whose = (f"Scores, calibration, margins and length are told of {names[0]} alone.",) if len(names) > 1 else ()
     return Evaluation(
-        candidates=(LENGTH, name),
+        candidates=(LENGTH, *names),
         num_rows=len(rows.examples),
-        measures=pair_measures([length_gap_P, pairs.gap_P], pairs),
-        notes=(*rows.notes, *_of_ties(pairs), note),
+        measures=pair_measures([length_gap_P, *(each.gap_P for each in pairs)], pairs[0]),
+        notes=(*rows.notes, *_of_ties(pairs[0]), note, *whose),
         answers=tuple(
-            Answered(origin, *_texts(record), (_row_text(of_letters, "{:.0f}"), _row_text(of_scores, "{:.3f}")))
-            for (record, origin), of_letters, of_scores in zip(rows.records, letters, scores, strict=True)
+            Answered(
+                origin,
+                *_texts(record),
+                (_row_text(letters[row], "{:.0f}"), *(_row_text(scores[row], "{:.3f}") for scores in said)),
+            )
+            for row, (record, origin) in enumerate(rows.records)
         ),
         details=details,
     )
+
+
+def _scores(candidate: Candidate, examples: Sequence[Example], passes: Passes, what: str) -> list[Column]:
+    """The raw scores of each row's answers."""
+    (said,) = head_logits([candidate], examples, passes, what)
+    return [score_K1[:, 0].double().numpy() for score_K1 in said]
 
 
 def pair_measures(gaps: Sequence[Column], pairs: Pairs) -> tuple[Measure, ...]:
@@ -219,7 +231,7 @@ def turned(example: Example) -> Example:
 
 
 def _details(
-    scorer: RewardScorer,
+    candidate: Candidate,
     examples: Sequence[Example],
     scores: Sequence[Column],
     letters: Sequence[Column],
@@ -227,7 +239,8 @@ def _details(
     passes: Passes,
 ) -> RewardDetails:
     few = examples[:_ROWS_TURNED]
-    again = [score_K1[:, 0].double().numpy()[::-1] for score_K1 in scorer.said([turned(each) for each in few], passes)]
+    of_turned = _scores(candidate, [turned(each) for each in few], passes, "scores, rows turned round")
+    again = [score_K[::-1] for score_K in of_turned]
     changed = max(float(np.abs(one - other).max()) for one, other in zip(scores, again, strict=False))
     score_A, around_A = np.concatenate(scores), np.concatenate([score_K - score_K.mean() for score_K in scores])
     spread = float(score_A.std())

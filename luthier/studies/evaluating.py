@@ -31,9 +31,9 @@ from luthier.generation.settings import Sampling
 from luthier.objectives.asking import AS_WRITTEN
 from luthier.ops.workers import Workers
 from luthier.prediction.chooser import Chooser
-from luthier.prediction.classifier import Classifier
 from luthier.prediction.contract import Reader
 from luthier.prediction.embedder import Embedder
+from luthier.prediction.filler import Filler
 from luthier.prediction.passes import Passes, Progress
 from luthier.prediction.reward import RewardScorer
 from luthier.prediction.scorer import Scorer
@@ -44,7 +44,7 @@ from luthier.recipe import Recipe, make_recipe
 from luthier.recipe.loading import recipe_of_run
 from luthier.rlhf import RolloutObjective
 from luthier.studies.evaluating_rewards import evaluate_rewarded
-from luthier.types import Completion, Conversation, Example, Origin, Pooled, Record
+from luthier.types import Completion, Conversation, Example, Labelled, Origin, PlainText, Pooled, Record
 
 Announce = Callable[[str], None]
 
@@ -172,8 +172,6 @@ def evaluate_run(
     answers = isinstance(tuned, TextModel) and recipe.objective.takes == "text" and not recipe.objective.splits
     if not answers and asked.shots:
         raise UsageError(f"The run {folder} did not learn to answer in text.", "Leave --shots out.")
-    if others and not isinstance(tuned, (TextModel, *_WITH_NEW_HEAD)):
-        raise UsageError(f"The run {folder} {tuned.does}, which is measured alone.", "Leave --also out.")
     if asked.best_of and not isinstance(recipe.objective, RolloutObjective):
         raise UsageError(f"The run {folder} learned from no reward that could choose.", "Leave --best-of out.")
     if asked.safety and not (isinstance(tuned, TextModel) and tuned.asking.causal):
@@ -181,13 +179,16 @@ def evaluate_run(
     with Workers(workers if isinstance(workers, int) else 1) as pool:
         passes = Passes(pool, budget, progress, cache_bytes=bytes_in(asked.cache_gb))
         if isinstance(tuned, Reader) and not tuned.base_answers:
-            beside = _further_heads(others, tuned, rows, asked)
-            evaluation = _with_new_head(tuned, [candidate, *beside], rows, passes, asked.limit)
+            readers = [candidate, *_further_readers(others, tuned, rows, asked)]
+            evaluation = _with_new_head(tuned, readers, rows, passes, asked.limit)
         else:
             base = load_base()
             first = Candidate("base", base.language_model, base.adapter)
             shown = _shown(first, asked, rows, trained, recipe.seed)
-            further = _further(others, tuned, rows, asked) if isinstance(tuned, TextModel) else []
+            if isinstance(tuned, TextModel):
+                further = _further(others, tuned, rows, asked)
+            else:
+                further = _further_readers(others, tuned, rows, asked)
             candidates = [first, *shown, candidate, *further]
             evaluation = _measured(recipe, tuned, candidates, rows, passes, asked, announce)
             if isinstance(tuned, TextModel):
@@ -271,32 +272,55 @@ def _read_alike(records: Sequence[tuple[Record, Origin]], one: Renderer, other: 
     return is_one_vocabulary and one.record_prompt(asked) == other.record_prompt(asked)
 
 
-def _further_heads(others: Others, tuned: Reader, rows: Rows, asked: AskedFor) -> list[Candidate]:
-    """The further models that have the same kind of head. Raises: UsageError for any other model."""
-    classes, records = tuned.language_model.classes, rows.records[: asked.limit]
+def _further_readers(others: Others, tuned: Reader, rows: Rows, asked: AskedFor) -> list[Candidate]:
+    """The further models that do the same. Raises: UsageError for any other model, and for one that reads the rows otherwise."""
+    classes = tuned.language_model.classes
+    these = f", with the classes {', '.join(classes)}" if len(classes) > 1 else ""
+    same = ", with the same classes in the same order" if these else ""
     found = []
     for name, model in ((each.name, each.model) for each in others):
         if not isinstance(model, type(tuned)) or model.language_model.classes != classes:
-            these = f", with the classes {', '.join(classes)}" if classes else ""
             raise UsageError(
                 f"{name} is no model that {tuned.does}{these}: it cannot stand beside one that is.",
-                "Name runs that learned the same, with the same classes in the same order.",
+                f"Name runs that learned the same{same}.",
             )
-        if _read_as(records, model.renderer) != _read_as(records, tuned.renderer):
+        _check_pools_alike(name, model, tuned)
+        if not _are_read_alike(rows.records[: asked.limit], model, tuned):
             raise UsageError(
                 f"{name} makes other tokens of a text: it would be measured on different rows.",
-                "Compare runs of one tokenizer.",
+                "Compare runs of one tokenizer and one chat template.",
             )
         found.append(Candidate(name, model.language_model, model.adapter))
     return found
+
+
+def _check_pools_alike(name: str, one: Reader, other: Reader) -> None:
+    """Raise UsageError for models whose vectors are of other tokens of a text."""
+    if isinstance(one, Embedder) and isinstance(other, Embedder) and one.objective.pooling != other.objective.pooling:
+        raise UsageError(
+            f"{name} learned with objective.pooling {one.objective.pooling}, and the rows are pooled as {other.objective.pooling} has it.",
+            "Compare runs of one objective.pooling.",
+        )
+
+
+def _are_read_alike(records: Sequence[tuple[Record, Origin]], one: Reader, other: Reader) -> bool:
+    """Whether two models read the same tokens of the rows; and, where tokens are what is told, know the same ones."""
+    if isinstance(other, Filler) and one.renderer.tokenizer.get_vocab() != other.renderer.tokenizer.get_vocab():
+        return False
+    return _read_as(records, one.renderer) == _read_as(records, other.renderer)
 
 
 def _read_as(records: Sequence[tuple[Record, Origin]], renderer: Renderer) -> list[list[tuple[list[int], Pooled]]]:
     """Of each row's texts the tokens, and at which of them the head reads."""
     return [
         [(text.tokens_T.tolist(), text.pooled) for text in (rendered, *rendered.beside)]
-        for rendered in (renderer.render(record, origin) for record, origin in records)
+        for rendered in (renderer.render(_whole(record), origin) for record, origin in records)
     ]
+
+
+def _whole(record: Record) -> Record:
+    """A record as models that read have it: a plain text is read as a whole."""
+    return Labelled(record.text, None, "") if isinstance(record, PlainText) else record
 
 
 def _training_records(recipe: Recipe, tuned: TextModel | Reader, announce: Announce) -> Sequence[Record] | None:
@@ -338,10 +362,6 @@ def _with_contamination_of(
     return replace(evaluation, notes=(*evaluation.notes, *notes))
 
 
-_WITH_NEW_HEAD = (Classifier, Tagger, Scorer, Chooser)
-"""What several models can be measured as side by side."""
-
-
 def _with_new_head(
     tuned: Reader, candidates: Sequence[Candidate], rows: Rows, passes: Passes, limit: int | None
 ) -> Evaluation:
@@ -352,7 +372,7 @@ def _with_new_head(
         case Scorer():
             return evaluate_scores(candidates, rows, passes, limit)
         case RewardScorer():
-            return evaluate_rewards(candidates[0].name, tuned, rows, passes, limit)
+            return evaluate_rewards(candidates, rows, passes, limit)
         case Chooser():
             return evaluate_choices(candidates, rows, passes, limit)
         case _:
