@@ -23,6 +23,7 @@ from luthier.evaluation.compare import evaluate_records, questions_of
 from luthier.evaluation.graded import Grading, columns_of, graded
 from luthier.evaluation.grading import Aids, Grader
 from luthier.evaluation.harness.suite import check_suites
+from luthier.evaluation.judged.asking import ask_endpoint
 from luthier.evaluation.judged.endpoint import Endpoint
 from luthier.evaluation.verdict import Evaluation
 from luthier.faults import setting_fault
@@ -55,7 +56,7 @@ from luthier.studies.evaluating import (
     evaluate_run,
     rows_to_evaluate,
 )
-from luthier.studies.further_measures import MAX_TOKENS, FurtherMeasures, ask_endpoint, ask_model
+from luthier.studies.further_measures import MAX_TOKENS, FurtherMeasures, ask_model
 from luthier.tuned import load_at_step, load_base, load_plain_text, load_reward, load_reward_at_step, load_run
 
 __all__ = [

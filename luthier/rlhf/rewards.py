@@ -3,6 +3,7 @@
     rewards:
       - {grader: {type: number, reference: "{{ item.answer }}"}, weight: 1.0}
       - {function: reward.py, weight: 0.5}
+      - {grader: {type: label_model, …}, judge: {url: http://localhost:8000/v1, model: NAME}}
       - {model: runs/helpful}
       - {models: [runs/kind-1, runs/kind-2, runs/kind-3], caution: 1.0, name: kind}
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, pstdev
 from types import MappingProxyType, TracebackType
@@ -26,6 +27,7 @@ from pydantic import Field, field_validator, model_validator
 from luthier.errors import NoReward
 from luthier.evaluation.grading import Aids, AnyGrader, Grade, Grader, Sample
 from luthier.rlhf.functions import FunctionProcess
+from luthier.rlhf.judge import Judge
 from luthier.rlhf.worth import Answer, Worth
 from luthier.types import Settings, fault_at
 
@@ -34,6 +36,7 @@ class Reward(Settings):
     """One part of what an answer is worth."""
 
     grader: AnyGrader | None = Field(None, description="A grader, as docs/grading.md has them.")
+    judge: Judge | None = Field(None, description="Of a grader that asks a model: where that model is asked.")
     function: str | None = Field(
         None, description="A Python file that defines reward(prompts, answers, rows) -> list of numbers."
     )
@@ -69,20 +72,31 @@ class Reward(Settings):
             )
         if self.caution and self.models is None:
             raise fault_at("caution", "is about how far several models differ; give models.")
-        if self.grader is not None and self.grader.asks_model:
+        return self
+
+    @model_validator(mode="after")
+    def _asks_whom_it_names(self) -> Self:
+        asked = () if self.grader is None else self.grader.asked_models
+        if asked and self.judge is None:
             raise fault_at(
                 "grader",
-                "asks a model that judges, and there is none beside the policy; train a reward model (docs/reward.md), or ask one in a "
-                "function of your own.",
+                "asks a model that judges, and there is none beside the policy; say where one is asked (judge: {url: https://HOST/v1}), "
+                "or train a reward model (docs/reward.md).",
             )
+        if self.judge is not None and not asked:
+            raise fault_at("judge", "is for a grader that asks a model; leave it out.")
+        if self.judge is not None and self.judge.model is None and None in asked:
+            raise fault_at("judge", "names no model, and neither does the grader; set judge.model to its name there.")
         return self
 
     def with_paths(self, found: Callable[[str], str]) -> Self:
-        """The same with the file or the run where it is."""
+        """The same with its files and runs where they are."""
         named = {"function": self.function, "model": self.model}
         update: dict[str, Any] = {name: found(path) for name, path in named.items() if path is not None}
         if self.models is not None:
             update["models"] = tuple(map(found, self.models))
+        if self.judge is not None:
+            update["judge"] = self.judge.with_paths(found)
         return self.model_copy(update=update)
 
     @property
@@ -177,7 +191,7 @@ class Rewards:
         if part.runs:
             return self._models[part.called]
         if part.grader is not None:
-            return Graded(part.grader, aids)
+            return Graded(part.grader, aids if part.judge is None else replace(aids, ask=part.judge.asked()))
         assert part.function is not None
         return self._exits.enter_context(FunctionProcess(Path(part.function), part.timeout_seconds))
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from luthier.errors import UsageError
 from luthier.evaluation.grading import Ask, Grader, JudgeSampling
 from luthier.evaluation.grading.libraries import needed
-from luthier.evaluation.judged.endpoint import Endpoint, EndpointModel
-from luthier.evaluation.judged.verdicts import AskJudge
+from luthier.evaluation.judged.asking import said_in_order
+from luthier.evaluation.judged.endpoint import Endpoint
 from luthier.evaluation.named_metrics import NAMES
 from luthier.generation.settings import Sampling
 from luthier.objectives import CLM, FIM
@@ -106,25 +106,6 @@ def ask_model(judge: TextModel, max_tokens: int) -> Ask:
     def ask(chats: Sequence[tuple[Message, ...]], model: str | None, sampling: JudgeSampling) -> list[str | None]:
         given = sampling.model_dump(exclude={"max_new_tokens"})
         drawn = Sampling(max_new_tokens=sampling.max_new_tokens or max_tokens, **given)
-        return _answers(asking_model(judge, drawn), chats)
+        return said_in_order(asking_model(judge, drawn), chats)
 
     return ask
-
-
-def ask_endpoint(endpoint: Endpoint) -> Ask:
-    """A model behind an endpoint as graders ask it: the endpoint's own, or where it has no name the one that each grader names."""
-    there: dict[Endpoint, EndpointModel] = {}  # each learns once what its server does not take
-
-    def ask(chats: Sequence[tuple[Message, ...]], model: str | None, sampling: JudgeSampling) -> list[str | None]:
-        given = sampling.model_dump(exclude={"max_new_tokens"})
-        max_tokens = sampling.max_new_tokens or endpoint.max_tokens
-        asked = replace(endpoint, model=endpoint.model or model or "", max_tokens=max_tokens, **given)
-        return _answers(there.setdefault(asked, EndpointModel(asked)), chats)
-
-    return ask
-
-
-def _answers(judge: AskJudge, chats: Sequence[tuple[Message, ...]]) -> list[str | None]:
-    """What the judge says to each chat, in their order; None where it refuses."""
-    replies = dict(judge(chats))
-    return [None if replies[place].refused else replies[place].text for place in range(len(chats))]

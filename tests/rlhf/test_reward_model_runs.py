@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fake_endpoint import completion, serving
 from safetensors.torch import load_file
 from tiny_model import write_tiny_encoder, write_tiny_model
-from tiny_runs import begin, recipe_values
+from tiny_runs import begin, go_on, recipe_values
 
 from luthier import api
-from luthier.errors import UsageError
+from luthier.errors import NotAllowed, UsageError
 from luthier.evaluation.best_of_n import BestOfN
 from luthier.evaluation.safety.probe import Probes, read_probes
 from luthier.planner.alone import trace_all
@@ -134,6 +135,41 @@ def test_an_ensemble_of_reward_models_says_how_far_its_members_differ(desk: Path
     assert [each.spreads["kind"] for each in samples] == pytest.approx(spread_N, abs=1e-4)
     assert [each.reward for each in samples] == pytest.approx(np.mean(scores_MN, axis=0) - 0.5 * spread_N, abs=2e-4)
     assert "spread_kind" in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+JUDGED = {"type": "score_model", "name": "taste", "range": [0, 9], "input": [{"content": "{{ sample.output_text }}"}]}
+
+
+def test_a_run_learns_from_what_a_judge_at_an_endpoint_says_and_goes_on_once_it_can_be_asked(
+    desk: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text("sk-secret")
+    says = {"status": 200}
+
+    def letters(body: dict[str, Any]) -> tuple[int, Any]:
+        answer, _, _ = body["messages"][-1]["content"].rpartition("\n\nEnd with")
+        return completion(str(len(answer) % 10)) if says["status"] == 200 else (401, {"error": {"message": "no"}})
+
+    with serving(letters) as asked:
+        judge = {"url": asked.url, "model": "small", "key_file": str(tmp_path / "key")}
+        values = values_of(desk, [{"grader": JUDGED, "judge": judge}])
+
+        def refuse_from_now_on(metrics: dict[str, Any]) -> None:
+            says["status"] = 401
+
+        with pytest.raises(NotAllowed, match="answered 401") as caught:
+            begin(values, tmp_path / "run", on_step=refuse_from_now_on)
+        assert "luthier resume" in caught.value.mend
+        says["status"] = 200
+        go_on(tmp_path / "run")
+        evaluation = api.evaluate(tmp_path / "run", limit=2)
+    samples = read_rollout(tmp_path / "run" / FOLDER / "000001.jsonl") or []
+    assert [each.reward for each in samples] == [len(each.text) % 10 for each in samples]
+    assert {headers["Authorization"] for headers in asked.headers} == {"Bearer sk-secret"}
+    texts = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert not any(b"sk-secret" in text for text in texts)
+    shown = [answered.answers[0] for answered in evaluation.answers]
+    assert evaluation.measures[0].estimates[0].value == pytest.approx(np.mean([len(text) % 10 for text in shown]))
 
 
 def test_evaluation_tells_what_base_and_tuned_answers_are_worth(

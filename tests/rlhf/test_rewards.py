@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fake_endpoint import completion, serving
 from pydantic import ValidationError
 
-from luthier.errors import NotFound, RecipeError, RewardFault
+from luthier.errors import NotAllowed, NotFound, RecipeError, RewardFault
 from luthier.evaluation.grading import Aids, Grade
 from luthier.recipe import make_recipe
 from luthier.rlhf.rewards import Ensemble, Reward, Rewards, Scorer
@@ -124,6 +126,74 @@ def test_a_grader_that_asks_a_model_is_no_reward_alone_or_within_a_formula() -> 
     for grader in (judge, both):
         with pytest.raises(ValidationError, match="asks a model that judges"):
             Reward.model_validate({"grader": grader})
+
+
+# ── judges ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+JUDGED = {
+    "type": "score_model",
+    "model": "small",
+    "range": [0, 10],
+    "input": [{"content": "Rate: {{ sample.output_text }}"}],
+}
+
+
+@pytest.mark.parametrize("name", [None, "big"])
+def test_a_judge_gives_each_answer_the_number_that_it_says(name: str | None, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("sk-secret\n")
+    grader = {"type": "multi", "graders": {"good": JUDGED}, "formula": "2 * good"}
+
+    def says(body: dict[str, Any]) -> tuple[int, Any]:
+        return completion(str(len(body["messages"][-1]["content"].splitlines()[0]) % 10))
+
+    with serving(says) as asked:
+        judge = {"url": asked.url, "model": name, "key_file": "key"}
+        part = Reward.model_validate({"grader": grader, "judge": judge, "weight": 0.5})
+        with Rewards([part.with_paths(lambda path: str(tmp_path / path))], Aids()) as both:
+            worths = both(ANSWERS)
+    assert [worth.reward for worth in worths] == [len(f"Rate: {answer.text}") % 10 for answer in ANSWERS]
+    assert {body["model"] for body in asked.bodies} == {name or "small"}
+    assert {headers["Authorization"] for headers in asked.headers} == {"Bearer sk-secret"}
+
+
+def test_a_judge_that_refuses_an_answer_gives_it_no_reward() -> None:
+    def says(body: dict[str, Any]) -> tuple[int, Any]:
+        is_refused = body["messages"][-1]["content"].startswith(f"Rate: {ANSWERS[0].text}\n")
+        return completion(None, refusal="no") if is_refused else completion("5")
+
+    with serving(says) as asked:
+        part = Reward.model_validate({"grader": JUDGED, "judge": {"url": asked.url}})
+        with Rewards([part], Aids()) as both:
+            worths = both(ANSWERS)
+    assert [worth.reward for worth in worths] == [None if a.text == ANSWERS[0].text else 5 for a in ANSWERS]
+
+
+def test_a_judge_that_cannot_be_asked_names_the_recipes_field(tmp_path: Path) -> None:
+    with serving(lambda body: (401, {"error": {"message": "bad key"}})) as asked:
+        part = Reward.model_validate({"grader": JUDGED, "judge": {"url": asked.url}})
+        with Rewards([part], Aids()) as both, pytest.raises(NotAllowed, match="bad key") as caught:
+            both(ANSWERS)
+    assert caught.value.field == "objective.rewards.judge"
+    assert "key_file" in caught.value.mend
+    judge = {"url": "http://localhost/v1", "key_file": str(tmp_path / "none")}
+    with pytest.raises(NotFound, match="cannot be read") as missing:
+        Rewards([Reward.model_validate({"grader": JUDGED, "judge": judge})], Aids())
+    assert missing.value.field == "objective.rewards.judge.key_file"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"grader": NUMBER, "judge": {"url": "http://localhost/v1"}}, "for a grader that asks a model"),
+        ({"function": "a.py", "judge": {"url": "http://localhost/v1"}}, "for a grader that asks a model"),
+        ({"grader": {**JUDGED, "model": None}, "judge": {"url": "http://localhost/v1"}}, "names no model"),
+        ({"grader": JUDGED, "judge": {"url": "localhost"}}, "no bare address"),
+        ({"grader": JUDGED, "judge": {"url": "https://name:key@host/v1"}}, "no bare address"),
+    ],
+)
+def test_a_judge_is_an_address_and_a_name_for_a_grader_that_asks(values: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Reward.model_validate(values)
 
 
 def test_a_fault_within_a_reward_of_a_recipe_is_told_at_its_whole_place(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ _OPTIONAL = {"temperature": None, "seed": None, "max_tokens": "max_completion_to
 class Endpoint:
     """Where a model is asked, how patiently, and how it draws. key: sent as a bearer token, and never written anywhere.
 
-    model: its name there; empty, where whoever asks is to name one each time (`studies/further_measures.py`).
+    model: its name there; empty, where whoever asks is to name one each time (`asking.py`).
     """
 
     url: str

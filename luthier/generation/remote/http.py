@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from luthier.errors import NetworkError
+from luthier.errors import NetworkError, NotFound, RecipeError
 
 _BUSY = frozenset({429, 502, 503, 504})
 _FIRST_PAUSE_SECONDS = 0.5
@@ -152,3 +153,24 @@ class JSONClient:
             with self._lock:
                 self._open.discard(connection)
             connection.close()
+
+
+def key_in(file: Path, field: str) -> str:
+    """The key that a file holds. field: the one that names the file. Raises: NotFound, if it cannot be read; RecipeError for no key."""
+    try:
+        key = file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise NotFound(
+            f"The file with the server's key cannot be read: {error}.",
+            f"Set {field} to a file that holds the key alone.",
+            file=str(file),
+            field=field,
+        ) from error
+    if not key or len(key.split()) > 1 or not key.isascii() or not key.isprintable():
+        raise RecipeError(
+            "The file with the server's key does not hold one word.",
+            "Write the key into it, and nothing else.",
+            file=str(file),
+            field=field,
+        )
+    return key

@@ -15,7 +15,7 @@ from typing import Any
 
 from luthier.errors import LuthierError, NetworkError, NotAllowed, NotFound, RecipeError, ResourceError
 from luthier.generation.engine_settings import VLLMEngine
-from luthier.generation.remote.http import JSONClient, Reply
+from luthier.generation.remote.http import JSONClient, Reply, key_in
 
 _FIELD = "objective.generation"
 _CONSTRAINS_SINCE = (0, 11)
@@ -190,7 +190,7 @@ def connect(settings: VLLMEngine, sleep: Callable[[float], None] | None = None) 
 
     Raises: NotFound, if the file with the key cannot be read; as `Server`.
     """
-    key = None if settings.key_file is None else _key_in(Path(settings.key_file))
+    key = None if settings.key_file is None else key_in(Path(settings.key_file), f"{_FIELD}.key_file")
     waits = {} if sleep is None else {"sleep": sleep}
     client = JSONClient(settings.url, key, settings.timeout_seconds, settings.retries, **waits)
     return Server(client, settings.model)
@@ -199,26 +199,6 @@ def connect(settings: VLLMEngine, sleep: Callable[[float], None] | None = None) 
 def _is_about_adapters(reply: Reply) -> bool:
     """Whether an adapter was not found; if not, the way to load one was not."""
     return "adapter" in reply.text.lower()
-
-
-def _key_in(file: Path) -> str:
-    try:
-        key = file.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise NotFound(
-            f"The file with the server's key cannot be read: {error}.",
-            f"Set {_FIELD}.key_file to a file that holds the key alone.",
-            file=str(file),
-            field=f"{_FIELD}.key_file",
-        ) from error
-    if not key or len(key.split()) > 1 or not key.isascii() or not key.isprintable():
-        raise RecipeError(
-            "The file with the server's key does not hold one word.",
-            "Write the key into it, and nothing else.",
-            file=str(file),
-            field=f"{_FIELD}.key_file",
-        )
-    return key
 
 
 def _chosen(models: list[Served], wanted: str | None, url: str) -> Served:

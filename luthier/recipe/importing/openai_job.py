@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from luthier.errors import UsageError
+from luthier.evaluation.grading import Grader, Multi, grader_of
 from luthier.methods.lora import LoRA
 from luthier.recipe.importing.common import put_objective
 from luthier.recipe.importing.taken import Taken, number
@@ -17,6 +19,8 @@ from luthier.rlhf.rewards import Reward
 
 TOOL = "OpenAI fine-tuning job"
 _STANDS_IN = "smollm2-135m"
+_JUDGES = "https://api.openai.com/v1"
+"""Where the models that a job's graders ask are served."""
 
 _NEEDLESS = dict.fromkeys(("id", "object", "created_at", "finished_at", "estimated_finish", "status", "trained_tokens", "organization_id", "result_files", "error", "fine_tuned_model", "user_provided_suffix", "usage_metrics", "shared_with_openai"), "a fact of the job that was")  # fmt: skip
 
@@ -62,10 +66,18 @@ def convert(taken: Taken) -> None:
 def _objective(taken: Taken, kind: str, given: dict[str, Any], grader: Any) -> None:
     beta = next(((key, "beta", number(given.pop(key))) for key in list(given) if key.endswith(".beta")), None)
     if kind == "reinforcement":
-        fault = "its grader is missing" if grader is None else _grader_fault(grader)
+        judges = _judges("method.reinforcement.grader", grader)
+        reward = {"grader": grader, "judge": {"url": _JUDGES}} if judges else {"grader": grader}
+        fault = "its grader is missing" if grader is None else _fault_of(reward)
         if fault is None:
-            put_objective(taken, "grpo", "method", rewards=[{"grader": grader}])
+            put_objective(taken, "grpo", "method", rewards=[reward])
             taken.same.append(("method.reinforcement.grader", "objective.rewards"))
+            for key, model in judges:
+                taken.lose(
+                    key,
+                    model,
+                    f"it is asked at {_JUDGES}: put a key of yours into a file and set judge.key_file of objective.rewards, or set judge.url and judge.model to a judge of your own",
+                )
         else:
             taken.lose("method", kind, "sft stands in its place, until objective.rewards of grpo is written")
             taken.lose_rest("method.reinforcement.grader", grader, fault)
@@ -74,10 +86,24 @@ def _objective(taken: Taken, kind: str, given: dict[str, Any], grader: Any) -> N
         put_objective(taken, {"supervised": "sft"}.get(kind, kind), "method", *([] if beta is None else [beta]))
 
 
-def _grader_fault(grader: Any) -> str | None:
-    """What is wrong with a grader as one of ours; None if nothing is."""
+def _judges(block: str, grader: Any) -> list[tuple[str, str]]:
+    """The settings that name the models which a grader asks, and these; none of a grader that is none of ours."""
     try:
-        Reward.model_validate({"grader": grader})
+        return _asked(block, grader_of(grader)) if isinstance(grader, Mapping) else []
+    except UsageError:
+        return []
+
+
+def _asked(block: str, grader: Grader) -> list[tuple[str, str]]:
+    if isinstance(grader, Multi):
+        return [each for name, part in grader.graders.items() for each in _asked(f"{block}.graders.{name}", part)]
+    return [(f"{block}.model", model or "not named") for model in grader.asked_models]
+
+
+def _fault_of(reward: dict[str, Any]) -> str | None:
+    """What is wrong with a reward as one of ours; None if nothing is."""
+    try:
+        Reward.model_validate(reward)
     except ValidationError as error:
         return str(error.errors()[0]["msg"])
     return None

@@ -389,6 +389,42 @@ def test_a_reinforcement_job_brings_its_grader_and_is_no_such_job_without_one(tm
     assert {"method", "method.reinforcement.grader.type"} <= lost(found)
 
 
+SCORE = {"type": "score_model", "name": "good", "model": "gpt-4.1-mini", "range": [0, 1], "input": [{"role": "user", "content": "{{ sample.output_text }}"}]}  # fmt: skip
+LABEL = {"type": "label_model", "name": "kind", "model": "o4-mini", "labels": ["kind", "rude"], "passing_labels": ["kind"], "input": [{"role": "user", "content": "{{ sample.output_text }}"}]}  # fmt: skip
+BOTH = {"type": "multi", "name": "both", "graders": {"good": SCORE, "kind": LABEL, "same": GRADER}, "calculate_output": "good + kind + same"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("grader", "models"),
+    [
+        (SCORE, {"model": "gpt-4.1-mini"}),
+        (LABEL, {"model": "o4-mini"}),
+        (BOTH, {"graders.good.model": "gpt-4.1-mini", "graders.kind.model": "o4-mini"}),
+    ],
+    ids=["score", "label", "multi"],
+)
+def test_a_grader_that_asks_a_model_is_brought_with_where_it_is_asked(
+    grader: dict[str, Any], models: dict[str, str], tmp_path: Path
+) -> None:
+    method = {"type": "reinforcement", "reinforcement": {"grader": grader}}
+    found, recipe = imported(tmp_path, json.dumps({**JOB, "method": method}), data="rows.jsonl")
+    assert recipe.objective.kind == "grpo"
+    assert found.recipe["objective"]["rewards"] == [{"grader": grader, "judge": {"url": "https://api.openai.com/v1"}}]
+    told = {f"method.reinforcement.grader.{key}": model for key, model in models.items()}
+    assert {key: value for key, value, _ in found.lost if key != "model"} == told
+    assert all("judge.key_file" in why and "judge.url" in why for key, _, why in found.lost if key in told)
+
+
+def test_a_grader_that_names_no_model_to_ask_has_no_equivalent(tmp_path: Path) -> None:
+    grader = {key: value for key, value in SCORE.items() if key != "model"}
+    method = {"type": "reinforcement", "reinforcement": {"grader": grader}}
+    found, recipe = imported(tmp_path, json.dumps({**JOB, "method": method}), data="rows.jsonl")
+    assert recipe.objective.kind == "sft"
+    assert {why for key, _, why in found.lost if key.startswith("method.reinforcement.grader")} == {
+        "names no model, and neither does the grader; set judge.model to its name there."
+    }
+
+
 def test_where_a_tracker_keeps_what_it_is_told_is_lost_and_the_tracker_is_not(tmp_path: Path) -> None:
     integrations = [{"type": "wandb", "wandb": {"project": "mine", "tags": ["a"]}}, {"type": "other"}]
     found, recipe = imported(tmp_path, json.dumps({**JOB, "integrations": integrations}), data="rows.jsonl")
