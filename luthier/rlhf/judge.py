@@ -7,7 +7,8 @@ rewards:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -54,22 +55,34 @@ class Judge(Settings):
         return self if self.key_file is None else self.model_copy(update={"key_file": found(self.key_file)})
 
     def asked(self) -> Ask:
-        """What asks it. Raises: NotFound and RecipeError for a file that holds no key; asked, NetworkError and NotAllowed."""
+        """What asks it. It is asked once at the beginning, before anything is learned.
+
+        Raises: NotFound and RecipeError for a file that holds no key; NetworkError and NotAllowed, here and when it is asked.
+        """
         from luthier.evaluation.judged.asking import ask_endpoint
-        from luthier.evaluation.judged.endpoint import Endpoint
+        from luthier.evaluation.judged.endpoint import Endpoint, EndpointModel
 
         key = None if self.key_file is None else key_in(Path(self.key_file), f"{_FIELD}.key_file")
         endpoint = Endpoint(
             self.url, self.model or "", key, self.timeout_seconds, self.retries, self.num_parallel, self.max_new_tokens
         )
         ask = ask_endpoint(endpoint)
+        with _in_the_recipe():
+            EndpointModel(endpoint).check()
 
         def told(chats: Sequence[tuple[Message, ...]], model: str | None, sampling: JudgeSampling) -> list[str | None]:
-            try:
+            with _in_the_recipe():
                 return ask(chats, model, sampling)
-            except (NetworkError, NotAllowed) as error:
-                error.field = _FIELD
-                error.mend = "Check url, model, key_file and timeout_seconds of the judge."
-                raise
 
         return told
+
+
+@contextmanager
+def _in_the_recipe() -> Iterator[None]:
+    """Within: what a judge fails at is told with the field that is to be mended."""
+    try:
+        yield
+    except (NetworkError, NotAllowed) as error:
+        error.field = _FIELD
+        error.mend = "Check url, model, key_file and timeout_seconds of the judge."
+        raise

@@ -9,7 +9,7 @@ from luthier.errors import UsageError
 from luthier.evaluation.grading import Ask, Grader, JudgeSampling
 from luthier.evaluation.grading.libraries import needed
 from luthier.evaluation.judged.asking import said_in_order
-from luthier.evaluation.judged.endpoint import Endpoint
+from luthier.evaluation.judged.endpoint import Endpoint, EndpointModel
 from luthier.evaluation.named_metrics import NAMES
 from luthier.generation.settings import Sampling
 from luthier.objectives import CLM, FIM

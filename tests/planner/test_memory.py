@@ -83,4 +83,3 @@ def test_a_paged_state_can_leave_and_is_no_part_of_the_need(kind: str) -> None:
     trace, target = found(forward={KEPT: 1}), Target(torch.device(kind), 10**9)
     assert STATE not in needed(trace, work(training={"optimizer": "paged-adamw"}), target).parts
     assert needed(trace, work(), target).parts[STATE] == STANDING[STATE]
-

@@ -11,7 +11,7 @@ import pytest
 from fake_endpoint import completion, serving
 from pydantic import ValidationError
 
-from luthier.errors import NotAllowed, NotFound, RecipeError, RewardFault
+from luthier.errors import NetworkError, NotAllowed, NotFound, RecipeError, RewardFault
 from luthier.evaluation.grading import Aids, Grade
 from luthier.recipe import make_recipe
 from luthier.rlhf.rewards import Ensemble, Reward, Rewards, Scorer
@@ -175,6 +175,9 @@ def test_a_judge_that_cannot_be_asked_names_the_recipes_field(tmp_path: Path) ->
             both(ANSWERS)
     assert caught.value.field == "objective.rewards.judge"
     assert "key_file" in caught.value.mend
+    with pytest.raises(NetworkError, match="cannot be reached") as closed:  # before anything is learned
+        Rewards([part], Aids())
+    assert closed.value.field == "objective.rewards.judge"
     judge = {"url": "http://localhost/v1", "key_file": str(tmp_path / "none")}
     with pytest.raises(NotFound, match="cannot be read") as missing:
         Rewards([Reward.model_validate({"grader": JUDGED, "judge": judge})], Aids())

@@ -112,7 +112,7 @@ class EndpointModel:
             with error:
                 if error.code not in _NO_ACCESS:
                     return None
-                return _refused(error.code, error.read(_MOST_BYTES), self._endpoint, 1)
+                return _refused(error.code, _said_with(error), self._endpoint, 1)
         except urllib.error.URLError as error:  # name, connection, TLS: what fails behind them is raised as it is
             raise _silent(error, self._endpoint, 1) from error
         except (OSError, http.client.HTTPException):
@@ -156,7 +156,7 @@ class EndpointModel:
             try:
                 return self._once(chat)
             except urllib.error.HTTPError as error:
-                body = error.read(_MOST_BYTES)
+                body = _said_with(error)
                 if error.code == 400 and self._gives_way(body):
                     continue
                 tries += 1
@@ -255,6 +255,14 @@ def _reply_in(body: bytes, endpoint: Endpoint) -> Reply:
     if refusal or was_filtered:
         return Reply(str(refusal or content or ""), refused=True)
     return Reply(content if isinstance(content, str) else "")
+
+
+def _said_with(error: urllib.error.HTTPError) -> bytes:
+    """What a server says beside the number of an error; nothing where the connection breaks off."""
+    try:
+        return error.read(_MOST_BYTES)
+    except (OSError, http.client.HTTPException):
+        return b""
 
 
 def _refused(code: int, body: bytes, endpoint: Endpoint, tries: int) -> LuthierError:

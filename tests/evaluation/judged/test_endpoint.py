@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import email.message
+import io
 import threading
+import urllib.error
 from typing import Any
 
 import pytest
@@ -98,6 +101,20 @@ def test_anything_else_is_an_error_at_once(answer: Answer, kind: type[LuthierErr
             model(asked.url, key=KEY).reply(CHAT)
         assert len(asked.bodies) == 1
     assert KEY not in str(caught.value)
+
+
+def test_an_error_whose_words_break_off_is_told_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    class BreaksOff(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise ConnectionResetError
+
+    def once(chat: object) -> bytes:
+        raise urllib.error.HTTPError("http://host/v1", 404, "Not Found", email.message.Message(), BreaksOff())
+
+    asking = model("http://host/v1")
+    monkeypatch.setattr(asking, "_once", once)
+    with pytest.raises(NetworkError, match="404"):
+        asking.reply(CHAT)
 
 
 def test_a_refusal_is_told_apart_from_an_answer() -> None:
