@@ -5,9 +5,11 @@ Shapes: P pages, S places of a page, K key/value heads, T new tokens, N rows tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +34,7 @@ class PagedKeys:
         """The layer's keys and values, (P, S, K, E); their shapes, format and device are those of its first ones."""
         if layer not in self.layers:
             k_PSKE, v_PSKE = (
-                x.new_zeros(self.num_pages, self.page_size, x.shape[1], x.shape[3]) for x in (k_1KTE, v_1KTE)
+                _zeros((self.num_pages, self.page_size, x.shape[1], x.shape[3]), x) for x in (k_1KTE, v_1KTE)
             )  # zeros: what is masked must be finite
             self.layers[layer] = (k_PSKE, v_PSKE)
         return self.layers[layer]
@@ -44,6 +46,14 @@ class PagedKeys:
                 device = x_PSKE.device
                 sources, targets = (torch.tensor(list(each), device=device) for each in (moves.keys(), moves.values()))
                 x_PSKE[targets] = x_PSKE[sources]
+
+
+def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Zeros in the format and on the device of another tensor; on a CPU fresh memory is given as it is written to."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    # numpy asks the system for zeros, where torch writes them
+    return torch.from_numpy(np.zeros(math.prod(shape) * like.element_size(), np.uint8)).view(like.dtype).view(shape)
 
 
 @dataclass(frozen=True)
