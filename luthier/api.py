@@ -288,7 +288,9 @@ def evaluate(
     if is_run:
         measures.check_run(str(run), recipe_of_run(find_run(str(run), RUNS)))
     measures = _checked(measures, announce)
-    asked_for = AskedFor(data, limit, sampling, shots, probes, best_of, safety, tuple(suites), cache_gb)
+    asked_for = AskedFor(
+        data, limit, sampling, shots, probes, best_of, safety, tuple(suites), cache_gb, bool(graders or metrics)
+    )
     if is_run:
         evaluation = _evaluated_run(run, also, asked_for, announce, progress)
     else:
@@ -385,12 +387,14 @@ def compare(
     Raises: as `evaluate`; UsageError for runs that learned anything else, or that read prompts in another way than the first.
     """
     measures = _checked(FurtherMeasures(graders, metrics, judge, judge_max_tokens), announce)
-    first = recipe_of_run(find_run(str(runs[0]), RUNS))
-    if first.objective.splits or first.objective.takes != "text":
-        raise UsageError(
-            f"The run {runs[0]} did not learn to answer (objective {first.objective.kind}).",
-            f"'luthier evaluate {runs[0]} --also {runs[1]}' measures both on the same rows.",
-        )
+    recipes = [recipe_of_run(find_run(str(run), RUNS)) for run in runs]
+    for run, recipe in zip(runs, recipes, strict=True):  # before any model is loaded
+        if recipe.objective.splits or recipe.objective.takes != "text":
+            raise UsageError(
+                f"The run {run} did not learn to answer (objective {recipe.objective.kind}).",
+                f"'luthier evaluate {runs[0]} --also {runs[1]}' measures runs that learned the same on the same rows.",
+            )
+    first = recipes[0]
     models = [load_text(run, announce) for run in runs]
     rows = rows_to_evaluate(first, data, models[0], announce).first(limit)
     asked = questions_of(rows.records, models[0].renderer)

@@ -14,7 +14,9 @@ from tiny_runs import begin, course, recipe_values
 from luthier import api
 from luthier.cli import main as program
 from luthier.data.packing import collate
+from luthier.evaluation.pretraining import ANSWERED
 from luthier.generation.rows import PromptRows
+from luthier.generation.settings import Sampling
 from luthier.studies.evaluating import rows_to_evaluate
 from luthier.types import Example
 
@@ -196,3 +198,13 @@ def test_an_evaluation_shows_marks_in_what_was_asked_and_in_the_reference(name: 
     assert all(answer.reference.startswith("<extra_id_0>") for answer in with_spans)
     if name != "span-corruption":
         assert all(answer.asked.startswith(MODES) for answer in found.answers)
+
+
+@pytest.mark.parametrize("name", sorted(READ_AND_WRITTEN))
+def test_measures_of_answers_are_of_all_rows_and_answers_to_look_at_of_a_few(name: str, desk: Path) -> None:
+    sampling = Sampling(max_new_tokens=2)
+    few, every = (
+        api.evaluate(desk / "runs" / name, sampling=sampling, metrics=metrics).answers for metrics in ((), ("rouge-l",))
+    )
+    assert len(few) == ANSWERED < len(every) == 12
+    assert every[: len(few)] == few

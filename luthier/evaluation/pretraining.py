@@ -1,7 +1,7 @@
 """How well a model knows the tokens that an objective of pre-training hides or lets it write: base against tuned.
 
 The texts are hidden, cut or noised as the run did it to those that it held out, once and the same for all candidates. Where
-a part of a text is read and another written, both models also answer some of the rows, to be looked at. Pieces of one text count
+a part of a text is read and another written, both models also answer some of the rows, to be looked at, or all, to be measured. Pieces of one text count
 as one row.
 Shapes: N targets of a piece, R pieces, and whole texts once they are summed.
 """
@@ -26,8 +26,8 @@ from luthier.objectives.asking import AS_WRITTEN, Asking
 from luthier.prediction.passes import Passes, check_fits, likelihoods, said_of_each
 from luthier.types import Example
 
-_ANSWERED = 8
-"""Of how many rows the answers are shown."""
+ANSWERED = 8
+"""How many rows are answered where answers are to be looked at alone."""
 _ROOM = 16
 """How many more tokens an answer may have than twice the longest reference."""
 
@@ -40,11 +40,13 @@ def evaluate_targets(
     *,
     asking: Asking = AS_WRITTEN,
     sampling: Sampling | None = None,
+    num_answered: int | None = ANSWERED,
 ) -> Evaluation:
     """All candidates on the same rows: loss per token, perplexity, and how often the likeliest token is the right one.
 
     The first candidate is what the others are compared with. limit: use only the first so many rows.
     asking: how the run's prompts are read and its answers shown. sampling: how answers are drawn; unset, greedily.
+    num_answered: most rows of which a part is read that both models answer; None: all of them.
     Raises: DataError, if there are no rows, or one is beyond a model's context.
     """
     rows = rows.first(limit)
@@ -76,7 +78,7 @@ def evaluate_targets(
             *rows.notes,
             f"{round(sum(of_rows)):,} tokens were to be told, in {_counted(len(of_rows), len(rows.examples))}.",
         ),
-        answers=_answered(candidates, rows, asking, sampling, passes),
+        answers=_answered(candidates, rows, asking, sampling, num_answered, passes),
     )
 
 
@@ -89,10 +91,15 @@ def _counted(num_texts: int, num_pieces: int) -> str:
 
 
 def _answered(
-    candidates: Sequence[Candidate], rows: Rows, asking: Asking, sampling: Sampling | None, passes: Passes
+    candidates: Sequence[Candidate],
+    rows: Rows,
+    asking: Asking,
+    sampling: Sampling | None,
+    most: int | None,
+    passes: Passes,
 ) -> tuple[Answered, ...]:
     """What each candidate writes for the first rows of which a part is read and another written."""
-    shown = [(prompt, row) for row in rows.examples if (prompt := _prompt_of(row)) is not None][:_ANSWERED]
+    shown = [(prompt, row) for row in rows.examples if (prompt := _prompt_of(row)) is not None][:most]
     if not shown:
         return ()
     sampling = sampling or Sampling(max_new_tokens=_ROOM + 2 * max(row.num_learned for _, row in shown))

@@ -18,7 +18,7 @@ from luthier.evaluation.forgetting.probe import forgetting, read_probe
 from luthier.evaluation.harness.suite import evaluate_suite
 from luthier.evaluation.multiple_choice import evaluate_choices
 from luthier.evaluation.preference import evaluate_pairs, evaluate_verdicts
-from luthier.evaluation.pretraining import evaluate_targets
+from luthier.evaluation.pretraining import ANSWERED, evaluate_targets
 from luthier.evaluation.regression import evaluate_scores
 from luthier.evaluation.reward import evaluate_rewards
 from luthier.evaluation.rows import Rows
@@ -67,7 +67,7 @@ class AskedFor:
     how many training rows the base is also shown first, whether what was known beyond the rows is measured, of how many answers
     the best are chosen by reward (0: that is not asked), and whether refusals, stereotypes and rude words are looked for.
 
-    cache_gb: most gigabytes that keys and values of answers take.
+    cache_gb: most gigabytes that keys and values of answers take. measures_answers: whether measures of answers were asked for.
     """
 
     data: str | None = None
@@ -79,6 +79,7 @@ class AskedFor:
     safety: bool = False
     suites: tuple[str, ...] = ()
     cache_gb: float | None = None
+    measures_answers: bool = False
 
 
 def evaluate_on_suites(
@@ -221,7 +222,8 @@ def _measured(
         return evaluate_verdicts(candidates, rows, passes, limit)
     if recipe.objective.splits:
         asking = tuned.asking if isinstance(tuned, TextModel) else AS_WRITTEN
-        return evaluate_targets(candidates, rows, passes, limit, asking=asking, sampling=sampling)
+        most = None if asked.measures_answers else ANSWERED
+        return evaluate_targets(candidates, rows, passes, limit, asking=asking, sampling=sampling, num_answered=most)
     assert isinstance(tuned, TextModel)
     return evaluate_records(
         candidates,
