@@ -50,13 +50,13 @@ from luthier.store.places import expanded
 from luthier.store.runs import find_run, is_run, list_runs, new_run_folder
 from luthier.studies.evaluating import (
     AskedFor,
-    Further,
     evaluate_model,
     evaluate_on_suites,
     evaluate_run,
     rows_to_evaluate,
 )
 from luthier.studies.further_measures import MAX_TOKENS, FurtherMeasures, ask_model
+from luthier.studies.further_models import Further
 from luthier.tuned import load_at_step, load_base, load_plain_text, load_reward, load_reward_at_step, load_run
 
 __all__ = [

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from luthier.data.dataset import load_examples
-from luthier.data.rendering import Renderer
 from luthier.errors import DataError, NetworkError, NotFound, UsageError
 from luthier.evaluation.candidates import Candidate
 from luthier.evaluation.classification import evaluate_classes
-from luthier.evaluation.compare import evaluate_records, questions_of
+from luthier.evaluation.compare import evaluate_records
 from luthier.evaluation.contamination import contamination, text_of
 from luthier.evaluation.embedding import evaluate_embedding
 from luthier.evaluation.forgetting.probe import forgetting, read_probe
@@ -33,7 +32,6 @@ from luthier.ops.workers import Workers
 from luthier.prediction.chooser import Chooser
 from luthier.prediction.contract import Reader
 from luthier.prediction.embedder import Embedder
-from luthier.prediction.filler import Filler
 from luthier.prediction.passes import Passes, Progress
 from luthier.prediction.reward import RewardScorer
 from luthier.prediction.scorer import Scorer
@@ -44,21 +42,10 @@ from luthier.recipe import Recipe, make_recipe
 from luthier.recipe.loading import recipe_of_run
 from luthier.rlhf import RolloutObjective
 from luthier.studies.evaluating_rewards import evaluate_rewarded
-from luthier.types import Completion, Conversation, Example, Labelled, Origin, PlainText, Pooled, Record
+from luthier.studies.further_models import Others, further_readers, further_writers
+from luthier.types import Example, Record
 
 Announce = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Further:
-    """A further model under its name, and the folder of the run that trained it; None: it is of no run."""
-
-    name: str
-    model: TextModel | Reader
-    run: Path | None
-
-
-Others = Sequence[Further]
 
 
 @dataclass(frozen=True)
@@ -135,7 +122,7 @@ def evaluate_model(
         else:
             recipe = make_recipe({"model": name, "data": {"train": asked.data}})
             rows = rows_to_evaluate(recipe, asked.data, model, announce)
-            candidates = [candidate, *_further(others, model, rows, asked)]
+            candidates = [candidate, *further_writers(others, model, rows.records[: asked.limit])]
             evaluation = _measured(recipe, model, candidates, rows, passes, asked, announce)
             evaluation = _with_contamination_of(others, evaluation, rows, asked.limit, announce)
         return _probed(evaluation, candidates, model, passes, asked)
@@ -180,16 +167,16 @@ def evaluate_run(
     with Workers(workers if isinstance(workers, int) else 1) as pool:
         passes = Passes(pool, budget, progress, cache_bytes=bytes_in(asked.cache_gb))
         if isinstance(tuned, Reader) and not tuned.base_answers:
-            readers = [candidate, *_further_readers(others, tuned, rows, asked)]
+            readers = [candidate, *further_readers(others, tuned, rows.records[: asked.limit])]
             evaluation = _with_new_head(tuned, readers, rows, passes, asked.limit)
         else:
             base = load_base()
             first = Candidate("base", base.language_model, base.adapter)
             shown = _shown(first, asked, rows, trained, recipe.seed)
             if isinstance(tuned, TextModel):
-                further = _further(others, tuned, rows, asked)
+                further = further_writers(others, tuned, rows.records[: asked.limit])
             else:
-                further = _further_readers(others, tuned, rows, asked)
+                further = further_readers(others, tuned, rows.records[: asked.limit])
             candidates = [first, *shown, candidate, *further]
             evaluation = _measured(recipe, tuned, candidates, rows, passes, asked, announce)
             if isinstance(tuned, TextModel):
@@ -249,80 +236,6 @@ def _shown(
         raise UsageError("The rows that the run was trained on cannot be read.", "Put them back, or leave --shots out.")
     shots = choose_shots(trained, asked.shots, seed, {text_of(record) for record, _ in rows.records})
     return [replace(base, name=f"base, {asked.shots} shot{'' if asked.shots == 1 else 's'}", shots=shots)]
-
-
-def _further(others: Others, tuned: TextModel, rows: Rows, asked: AskedFor) -> list[Candidate]:
-    """The further models. Raises: UsageError for one that is asked in other tokens."""
-    records = rows.records[: asked.limit]
-    found = []
-    for name, model in ((each.name, each.model) for each in others):
-        if not isinstance(model, TextModel) or not _read_alike(records, model.renderer, tuned.renderer):
-            raise UsageError(
-                f"{name} makes other tokens of a prompt, or none: its answers would be to different questions.",
-                "Compare runs of one tokenizer and one chat template that learned to write.",
-            )
-        found.append(Candidate(name, model.language_model, model.adapter))
-    return found
-
-
-def _read_alike(records: Sequence[tuple[Record, Origin]], one: Renderer, other: Renderer) -> bool:
-    """Whether two models are asked the same tokens: by these rows where they are answered, else by any text and any question."""
-    if all(isinstance(record, Conversation | Completion) for record, _ in records):
-        return questions_of(records, one) == questions_of(records, other)
-    asked = Completion("?", "")
-    is_one_vocabulary = one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
-    return is_one_vocabulary and one.record_prompt(asked) == other.record_prompt(asked)
-
-
-def _further_readers(others: Others, tuned: Reader, rows: Rows, asked: AskedFor) -> list[Candidate]:
-    """The further models that do the same. Raises: UsageError for any other model, and for one that reads the rows otherwise."""
-    classes = tuned.language_model.classes
-    these = f", with the classes {', '.join(classes)}" if len(classes) > 1 else ""
-    same = ", with the same classes in the same order" if these else ""
-    found = []
-    for name, model in ((each.name, each.model) for each in others):
-        if not isinstance(model, type(tuned)) or model.language_model.classes != classes:
-            raise UsageError(
-                f"{name} is no model that {tuned.does}{these}: it cannot stand beside one that is.",
-                f"Name runs that learned the same{same}.",
-            )
-        _check_pools_alike(name, model, tuned)
-        if not _are_read_alike(rows.records[: asked.limit], model, tuned):
-            raise UsageError(
-                f"{name} makes other tokens of a text: it would be measured on different rows.",
-                "Compare runs of one tokenizer and one chat template.",
-            )
-        found.append(Candidate(name, model.language_model, model.adapter))
-    return found
-
-
-def _check_pools_alike(name: str, one: Reader, other: Reader) -> None:
-    """Raise UsageError for models whose vectors are of other tokens of a text."""
-    if isinstance(one, Embedder) and isinstance(other, Embedder) and one.objective.pooling != other.objective.pooling:
-        raise UsageError(
-            f"{name} learned with objective.pooling {one.objective.pooling}, and the rows are pooled as {other.objective.pooling} has it.",
-            "Compare runs of one objective.pooling.",
-        )
-
-
-def _are_read_alike(records: Sequence[tuple[Record, Origin]], one: Reader, other: Reader) -> bool:
-    """Whether two models read the same tokens of the rows; and, where tokens are what is told, know the same ones."""
-    if isinstance(other, Filler) and one.renderer.tokenizer.get_vocab() != other.renderer.tokenizer.get_vocab():
-        return False
-    return _read_as(records, one.renderer) == _read_as(records, other.renderer)
-
-
-def _read_as(records: Sequence[tuple[Record, Origin]], renderer: Renderer) -> list[list[tuple[list[int], Pooled]]]:
-    """Of each row's texts the tokens, and at which of them the head reads."""
-    return [
-        [(text.tokens_T.tolist(), text.pooled) for text in (rendered, *rendered.beside)]
-        for rendered in (renderer.render(_whole(record), origin) for record, origin in records)
-    ]
-
-
-def _whole(record: Record) -> Record:
-    """A record as models that read have it: a plain text is read as a whole."""
-    return Labelled(record.text, None, "") if isinstance(record, PlainText) else record
 
 
 def _training_records(recipe: Recipe, tuned: TextModel | Reader, announce: Announce) -> Sequence[Record] | None:
