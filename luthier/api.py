@@ -278,12 +278,7 @@ def evaluate(
     NotAllowed for an endpoint that cannot be asked.
     """
     if suites:
-        check_suites(suites)
-        if graders or metrics or also or best_of or safety or sampling is not None:
-            raise UsageError(
-                "A suite brings its own measures and settings, and compares a run with its base.",
-                "Leave out --grader, --metric, --also, --best-of, --safety and --max-new-tokens.",
-            )
+        _check_suites(suites, alone=not (graders or metrics or also or best_of or safety or sampling is not None))
     measures, is_run = FurtherMeasures(graders, metrics, judge, judge_max_tokens), names_a_run(str(run))
     if is_run:
         measures.check_run(str(run), recipe_of_run(find_run(str(run), RUNS)))
@@ -296,6 +291,16 @@ def evaluate(
     else:
         evaluation = _evaluated_model(str(run), also, asked_for, announce, progress)
     return _with_measures(evaluation, measures, announce, progress)
+
+
+def _check_suites(suites: Sequence[str], *, alone: bool) -> None:
+    """Raise UsageError for suites that there are not, and for those that are not asked for alone."""
+    check_suites(suites)
+    if not alone:
+        raise UsageError(
+            "A suite brings its own measures and settings, and compares a run with its base.",
+            "Leave out --grader, --metric, --also, --best-of, --safety and --max-new-tokens.",
+        )
 
 
 def _checked(measures: FurtherMeasures, announce: Announce) -> FurtherMeasures:
