@@ -16,7 +16,9 @@ from bench.prepare import ALPHA, CLIP_NORM, PEAK_LR, RANK, ROWS_PER_STEP, SEED, 
 from bench.side import say
 from luthier.data.apart import laid_apart
 from luthier.data.dataset import load_dataset
+from luthier.data.formats.hh_rlhf import to_record
 from luthier.data.mixture import epoch_order
+from luthier.data.reading import Row
 from luthier.data.settings import DataSettings
 from luthier.errors import DataError, NotFound
 from luthier.methods import ADAPTER, LoRA
@@ -25,7 +27,7 @@ from luthier.models.settings import ModelSettings
 from luthier.objectives import DPO
 from luthier.objectives.preference import CHOSEN, REJECTED
 from luthier.prepared import asked_of
-from luthier.types import Example
+from luthier.types import Conversation, Example, Origin
 
 
 def pair_of(example: Example) -> Pair:
@@ -83,10 +85,25 @@ def raw_rows(path: Path) -> list[dict[str, Any]]:
         ) from error
 
 
+def is_one_pair(row: dict[str, Any]) -> bool:
+    """Whether two different answers follow one prompt; of transcripts, whether they part at the last answer and both have one."""
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    if not isinstance(chosen, str) or not chosen.lstrip().startswith("Human:"):
+        return chosen != rejected
+    try:
+        pair = to_record(Row(row, Origin("pairs", 1)))
+    except DataError:  # the same twice, or one ends where the other goes on
+        return False
+    assert isinstance(pair.chosen, Conversation), "a transcript is a chat"
+    assert isinstance(pair.rejected, Conversation), "a transcript is a chat"
+    both = pair.chosen.messages, pair.rejected.messages
+    return both[0][:-1] == both[1][:-1] and all(messages[-1].content.strip() for messages in both)
+
+
 def prepare(arguments: argparse.Namespace) -> None:
     """Write the work into the folder. Raises: the errors of reading data and models."""
     folder: Path = arguments.work.absolute()
-    raw = [row for row in raw_rows(arguments.data) if row.get("chosen") != row.get("rejected")]  # ties teach nothing
+    raw = [row for row in raw_rows(arguments.data) if is_one_pair(row)]
     settings = ModelSettings(name=arguments.model, dtype="fp32", device="cpu")
     model_folder = plain_folder(settings)
     model = load_model(settings, say)

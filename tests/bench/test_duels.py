@@ -15,6 +15,7 @@ from bench.arithmetic import bytes_a_token
 from bench.clock import Lap
 from bench.contest import Contestant
 from bench.pairs import Pair, PairWork, first_fitting, read_pairs, read_rows, write_pairs
+from bench.prepare_pairs import is_one_pair
 from bench.processes import Outcome
 from bench.prompts import REWARD, PromptWork, read_prompts, write_prompts
 from bench.rates import Duel, rates_of, told
@@ -40,6 +41,27 @@ def test_pairs_are_chosen_by_their_length_and_their_prompts_share() -> None:
     assert first_fitting(pairs, 9, 20, long_prompts=False) == [0, 1, 3]
     assert first_fitting(pairs, 9, 20, long_prompts=True) == [0, 3]
     assert first_fitting(pairs, 1, 20, long_prompts=False) == [0]
+
+
+def transcript(*turns: str) -> str:
+    return "".join(f"\n\n{role}: {text}" for role, text in zip(("Human", "Assistant") * 2, turns, strict=False))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "is_pair"),
+    [
+        ("b", "c", True),
+        ("b", "b", False),
+        (transcript("a", "b"), transcript("a", "c"), True),
+        (transcript("a", "b"), transcript("a", " "), False),
+        (transcript("a", "b"), transcript("a", "b", "c", "d"), False),
+        (transcript("a", "b", "c", "d"), transcript("a", "b", "c", "e"), True),
+        (transcript("a", "b", "c", "d"), transcript("a", "e", "c", "d"), False),
+    ],
+    ids=["texts", "same", "transcripts", "no-answer", "goes-on", "last-answer", "earlier-answer"],
+)
+def test_a_pair_is_one_prompt_with_two_answers(chosen: str, rejected: str, is_pair: bool) -> None:
+    assert is_one_pair({"chosen": chosen, "rejected": rejected}) is is_pair
 
 
 @pytest.mark.parametrize("form", ["json", "jsonl", "jsonl.gz"])
