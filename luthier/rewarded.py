@@ -132,7 +132,7 @@ def begin(
     assert isinstance(objective, RolloutObjective)
     assert training.rows_per_step is not None
     models = models_of(objective.models, others.frozen or model, announce)
-    rewards = exits.enter_context(Rewards(objective.rewards, Aids(), objective.watched, models))
+    rewards = exits.enter_context(Rewards(objective.rewards, Aids(), objective.watched, models, announce))
     stop_ids = dataset.renderer.stop_ids
     writer = writer_of(objective.generation, others.attachment, folder, compute_in=autocast)
     exits.callback(writer.close)

@@ -6,7 +6,6 @@ import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
-from urllib.parse import urlsplit
 
 import typer
 
@@ -94,6 +93,7 @@ class JudgeOptions:
     def endpoint(self) -> Endpoint:
         """The endpoint that was named. Raises: UsageError for what is none, or a key that is not there."""
         from luthier.evaluation.judged.endpoint import Endpoint, check_endpoint
+        from luthier.generation.remote.http import open_key
 
         assert self.url is not None
         key = None if self.key_env is None else os.environ.get(self.key_env)
@@ -102,9 +102,9 @@ class JudgeOptions:
         name = self.name or ""
         found = Endpoint(self.url, name, key, self.timeout_seconds, self.retries, self.parallel, self.max_tokens)
         check_endpoint(found)
-        parts = urlsplit(self.url)
-        if key is not None and parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
-            say(f"The key goes to {parts.hostname} without encryption: its address begins with http.")
+        warning = None if key is None else open_key(self.url)
+        if warning is not None:
+            say(warning)
         return found
 
 

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 
 from luthier.errors import NetworkError, NotAllowed, UsageError
 from luthier.evaluation.grading import Ask, JudgeSampling
-from luthier.generation.remote.http import key_in
+from luthier.generation.remote.http import key_in, open_key
 from luthier.types import Message, Settings
 
 _FIELD = "objective.rewards.judge"
@@ -54,8 +54,8 @@ class Judge(Settings):
         """The same with the file of the key where it is."""
         return self if self.key_file is None else self.model_copy(update={"key_file": found(self.key_file)})
 
-    def asked(self) -> Ask:
-        """What asks it. It is asked once at the beginning, before anything is learned.
+    def asked(self, announce: Callable[[str], None]) -> Ask:
+        """What asks it. It is asked once at the beginning, before anything is learned. announce: told of a key that others may read.
 
         Raises: NotFound and RecipeError for a file that holds no key; NetworkError and NotAllowed, here and when it is asked.
         """
@@ -63,6 +63,9 @@ class Judge(Settings):
         from luthier.evaluation.judged.endpoint import Endpoint, EndpointModel
 
         key = None if self.key_file is None else key_in(Path(self.key_file), f"{_FIELD}.key_file")
+        warning = None if key is None else open_key(self.url)
+        if warning is not None:
+            announce(warning)
         endpoint = Endpoint(
             self.url, self.model or "", key, self.timeout_seconds, self.retries, self.num_parallel, self.max_new_tokens
         )

@@ -168,6 +168,10 @@ class Ensemble:
 NO_MODELS: Mapping[str, Scorer] = MappingProxyType({})
 
 
+def _silent(_: str) -> None:
+    """Nobody is told."""
+
+
 class Rewards:
     """All parts together, for the length of a run: as a context it ends the processes of functions."""
 
@@ -177,13 +181,15 @@ class Rewards:
         aids: Aids,
         watched: Sequence[Reward] = (),
         models: Mapping[str, Scorer] = NO_MODELS,
+        announce: Callable[[str], None] = _silent,
     ) -> None:
-        """watched: parts that are measured and told, and count nothing. All have names of their own.
+        """watched: parts that are measured and told, and count nothing. All have names of their own. announce: told what to know of judges.
 
         models: what gives the numbers of parts that name a model, by the part's name.
         """
         self._exits = ExitStack()
         self._models = models
+        self._announce = announce
         self._parts = {part.called: (self._scorer(part, aids), part.weight) for part in parts}
         self._watched = {part.called: self._scorer(part, aids) for part in watched}
 
@@ -191,7 +197,8 @@ class Rewards:
         if part.runs:
             return self._models[part.called]
         if part.grader is not None:
-            return Graded(part.grader, aids if part.judge is None else replace(aids, ask=part.judge.asked()))
+            judged = aids if part.judge is None else replace(aids, ask=part.judge.asked(self._announce))
+            return Graded(part.grader, judged)
         assert part.function is not None
         return self._exits.enter_context(FunctionProcess(Path(part.function), part.timeout_seconds))
 

@@ -72,7 +72,7 @@ def best_answers(
     drawn = model.complete(prompts, sampling, num_answers=num_answers, top_logprobs=top_logprobs, cache_gb=cache_gb)
     read = [(prompt, model.request(prompt, sampling).prompt) for prompt in prompts]
     asked = [_answer(*read[index // num_answers], answer) for index, answer in enumerate(drawn)]
-    with Rewards((reward,), Aids(), models=models) as rewards:
+    with Rewards((reward,), Aids(), models=models, announce=announce) as rewards:
         worths = [worth.reward for worth in rewards(asked)]
     return [
         _best(drawn[start : start + num_answers], worths[start : start + num_answers])

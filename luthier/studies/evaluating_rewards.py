@@ -53,7 +53,7 @@ def evaluate_rewarded(
     asked = sampling or Sampling(max_new_tokens=objective.max_new_tokens)
     answers = [_answers(each, tuned, prompts, asked, passes) for each in candidates]
     models = models_of(objective.models, tuned.language_model, announce)
-    with Rewards(objective.rewards, Aids(), objective.watched, models) as rewards:
+    with Rewards(objective.rewards, Aids(), objective.watched, models, announce) as rewards:
         worths = [
             rewards([prompts.answer(row, answer.text, answer.tokens) for row, answer in enumerate(own)])
             for own in answers

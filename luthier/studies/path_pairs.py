@@ -85,7 +85,7 @@ def _told_apart(
 ) -> list[dict[str, Any]]:
     """The best and the worst answer to each prompt, by rewards."""
     models = models_of(stage.rewards, model.language_model, stage.announce)
-    with Rewards(stage.rewards, Aids(), models=models) as rewards:
+    with Rewards(stage.rewards, Aids(), models=models, announce=stage.announce) as rewards:
         worths = rewards(
             [prompts.answer(row, answer.text, answer.tokens) for row, own in enumerate(answers) for answer in own]
         )

@@ -185,6 +185,25 @@ def test_a_judge_that_cannot_be_asked_names_the_recipes_field(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("url", "is_open"),
+    [
+        ("http://judge.invalid/v1", True),
+        ("https://judge.invalid/v1", False),
+        ("http://localhost:1/v1", False),
+        ("http://127.0.0.1:1/v1", False),
+    ],
+)
+def test_a_key_that_others_could_read_is_told_before_it_is_sent(url: str, is_open: bool, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("sk-secret\n")
+    said: list[str] = []
+    judge = {"url": url, "key_file": str(tmp_path / "key"), "retries": 0}
+    with pytest.raises(NetworkError):
+        Rewards([Reward.model_validate({"grader": JUDGED, "judge": judge})], Aids(), announce=said.append)
+    assert any("judge.invalid without encryption" in line for line in said) is is_open
+    assert "sk-secret" not in "".join(said)
+
+
+@pytest.mark.parametrize(
     ("values", "said"),
     [
         ({"grader": NUMBER, "judge": {"url": "http://localhost/v1"}}, "for a grader that asks a model"),

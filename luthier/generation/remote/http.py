@@ -174,3 +174,11 @@ def key_in(file: Path, field: str) -> str:
             field=field,
         )
     return key
+
+
+def open_key(url: str) -> str | None:
+    """What to say before a key is sent to this address, where whoever stands between could read it; None, where nobody could."""
+    parts = urlsplit(url)
+    if parts.scheme != "http" or parts.hostname in ("localhost", "127.0.0.1", "::1"):
+        return None
+    return f"The key goes to {parts.hostname} without encryption: its address begins with http."
