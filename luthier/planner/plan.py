@@ -99,7 +99,7 @@ def make_plan(
     announce: Callable[[str], None] = lambda sentence: None,
 ) -> Plan:
     """The plan. untimed: why it is not measured how long a step takes here; None: it is. Raises as attaching the method does."""
-    work = work_of(recipe, config, rows, target.device)
+    work = work_of(recipe, config, rows, target.device, is_divided=target.shards > 1)
     (found,) = trace_all([work])
     if isinstance(found, LuthierError):
         raise found
@@ -205,7 +205,8 @@ def _levers(
     announce("It does not fit; looking for what would help ...")
     comes_packed = rows.stored is not None
     every = [each for each in changes(recipe) if not (comes_packed and each[1].quantization is not None)]
-    works = [work_of(changed, config, rows, target.device) for _, changed in every]
+    is_divided = target.shards > 1
+    works = [work_of(changed, config, rows, target.device, is_divided=is_divided) for _, changed in every]
     levers = [
         Lever(change, needed(found, work, target).num_bytes)
         for (change, _), work, found in zip(every, works, trace_all(works), strict=True)

@@ -169,8 +169,13 @@ def _imagined_apart(recipe: Recipe, rows: Sequence[Example]) -> tuple[Example, .
     return (rows[0],) * (count if answered is None else answered.rows)
 
 
-def work_of(recipe: Recipe, config: PreTrainedConfig, rows: Rows, device: torch.device) -> Work:
-    """The work of a recipe, its objective settled by its rows, on a device of that kind, which need not be here."""
+def work_of(
+    recipe: Recipe, config: PreTrainedConfig, rows: Rows, device: torch.device, *, is_divided: bool = False
+) -> Work:
+    """The work of a recipe, its objective settled by its rows, on a device of that kind, which need not be here.
+
+    is_divided: whether ranks share weights, gradients and state.
+    """
     training = recipe.training
     settings = settings_of(recipe)
     is_gpu = device.type == "cuda"
@@ -198,6 +203,7 @@ def work_of(recipe: Recipe, config: PreTrainedConfig, rows: Rows, device: torch.
         held_out=rows.held_out,
         texts=rows.texts,
         draws=rows.draws,
+        is_divided=is_divided,
     )
 
 

@@ -49,7 +49,8 @@ def make_table(
     recipes = [_recipe(recipe, row) for row in blank]
     able = [(row, each) for row, each in zip(blank, recipes, strict=True) if isinstance(each, Recipe)]
     announce(f"Planning {len(able)} combinations ...")
-    works = [work_of(each, config, rows, target.device) for _, each in able]
+    is_divided = target.shards > 1
+    works = [work_of(each, config, rows, target.device, is_divided=is_divided) for _, each in able]
     made = []
     for (row, _), work, found in zip(able, works, trace_all(works), strict=True):
         key = row.method, row.quantization, row.gradient_checkpointing

@@ -306,7 +306,10 @@ def _steps(
     tracker.begin_anew()
     if load.texts is not None:
         loss = _loss(work, model, attachment, load.texts, voices, 1, tracker)
-        _gradients(loss, trainables, tracker)
+        if work.is_divided:
+            _give_away(loss, trainables, tracker)
+        else:
+            _gradients(loss, trainables, tracker)
         del loss
     if isinstance(optimizer, PerTensor) and settings.update_in_backward:
         for number in (1, 2):
@@ -316,9 +319,12 @@ def _steps(
             del loss
     else:
         loss = _loss(work, model, attachment, load.batch, voices, 1, tracker)
-        gradients = _gradients(loss, trainables, tracker)
+        gradients = None if work.is_divided else _gradients(loss, trainables, tracker)
+        if gradients is None:
+            _give_away(loss, trainables, tracker)
         with tracker.doing("adding up", BACKWARD):
-            trainables.add_gradients(0, gradients)
+            if gradients is not None:
+                trainables.add_gradients(0, gradients)
             del gradients, loss
             trainables.sum_gradients()
         with tracker.doing(UPDATE, STATE):
@@ -398,3 +404,16 @@ def _loss(
 def _gradients(loss: Tensor, trainables: FlatTrainables, tracker: Tracker) -> list[Tensor | None]:
     with tracker.doing(BACKWARD, BACKWARD):
         return list(torch.autograd.grad(loss, trainables.tensors, allow_unused=True))
+
+
+def _give_away(loss: Tensor, trainables: FlatTrainables, tracker: Tracker) -> None:
+    """The backward pass of a rank that keeps its share of each gradient alone: the whole one is gone as soon as the ranks have it."""
+
+    def drop(tensor: Tensor) -> None:
+        tensor.grad = None
+
+    hooks = [tensor.register_post_accumulate_grad_hook(drop) for tensor in trainables.tensors]
+    with tracker.doing(BACKWARD, BACKWARD):
+        loss.backward()
+    for hook in hooks:
+        hook.remove()

@@ -38,7 +38,8 @@ class Work:
     """What is to be traced: all that decides the bytes of a step.
 
     rows: those that train; where the model writes the answers itself, its prompts. held_out: the held-out ones. texts: of
-    pre-training, which rollouts mix in. draws: whether rows are drawn anew in each epoch. device: where steps are taken for real.
+    pre-training, which rollouts mix in. draws: whether rows are drawn anew in each epoch. is_divided: whether ranks share weights and
+    gradients, so that each gradient goes to them as soon as it is there. device: where steps are taken for real.
     """
 
     config: PreTrainedConfig
@@ -62,6 +63,7 @@ class Work:
     held_out: Sequence[Example] = ()
     texts: Texts | None = None
     draws: bool = False
+    is_divided: bool = False
     device: torch.device = _CPU
 
     @property

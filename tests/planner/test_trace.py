@@ -72,6 +72,7 @@ COMBINATIONS: dict[str, Work] = {
     "lora, recomputed": work(training={"gradient_checkpointing": True}),
     "full": work(method={"kind": "full", "rank": None}),
     "full, recomputed": work(method={"kind": "full", "rank": None}, training={"gradient_checkpointing": True}),
+    "full, of ranks": replace(work(method={"kind": "full", "rank": None}), is_divided=True),
     "full, 8-bit states": work(method={"kind": "full", "rank": None}, training={"optimizer": "adamw-8bit"}),
     "dora": work(method={"kind": "dora"}),
     "houlsby": work(method={"kind": "houlsby", "rank": None}),
@@ -96,6 +97,15 @@ def pretended() -> dict[str, Trace]:
     found = trace_all(list(COMBINATIONS.values()))
     assert all(isinstance(each, Trace) for each in found), found
     return dict(zip(COMBINATIONS, found, strict=True))  # type: ignore[arg-type]
+
+
+def test_ranks_that_share_gradients_hold_none_whole() -> None:
+    """Short rows, so that gradients weigh more than what layers keep."""
+    short = work(method={"kind": "full", "rank": None}, data={"max_length": 8}, training={"tokens_per_micro_batch": 8})
+    alone, divided = (each for each in trace_all([short, replace(short, is_divided=True)]) if isinstance(each, Trace))
+    assert divided.standing == alone.standing
+    assert alone.peaks[BACKWARD].parts[BACKWARD] > alone.standing[TRAINED]
+    assert divided.peaks[BACKWARD].parts[BACKWARD] < 2 * divided.unit_gradient
 
 
 @pytest.mark.parametrize("name", COMBINATIONS)
