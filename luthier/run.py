@@ -24,6 +24,7 @@ from luthier.evaluation.reward_report import has_rewards, write_reward_plot
 from luthier.evaluation.run_report import ENVIRONMENT, PLOT, REWARDS_PLOT, write_run_report
 from luthier.methods import ADAPTER, Attachment
 from luthier.models.drawing import with_values
+from luthier.models.half_precision import told_of_slow_products
 from luthier.objectives import Reward
 from luthier.ops.workers import Workers, worker_count
 from luthier.prediction.passes import Passes
@@ -173,6 +174,8 @@ def _train(recipe: Recipe, folder: Path, announce: Announce, on_step: OnStep, *,
         course = of_rows(recipe, prepared, model, attachment, companions, folder, announce)
     recipe, attachment = course.recipe, course.attachment
     plan = plan_of(recipe, course.num_steps, model)
+    for sentence in told_of_slow_products(model, plan.autocast):
+        announce(sentence)
     write_status(folder, "running", total_steps=plan.num_steps)
     mixed_in = {} if prepared.texts is None else {PRETRAINING: prepared.texts.sha256}
     made_from = provenance_of(model.identity.sha256, dataset, {**hearing.sha256, **mixed_in})

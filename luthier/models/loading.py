@@ -347,11 +347,11 @@ def _weights(hf: PreTrainedModel, dtype: torch.dtype) -> str:
     in_few_bits = sum(math.prod(weight.shape) for weight in packed)
     others = sum(parameter.numel() for parameter in hf.parameters())
     if not packed:
-        return f"{others / 1e6:.1f} M weights, {_short(dtype)}"
+        return f"{others / 1e6:.1f} M weights, {name_of_format(dtype)}"
     bits = 8 * sum(weight.num_bytes for weight in packed) / in_few_bits
     return (
         f"{(in_few_bits + others) / 1e6:.1f} M weights, {in_few_bits / 1e6:.1f} M of them {packed[0].kind} "
-        f"at {bits:.2f} bits each, the others {_short(dtype)}"
+        f"at {bits:.2f} bits each, the others {name_of_format(dtype)}"
     )
 
 
@@ -389,5 +389,6 @@ def identify(settings: ModelSettings, source: ModelSource) -> Identity:
     return Identity(settings.name, fingerprint(source))
 
 
-def _short(dtype: torch.dtype) -> str:
+def name_of_format(dtype: torch.dtype) -> str:
+    """What recipes call a number format."""
     return next(name for name, value in DTYPES.items() if value == dtype)

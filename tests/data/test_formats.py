@@ -373,6 +373,14 @@ def test_all_faulty_rows_are_counted_and_all_are_given_by_faults():
     assert caught.value.line == 1
     assert [error.line for error in faults(rows, "auto")] == list(range(1, 60, 2))
     assert faults(rows[1:2], "auto") == []
+    assert "--drop-faulty" not in caught.value.mend
+
+
+def test_where_few_rows_are_at_fault_the_mend_is_one_command():
+    rows = rows_of(*[{"prompt": "", "completion": "x"}] * 2, *[WELL["completion"]] * 18)
+    with pytest.raises(DataError) as caught:
+        to_records(rows, "auto")
+    assert "luthier check rows.jsonl --fix OUT --drop-faulty" in caught.value.mend
 
 
 def test_faults_over_several_files_name_the_files():

@@ -47,6 +47,8 @@ from luthier.data.settings import NO_WISHES, FormatName, Wishes
 from luthier.errors import DataError
 from luthier.types import Gives, Origin, Record
 
+_FEW = 0.1
+"""The share of rows at fault up to which the rows are thought to be wrong, and not what they were taken for."""
 MOST_SHOWN = 20
 
 
@@ -283,7 +285,11 @@ def summary_of(found: list[DataError], num_rows: int, name: FormatName) -> DataE
     places = [error.where.partition(", field")[0] if several_files else str(error.line) for error in found[:MOST_SHOWN]]
     more = ", …" if len(found) > MOST_SHOWN else ""
     said = f"{first.found} In all {len(found)} of {num_rows} rows are at fault as {name} (lines {', '.join(places)}{more})."
-    return DataError(said, first.mend, file=first.file, line=first.line, field=first.field)
+    mend = first.mend
+    if len(found) <= _FEW * num_rows:
+        named = "FILE" if several_files else first.file
+        mend = f"{mend} Or leave out all that are at fault: luthier check {named} --fix OUT --drop-faulty."
+    return DataError(said, mend, file=first.file, line=first.line, field=first.field)
 
 
 # ── recognition ─────────────────────────────────────────────────────────────────────────────────────────────────────
