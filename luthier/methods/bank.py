@@ -22,7 +22,8 @@ from luthier.models.families import RMSNormForm
 from luthier.models.fast_layers import FastRMSNorm
 from luthier.models.language_model import LanguageModel
 from luthier.ops.draws import salt_of
-from luthier.ops.lora import Dropout, Update, lora_linear, lora_linear_reference, updated_linear
+from luthier.ops.dropout import Dropout
+from luthier.ops.lora import Update, lora_linear, lora_linear_reference, updated_linear
 from luthier.ops.norm import rms_norm
 from luthier.ops.products import Weight, frozen_linear, plain_linear
 from luthier.ops.spectrum import Factors

@@ -32,7 +32,7 @@ from luthier.methods.contract import Kin, Traits
 from luthier.methods.lora import LORA_FORM, LowRank, fresh_pair
 from luthier.methods.peft_files import PeftForm
 from luthier.models.call import Run
-from luthier.ops.lora import Dropout
+from luthier.ops.dropout import Dropout
 from luthier.ops.products import Weight, lent, plain_linear
 
 _MAGNITUDE = "lora_magnitude_vector"

@@ -3,7 +3,8 @@
 A generator's stream depends on the order of calls, so another micro-batch size, another number of threads, or the
 recomputation of a checkpointed layer would draw differently. Here every number is a hash of its own address: the seed,
 the step, the document, the position in it, the place in the model (`salt`) and the column. The hash is the finaliser of
-SplitMix64 (Steele, Lea & Flood 2014, https://doi.org/10.1145/2660193.2660195) in wrapping int64 arithmetic.
+SplitMix64 (Steele, Lea & Flood 2014, https://doi.org/10.1145/2660193.2660195) in wrapping int64 arithmetic. Of a mask each token and each
+column has such a hash, and each entry one of these two in int32, which is a tenth of the work.
 
 Shapes: T tokens, D columns.
 """
@@ -18,6 +19,8 @@ from torch import Tensor
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+_ENTRY_1, _ENTRY_2 = 0x7FEB352D, 0x846CA68B - (1 << 32)
+"""Odd factors of the entries' hash."""
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
@@ -67,7 +70,18 @@ def signed_uniforms(keys_T: Tensor, salt: int, width: int) -> Tensor:
 
 def keep_mask(keys_T: Tensor, salt: int, width: int, drop: float) -> Tensor:
     """True with probability 1 − drop, independently for each token and column, shape (T, D)."""
+    return keep_entries(*mask_sides(keys_T, salt, width), drop)
+
+
+def mask_sides(keys_T: Tensor, salt: int, width: int) -> tuple[Tensor, Tensor]:
+    """The hashes of a mask's tokens, shape (T,), and of its columns, shape (D,), int32."""
+    place = mix(torch.tensor([salt], dtype=torch.int64, device=keys_T.device))
     columns_D = torch.arange(width, dtype=torch.int64, device=keys_T.device)
-    hashed_TD = mix((mix(keys_T ^ salt))[:, None] ^ columns_D)
-    uniform_TD = _shift_right(hashed_TD, 40).float() / (1 << 24)
-    return uniform_TD >= drop
+    return mix(keys_T ^ salt).to(torch.int32), mix(place ^ columns_D).to(torch.int32)
+
+
+def keep_entries(token_T: Tensor, column_D: Tensor, drop: float) -> Tensor:
+    """The mask of some tokens by the hashes of tokens and columns, shape (T, D)."""
+    x_TD = (token_T[:, None] ^ column_D).mul_(_ENTRY_1)
+    x_TD.bitwise_xor_(x_TD >> 15).mul_(_ENTRY_2)
+    return x_TD >= round(drop * (1 << 32)) - (1 << 31)

@@ -17,22 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luthier.ops.draws import keep_mask
+from luthier.ops.dropout import Dropout
 from luthier.ops.products import Weight, keep, kept, linear, plain_linear, product, product_back
-
-
-@dataclass(frozen=True)
-class Dropout:
-    """Which inputs of the branch are dropped: keyed by token, so that the backward pass draws them again."""
-
-    keys_N: Tensor
-    salt: int
-    drop: float
-
-    def __call__(self, x_NI: Tensor) -> Tensor:
-        """x with dropped entries zero and the others divided by 1 − drop."""
-        keep_NI = keep_mask(self.keys_N, self.salt, x_NI.shape[-1], self.drop)
-        return torch.where(keep_NI, x_NI, 0).div_(1 - self.drop)
 
 
 def lora_linear_reference(
@@ -45,7 +31,7 @@ def lora_linear_reference(
     dropout: Dropout | None,
 ) -> Tensor:
     """The layer by plain autograd."""
-    branch_NI = x_NI if dropout is None else dropout(x_NI)
+    branch_NI = x_NI if dropout is None else dropout.reference(x_NI)
     side_NO = F.linear(F.linear(branch_NI, a_RI.to(x_NI.dtype)), b_OR.to(x_NI.dtype))
     return plain_linear(x_NI, weight_OI, bias_O) + side_NO * scale
 

@@ -24,7 +24,7 @@ from luthier.methods import AdaLoRA, StepDone
 from luthier.methods.adalora import AdaLoRAAttachment, AdaLoRABranch
 from luthier.methods.bank import AdaptedLinear
 from luthier.models.language_model import LanguageModel
-from luthier.ops.lora import Dropout
+from luthier.ops.dropout import Dropout
 
 pytestmark = MEANT
 SMALL = AdaLoRA(init_rank=4, target_rank=2, alpha=6, targets=("q_proj", "k_proj", "down_proj"))

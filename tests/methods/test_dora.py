@@ -19,7 +19,7 @@ from luthier.errors import RecipeError
 from luthier.methods import DoRA, LoRA
 from luthier.methods.bank import AdaptedLinear
 from luthier.methods.dora import DoRABranch, row_norms, row_norms_reference
-from luthier.ops.lora import Dropout
+from luthier.ops.dropout import Dropout
 
 pytestmark = MEANT
 PLACES = [("llama", "k_proj"), ("llama", "down_proj"), ("gpt2", "c_attn"), ("gemma2", "o_proj")]

@@ -25,7 +25,7 @@ from luthier.methods.bank import AdaptedLinear
 from luthier.methods.pissa import PiSSABranch, randomized_svd
 from luthier.models.anatomy import weight_of
 from luthier.models.language_model import LanguageModel
-from luthier.ops.lora import Dropout
+from luthier.ops.dropout import Dropout
 from luthier.ops.spectrum import svd_of
 
 pytestmark = MEANT

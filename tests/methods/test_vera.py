@@ -21,7 +21,7 @@ from luthier.methods import VeRA
 from luthier.methods.adapter_attachment import AdapterAttachment
 from luthier.methods.bank import AdaptedLinear
 from luthier.methods.vera import VeRABranch, projections
-from luthier.ops.lora import Dropout
+from luthier.ops.dropout import Dropout
 
 pytestmark = MEANT
 

@@ -12,7 +12,8 @@ from near import assert_all_near, assert_near
 from torch import Tensor
 
 from luthier.ops.draws import token_keys
-from luthier.ops.lora import Dropout, Update, lora_linear, lora_linear_reference, updated_linear
+from luthier.ops.dropout import Dropout
+from luthier.ops.lora import Update, lora_linear, lora_linear_reference, updated_linear
 
 
 @dataclass(frozen=True)
