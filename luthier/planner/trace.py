@@ -88,7 +88,7 @@ def trace(work: Work, *, for_real: bool = False) -> Trace:
     """
     work = work if for_real else replace(work, device=torch.device("cpu"))
     pretending = nullcontext() if for_real else FakeTensorMode(allow_non_fake_inputs=True)
-    tracker = Tracker()
+    tracker = Tracker(gathers=(WEIGHTS, TRAINED) if work.is_divided else ())
     unpacked = nullcontext() if for_real else unpacked_by(UnpackedOnce(tracker))
     with torch.random.fork_rng(), _nothing_collected(looks_after=for_real), kept_apart(), unpacked:
         asking = _asked_once(work, pretending)
@@ -339,25 +339,26 @@ def _steps(
     parameters += sum(layer.packed.shape[0] * layer.packed.shape[1] for layer in quantized_of(model))
     return Trace(
         standing, tracker.peaks, load.batch.num_real_tokens, load.num_steps, load.run_tokens, attachment.num_trainable,
-        parameters, *units_of(model, attachment),
+        parameters, *units_of(model, attachment, work.autocast),
     )  # fmt: skip
 
 
-def units_of(model: LanguageModel, attachment: Attachment) -> tuple[int, int]:
+def units_of(model: LanguageModel, attachment: Attachment, autocast: torch.dtype | None) -> tuple[int, int]:
     """Of the parts that ranks gather one at a time, the embedding, each layer and the head: the bytes of the two neighbours that have
-    most, and those of the gradient of the one that trains most."""
+    most, in the number format that they are computed in, and those of the gradient of the one that trains most."""
     anatomy = model.anatomy
     names = [anatomy.embedding, *(layer.name for layer in anatomy.layers), anatomy.head]
     units = [{id(each): each for each in all_tensors(model.hf.get_submodule(name))} for name in names]
     trained = {id(each) for each in attachment.trainables.values()}
-    bytes_U = [_bytes_of(unit.values()) for unit in units]
+    bytes_U = [_bytes_of(unit.values(), autocast) for unit in units]
     gradients = [_bytes_of(each for key, each in unit.items() if key in trained) for unit in units]
     return max(map(sum, pairwise(bytes_U))), max(gradients)
 
 
-def _bytes_of(tensors: Iterable[Tensor]) -> int:
-    """What tensors take by themselves, whatever they are views of."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def _bytes_of(tensors: Iterable[Tensor], dtype: torch.dtype | None = None) -> int:
+    """What tensors take by themselves, whatever they are views of; in a smaller number format, if one is given."""
+    most = 8 if dtype is None else dtype.itemsize
+    return sum(tensor.numel() * min(tensor.element_size(), most) for tensor in tensors)
 
 
 def _as_in_later_steps(tracker: Tracker) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 _DEVICE = torch.ops.prim.device.default
+_CAST = torch.ops.aten._to_copy.default
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,10 @@ class Tracker(TorchDispatchMode):
     was held in each phase.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, gathers: Collection[str] = ()) -> None:
+        """gathers: parts whose tensors are counted in no other number format: ranks gather these in the one that they compute in."""
         super().__init__()  # type: ignore[no-untyped-call]
+        self._gathers = gathers
         self.part = "other"
         self.phase = "loading"
         self.held: Counter[str] = Counter()
@@ -80,13 +83,14 @@ class Tracker(TorchDispatchMode):
         if func is _DEVICE and isinstance(args[0], FakeTensor):  # asked for more often than anything is computed
             return args[0].fake_device
         result = _computed(func, args, kwargs or {})
+        is_gathered = func is _CAST and self._known.get(args[0].untyped_storage()._cdata) in self._gathers
         for tensor in _tensors_in(result):
-            self._count(tensor, self.part)
+            self._count(tensor, self.part, is_free=is_gathered)
         return result
 
-    def _count(self, tensor: Tensor, part: str, *, is_named: bool = False) -> None:
+    def _count(self, tensor: Tensor, part: str, *, is_named: bool = False, is_free: bool = False) -> None:
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        key, size = storage._cdata, 0 if is_free else storage.nbytes()
         known = self._known.get(key)
         if known is not None and not is_named:
             return

@@ -108,6 +108,20 @@ def test_ranks_that_share_gradients_hold_none_whole() -> None:
     assert divided.peaks[BACKWARD].parts[BACKWARD] < 2 * divided.unit_gradient
 
 
+def test_ranks_gather_weights_in_the_format_of_products_and_keep_none_of_them() -> None:
+    mixed = work(method={"kind": "full", "rank": None}, training={"autocast": "bf16"})
+    plain = work(method={"kind": "full", "rank": None})
+    alone, divided, in_fp32 = (
+        each
+        for each in trace_all([mixed, replace(mixed, is_divided=True), replace(plain, is_divided=True)])
+        if isinstance(each, Trace)
+    )
+    in_linears = 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 160) + 64 * 500
+    spared = alone.peaks["forward pass"].parts[KEPT] - divided.peaks["forward pass"].parts[KEPT]
+    assert spared == pytest.approx(2 * in_linears, rel=0.2)  # at the peak the head's weight may be counted elsewhere
+    assert 2 * divided.gathered == in_fp32.gathered
+
+
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_what_is_pretended_holds_what_is_carried_out(name: str, pretended: dict[str, Trace]) -> None:
     (real,) = trace_all([COMBINATIONS[name]], for_real=True)
