@@ -15,6 +15,7 @@ from near import assert_all_near, assert_apart, assert_near
 from transformers import AutoConfig, PreTrainedModel
 
 from luthier.errors import ExportMismatch, RecipeError, ResourceError
+from luthier.export import readers
 from luthier.export.gguf_adapter import write_gguf_adapter
 from luthier.export.gguf_architectures import architecture_of, paired_rows
 from luthier.export.gguf_header import check_header
@@ -141,8 +142,11 @@ def test_an_adapter_on_its_file_says_what_it_says_on_the_model(name: str, tiny_m
     (expected,) = of_model(model, ADAPTER).say(texts)
     (bare,) = of_model(model, None).say(texts)
     assert_apart(expected, bare)
-    (said,) = gguf_reader(base, model.hf.config, adapter).say(texts)
-    assert_near(said, expected)
+    reader = gguf_reader(base, model.hf.config, adapter)
+    (said,) = reader.say(texts)
+    # llama.cpp looks GELU up in a table in half precision
+    looks_up = "llama.cpp" in reader.name and name in ("falcon", "gpt2")
+    assert_near(said, expected, share=1e-3 if looks_up else 1e-5)
 
 
 @pytest.mark.parametrize("name", ["mistral", "phi3"])
@@ -275,7 +279,10 @@ def test_a_write_that_numpy_reports_without_a_reason_is_told_with_the_systems(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_program_to_read_the_file_back_it_is_not_called_checked(tiny_model: Path, tmp_path: Path) -> None:
+def test_without_a_program_to_read_the_file_back_it_is_not_called_checked(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "_binding", lambda: None)
     hf = write_shape(UNREAD_BY_TRANSFORMERS["gemma"], tmp_path / "model", tiny_model)
     with pytest.raises(ExportMismatch, match="No program here can read the file back"):
         gguf_reader(written(tmp_path / "model"), hf.config)
