@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,9 +19,13 @@ def trace_all(works: Sequence[Work], *, for_real: bool = False) -> list[Found]:
 
 
 def _alone(work: Work, for_real: bool) -> Found:
+    is_stopping = threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix="luthier-planner") as pool:
         try:
-            return pool.submit(trace, work, for_real=for_real).result()
+            return pool.submit(trace, work, for_real=for_real, is_stopping=is_stopping.is_set).result()
+        except KeyboardInterrupt:
+            is_stopping.set()  # the thread would be waited for to its end
+            raise
         except LuthierError as error:
             return error
         except Exception as error:  # torch says it in many ways; no run shall end for want of a plan

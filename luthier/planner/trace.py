@@ -81,14 +81,14 @@ class Trace:
     trunk_bytes: int = 0
 
 
-def trace(work: Work, *, for_real: bool = False) -> Trace:
+def trace(work: Work, *, for_real: bool = False, is_stopping: Callable[[], bool] = lambda: False) -> Trace:
     """Take a step without computing it; or for real, with random weights, to see that the same is found.
 
-    Raises as attaching the method and laying out the rows do.
+    Raises as attaching the method and laying out the rows do; CancelledError, soon after `is_stopping` says so.
     """
     work = work if for_real else replace(work, device=torch.device("cpu"))
     pretending = nullcontext() if for_real else FakeTensorMode(allow_non_fake_inputs=True)
-    tracker = Tracker(gathers=(WEIGHTS, TRAINED) if work.is_divided else ())
+    tracker = Tracker(gathers=(WEIGHTS, TRAINED) if work.is_divided else (), is_stopping=is_stopping)
     unpacked = nullcontext() if for_real else unpacked_by(UnpackedOnce(tracker))
     with torch.random.fork_rng(), _nothing_collected(looks_after=for_real), kept_apart(), unpacked:
         asking = _asked_once(work, pretending)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -38,10 +39,13 @@ class Tracker(TorchDispatchMode):
     was held in each phase.
     """
 
-    def __init__(self, gathers: Collection[str] = ()) -> None:
-        """gathers: parts whose tensors are counted in no other number format: ranks gather these in the one that they compute in."""
+    def __init__(self, gathers: Collection[str] = (), is_stopping: Callable[[], bool] = lambda: False) -> None:
+        """gathers: parts whose tensors are counted in no other number format: ranks gather these in the one that they compute in.
+
+        is_stopping: asked before each operation; from when it says so, each raises CancelledError.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
-        self._gathers = gathers
+        self._gathers, self._is_stopping = gathers, is_stopping
         self.part = "other"
         self.phase = "loading"
         self.held: Counter[str] = Counter()
@@ -79,7 +83,9 @@ class Tracker(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Carry out an operation and note what it gives."""
+        """Carry out an operation and note what it gives. Raises: CancelledError, when it is to stop."""
+        if self._is_stopping():
+            raise CancelledError
         if func is _DEVICE and isinstance(args[0], FakeTensor):  # asked for more often than anything is computed
             return args[0].fake_device
         result = _computed(func, args, kwargs or {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from luthier.planner.trace import (
     WEIGHTS,
     Trace,
     take_steps,
+    trace,
 )
 from luthier.planner.work import Work
 from luthier.recipe import make_recipe
@@ -120,6 +122,18 @@ def test_ranks_gather_weights_in_the_format_of_products_and_keep_none_of_them() 
     spared = alone.peaks["forward pass"].parts[KEPT] - divided.peaks["forward pass"].parts[KEPT]
     assert spared == pytest.approx(2 * in_linears, rel=0.2)  # at the peak the head's weight may be counted elsewhere
     assert 2 * divided.gathered == in_fp32.gathered
+
+
+def test_a_trace_that_is_to_stop_ends_with_its_next_operation() -> None:
+    asked: list[int] = []
+
+    def is_stopping() -> bool:
+        asked.append(1)
+        return len(asked) > 50
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(CancelledError):  # in a thread of its own, as plans are made
+        pool.submit(trace, work(), is_stopping=is_stopping).result()
+    assert len(asked) == 51
 
 
 @pytest.mark.parametrize("name", COMBINATIONS)
