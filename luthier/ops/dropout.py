@@ -15,8 +15,8 @@ from torch import Tensor
 
 from luthier.ops.draws import keep_entries, keep_mask, mask_sides
 
-_ROWS = 256
-"""Tokens that are masked at once, while their mask is in the cache."""
+_ROWS_ON_CPU, _ENTRIES_ON_GPU = 256, 1 << 24
+"""What is masked at once: on a CPU tokens, while their mask is in the cache; on a GPU entries, of which each takes a few bytes."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,9 @@ class _Dropped(torch.autograd.Function):
 def _masked(x_NI: Tensor, dropout: Dropout) -> Tensor:
     token_N, column_I = mask_sides(dropout.keys_N, dropout.salt, x_NI.shape[1])
     out_NI, zero = torch.empty_like(x_NI), x_NI.new_zeros(())
-    for begin in range(0, len(x_NI), _ROWS):
-        some = slice(begin, begin + _ROWS)
+    rows = _ROWS_ON_CPU if x_NI.device.type == "cpu" else max(1, _ENTRIES_ON_GPU // x_NI.shape[1])
+    for begin in range(0, len(x_NI), rows):
+        some = slice(begin, begin + rows)
         keep_SI = keep_entries(token_N[some], column_I, dropout.drop)
         torch.where(keep_SI, x_NI[some], zero, out=out_NI[some]).mul_(dropout.factor)
     return out_NI
