@@ -93,7 +93,7 @@ class JudgeOptions:
     def endpoint(self) -> Endpoint:
         """The endpoint that was named. Raises: UsageError for what is none, or a key that is not there."""
         from luthier.evaluation.judged.endpoint import Endpoint, check_endpoint
-        from luthier.generation.remote.http import open_key
+        from luthier.generation.remote.http import tell_open_key
 
         assert self.url is not None
         key = None if self.key_env is None else os.environ.get(self.key_env)
@@ -102,9 +102,7 @@ class JudgeOptions:
         name = self.name or ""
         found = Endpoint(self.url, name, key, self.timeout_seconds, self.retries, self.parallel, self.max_tokens)
         check_endpoint(found)
-        warning = None if key is None else open_key(self.url)
-        if warning is not None:
-            say(warning)
+        tell_open_key(self.url, key, say)
         return found
 
 

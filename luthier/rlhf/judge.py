@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 
 from luthier.errors import NetworkError, NotAllowed, UsageError
 from luthier.evaluation.grading import Ask, JudgeSampling
-from luthier.generation.remote.http import key_in, open_key
+from luthier.generation.remote.http import key_in, tell_open_key
 from luthier.types import Message, Settings
 
 _FIELD = "objective.rewards.judge"
@@ -63,9 +63,7 @@ class Judge(Settings):
         from luthier.evaluation.judged.endpoint import Endpoint, EndpointModel
 
         key = None if self.key_file is None else key_in(Path(self.key_file), f"{_FIELD}.key_file")
-        warning = None if key is None else open_key(self.url)
-        if warning is not None:
-            announce(warning)
+        tell_open_key(self.url, key, announce)
         endpoint = Endpoint(
             self.url, self.model or "", key, self.timeout_seconds, self.retries, self.num_parallel, self.max_new_tokens
         )

@@ -286,7 +286,7 @@ def summary_of(found: list[DataError], num_rows: int, name: FormatName) -> DataE
     more = ", …" if len(found) > MOST_SHOWN else ""
     said = f"{first.found} In all {len(found)} of {num_rows} rows are at fault as {name} (lines {', '.join(places)}{more})."
     mend = first.mend
-    if len(found) <= _FEW * num_rows:
+    if name != "template" and len(found) <= _FEW * num_rows:  # a file alone does not say what a recipe's template takes
         named = "FILE" if several_files else first.file
         mend = f"{mend} Or leave out all that are at fault: luthier check {named} --fix OUT --drop-faulty."
     return DataError(said, mend, file=first.file, line=first.line, field=first.field)

@@ -176,9 +176,8 @@ def key_in(file: Path, field: str) -> str:
     return key
 
 
-def open_key(url: str) -> str | None:
-    """What to say before a key is sent to this address, where whoever stands between could read it; None, where nobody could."""
+def tell_open_key(url: str, key: str | None, announce: Callable[[str], None]) -> None:
+    """Say so before a key is sent to an address on whose way others could read it."""
     parts = urlsplit(url)
-    if parts.scheme != "http" or parts.hostname in ("localhost", "127.0.0.1", "::1"):
-        return None
-    return f"The key goes to {parts.hostname} without encryption: its address begins with http."
+    if key is not None and parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+        announce(f"The key goes to {parts.hostname} without encryption: its address begins with http.")
